@@ -1,0 +1,46 @@
+"""The exceptions this library raises on purpose, and the spelling help their messages carry."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = [
+    "BackendError",
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
+    "ShapeError",
+    "VisionSSMError",
+    "suggestion",
+]
+
+
+class VisionSSMError(Exception):
+    """Base of every error whose message is meant for the person who runs the library."""
+
+
+class ShapeError(VisionSSMError, ValueError):
+    """A tensor has the wrong shape or dtype."""
+
+
+class ConfigError(VisionSSMError, ValueError):
+    """An option is unknown, of the wrong type, out of range, or contradicts another one."""
+
+
+class BackendError(VisionSSMError, RuntimeError):
+    """A scan backend was asked for by name and cannot run this call."""
+
+
+class CheckpointError(VisionSSMError, RuntimeError):
+    """A weights or checkpoint file cannot be read, is not what it claims, or does not fit the model."""
+
+
+class DataError(VisionSSMError, ValueError):
+    """An image, a folder of images or a data set cannot be used."""
+
+
+def suggestion(name: str, options: Iterable[str]) -> str:
+    """Return ``" Did you mean 'x'?"`` for the option nearest to ``name``, or ``""`` when none is near."""
+    near = difflib.get_close_matches(name, list(options), n=1, cutoff=0.6)
+    return f" Did you mean {near[0]!r}?" if near else ""

@@ -1,0 +1,10 @@
+"""Scans over token maps: the public functions and the backends behind them. No neural network here."""
+
+from __future__ import annotations
+
+from vision_ssm.ops.backends import BackendStatus, available_backends, explain
+from vision_ssm.ops.conv import causal_conv1d
+from vision_ssm.ops.scan import selective_scan
+from vision_ssm.ops.traversal import Traversal
+
+__all__ = ["BackendStatus", "Traversal", "available_backends", "causal_conv1d", "explain", "selective_scan"]

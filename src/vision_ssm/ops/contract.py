@@ -1,0 +1,111 @@
+"""What every scan backend is given and must return: the call, its gradients, and the saved states' layout."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from vision_ssm.ops.traversal import Traversal, check_within, unflatten
+
+__all__ = ["CHUNK", "Backend", "ScanCall", "ScanGradients", "chunk_count", "saved_states_shape"]
+
+# Training keeps the state at every CHUNK-th step and recomputes the steps between: N/16 bytes per token, channel and
+# direction in float32, a quarter of one activation at 16 states.
+CHUNK = 64
+
+
+@dataclass(frozen=True)
+class ScanCall:
+    """The checked arguments of one scan. Shapes use B batch, K directions, L tokens, C channels, N states.
+
+    ``u, delta`` [B, K|1, L, C] and ``B, C`` [B, K|1, L, N] share one dtype, a direction axis of 1 means shared;
+    ``A`` [K, C, N], ``D`` and ``delta_bias`` [K, C] are in the state's dtype; ``z`` [B, L, C] is u's dtype.
+    """
+
+    u: Tensor
+    delta: Tensor
+    A: Tensor
+    B: Tensor
+    C: Tensor
+    D: Tensor | None
+    z: Tensor | None
+    delta_bias: Tensor | None
+    traversals: tuple[Traversal, ...]
+    delta_softplus: bool
+    merge: bool
+
+    @property
+    def batch(self) -> int:
+        """Number of images, B."""
+        return self.u.shape[0]
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens per image, L."""
+        return self.u.shape[2]
+
+    @property
+    def channels(self) -> int:
+        """Number of channels, C."""
+        return self.A.shape[1]
+
+    @property
+    def states(self) -> int:
+        """Number of states per channel, N."""
+        return self.A.shape[2]
+
+    def output(self) -> Tensor:
+        """Allocate the result: [B, L, C] merged, [B, K, L, C] per direction."""
+        directions = () if self.merge else (len(self.traversals),)
+        return self.u.new_empty((self.batch, *directions, self.tokens, self.channels))
+
+
+class ScanGradients(NamedTuple):
+    """Gradients in the shapes and dtypes of their inputs; None where the input was absent."""
+
+    u: Tensor
+    delta: Tensor
+    A: Tensor
+    B: Tensor
+    C: Tensor
+    D: Tensor | None
+    z: Tensor | None
+    delta_bias: Tensor | None
+
+
+class Backend(Protocol):
+    """One way to compute the scan and its gradients."""
+
+    name: str
+
+    def why_not(self, device: torch.device, dtype: torch.dtype) -> str | None:
+        """Return why this backend cannot run tensors of ``device`` and ``dtype``, or None if it can."""
+
+    def forward(self, call: ScanCall, save_states: bool) -> tuple[Tensor, Tensor]:
+        """Return the output and the chunk-boundary states (an empty tensor unless ``save_states``)."""
+
+    def backward(self, call: ScanCall, states: Tensor, grad: Tensor) -> ScanGradients:
+        """Return the gradients for ``grad``, the gradient of the output, from the states ``forward`` saved."""
+
+
+def chunk_count(length: int) -> int:
+    """Return how many boundary states a walk of ``length`` steps keeps."""
+    return (length + CHUNK - 1) // CHUNK
+
+
+def saved_states_shape(call: ScanCall) -> tuple[int, int, int, int, int]:
+    """Return [B, K, chunks, N, C]: the state before step ``chunk * CHUNK`` of every direction."""
+    longest = max(chunk_count(walk.length) for walk in call.traversals)
+    return (call.batch, len(call.traversals), longest, call.states, call.channels)
+
+
+@lru_cache(maxsize=256)
+def checked_traversals(words: tuple[int, ...], tokens: int) -> tuple[Traversal, ...]:
+    """Unpack the operator's walk words; ShapeError unless every walk stays within ``tokens`` tokens."""
+    traversals = tuple(unflatten(words))
+    check_within(traversals, tokens)
+    return traversals

@@ -1,0 +1,216 @@
+"""The selective scan: one public function, one registered torch operator with fake and autograd, many backends.
+
+Glossary: B batch, K directions (traversals), L tokens in memory order, C channels, N states per channel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vision_ssm.errors import BackendError, ShapeError
+from vision_ssm.ops.backends import AUTO, choose
+from vision_ssm.ops.contract import ScanCall, checked_traversals, chunk_count
+from vision_ssm.ops.traversal import WORDS, Traversal, flatten
+
+__all__ = ["selective_scan"]
+
+
+def selective_scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    *,
+    traversals: Sequence[Traversal] | None = None,
+    delta_softplus: bool = True,
+    merge: bool = True,
+    backend: str | None = None,
+) -> Tensor:
+    """Run the selective state-space recurrence along K traversals of the same tokens.
+
+    For each direction k and the tokens t in the order of its traversal::
+
+        h[t] = exp(delta[t] A) * h[t-1] + delta[t] B[t] u[t],   h before the first token = 0
+        y[t] = C[t] . h[t] + D u[t]
+
+    Tokens stay where they are: every y is written at the token that produced it, so row-major, column-major,
+    reversed and skipping scans cost no gathered copy.
+
+    Args:
+        u: input, [B, K or 1, L, C]; a direction axis of 1 is shared by all directions (also in delta, B and C).
+        delta: step sizes before bias and softplus, [B, K or 1, L, C].
+        A: state matrix, [K, C, N], negative for a stable recurrence.
+        B: input projection, [B, K or 1, L, N].
+        C: output projection, [B, K or 1, L, N].
+        D: skip connection, [K or 1, C].
+        z: gate, [B, L, C]; the result is multiplied by silu(z). One gate serves all directions.
+        delta_bias: added to delta before softplus, [K or 1, C].
+        traversals: K walks over the L tokens; default: one, in memory order. Tokens that a walk does not visit get
+            zero from it.
+        delta_softplus: apply softplus to delta.
+        merge: sum the directions.
+        backend: 'reference', 'chunked' or 'cpu' to force one; default: the environment variable VISION_SSM_BACKEND,
+            else the fastest that runs on u's device.
+
+    Returns:
+        [B, L, C] if ``merge`` else [B, K, L, C], in u's dtype.
+
+    u, delta, B, C and z may be float32, bfloat16, float16 or float64; mixed dtypes are promoted. The state, delta
+    after the bias, A, D and delta_bias are float32 whatever the input (float64 when the input is).
+
+    Raises:
+        ShapeError: a shape does not fit, or a traversal leaves the tokens or visits one twice.
+        BackendError: the backend asked for cannot run this call.
+
+    Source: Mamba, arXiv:2312.00752, eq. 2-4, Alg. 2; B is discretised as delta B, as in the authors' code.
+    """
+    _check_ranks(u, delta, A, B, C, z)
+    directions = A.shape[0]
+    walks = (Traversal.sequence(u.shape[2]),) if traversals is None else tuple(traversals)
+    if len(walks) != directions:
+        raise ShapeError(f"A has {directions} directions, but {len(walks)} traversals came: {walks}")
+    dtype = torch.promote_types(torch.promote_types(u.dtype, delta.dtype), torch.promote_types(B.dtype, C.dtype))
+    state_dtype = torch.float64 if dtype == torch.float64 else torch.float32
+    inputs = [u, delta, A, B, C, D, z, delta_bias]
+    save_states = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
+    y, _ = torch.ops.vision_ssm.selective_scan(
+        u.to(dtype),
+        delta.to(dtype),
+        A.to(state_dtype),
+        B.to(dtype),
+        C.to(dtype),
+        None if D is None else D.to(state_dtype).expand(directions, -1),
+        None if z is None else z.to(dtype),
+        None if delta_bias is None else delta_bias.to(state_dtype).expand(directions, -1),
+        flatten(walks),
+        delta_softplus,
+        merge,
+        save_states,
+        backend or AUTO,
+    )
+    result: Tensor = y.to(u.dtype)
+    return result
+
+
+def _check_ranks(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, z: Tensor | None) -> None:
+    """Raise ShapeError, naming the tensor, unless every shape follows from those of u, A and B."""
+    if u.dim() != 4 or A.dim() != 3 or B.dim() != 4:
+        raise ShapeError(
+            "selective_scan expects u [B, K or 1, L, C], A [K, C, N] and B [B, K or 1, L, N], "
+            f"got u {_show(u)}, A {_show(A)}, B {_show(B)}"
+        )
+    batch, _, tokens, _ = u.shape
+    directions, channels, states = A.shape
+    per_direction = {"u": (u, channels), "delta": (delta, channels), "B": (B, states), "C": (C, states)}
+    for name, (x, last) in per_direction.items():
+        if x.dim() != 4 or x.shape[1] not in (1, directions) or (x.shape[0], *x.shape[2:]) != (batch, tokens, last):
+            axis = "1" if directions == 1 else f"{directions} or 1"
+            raise ShapeError(f"{name} must be [{batch}, {axis}, {tokens}, {last}] to fit u and A, got {_show(x)}")
+    if z is not None and tuple(z.shape) != (batch, tokens, channels):
+        raise ShapeError(f"z must be [{batch}, {tokens}, {channels}], got {_show(z)}")
+
+
+def _show(x: Tensor) -> str:
+    return str(list(x.shape))
+
+
+_library = torch.library.Library("vision_ssm", "FRAGMENT")
+_library.define(
+    "selective_scan(Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? delta_bias, "
+    "SymInt[] walks, bool delta_softplus, bool merge, bool save_states, str backend) -> (Tensor, Tensor)",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+_library.define(
+    "selective_scan_backward(Tensor grad, Tensor states, Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, "
+    "Tensor? D, Tensor? z, Tensor? delta_bias, SymInt[] walks, bool delta_softplus, bool merge, str backend) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+
+
+def _call(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    walks: Sequence[int],
+    delta_softplus: bool,
+    merge: bool,
+) -> ScanCall:
+    traversals = checked_traversals(tuple(walks), u.shape[2])
+    return ScanCall(u, delta, A, B, C, D, z, delta_bias, traversals, delta_softplus, merge)
+
+
+def _forward(*args: Any) -> tuple[Tensor, Tensor]:
+    *inputs, save_states, backend = args
+    call = _call(*inputs)
+    return choose(backend, call.u.device, call.u.dtype).forward(call, save_states)
+
+
+def _backward(grad: Tensor, states: Tensor, *args: Any) -> tuple[Tensor, ...]:
+    *inputs, backend = args
+    call = _call(*inputs)
+    gradients = choose(backend, call.u.device, call.u.dtype).backward(call, states, grad)
+    return tuple(call.A.new_empty(0) if x is None else x for x in gradients)
+
+
+def _forward_fake(*args: Any) -> tuple[Tensor, Tensor]:
+    u, _, A, *_, walks, _, merge, save_states, _ = args
+    batch, _, tokens, channels = u.shape
+    directions = () if merge else (A.shape[0],)
+    states = A.new_empty(0)
+    if save_states:
+        longest = 0
+        for length in walks[WORDS - 1 :: WORDS]:
+            longest = torch.sym_max(longest, chunk_count(length))
+        states = A.new_empty((batch, A.shape[0], longest, A.shape[2], channels))
+    return u.new_empty((batch, *directions, tokens, channels)), states
+
+
+def _backward_fake(*args: Any) -> tuple[Tensor, ...]:
+    tensors, absent = args[2:10], args[4].new_empty(0)
+    return tuple(absent if x is None else x.new_empty(x.shape) for x in tensors)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    *tensors, walks, delta_softplus, merge, save_states, backend = inputs
+    ctx.save_for_backward(output[1], *tensors)
+    ctx.save_states = save_states
+    ctx.rest = (walks, delta_softplus, merge, backend)
+    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(output[1])
+
+
+def _autograd(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    states, *tensors = ctx.saved_tensors
+    if grad is None:
+        return (None,) * (len(tensors) + 5)
+    if not ctx.save_states:
+        raise BackendError(
+            "vision_ssm::selective_scan ran with save_states=False and has no gradient; "
+            "call vision_ssm.ops.selective_scan, or pass save_states=True"
+        )
+    gradients = torch.ops.vision_ssm.selective_scan_backward(grad, states, *tensors, *ctx.rest)
+    present = [None if x is None else gradient for x, gradient in zip(tensors, gradients, strict=True)]
+    return (*present, *(None,) * 5)
+
+
+_library.impl("selective_scan", _forward, "CompositeExplicitAutograd")
+_library.impl("selective_scan_backward", _backward, "CompositeExplicitAutograd")
+torch.library.register_fake("vision_ssm::selective_scan", _forward_fake, lib=_library)
+torch.library.register_fake("vision_ssm::selective_scan_backward", _backward_fake, lib=_library)
+torch.library.register_autograd(
+    "vision_ssm::selective_scan", _autograd, setup_context=_setup_context, lib=_library
+)
