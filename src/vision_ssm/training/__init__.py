@@ -1,0 +1,27 @@
+"""Training: one engine for every task, described by a typed configuration.
+
+``train(config)`` runs, ``estimate(config)`` tells what it would cost. Both are loaded on first use, so that the
+configuration and its help need no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from vision_ssm.training.config import TrainConfig
+
+if TYPE_CHECKING:
+    from vision_ssm.training.engine import train as train
+    from vision_ssm.training.estimate import estimate as estimate
+    from vision_ssm.training.events import TrainResult as TrainResult
+
+__all__ = ["TrainConfig", "TrainResult", "estimate", "train"]
+
+_HOMES = {"train": "engine", "estimate": "estimate", "TrainResult": "events"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
