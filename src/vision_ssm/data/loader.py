@@ -1,0 +1,274 @@
+"""Batches whose content is a pure function of (seed, epoch, position).
+
+Order and augmentation never depend on the number of workers, on what was loaded before, or on the state of the global
+random generators; so a run that resumes in the middle of an epoch sees exactly what the uninterrupted run saw.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import struct
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from vision_ssm.data.images import decoding
+from vision_ssm.data.sources import ImageDataset
+from vision_ssm.data.transforms import Transform
+from vision_ssm.errors import ConfigError, DataError
+
+__all__ = ["Batch", "EpochLoader", "epoch_order", "seeded"]
+
+
+class Batch(NamedTuple):
+    """Images [B, 3, H, W] float32, class indices [B] int64, and positions in the data set [B] int64."""
+
+    images: Tensor
+    targets: Tensor
+    indices: Tensor
+
+
+class _Draw(NamedTuple):
+    """One sample to load: which, and the epoch and repeat that its augmentation is drawn for."""
+
+    index: int
+    epoch: int
+    repeat: int
+
+
+class EpochLoader:
+    """Iterate over one epoch at a time; ``len()`` is the number of batches of a whole epoch.
+
+    Iterating starts at the position last set (epoch 0, batch 0 at first) and ends with the epoch:
+
+        loader.set_position(epoch, start_batch)   # skipped batches are not decoded
+        for batch in loader: ...
+
+    Args:
+        dataset: see `vision_ssm.data.sources.open_dataset`.
+        transform: see `vision_ssm.data.transforms`.
+        batch_size: samples per batch on this process.
+        seed: of order and augmentation.
+        train: shuffle. Otherwise the order is that of the data set, and with several processes each takes every
+            ``world_size``-th sample, none twice.
+        drop_last: drop an incomplete last batch.
+        workers: decoding processes; 0 decodes in this one. The batches are the same for any number.
+        rank: of this process.
+        world_size: number of processes.
+        repeats: repeated augmentation, as in DeiT: see `epoch_order`.
+
+    Raises:
+        ConfigError: a number is out of its range, or the epoch would have no batch.
+        DataError: while iterating, naming the file that could not be read.
+    """
+
+    def __init__(
+        self,
+        dataset: ImageDataset,
+        transform: Transform,
+        *,
+        batch_size: int,
+        seed: int = 0,
+        train: bool = False,
+        drop_last: bool = False,
+        workers: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        repeats: int = 1,
+    ) -> None:
+        for name, value, least in (
+            ("batch_size", batch_size, 1),
+            ("workers", workers, 0),
+            ("world_size", world_size, 1),
+            ("repeats", repeats, 1),
+        ):
+            if value < least:
+                raise ConfigError(f"{name} must be at least {least}, got {value}.")
+        if not 0 <= rank < world_size:
+            raise ConfigError(f"rank must lie in [0, {world_size}), got {rank}.")
+        if len(dataset) == 0:
+            raise DataError(f"data set {dataset.name!r} is empty.")
+        self.dataset = dataset
+        self.batch_size = batch_size
+        self._seed, self._train, self._drop_last = seed, train, drop_last
+        self._rank, self._world_size, self._repeats = rank, world_size, repeats
+        self._samples = len(self._order(0))
+        if len(self) == 0:
+            raise ConfigError(
+                f"batch_size {batch_size} is larger than the {self._samples} samples that each epoch has on this "
+                "process, and incomplete batches are dropped; use a smaller batch size."
+            )
+        self._batches = _BatchPlan(self)
+        self._loader = DataLoader(
+            _Samples(dataset, transform, seed),
+            batch_sampler=self._batches,
+            num_workers=workers,
+            collate_fn=_collate,
+            worker_init_fn=_one_thread if workers else None,
+            persistent_workers=workers > 0,
+            # Its own generator: DataLoader would otherwise draw from the global one at every start of an epoch.
+            generator=torch.Generator(),
+        )
+
+    @property
+    def samples(self) -> int:
+        """Samples per epoch on this process, before any are dropped."""
+        return self._samples
+
+    def set_position(self, epoch: int, start_batch: int = 0) -> None:
+        """Choose what the next iteration yields: the batches of ``epoch`` from ``start_batch`` on.
+
+        Raises:
+            ConfigError: there is no such batch.
+        """
+        if epoch < 0 or not 0 <= start_batch <= len(self):
+            raise ConfigError(f"no batch {start_batch} in epoch {epoch}: an epoch has {len(self)} batches.")
+        self._batches.epoch, self._batches.start = epoch, start_batch
+
+    def __len__(self) -> int:
+        full, rest = divmod(self._samples, self.batch_size)
+        return full + (rest > 0 and not self._drop_last)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for loaded in self._loader:
+            if isinstance(loaded, DataError):
+                raise loaded
+            yield loaded
+
+    def _order(self, epoch: int) -> Tensor:
+        return epoch_order(
+            len(self.dataset),
+            seed=self._seed,
+            epoch=epoch,
+            shuffle=self._train,
+            repeats=self._repeats,
+            rank=self._rank,
+            world_size=self._world_size,
+        )
+
+    def _draws(self, epoch: int, start: int) -> Iterator[list[_Draw]]:
+        rows = self._order(epoch).tolist()
+        for batch in range(start, len(self)):
+            chunk = rows[batch * self.batch_size : (batch + 1) * self.batch_size]
+            yield [_Draw(index, epoch, repeat) for index, repeat in chunk]
+
+
+class _BatchPlan:
+    """The batch sampler of the DataLoader: it carries the position, so that worker processes need no state."""
+
+    def __init__(self, owner: EpochLoader) -> None:
+        self._owner = owner
+        self.epoch, self.start = 0, 0
+
+    def __iter__(self) -> Iterator[list[_Draw]]:
+        return self._owner._draws(self.epoch, self.start)
+
+    def __len__(self) -> int:
+        return len(self._owner) - self.start
+
+
+class _Samples(Dataset[object]):
+    """Load a batch of draws at a time, each with its own randomness."""
+
+    def __init__(self, dataset: ImageDataset, transform: Transform, seed: int) -> None:
+        self._dataset, self._transform, self._seed = dataset, transform, seed
+
+    def __getitems__(self, draws: Sequence[_Draw]) -> list[tuple[Tensor, int, int]] | DataError:
+        samples = []
+        # Without workers this is the training process: its own random state must come out untouched.
+        with _kept_random_state(), decoding():
+            for draw in draws:
+                try:
+                    image, target = self._dataset[draw.index]
+                except DataError as error:
+                    return DataError(*error.args)  # a value: DataLoader would bury it in a worker's traceback
+                _seed_all(self._seed, *draw)
+                samples.append((self._transform(image), target, draw.index))
+        return samples
+
+    def __getitem__(self, draw: _Draw) -> object:
+        return self.__getitems__([draw])
+
+
+def _collate(samples: list[tuple[Tensor, int, int]] | DataError) -> Batch | DataError:
+    if isinstance(samples, DataError):
+        return samples
+    images, targets, indices = zip(*samples, strict=True)
+    return Batch(torch.stack(images), torch.tensor(targets), torch.tensor(indices))
+
+
+def epoch_order(
+    length: int, *, seed: int, epoch: int, shuffle: bool, repeats: int = 1, rank: int = 0, world_size: int = 1
+) -> Tensor:
+    """Return what one process loads in one epoch: rows of (index, repeat), int64 [M, 2].
+
+    With ``repeats`` above 1 each drawn sample comes that many times, differently augmented, while the epoch keeps its
+    length: it visits 1/repeats of the data. The copies are dealt out to the processes in turn, and the epoch's length
+    is rounded down to a multiple of 256 samples where there are as many. When training on several processes without
+    repeats, the order wraps around so that all processes get equally many; when evaluating, none comes twice.
+
+    Source: repeated augmentation as in DeiT (arXiv:2012.12877), timm.data.distributed_sampler.RepeatAugSampler. The
+    order here depends on the seed as well as on the epoch.
+    """
+    if shuffle:
+        generator = torch.Generator().manual_seed(_hash(seed, epoch)[0])
+        order = torch.randperm(length, generator=generator)
+    else:
+        order = torch.arange(length)
+    if repeats > 1:
+        rounded = length // 256 * 256 if length >= 256 else length
+        taken = rounded // world_size if length >= 256 else -(-length // world_size)
+    elif shuffle:
+        taken = -(-length // world_size)
+    else:
+        taken = len(range(rank, length, world_size))
+    positions = (rank + world_size * torch.arange(taken)) % (length * repeats)
+    return torch.stack([order[positions // repeats], positions % repeats], dim=1)
+
+
+@contextmanager
+def seeded(*key: int) -> Iterator[None]:
+    """Within the block `random`, `numpy.random` and torch's CPU generator depend on ``key`` alone; restored after.
+
+    For randomness of the training loop that must survive a resume, such as mixup: ``with seeded(seed, step): ...``.
+    """
+    with _kept_random_state():
+        _seed_all(*key)
+        yield
+
+
+@contextmanager
+def _kept_random_state() -> Iterator[None]:
+    states = random.getstate(), np.random.get_state(), torch.default_generator.get_state()
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.default_generator.set_state(states[2])
+
+
+def _seed_all(*key: int) -> None:
+    python, legacy, pytorch = _hash(*key)
+    random.seed(python)
+    np.random.seed(legacy % 2**32)
+    # Not torch.manual_seed, which would reseed the GPUs too.
+    torch.default_generator.manual_seed(pytorch)
+
+
+def _hash(*key: int) -> tuple[int, int, int]:
+    # Neighbouring keys must give unrelated streams: a sum of seed and index would repeat itself over epochs.
+    digest = hashlib.blake2b(struct.pack(f"<{len(key)}q", *key), digest_size=24).digest()
+    python, legacy, pytorch = struct.unpack("<3Q", digest)
+    return python, legacy, pytorch >> 1
+
+
+def _one_thread(worker: int) -> None:
+    # Each worker is one process per core already.
+    torch.set_num_threads(1)

@@ -1,0 +1,178 @@
+"""Image to tensor, for training and evaluation, from the records in `vision_ssm.data.preprocessing`.
+
+timm's own transforms wherever they fit, so that a recipe means here what it means there. Random transforms draw from
+`random`, `numpy.random` and torch's default generator; `vision_ssm.data.loader` seeds all three for each sample.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import cast
+
+import timm.data
+import torch
+from PIL import Image
+from timm.data import auto_augment
+from torch import Tensor
+from torchvision import transforms
+
+from vision_ssm.data.preprocessing import SMALL_IMAGE_SIDE, Augmentation, Preprocessing
+
+__all__ = ["Transform", "build_eval_transform", "build_train_transform"]
+
+Transform = Callable[[Image.Image], Tensor]
+"""RGB image of any size -> float32 tensor [3, H, W], normalised."""
+
+
+def build_eval_transform(preprocessing: Preprocessing) -> Transform:
+    """Return the deterministic transform of evaluation and prediction: resize, centre crop, normalise."""
+    chain = timm.data.create_transform(
+        input_size=preprocessing.input_size,
+        interpolation=preprocessing.interpolation,
+        mean=preprocessing.mean,
+        std=preprocessing.std,
+        crop_pct=preprocessing.crop_pct,
+        crop_mode=preprocessing.crop_mode,
+    )
+    steps = list(chain.transforms)
+    if preprocessing.crop_mode == "center":
+        steps.insert(0, _LimitAspect(preprocessing.input_size))
+    return cast(Transform, transforms.Compose(steps))
+
+
+def build_train_transform(
+    preprocessing: Preprocessing, augmentation: Augmentation, *, mirror_safe: bool = True
+) -> Transform:
+    """Return the random transform of training.
+
+    Args:
+        preprocessing: size, normalisation and interpolation, which training shares with evaluation.
+        augmentation: the random part.
+        mirror_safe: of the data set; decides mirroring where ``augmentation.hflip`` is None.
+    """
+    hflip = augmentation.hflip if augmentation.hflip is not None else 0.5 * mirror_safe
+    chain = timm.data.create_transform(
+        input_size=preprocessing.input_size,
+        is_training=True,
+        scale=augmentation.scale,
+        ratio=augmentation.ratio,
+        hflip=hflip,
+        vflip=augmentation.vflip,
+        color_jitter=augmentation.color_jitter or None,
+        auto_augment=augmentation.auto_augment,
+        interpolation=preprocessing.interpolation,
+        mean=preprocessing.mean,
+        std=preprocessing.std,
+        re_prob=augmentation.erasing,
+        re_mode=augmentation.erasing_mode,
+        re_count=augmentation.erasing_count,
+    )
+    _accept_zero_bits(chain)
+    crop = _crop_kind(preprocessing, augmentation)
+    if crop == "resized":
+        return cast(Transform, chain)
+    # timm puts the random resized crop first; the rest of its chain serves the other crops as it is.
+    return cast(Transform, transforms.Compose([*_fixed_scale_crop(preprocessing, augmentation, crop), *chain.transforms[1:]]))
+
+
+def _crop_kind(preprocessing: Preprocessing, augmentation: Augmentation) -> str:
+    if augmentation.crop != "auto":
+        return augmentation.crop
+    return "padded" if max(preprocessing.input_size[1:]) <= SMALL_IMAGE_SIDE else "resized"
+
+
+def _fixed_scale_crop(preprocessing: Preprocessing, augmentation: Augmentation, crop: str) -> list[object]:
+    size = preprocessing.input_size[1:]
+    evaluation = cast(transforms.Compose, build_eval_transform(preprocessing)).transforms
+    if crop == "none":
+        return [step for step in evaluation if not _makes_tensor(step)]
+    interpolation = transforms.InterpolationMode(preprocessing.interpolation)
+    steps: list[object] = [_Fit(size, interpolation)]
+    if augmentation.crop_padding:
+        steps.append(_RandomShift(augmentation.crop_padding))
+    return steps
+
+
+def _accept_zero_bits(chain: transforms.Compose) -> None:
+    # timm's strongest posterisation keeps 0 bits, a black image; Pillow 12 and later raise ValueError for it.
+    for step in chain.transforms:
+        policy = getattr(step, "policy", [])
+        for op in [*getattr(step, "ops", []), *(op for sub_policy in policy for op in sub_policy)]:
+            if op.aug_fn is auto_augment.posterize:
+                op.aug_fn = _posterize
+
+
+def _posterize(image: Image.Image, bits_to_keep: int, **_: object) -> Image.Image:
+    if bits_to_keep < 1:
+        return Image.new(image.mode, image.size)
+    return cast(Image.Image, auto_augment.posterize(image, bits_to_keep))
+
+
+def _makes_tensor(step: object) -> bool:
+    return isinstance(step, (timm.data.transforms.MaybeToTensor, transforms.Normalize))
+
+
+class _Fit:
+    """Resize the shorter side to fit ``size`` and cut the centre out; nothing at all if the size is right already."""
+
+    def __init__(self, size: tuple[int, ...], interpolation: transforms.InterpolationMode) -> None:
+        self.width_height = size[::-1]
+        self.limit = _LimitAspect((3, *size))
+        self.steps = transforms.Compose([transforms.Resize(min(size), interpolation), transforms.CenterCrop(size)])
+        if size[0] != size[1]:
+            self.steps = transforms.Compose(
+                [timm.data.transforms.ResizeKeepRatio(size, interpolation=interpolation.value), transforms.CenterCrop(size)]
+            )
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        if image.size == self.width_height:
+            return image
+        return cast(Image.Image, self.steps(self.limit(image)))
+
+
+class _RandomShift:
+    """Move an image by up to ``reach`` pixels in each direction and fill the border by reflection.
+
+    The same distribution as torchvision's RandomCrop with reflected padding, in one pass over the pixels.
+    """
+
+    def __init__(self, reach: int) -> None:
+        self.reach = reach
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        width, height = image.size
+        down, right = torch.randint(-self.reach, self.reach + 1, (2,)).tolist()
+        pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(height, width, 3)
+        rows = _reflect(torch.arange(height) + down, height)
+        columns = _reflect(torch.arange(width) + right, width)
+        return Image.fromarray(pixels[rows][:, columns].numpy())
+
+
+def _reflect(positions: Tensor, size: int) -> Tensor:
+    if size == 1:
+        return torch.zeros_like(positions)
+    period = 2 * (size - 1)
+    folded = positions.remainder(period)
+    return torch.where(folded < size, folded, period - folded)
+
+
+class _LimitAspect:
+    """Cut the far ends off very long images, which the centre crop would drop anyway, before they are enlarged.
+
+    A strip of 1 x 10,000 pixels would otherwise be resized to 256 x 2,560,000.
+    """
+
+    slack = 8  # times the aspect ratio of the crop: far from the cut that the resampling filter could feel
+
+    def __init__(self, input_size: tuple[int, ...]) -> None:
+        self.height, self.width = input_size[1:]
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        width, height = image.size
+        longest = max(1, round(self.slack * max(self.width / self.height, 1) * height))
+        tallest = max(1, round(self.slack * max(self.height / self.width, 1) * width))
+        if width <= longest and height <= tallest:
+            return image
+        new_width, new_height = min(width, longest), min(height, tallest)
+        left, top = (width - new_width) // 2, (height - new_height) // 2
+        return image.crop((left, top, left + new_width, top + new_height))
