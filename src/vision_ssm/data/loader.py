@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+import signal
 import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -33,11 +34,16 @@ class Batch(NamedTuple):
     targets: Tensor
     indices: Tensor
 
+    def to(self, device: torch.device) -> Batch:
+        """Move images and targets; the indices stay where files are looked up."""
+        moved = (part.to(device, non_blocking=True) for part in self[:2])
+        return Batch(*moved, self.indices)
+
 
 class _Draw(NamedTuple):
-    """One sample to load: which, and the epoch and repeat that its augmentation is drawn for."""
+    """One sample to load: its position, and the epoch and repeat that its augmentation is drawn for."""
 
-    index: int
+    sample: int
     epoch: int
     repeat: int
 
@@ -110,7 +116,7 @@ class EpochLoader:
             batch_sampler=self._batches,
             num_workers=workers,
             collate_fn=_collate,
-            worker_init_fn=_one_thread if workers else None,
+            worker_init_fn=_start_worker if workers else None,
             persistent_workers=workers > 0,
             # Its own generator: DataLoader would otherwise draw from the global one at every start of an epoch.
             generator=torch.Generator(),
@@ -185,11 +191,11 @@ class _Samples(Dataset[object]):
         with _kept_random_state(), decoding():
             for draw in draws:
                 try:
-                    image, target = self._dataset[draw.index]
+                    image, target = self._dataset[draw.sample]
                 except DataError as error:
                     return DataError(*error.args)  # a value: DataLoader would bury it in a worker's traceback
                 _seed_all(self._seed, *draw)
-                samples.append((self._transform(image), target, draw.index))
+                samples.append((self._transform(image), target, draw.sample))
         return samples
 
     def __getitem__(self, draw: _Draw) -> object:
@@ -269,6 +275,8 @@ def _hash(*key: int) -> tuple[int, int, int]:
     return python, legacy, pytorch >> 1
 
 
-def _one_thread(worker: int) -> None:
+def _start_worker(worker: int) -> None:
     # Each worker is one process per core already.
     torch.set_num_threads(1)
+    # Ctrl-C reaches the whole process group; the training process decides when its workers stop.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
