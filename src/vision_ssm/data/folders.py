@@ -77,7 +77,7 @@ def open_folder(root: Path, split: str, *, val_fraction: float, max_pixels: int 
     held = _child(root, _VAL), _child(root, _TEST)
     if train is None and any(held):
         raise DataError(
-            f"{str(root)!r} has {_and(*held)} but no train/ folder; add one, or give the folder of class folders itself."
+            f"{str(root)!r} has {_and(*held)} but no train/ folder; add one, or give a folder of class folders."
         )
     if train is None:
         whole = split == "all" or (split != "train" and root.resolve().name.lower() in (*_VAL, *_TEST))

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from vision_ssm.errors import DataError
 
@@ -22,7 +22,11 @@ MAX_PIXELS = 2**29
 """Refuse to decode more pixels than this (23,170 x 23,170; 1.6 GB as RGB). 16,384 x 16,384 scans are half of it."""
 
 IMAGE_SUFFIXES = frozenset(
-    ".jpg .jpeg .jpe .jfif .png .apng .gif .bmp .webp .tif .tiff .ppm .pgm .pbm .pnm .jp2 .j2k .avif".split()
+    f".{suffix}"
+    for suffix in (
+        *("jpg", "jpeg", "jpe", "jfif", "png", "apng", "gif", "bmp", "webp", "tif", "tiff"),
+        *("ppm", "pgm", "pbm", "pnm", "jp2", "j2k", "avif"),
+    )
 )
 
 # A closed list: Pillow would also hand EPS files to Ghostscript, and open video and font formats.
@@ -158,9 +162,10 @@ def _open(path: Path, max_pixels: int) -> Image.Image:
         raise DataError(f"its header announces {width} x {height} pixels")
     if width * height > max_pixels:
         image.close()
+        pixels = width * height
         raise DataError(
-            f"{width} x {height} is {width * height:,} pixels, over the limit of {max_pixels:,}; if the file is genuine "
-            f"and memory allows ({3 * width * height / 1e9:.1f} GB), raise the limit with max_pixels={width * height}"
+            f"{width} x {height} is {pixels:,} pixels, over the limit of {max_pixels:,}; if the file is genuine and "
+            f"memory allows ({3 * pixels / 1e9:.1f} GB), raise the limit with max_pixels={pixels}"
         )
     return image
 
@@ -178,7 +183,7 @@ def _upright(image: Image.Image) -> Image.Image:
 def _reason(error: BaseException) -> str:
     if isinstance(error, FileNotFoundError):
         return "no such file"
-    if isinstance(error, Image.UnidentifiedImageError):
+    if isinstance(error, UnidentifiedImageError):
         return f"not an image in a supported format ({', '.join(_FORMATS)})"
     if isinstance(error, MemoryError):
         return "not enough memory to decode it"

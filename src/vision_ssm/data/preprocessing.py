@@ -163,4 +163,6 @@ def _numbers(name: str, values: object, count: int = 3) -> tuple[float, ...]:
 
 def _one_of(name: str, value: str, options: tuple[str, ...]) -> None:
     if value not in options:
-        raise ConfigError(f"unknown {name} {value!r}, expected one of {', '.join(options)}.{suggestion(value, options)}")
+        raise ConfigError(
+            f"unknown {name} {value!r}, expected one of {', '.join(options)}.{suggestion(value, options)}"
+        )

@@ -6,7 +6,6 @@ machine. Nothing is decoded before it is asked for.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -34,9 +33,9 @@ class ImageDataset(Protocol):
     """
 
     name: str
-    class_names: Sequence[str]
-    paths: Sequence[str]
-    targets: Sequence[int]
+    class_names: tuple[str, ...]
+    paths: tuple[str, ...]
+    targets: tuple[int, ...]
     mirror_safe: bool
 
     def __len__(self) -> int:

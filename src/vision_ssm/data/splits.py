@@ -25,4 +25,6 @@ def held_out(names: Sequence[str], targets: Sequence[int], fraction: float) -> s
 
 
 def _by_hash(positions: Iterable[int], names: Sequence[str]) -> list[int]:
-    return sorted(positions, key=lambda position: hashlib.sha256(names[position].encode("utf-8", "surrogatepass")).digest())
+    return sorted(
+        positions, key=lambda position: hashlib.sha256(names[position].encode("utf-8", "surrogatepass")).digest()
+    )

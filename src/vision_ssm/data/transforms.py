@@ -6,13 +6,17 @@ timm's own transforms wherever they fit, so that a recipe means here what it mea
 
 from __future__ import annotations
 
+import dataclasses
+import random
 from collections.abc import Callable
 from typing import cast
 
-import timm.data
-import torch
-from PIL import Image
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
 from timm.data import auto_augment
+from timm.data.transforms import MaybeToTensor
+from timm.data.transforms_factory import create_transform
 from torch import Tensor
 from torchvision import transforms
 
@@ -26,7 +30,7 @@ Transform = Callable[[Image.Image], Tensor]
 
 def build_eval_transform(preprocessing: Preprocessing) -> Transform:
     """Return the deterministic transform of evaluation and prediction: resize, centre crop, normalise."""
-    chain = timm.data.create_transform(
+    chain = create_transform(
         input_size=preprocessing.input_size,
         interpolation=preprocessing.interpolation,
         mean=preprocessing.mean,
@@ -51,14 +55,14 @@ def build_train_transform(
         mirror_safe: of the data set; decides mirroring where ``augmentation.hflip`` is None.
     """
     hflip = augmentation.hflip if augmentation.hflip is not None else 0.5 * mirror_safe
-    chain = timm.data.create_transform(
+    chain = create_transform(
         input_size=preprocessing.input_size,
         is_training=True,
         scale=augmentation.scale,
         ratio=augmentation.ratio,
         hflip=hflip,
         vflip=augmentation.vflip,
-        color_jitter=augmentation.color_jitter or None,
+        color_jitter=augmentation.color_jitter or None,  # type: ignore[arg-type]  # None leaves it out
         auto_augment=augmentation.auto_augment,
         interpolation=preprocessing.interpolation,
         mean=preprocessing.mean,
@@ -72,7 +76,9 @@ def build_train_transform(
     if crop == "resized":
         return cast(Transform, chain)
     # timm puts the random resized crop first; the rest of its chain serves the other crops as it is.
-    return cast(Transform, transforms.Compose([*_fixed_scale_crop(preprocessing, augmentation, crop), *chain.transforms[1:]]))
+    return cast(
+        Transform, transforms.Compose([*_fixed_scale_crop(preprocessing, augmentation, crop), *chain.transforms[1:]])
+    )
 
 
 def _crop_kind(preprocessing: Preprocessing, augmentation: Augmentation) -> str:
@@ -82,19 +88,18 @@ def _crop_kind(preprocessing: Preprocessing, augmentation: Augmentation) -> str:
 
 
 def _fixed_scale_crop(preprocessing: Preprocessing, augmentation: Augmentation, crop: str) -> list[object]:
-    size = preprocessing.input_size[1:]
+    if crop == "padded":
+        # Nothing is lost at the border but by the shift.
+        preprocessing = dataclasses.replace(preprocessing, crop_pct=1.0)
     evaluation = cast(transforms.Compose, build_eval_transform(preprocessing)).transforms
-    if crop == "none":
-        return [step for step in evaluation if not _makes_tensor(step)]
-    interpolation = transforms.InterpolationMode(preprocessing.interpolation)
-    steps: list[object] = [_Fit(size, interpolation)]
-    if augmentation.crop_padding:
+    steps = [step for step in evaluation if not isinstance(step, (MaybeToTensor, transforms.Normalize))]
+    if crop == "padded" and augmentation.crop_padding:
         steps.append(_RandomShift(augmentation.crop_padding))
     return steps
 
 
 def _accept_zero_bits(chain: transforms.Compose) -> None:
-    # timm's strongest posterisation keeps 0 bits, a black image; Pillow 12 and later raise ValueError for it.
+    # timm's strongest posterisation keeps 0 bits, a black image; recent versions of Pillow raise ValueError for it.
     for step in chain.transforms:
         policy = getattr(step, "policy", [])
         for op in [*getattr(step, "ops", []), *(op for sub_policy in policy for op in sub_policy)]:
@@ -105,29 +110,7 @@ def _accept_zero_bits(chain: transforms.Compose) -> None:
 def _posterize(image: Image.Image, bits_to_keep: int, **_: object) -> Image.Image:
     if bits_to_keep < 1:
         return Image.new(image.mode, image.size)
-    return cast(Image.Image, auto_augment.posterize(image, bits_to_keep))
-
-
-def _makes_tensor(step: object) -> bool:
-    return isinstance(step, (timm.data.transforms.MaybeToTensor, transforms.Normalize))
-
-
-class _Fit:
-    """Resize the shorter side to fit ``size`` and cut the centre out; nothing at all if the size is right already."""
-
-    def __init__(self, size: tuple[int, ...], interpolation: transforms.InterpolationMode) -> None:
-        self.width_height = size[::-1]
-        self.limit = _LimitAspect((3, *size))
-        self.steps = transforms.Compose([transforms.Resize(min(size), interpolation), transforms.CenterCrop(size)])
-        if size[0] != size[1]:
-            self.steps = transforms.Compose(
-                [timm.data.transforms.ResizeKeepRatio(size, interpolation=interpolation.value), transforms.CenterCrop(size)]
-            )
-
-    def __call__(self, image: Image.Image) -> Image.Image:
-        if image.size == self.width_height:
-            return image
-        return cast(Image.Image, self.steps(self.limit(image)))
+    return image if bits_to_keep >= 8 else ImageOps.posterize(image, bits_to_keep)
 
 
 class _RandomShift:
@@ -141,19 +124,14 @@ class _RandomShift:
 
     def __call__(self, image: Image.Image) -> Image.Image:
         width, height = image.size
-        down, right = torch.randint(-self.reach, self.reach + 1, (2,)).tolist()
-        pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(height, width, 3)
-        rows = _reflect(torch.arange(height) + down, height)
-        columns = _reflect(torch.arange(width) + right, width)
-        return Image.fromarray(pixels[rows][:, columns].numpy())
+        rows = _reflect(np.arange(height) + random.randint(-self.reach, self.reach), height)
+        columns = _reflect(np.arange(width) + random.randint(-self.reach, self.reach), width)
+        return Image.fromarray(np.asarray(image).take(rows, axis=0).take(columns, axis=1))
 
 
-def _reflect(positions: Tensor, size: int) -> Tensor:
-    if size == 1:
-        return torch.zeros_like(positions)
-    period = 2 * (size - 1)
-    folded = positions.remainder(period)
-    return torch.where(folded < size, folded, period - folded)
+def _reflect(positions: NDArray[np.int64], size: int) -> NDArray[np.int64]:
+    last = size - 1
+    return last - np.abs(last - positions % max(2 * last, 1))
 
 
 class _LimitAspect:
