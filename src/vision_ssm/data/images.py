@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import stat
 import struct
 import threading
@@ -28,6 +29,8 @@ IMAGE_SUFFIXES = frozenset(
         *("ppm", "pgm", "pbm", "pnm", "jp2", "j2k", "avif"),
     )
 )
+
+_READ_AT_ONCE = 2**24  # bytes
 
 # A closed list: Pillow would also hand EPS files to Ghostscript, and open video and font formats.
 _FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "JPEG2000", "AVIF")
@@ -155,7 +158,9 @@ def _open(path: Path, max_pixels: int) -> Image.Image:
         raise DataError("it is not a regular file")
     if status.st_size == 0:
         raise DataError("the file is empty (0 bytes)")
-    image = Image.open(path, formats=_FORMATS)
+    # Pillow reads headers in many small steps, which costs more than the decoding of a small image.
+    source = io.BytesIO(path.read_bytes()) if status.st_size <= _READ_AT_ONCE else path
+    image = Image.open(source, formats=_FORMATS)
     width, height = image.size
     if width < 1 or height < 1:
         image.close()

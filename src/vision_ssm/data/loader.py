@@ -36,8 +36,9 @@ class Batch(NamedTuple):
 
     def to(self, device: torch.device) -> Batch:
         """Move images and targets; the indices stay where files are looked up."""
-        moved = (part.to(device, non_blocking=True) for part in self[:2])
-        return Batch(*moved, self.indices)
+        return Batch(
+            self.images.to(device, non_blocking=True), self.targets.to(device, non_blocking=True), self.indices
+        )
 
 
 class _Draw(NamedTuple):

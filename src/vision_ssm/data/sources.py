@@ -14,6 +14,7 @@ from PIL import Image
 from vision_ssm.data.folders import open_folder
 from vision_ssm.data.images import MAX_PIXELS
 from vision_ssm.data.named import DATASET_NAMES, open_named
+from vision_ssm.data.splits import VAL_FRACTION
 from vision_ssm.errors import DataError, suggestion
 
 __all__ = ["DATASET_NAMES", "SPLITS", "ImageDataset", "open_dataset"]
@@ -49,7 +50,7 @@ def open_dataset(
     spec: str | Path,
     split: str = "train",
     *,
-    val_fraction: float = 0.2,
+    val_fraction: float = VAL_FRACTION,
     download: bool = False,
     max_pixels: int = MAX_PIXELS,
 ) -> ImageDataset:

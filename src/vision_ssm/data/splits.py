@@ -5,7 +5,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 
-__all__ = ["held_out"]
+__all__ = ["VAL_FRACTION", "held_out"]
+
+VAL_FRACTION = 0.2
+"""Share of each class held out of a folder that has no held-out images of its own."""
 
 
 def held_out(names: Sequence[str], targets: Sequence[int], fraction: float) -> set[int]:

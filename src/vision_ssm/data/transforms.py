@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import cast
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from timm.data import auto_augment
@@ -38,7 +39,7 @@ def build_eval_transform(preprocessing: Preprocessing) -> Transform:
         crop_pct=preprocessing.crop_pct,
         crop_mode=preprocessing.crop_mode,
     )
-    steps = list(chain.transforms)
+    steps = _with_fast_tensors(chain.transforms, preprocessing)
     if preprocessing.crop_mode == "center":
         steps.insert(0, _LimitAspect(preprocessing.input_size))
     return cast(Transform, transforms.Compose(steps))
@@ -72,13 +73,12 @@ def build_train_transform(
         re_count=augmentation.erasing_count,
     )
     _accept_zero_bits(chain)
+    steps = _with_fast_tensors(chain.transforms, preprocessing)
     crop = _crop_kind(preprocessing, augmentation)
     if crop == "resized":
-        return cast(Transform, chain)
+        return cast(Transform, transforms.Compose(steps))
     # timm puts the random resized crop first; the rest of its chain serves the other crops as it is.
-    return cast(
-        Transform, transforms.Compose([*_fixed_scale_crop(preprocessing, augmentation, crop), *chain.transforms[1:]])
-    )
+    return cast(Transform, transforms.Compose([*_fixed_scale_crop(preprocessing, augmentation, crop), *steps[1:]]))
 
 
 def _crop_kind(preprocessing: Preprocessing, augmentation: Augmentation) -> str:
@@ -92,10 +92,16 @@ def _fixed_scale_crop(preprocessing: Preprocessing, augmentation: Augmentation, 
         # Nothing is lost at the border but by the shift.
         preprocessing = dataclasses.replace(preprocessing, crop_pct=1.0)
     evaluation = cast(transforms.Compose, build_eval_transform(preprocessing)).transforms
-    steps = [step for step in evaluation if not isinstance(step, (MaybeToTensor, transforms.Normalize))]
+    steps = [step for step in evaluation if not isinstance(step, _ToTensor)]
     if crop == "padded" and augmentation.crop_padding:
         steps.append(_RandomShift(augmentation.crop_padding))
     return steps
+
+
+def _with_fast_tensors(steps: Sequence[object], preprocessing: Preprocessing) -> list[object]:
+    # timm's conversion and normalisation pass over the pixels four times; on small images that is half of the work.
+    kept = [step for step in steps if not isinstance(step, transforms.Normalize)]
+    return [_ToTensor(preprocessing) if isinstance(step, MaybeToTensor) else step for step in kept]
 
 
 def _accept_zero_bits(chain: transforms.Compose) -> None:
@@ -111,6 +117,18 @@ def _posterize(image: Image.Image, bits_to_keep: int, **_: object) -> Image.Imag
     if bits_to_keep < 1:
         return Image.new(image.mode, image.size)
     return image if bits_to_keep >= 8 else ImageOps.posterize(image, bits_to_keep)
+
+
+class _ToTensor:
+    """RGB image -> normalised float32 [3, H, W]; the same numbers as timm's to within rounding."""
+
+    def __init__(self, preprocessing: Preprocessing) -> None:
+        self.mean = 255 * torch.tensor(preprocessing.mean).view(3, 1, 1)
+        self.scale = 1 / (255 * torch.tensor(preprocessing.std).view(3, 1, 1))
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+        return pixels.to(torch.float32, memory_format=torch.contiguous_format).sub_(self.mean).mul_(self.scale)
 
 
 class _RandomShift:

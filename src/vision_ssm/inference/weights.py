@@ -38,6 +38,8 @@ class WeightsInfo:
         class_names: one name per output.
         preprocessing: how images were prepared for evaluation.
         metrics: such as ``{"top1": 0.97}``.
+        val_fraction: share that training held out of a data folder without a val/ of its own, so that evaluation
+            holds out the same images; None where the data had its own.
         task: what the model does.
         version: of the library that wrote the file.
     """
@@ -47,6 +49,7 @@ class WeightsInfo:
     class_names: tuple[str, ...]
     preprocessing: Preprocessing
     metrics: dict[str, Any] = field(default_factory=dict)
+    val_fraction: float | None = None
     task: str = "classification"
     version: str = ""
 
@@ -64,6 +67,7 @@ class WeightsInfo:
             "class_names": list(self.class_names),
             "preprocessing": self.preprocessing.to_dict(),
             "metrics": self.metrics,
+            "val_fraction": self.val_fraction,
             "version": self.version,
         }
         try:
@@ -91,6 +95,7 @@ class WeightsInfo:
                 class_names=tuple(str(name) for name in record["class_names"]),
                 preprocessing=Preprocessing.from_dict(record["preprocessing"]),
                 metrics=dict(record["metrics"]),
+                val_fraction=record["val_fraction"],
                 task=str(record["task"]),
                 version=str(record["version"]),
             )
