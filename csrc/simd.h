@@ -1,0 +1,259 @@
+// One vector type per instruction set: W float lanes, one channel in each. Included once per compilation of the
+// kernels; VISION_SSM_ISA (portable, avx2, avx512) names both the namespace and the type's implementation.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+namespace VISION_SSM_ISA {
+
+using bfloat16 = uint16_t;
+
+inline float widen(bfloat16 x) {
+    const uint32_t bits = static_cast<uint32_t>(x) << 16;
+    float y;
+    std::memcpy(&y, &bits, 4);
+    return y;
+}
+
+inline bfloat16 narrow(float x) {  // round to nearest even; NaN stays NaN
+    uint32_t bits;
+    std::memcpy(&bits, &x, 4);
+    if ((bits & 0x7fffffffu) > 0x7f800000u) return static_cast<bfloat16>((bits >> 16) | 0x40);
+    return static_cast<bfloat16>((bits + 0x7fffu + ((bits >> 16) & 1)) >> 16);
+}
+
+#if defined(__AVX512F__)
+
+struct Vec {
+    static constexpr int W = 16;
+    __m512 v;
+
+    static Vec set(float x) { return {_mm512_set1_ps(x)}; }
+    static Vec load(const float* p) { return {_mm512_loadu_ps(p)}; }
+    static Vec load(const float* p, int n) { return {_mm512_maskz_loadu_ps(mask(n), p)}; }
+    static Vec load(const bfloat16* p) { return widened(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
+    static Vec load(const bfloat16* p, int n) { return widened(_mm256_maskz_loadu_epi16(mask(n), p)); }
+    void store(float* p) const { _mm512_storeu_ps(p, v); }
+    void store(float* p, int n) const { _mm512_mask_storeu_ps(p, mask(n), v); }
+    void store(bfloat16* p) const { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), narrowed()); }
+    void store(bfloat16* p, int n) const { _mm256_mask_storeu_epi16(p, mask(n), narrowed()); }
+
+  private:
+    static __mmask16 mask(int n) { return static_cast<__mmask16>((1u << n) - 1); }
+    static Vec widened(__m256i x) {
+        return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16))};
+    }
+    __m256i narrowed() const {
+        const __m512i bits = _mm512_castps_si512(v);
+        const __m512i odd = _mm512_and_epi32(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+        __m512i high = _mm512_srli_epi32(_mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff))), 16);
+        high = _mm512_mask_or_epi32(high, _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q), _mm512_srli_epi32(bits, 16),
+                                    _mm512_set1_epi32(0x40));
+        return _mm512_cvtepi32_epi16(high);
+    }
+};
+
+inline Vec operator+(Vec a, Vec b) { return {_mm512_add_ps(a.v, b.v)}; }
+inline Vec operator-(Vec a, Vec b) { return {_mm512_sub_ps(a.v, b.v)}; }
+inline Vec operator*(Vec a, Vec b) { return {_mm512_mul_ps(a.v, b.v)}; }
+inline Vec operator/(Vec a, Vec b) { return {_mm512_div_ps(a.v, b.v)}; }
+inline Vec fma(Vec a, Vec b, Vec c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+inline Vec maximum(Vec a, Vec b) { return {_mm512_max_ps(a.v, b.v)}; }
+inline Vec absolute(Vec a) { return {_mm512_abs_ps(a.v)}; }
+inline Vec nearest(Vec a) { return {_mm512_roundscale_ps(a.v, 8)}; }
+inline Vec times_power_of_two(Vec a, Vec whole) { return {_mm512_scalef_ps(a.v, whole.v)}; }
+
+// Fold a into the lower half of the result and b into the upper half, at distances 8, 4, 2 and 1 lanes.
+template <int Distance>
+inline Vec fold(Vec a, Vec b) {
+    if constexpr (Distance == 8)
+        return {_mm512_add_ps(_mm512_shuffle_f32x4(a.v, b.v, 0x44), _mm512_shuffle_f32x4(a.v, b.v, 0xEE))};
+    else if constexpr (Distance == 4)
+        return {_mm512_add_ps(_mm512_shuffle_f32x4(a.v, b.v, 0x88), _mm512_shuffle_f32x4(a.v, b.v, 0xDD))};
+    else if constexpr (Distance == 2)
+        return {_mm512_add_ps(_mm512_shuffle_ps(a.v, b.v, 0x44), _mm512_shuffle_ps(a.v, b.v, 0xEE))};
+    else
+        return {_mm512_add_ps(_mm512_shuffle_ps(a.v, b.v, 0x88), _mm512_shuffle_ps(a.v, b.v, 0xDD))};
+}
+
+#elif defined(__AVX2__)
+
+struct Vec {
+    static constexpr int W = 8;
+    __m256 v;
+
+    static Vec set(float x) { return {_mm256_set1_ps(x)}; }
+    static Vec load(const float* p) { return {_mm256_loadu_ps(p)}; }
+    static Vec load(const float* p, int n) { return {_mm256_maskload_ps(p, mask(n))}; }
+    static Vec load(const bfloat16* p) { return widened(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
+    static Vec load(const bfloat16* p, int n) {
+        bfloat16 lanes[W] = {};
+        std::memcpy(lanes, p, static_cast<size_t>(n) * 2);
+        return load(lanes);
+    }
+    void store(float* p) const { _mm256_storeu_ps(p, v); }
+    void store(float* p, int n) const { _mm256_maskstore_ps(p, mask(n), v); }
+    void store(bfloat16* p) const {
+        const __m256i bits = _mm256_castps_si256(v);
+        const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+        const __m256i rounded =
+            _mm256_srli_epi32(_mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff))), 16);
+        const __m256i quiet = _mm256_or_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(0x40));
+        const __m256i high = _mm256_blendv_epi8(rounded, quiet, _mm256_castps_si256(_mm256_cmp_ps(v, v, _CMP_UNORD_Q)));
+        const __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(high, high), 0x08);
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_castsi256_si128(packed));
+    }
+    void store(bfloat16* p, int n) const {
+        bfloat16 lanes[W];
+        store(lanes);
+        std::memcpy(p, lanes, static_cast<size_t>(n) * 2);
+    }
+
+  private:
+    static __m256i mask(int n) {
+        return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+    }
+    static Vec widened(__m128i x) {
+        return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(x), 16))};
+    }
+};
+
+inline Vec operator+(Vec a, Vec b) { return {_mm256_add_ps(a.v, b.v)}; }
+inline Vec operator-(Vec a, Vec b) { return {_mm256_sub_ps(a.v, b.v)}; }
+inline Vec operator*(Vec a, Vec b) { return {_mm256_mul_ps(a.v, b.v)}; }
+inline Vec operator/(Vec a, Vec b) { return {_mm256_div_ps(a.v, b.v)}; }
+inline Vec fma(Vec a, Vec b, Vec c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
+inline Vec maximum(Vec a, Vec b) { return {_mm256_max_ps(a.v, b.v)}; }
+inline Vec absolute(Vec a) { return {_mm256_andnot_ps(_mm256_set1_ps(-0.0f), a.v)}; }
+inline Vec nearest(Vec a) { return {_mm256_round_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
+// Two factors of half the exponent each reach every float, denormals and infinity included.
+inline Vec times_power_of_two(Vec a, Vec whole) {
+    const Vec bounded = {_mm256_min_ps(_mm256_max_ps(whole.v, _mm256_set1_ps(-252.f)), _mm256_set1_ps(254.f))};
+    const __m256i exponent = _mm256_cvtps_epi32(bounded.v);
+    const __m256i half = _mm256_srai_epi32(exponent, 1), rest = _mm256_sub_epi32(exponent, half);
+    const auto power = [](__m256i e) {
+        return Vec{_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(e, _mm256_set1_epi32(127)), 23))};
+    };
+    return a * power(half) * power(rest);
+}
+
+template <int Distance>
+inline Vec fold(Vec a, Vec b) {
+    if constexpr (Distance == 4)
+        return {_mm256_add_ps(_mm256_permute2f128_ps(a.v, b.v, 0x20), _mm256_permute2f128_ps(a.v, b.v, 0x31))};
+    else if constexpr (Distance == 2)
+        return {_mm256_add_ps(_mm256_shuffle_ps(a.v, b.v, 0x44), _mm256_shuffle_ps(a.v, b.v, 0xEE))};
+    else
+        return {_mm256_add_ps(_mm256_shuffle_ps(a.v, b.v, 0x88), _mm256_shuffle_ps(a.v, b.v, 0xDD))};
+}
+
+#else  // any other machine: loops that compilers vectorise
+
+struct Vec {
+    static constexpr int W = 8;
+    float v[W];
+
+    static Vec set(float x) { return each([x](int) { return x; }); }
+    static Vec load(const float* p) { return each([p](int i) { return p[i]; }); }
+    static Vec load(const float* p, int n) { return each([p, n](int i) { return i < n ? p[i] : 0.f; }); }
+    static Vec load(const bfloat16* p) { return each([p](int i) { return widen(p[i]); }); }
+    static Vec load(const bfloat16* p, int n) { return each([p, n](int i) { return i < n ? widen(p[i]) : 0.f; }); }
+    void store(float* p) const { store(p, W); }
+    void store(float* p, int n) const {
+        for (int i = 0; i < n; ++i) p[i] = v[i];
+    }
+    void store(bfloat16* p) const { store(p, W); }
+    void store(bfloat16* p, int n) const {
+        for (int i = 0; i < n; ++i) p[i] = narrow(v[i]);
+    }
+
+    template <class F>
+    static Vec each(F f) {
+        Vec r;
+        for (int i = 0; i < W; ++i) r.v[i] = f(i);
+        return r;
+    }
+};
+
+inline Vec operator+(Vec a, Vec b) { return Vec::each([&](int i) { return a.v[i] + b.v[i]; }); }
+inline Vec operator-(Vec a, Vec b) { return Vec::each([&](int i) { return a.v[i] - b.v[i]; }); }
+inline Vec operator*(Vec a, Vec b) { return Vec::each([&](int i) { return a.v[i] * b.v[i]; }); }
+inline Vec operator/(Vec a, Vec b) { return Vec::each([&](int i) { return a.v[i] / b.v[i]; }); }
+inline Vec fma(Vec a, Vec b, Vec c) { return a * b + c; }
+inline Vec maximum(Vec a, Vec b) { return Vec::each([&](int i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; }); }
+inline Vec absolute(Vec a) { return Vec::each([&](int i) { return std::fabs(a.v[i]); }); }
+inline Vec nearest(Vec a) { return Vec::each([&](int i) { return std::nearbyint(a.v[i]); }); }
+inline Vec times_power_of_two(Vec a, Vec whole) {
+    return Vec::each([&](int i) {
+        const float e = whole.v[i] < -252.f ? -252.f : whole.v[i] > 254.f ? 254.f : whole.v[i];
+        const int32_t exponent = static_cast<int32_t>(e == e ? e : 0.f), half = exponent >> 1;
+        const uint32_t bits[2] = {static_cast<uint32_t>(half + 127) << 23,
+                                  static_cast<uint32_t>(exponent - half + 127) << 23};
+        float power[2];
+        std::memcpy(power, bits, 8);
+        return a.v[i] * power[0] * power[1];
+    });
+}
+
+template <int Distance>
+inline Vec fold(Vec a, Vec b) {
+    // The lanes come in blocks of 2 * Distance; each block's two halves are added. a fills the lower half, b the rest.
+    Vec r;
+    for (int i = 0, to = 0; i < Vec::W; i += 2 * Distance)
+        for (int j = 0; j < Distance; ++j, ++to) {
+            r.v[to] = a.v[i + j] + a.v[i + j + Distance];
+            r.v[to + Vec::W / 2] = b.v[i + j] + b.v[i + j + Distance];
+        }
+    return r;
+}
+
+#endif
+
+// Sum the lanes of each of Count = W vectors into one lane of the result. Which lane follows from the order of the
+// folds and differs between instruction sets: probe it with known vectors.
+template <int Count, int Distance = Vec::W / 2>
+inline Vec sum_lanes(const Vec* x) {
+    Vec folded[Count / 2];
+    for (int i = 0; i < Count / 2; ++i) folded[i] = fold<Distance>(x[2 * i], x[2 * i + 1]);
+    if constexpr (Count == 2)
+        return folded[0];
+    else
+        return sum_lanes<Count / 2, Distance / 2>(folded);
+}
+
+// 2^t. Degree-5 minimax polynomial on [-1/2, 1/2]: relative error 1e-7 besides the rounding of t.
+inline Vec exp2(Vec t) {
+    const Vec whole = nearest(t), f = t - whole;
+    Vec p = Vec::set(1.326472725e-3f);
+    p = fma(p, f, Vec::set(9.671512786e-3f));
+    p = fma(p, f, Vec::set(5.550733744e-2f));
+    p = fma(p, f, Vec::set(2.402224208e-1f));
+    p = fma(p, f, Vec::set(6.931469776e-1f));
+    p = fma(p, f, Vec::set(1.f));
+    return times_power_of_two(p, whole);
+}
+
+constexpr float LOG2E = 1.44269504088896f, LN2 = 0.693147180559945f;
+
+inline Vec sigmoid(Vec x) { return Vec::set(1.f) / (Vec::set(1.f) + exp2(x * Vec::set(-LOG2E))); }
+
+// log(1 + exp(x)) = max(x, 0) + log1p(exp(-|x|)); log1p(w) = 2 atanh(w / (2 + w)) keeps the small steps exact.
+inline Vec softplus(Vec x) {
+    const Vec w = exp2(absolute(x) * Vec::set(-LOG2E)), s = w / (Vec::set(2.f) + w), q = s * s;
+    Vec p = Vec::set(0.0769230769f);
+    p = fma(p, q, Vec::set(0.0909090909f));
+    p = fma(p, q, Vec::set(0.1111111111f));
+    p = fma(p, q, Vec::set(0.1428571429f));
+    p = fma(p, q, Vec::set(0.2f));
+    p = fma(p, q, Vec::set(0.3333333333f));
+    p = fma(p, q, Vec::set(1.f));
+    return maximum(x, Vec::set(0.f)) + (s + s) * p;
+}
+
+}  // namespace VISION_SSM_ISA

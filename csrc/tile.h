@@ -1,0 +1,117 @@
+// What forward and backward share: one tile is VSSM_CHUNK steps of one direction for a block of Vec::W channels.
+#pragma once
+
+#include "scan.h"
+#include "simd.h"
+
+#include <cstddef>
+#include <vector>
+
+#if defined(__SSE2__)
+#include <immintrin.h>
+#endif
+
+namespace VISION_SSM_ISA {
+
+constexpr int T = VSSM_CHUNK;
+constexpr int W = Vec::W;
+
+// States that fade away become denormal numbers, which some processors compute a hundred times slower.
+class FlushDenormals {
+  public:
+#if defined(__SSE2__)
+    FlushDenormals() : before_(_mm_getcsr()) { _mm_setcsr(before_ | 0x8040); }
+    ~FlushDenormals() { _mm_setcsr(before_); }
+
+  private:
+    unsigned before_;
+#endif
+};
+
+// The rows of one direction of one image: row(token) is where that token's channels (or states) begin.
+template <class E>
+struct Rows {
+    E* base;
+    int64_t stride;
+
+    Rows(const vssm_tensor& x, int64_t image, int64_t direction)
+        : base(static_cast<E*>(x.data) + image * x.batch_stride + direction * x.direction_stride),
+          stride(x.token_stride) {}
+    E* row(int64_t token) const { return base + token * stride; }
+};
+
+template <class E>
+inline Vec load(const E* p, int lanes) {
+    return lanes == W ? Vec::load(p) : Vec::load(p, lanes);
+}
+
+template <class E>
+inline void store(Vec x, E* p, int lanes) {
+    if (lanes == W)
+        x.store(p);
+    else
+        x.store(p, lanes);
+}
+
+inline void prefetch([[maybe_unused]] const void* p) {
+#if defined(__GNUC__) || defined(__clang__)
+    __builtin_prefetch(p);
+#endif
+}
+
+// The tokens of the steps [first, first + count) of a walk.
+inline void walk_tokens(const vssm_walk& walk, int64_t first, int count, int64_t* tokens) {
+    int64_t inner = first % walk.inner_count;
+    int64_t token = walk.start + first / walk.inner_count * walk.outer_stride + inner * walk.inner_stride;
+    for (int t = 0; t < count; ++t) {
+        tokens[t] = token;
+        token += walk.inner_stride;
+        if (++inner == walk.inner_count) {
+            inner = 0;
+            token += walk.outer_stride - walk.inner_count * walk.inner_stride;
+        }
+    }
+}
+
+// Rows of B or C as float32 [count][states]: they are read once per block of channels.
+template <class E>
+inline void copy_states(const Rows<E>& rows, const int64_t* tokens, int count, int64_t states, float* out) {
+    for (int t = 0; t < count; ++t) {
+        const E* row = rows.row(tokens[t]);
+        for (int64_t n = 0; n < states; ++n) {
+            if constexpr (sizeof(E) == 2)
+                out[t * states + n] = widen(row[n]);
+            else
+                out[t * states + n] = row[n];
+        }
+    }
+}
+
+// How the C channels of an image are cut into blocks of W and the blocks into groups, one group per task.
+struct Share {
+    int64_t first_block, blocks;
+
+    Share(const vssm_scan& s, int64_t group) {
+        const int64_t all = (s.channels + W - 1) / W;
+        first_block = all * group / s.groups;
+        blocks = all * (group + 1) / s.groups - first_block;
+    }
+    int64_t channel(int64_t block) const { return (first_block + block) * W; }
+    static int lanes(const vssm_scan& s, int64_t channel) {
+        return static_cast<int>(s.channels - channel < W ? s.channels - channel : W);
+    }
+};
+
+// Call step(first_state, constant) over all states in groups of at most Most, with the group size as a constant, so
+// that a group's states stay in registers.
+template <int Most, class F>
+inline void for_state_groups(int64_t states, F&& step) {
+    int64_t n = 0;
+    for (; states - n >= Most; n += Most) step(n, std::integral_constant<int, Most>{});
+    if constexpr (Most > 1) {
+        if (states > n)
+            for_state_groups<Most / 2>(states - n, [&](int64_t at, auto size) { step(n + at, size); });
+    }
+}
+
+}  // namespace VISION_SSM_ISA
