@@ -1,0 +1,155 @@
+"""Parameters, multiply-adds and activation memory of any registered model at any size, without running it.
+
+The model is built and called on the meta device, where tensors have shapes and no content, so that a base model at
+1248 x 1248 pixels costs a second and no memory.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vision_ssm.analysis.counting import LiveBytes, MacCounter, saved_bytes
+from vision_ssm.errors import ConfigError, VisionSSMError
+from vision_ssm.layers import VimMixer
+from vision_ssm.models.registry import create_model, list_models
+
+__all__ = ["Cost", "LayerCost", "cost"]
+
+
+@dataclass(frozen=True)
+class LayerCost:
+    """One module of the model with everything inside it."""
+
+    name: str
+    kind: str
+    params: int
+    macs: int
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one forward (and, for the memory of training, backward) pass of a batch takes.
+
+    ``macs`` are multiply-adds as the model's published figure counts them; ``macs_all`` counts every matrix product,
+    convolution, attention and scan that is executed, the same way for every family. They differ for Vim only, see
+    docs/cost.md. Both are for the whole batch.
+
+    ``training_bytes`` is what autograd keeps from forward to backward (the input batch included; weights, gradients
+    and optimiser state not). ``inference_bytes`` is the most that results of operations occupy at one time during
+    forward without gradients, the input included; temporaries inside a single operation are not seen. Both are for
+    float32 and exclude the ``parameter_bytes``.
+    """
+
+    model: str
+    input_size: tuple[int, int, int, int]
+    params: int
+    macs: int
+    macs_all: int
+    scan_macs: int
+    parameter_bytes: int
+    training_bytes: int
+    inference_bytes: int
+    by_layer: tuple[LayerCost, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self)
+
+
+def cost(model: str | nn.Module, img_size: int | tuple[int, int] | None = None, *, batch: int = 1) -> Cost:
+    """Compute what a model costs.
+
+    Args:
+        model: the name of any model registered with timm, ours included, or a module taking images [B, C, H, W].
+        img_size: side, or (height, width), in pixels; None takes the model's own. A model given by name is built for
+            this size, so a position table has as many rows as that size needs.
+        batch: images per forward pass.
+
+    Raises:
+        ConfigError: unknown model (with the nearest name), sizes below 1, or a size the model cannot take.
+    """
+    if batch < 1:
+        raise ConfigError(f"batch must be at least 1, got {batch}")
+    size = (img_size, img_size) if isinstance(img_size, int) else img_size
+    if size is not None and min(size) < 1:
+        raise ConfigError(f"img_size must be positive, got {size[0]} x {size[1]}")
+    name = model if isinstance(model, str) else type(model).__name__
+    built = _build(model, size) if isinstance(model, str) else copy.deepcopy(model).to("meta")
+    config = getattr(built, "pretrained_cfg", {})
+    channels = getattr(built, "in_chans", None) or config.get("input_size", (3,))[0]
+    height, width = size or config.get("input_size", (3, 224, 224))[1:]
+    try:
+        return _measure(name, built, torch.empty(batch, channels, height, width, device="meta"))
+    except VisionSSMError:
+        raise
+    except (AssertionError, RuntimeError, ValueError) as error:  # timm's families refuse a size in these ways
+        raise ConfigError(f"{name} cannot take images of {height} x {width} pixels: {error}") from error
+
+
+def _build(name: str, size: tuple[int, int] | None) -> nn.Module:
+    with torch.device("meta"):
+        if name in list_models():
+            return create_model(name) if size is None else create_model(name, img_size=size)
+        built = create_model(name)
+        if size is not None and hasattr(built, "set_input_size"):
+            built.set_input_size(img_size=size)
+        return built
+
+
+def _measure(name: str, model: nn.Module, images: Tensor) -> Cost:
+    fixed = [*model.parameters(), *model.buffers()]
+    model.eval()
+    with torch.no_grad(), MacCounter(model) as counter:
+        model(images)
+    with torch.no_grad(), LiveBytes(fixed) as live:
+        model(images)
+    model.train()
+    with saved_bytes(fixed) as saved:
+        model(images)
+    executed = counter.of()
+    layers = tuple(
+        LayerCost(path, type(module).__name__, _parameters(module), counter.of(path).total)
+        for path, module in model.named_modules()
+        if path
+    )
+    size = images.numel() * images.element_size()
+    return Cost(
+        model=name,
+        input_size=(images.shape[0], images.shape[1], images.shape[2], images.shape[3]),
+        params=_parameters(model),
+        macs=_as_published(model, counter),
+        macs_all=executed.total,
+        scan_macs=executed.scans,
+        parameter_bytes=sum(x.numel() * x.element_size() for x in fixed),
+        training_bytes=saved[0],
+        inference_bytes=live.peak + size,
+        by_layer=layers,
+    )
+
+
+def _as_published(model: nn.Module, counter: MacCounter) -> int:
+    """Count as the published figures of the model's family do.
+
+    No Vim paper prints multiply-adds; the 1.5 G of Vim-Ti and the 5.1 G of Vim-S in use come from LocalMamba's tables,
+    whose counter (hunto/LocalMamba, classification/lib/models/local_vim.py, see its issue 36) takes the convolution and
+    the projections of a mixer once, though each direction has its own, and a scan as 5·L·C·N + 2·L·C per direction.
+    The L·D that it adds for each normalisation (0.1 %) is left out here.
+    """
+    total = counter.of().total
+    for path, module in model.named_modules():
+        if isinstance(module, VimMixer):
+            mixer, ssm = counter.of(path), counter.of(f"{path}.ssm")
+            states, projections = module.ssm.states, module.ssm.x_proj_weight.shape[0]
+            total -= mixer.taps - mixer.taps // module.conv_weight.shape[0]
+            total -= (ssm.total - ssm.scans) - (ssm.total - ssm.scans) // projections
+            total -= ssm.scans - ssm.scans * (5 * states + 2) // (9 * states + 1)
+    return total
+
+
+def _parameters(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())

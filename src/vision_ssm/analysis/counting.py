@@ -1,0 +1,139 @@
+"""Counting what one forward pass does on meta tensors: multiply-adds per module, saved and live bytes."""
+
+from __future__ import annotations
+
+import math
+import weakref
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+import vision_ssm.ops  # noqa: F401 -- defines the scan operator counted here
+
+__all__ = ["LiveBytes", "MacCounter", "Macs", "saved_bytes"]
+
+SCAN = torch.ops.vision_ssm.selective_scan
+TAP = torch.ops.aten.addcmul
+
+
+def _scan_flops(u: Any, delta: Any, A: Any, B: Any, C: Any, D: Any, *_: Any, **__: Any) -> int:
+    """Twice the multiply-adds of a scan (the counter halves them): per direction 9 L C N, and L C for the skip."""
+    batch, _, tokens, _ = u
+    directions, channels, states = A
+    per_direction = 9 * tokens * channels * states + (0 if D is None else tokens * channels)
+    return 2 * int(batch * directions * per_direction)
+
+
+def _tap_flops(*_: Any, out_shape: Any = None, **__: Any) -> int:
+    """Twice the multiply-adds of one tap of the causal convolution, which is one addcmul over all its results."""
+    return 2 * math.prod(out_shape)
+
+
+@dataclass(frozen=True)
+class Macs:
+    """Multiply-adds of one forward pass inside a module; ``scans`` and ``taps`` are parts of ``total``."""
+
+    total: int
+    scans: int
+    taps: int
+
+
+class MacCounter:
+    """Multiply-adds of matrix products, convolutions, attention and scans, per module, while entered.
+
+    A scan counts 9·L·C·N per direction, as Mamba's authors answer it (state-spaces/mamba, issue 110), and L·C for its
+    skip connection, as VMamba and EfficientVMamba publish. Element-wise operations and normalisations count nothing.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._root = type(model).__name__
+        mapping = {SCAN: _scan_flops, TAP: _tap_flops}
+        self._counter = FlopCounterMode(display=False, custom_mapping=mapping)
+
+    def __enter__(self) -> MacCounter:
+        self._counter.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._counter.__exit__(*error)
+
+    def of(self, module: str = "") -> Macs:
+        """Return what was counted inside the module of that dotted name, or in the whole model for ``''``."""
+        counts = self._counter.get_flop_counts()
+        by_operator = counts.get(f"{self._root}.{module}" if module else "Global", {})
+        return Macs(sum(by_operator.values()) // 2, by_operator.get(SCAN, 0) // 2, by_operator.get(TAP, 0) // 2)
+
+
+def _storages(values: Any) -> Iterator[torch.UntypedStorage]:
+    for leaf in tree_leaves(values):
+        if isinstance(leaf, Tensor):
+            yield leaf.untyped_storage()
+
+
+def storage_keys(tensors: Iterable[Tensor]) -> set[int]:
+    """Identities of the memory blocks behind ``tensors``."""
+    return {tensor.untyped_storage()._cdata for tensor in tensors}
+
+
+@contextmanager
+def saved_bytes(apart_from: Iterable[Tensor]) -> Iterator[list[int]]:
+    """Count the memory that autograd keeps for the backward pass while entered; the one-element list holds the bytes.
+
+    Every block of memory counts once however many operations save it, and those behind ``apart_from`` (parameters and
+    buffers, which exist anyway) not at all.
+    """
+    seen = storage_keys(apart_from)
+    kept: list[Tensor] = []  # holds the blocks, so that no identity is used twice
+    total = [0]
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in seen:
+            seen.add(storage._cdata)
+            kept.append(tensor)
+            total[0] += storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        yield total
+
+
+class LiveBytes(TorchDispatchMode):
+    """Follows which results of operations are alive; ``peak`` is the most bytes alive at once.
+
+    Blocks behind ``apart_from`` are not counted. Memory that a kernel takes and gives back inside one operation is
+    not seen.
+    """
+
+    def __init__(self, apart_from: Iterable[Tensor]) -> None:
+        super().__init__()
+        self.live = 0
+        self.peak = 0
+        self._known = storage_keys(apart_from)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run the operation and note the memory of what it returns."""
+        result = func(*args, **(kwargs or {}))
+        for storage in _storages(result):
+            self._note(storage)
+        return result
+
+    def _note(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key in self._known:
+            return
+        self._known.add(key)
+        self.live += size
+        self.peak = max(self.peak, self.live)
+        weakref.finalize(storage, self._forget, key, size)
+
+    def _forget(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self.live -= size
