@@ -1,0 +1,46 @@
+"""Residual blocks over a token stream."""
+
+from __future__ import annotations
+
+from timm.layers import DropPath
+from torch import Tensor, nn
+
+__all__ = ["Block", "run_mirrored_pair"]
+
+
+class Block(nn.Module):
+    """x + DropPath(mixer(norm(x))).
+
+    The published code carries (hidden, residual) from block to block and drops the incoming hidden; adding at the end
+    of the block that made it is the same function, with the drop rate moved to that block.
+
+    Args:
+        norm: pre-normalisation.
+        mixer: maps [B, L, D] to [B, L, D].
+        drop_path: probability of dropping the mixer's output, per image.
+    """
+
+    def __init__(self, norm: nn.Module, mixer: nn.Module, drop_path: float = 0.0) -> None:
+        super().__init__()
+        self.norm = norm
+        self.mixer = mixer
+        self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
+
+    def branch(self, x: Tensor) -> Tensor:
+        """What the block adds to x [B, L, D]."""
+        added: Tensor = self.drop_path(self.mixer(self.norm(x)))
+        return added
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Run the block on the stream x [B, L, D]."""
+        return x + self.branch(x)
+
+
+def run_mirrored_pair(forward: Block, backward: Block, x: Tensor) -> Tensor:
+    """Run two blocks side by side, the second one's mixer walking the sequence from its end.
+
+    The published code reverses the second layer's input and output and adds both (hidden, residual) pairs, so the
+    stream itself doubles with every pair: 2x + forward(x) + backward(x). Kept, for it is part of the function.
+    Source: the "Bidirectional Layer" row of Vim's table 4.
+    """
+    return 2 * x + forward.branch(x) + backward.branch(x)

@@ -1,0 +1,111 @@
+"""Images to patch tokens, for any image size."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vision_ssm.errors import ConfigError, ShapeError
+
+__all__ = ["PatchEmbed", "as_size"]
+
+
+def as_size(name: str, value: int | Sequence[int]) -> tuple[int, int]:
+    """Return ``value`` as (height, width); raise ConfigError unless both are positive whole numbers."""
+    size = (value, value) if isinstance(value, int) else tuple(value)
+    if len(size) != 2 or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in size):
+        raise ConfigError(f"{name} must be a positive whole number or a (height, width) pair of them, got {value!r}")
+    return size
+
+
+class PatchEmbed(nn.Module):
+    """One strided convolution; patches may overlap (stride < patch).
+
+    Sizes that are not a whole number of strides past the first patch are padded with zeros at the bottom and right,
+    so exact sizes give the published grid, (size - patch) // stride + 1, and no pixel is ever dropped.
+
+    Args:
+        img_size: nominal (height, width), that of the position table.
+        patch_size: side of a patch.
+        stride: distance between patches.
+        in_chans: image channels.
+        embed_dim: D.
+        strict: refuse images of any size but ``img_size``.
+    """
+
+    def __init__(
+        self,
+        img_size: int | Sequence[int],
+        patch_size: int,
+        stride: int,
+        in_chans: int,
+        embed_dim: int,
+        *,
+        strict: bool = False,
+    ) -> None:
+        super().__init__()
+        height, width = as_size("patch_size", patch_size)
+        if height != width:
+            raise ConfigError(f"patch_size must be square, got {patch_size!r}")
+        self.patch_size, self.stride = (height, width), as_size("stride", stride)[0]
+        if self.stride > height:
+            raise ConfigError(f"stride must not exceed patch_size, got stride={stride} and patch_size={height}")
+        if in_chans < 1:
+            raise ConfigError(f"in_chans must be positive, got {in_chans}")
+        self.in_chans = in_chans
+        self.strict_img_size = strict
+        self.proj = nn.Conv2d(in_chans, embed_dim, height, self.stride)
+        self.set_input_size(img_size)
+
+    def set_input_size(self, img_size: int | Sequence[int]) -> None:
+        """Set the nominal size; the caller resizes what depends on it."""
+        size = as_size("img_size", img_size)
+        if min(size) < self.patch_size[0]:
+            raise ConfigError(f"img_size must be at least one patch of {self.patch_size[0]} pixels, got {size}")
+        self.img_size = size
+        self.grid_size = self.dynamic_feat_size(size)
+        self.num_patches = self.grid_size[0] * self.grid_size[1]
+
+    def dynamic_feat_size(self, img_size: tuple[int, int]) -> tuple[int, int]:
+        """Patches per column and row for an image of (height, width)."""
+        patch, stride = self.patch_size[0], self.stride
+        height, width = ((size - patch + stride - 1) // stride + 1 for size in img_size)
+        return height, width
+
+    def feat_ratio(self, as_scalar: bool = True) -> int | tuple[int, int]:
+        """Pixels per token along each side."""
+        return self.stride if as_scalar else (self.stride, self.stride)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """Embed images x [B, C, H, W]; returns patches [B, h*w, D] in row-major order, and (h, w).
+
+        Raises:
+            ShapeError: not four axes, another number of channels, smaller than a patch, or a fixed size is missed.
+        """
+        self._check(x)
+        height, width = x.shape[-2:]
+        grid = self.dynamic_feat_size((height, width))
+        bottom, right = (
+            (count - 1) * self.stride + self.patch_size[0] - size
+            for count, size in zip(grid, (height, width), strict=True)
+        )
+        if bottom or right:
+            x = F.pad(x, (0, right, 0, bottom))
+        return self.proj(x).flatten(2).transpose(1, 2), grid
+
+    def _check(self, x: Tensor) -> None:
+        if x.dim() != 4 or x.shape[1] != self.in_chans:
+            raise ShapeError(f"expected images [B, {self.in_chans}, H, W], got {list(x.shape)}")
+        height, width = x.shape[-2:]
+        if height < self.patch_size[0] or width < self.patch_size[0]:
+            raise ShapeError(
+                f"an image of {height}x{width} is smaller than a patch of {self.patch_size[0]}x{self.patch_size[0]}; "
+                "enlarge it first"
+            )
+        if self.strict_img_size and (height, width) != self.img_size:
+            raise ShapeError(
+                f"an image of {height}x{width} came to a model with dynamic_img_size=False and img_size="
+                f"{self.img_size}; resize the image, call set_input_size, or allow dynamic_img_size"
+            )

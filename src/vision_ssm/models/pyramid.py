@@ -1,0 +1,92 @@
+"""A 4/8/16/32 feature pyramid over a backbone whose maps all have one resolution, for dense tasks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from timm.models import FeatureInfo
+from timm.models._features import FeatureGetterNet
+from torch import Tensor, nn
+
+from vision_ssm.errors import ConfigError
+
+__all__ = ["REDUCTIONS", "FeaturePyramid", "quarter_taps"]
+
+REDUCTIONS = (4, 8, 16, 32)
+
+
+def quarter_taps(steps: int) -> tuple[int, ...]:
+    """The last block of each quarter of the network: the taps of Vim's published segmentation (5, 11, 17, 23 of 24)."""
+    return tuple(sorted({max(math.ceil(steps * quarter / 4) - 1, 0) for quarter in (1, 2, 3, 4)}))
+
+
+class FeaturePyramid(nn.Module):
+    """timm ``feature_cls``: four maps at strides 4, 8, 16 and 32 from four depths of a columnar model.
+
+    Each tap is brought to its stride by 2x2 transposed convolutions (batch norm and GELU between two of them) or by
+    max pooling, and cut to ceil(size / stride), so padding added for whole patches does not show. The widths stay.
+
+    Args:
+        model: backbone with ``forward_intermediates`` and maps of one stride.
+        out_indices: which of the four maps to return.
+        taps: four blocks to read; default: the ends of the quarters.
+
+    Source: the segmentation backbone of hustvl/Vim at dd0358a; SyncBN there, BatchNorm here (torch converts it).
+    """
+
+    output_fmt = "NCHW"
+
+    def __init__(
+        self, model: nn.Module, out_indices: Sequence[int] = (0, 1, 2, 3), taps: Sequence[int] | None = None
+    ) -> None:
+        super().__init__()
+        infos: Any = model.feature_info
+        chosen = list(taps) if taps is not None else _four(quarter_taps(len(infos)))
+        channels, stride = int(infos[0]["num_chs"]), int(infos[0]["reduction"])
+        indices = [index % len(REDUCTIONS) if -len(REDUCTIONS) <= index < 0 else index for index in out_indices]
+        if len(chosen) != len(REDUCTIONS) or any(index not in range(len(REDUCTIONS)) for index in indices):
+            raise ConfigError(
+                f"a feature pyramid has {len(REDUCTIONS)} maps, got taps={list(chosen)} and out_indices="
+                f"{list(out_indices)}"
+            )
+        self.wanted = sorted(set(chosen[index] for index in indices))
+        self.places = [self.wanted.index(chosen[index]) for index in indices]
+        self.ops = nn.ModuleList(_resize(channels, stride, REDUCTIONS[index]) for index in indices)
+        self.body = FeatureGetterNet(model, out_indices=self.wanted)
+        self.feature_info = FeatureInfo(
+            [{"num_chs": channels, "reduction": r, "module": f"ops.{j}"} for j, r in enumerate(REDUCTIONS)], indices
+        )
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Return the chosen maps [B, D, ceil(H / s), ceil(W / s)] of images x [B, C, H, W]."""
+        maps = self.body(x)
+        height, width = x.shape[-2:]
+        out = []
+        for op, place, stride in zip(self.ops, self.places, self.feature_info.reduction(), strict=True):
+            out.append(op(maps[place])[..., : -(-height // stride), : -(-width // stride)])
+        return out
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute the backbone's blocks in the backward pass."""
+        self.body.model.set_grad_checkpointing(enable)
+
+
+def _four(taps: tuple[int, ...]) -> list[int]:
+    """A network of fewer than four blocks repeats its last tap."""
+    return [*taps, *taps[-1:] * (len(REDUCTIONS) - len(taps))]
+
+
+def _resize(channels: int, stride: int, target: int) -> nn.Module:
+    steps = round(math.log2(stride / target))
+    if target * 2.0**steps != stride:
+        raise ConfigError(f"a pyramid needs a backbone whose stride is a power of two, got {stride}")
+    if steps < 0:
+        return nn.MaxPool2d(2**-steps, ceil_mode=True)
+    parts: list[nn.Module] = []
+    for _ in range(steps):
+        if parts:
+            parts += [nn.BatchNorm2d(channels), nn.GELU()]
+        parts.append(nn.ConvTranspose2d(channels, channels, 2, 2))
+    return nn.Sequential(*parts)

@@ -1,0 +1,400 @@
+"""Vim: a plain column of bidirectional state-space blocks over patch tokens.
+
+Source: Vision Mamba, arXiv:2401.09417v3, and the authors' code (hustvl/Vim at dd0358a); docs/deviations.md lists where
+this differs and which oddities are kept because trained weights depend on them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from timm.layers import lecun_normal_, trunc_normal_
+from timm.models import checkpoint, register_notrace_function, register_notrace_module
+from timm.models._features import feature_take_indices
+from timm.models._input import update_model_input_size
+from torch import Tensor, nn
+
+from vision_ssm.errors import CheckpointError, ConfigError, suggestion
+from vision_ssm.layers import Block, PatchEmbed, VimMixer, make_norm, run_mirrored_pair
+from vision_ssm.layers.positions import (
+    CLASS_TOKENS,
+    insert_rows,
+    published_interpolation,
+    resample_grid,
+    resample_table,
+    split_rows,
+)
+
+__all__ = ["DIRECTIONS", "POOLS", "Vim"]
+
+DIRECTIONS = ("bidirectional", "shared", "forward", "layerwise")
+POOLS = ("token", "avg", "max", "last")
+
+# Symbolic tracing (torch.fx) sees these as one step: what they do depends on the number of tokens.
+register_notrace_module(PatchEmbed)
+register_notrace_module(VimMixer)
+_resample_table = register_notrace_function(resample_table)
+
+
+class Vim(nn.Module):
+    """Vim classifier and feature extractor; images [B, in_chans, H, W] of any size from one patch up.
+
+    Args:
+        img_size: nominal size, that of the position table; other sizes are padded to whole patches and get positions
+            resampled at their true places, unless ``dynamic_img_size`` is False.
+        patch_size: side of a patch.
+        stride: pixels between patches; None for ``patch_size``.
+        in_chans: image channels.
+        num_classes: 0 for no head.
+        global_pool: what the head reads. 'token': the class token (the mean of both with 'double'). 'avg': the mean
+            of the patch tokens. 'last': the last token. 'max': the head is applied to every token and the *logits*
+            are maximised over tokens, as published. '': nothing is pooled. None: 'token' if there is one, else 'avg'.
+        embed_dim: D.
+        depth: number of layers.
+        d_state: N, states per channel.
+        class_token: 'middle' (at M // 2 of M patches), 'head', 'double' (both ends) or 'none'.
+        direction: 'bidirectional' (v2: "SSM + Conv1d" in the paper's table 4), 'shared' (v1: "SSM"), 'forward'
+            ("none") or 'layerwise' ("Layer": every second layer walks backwards).
+        norm_layer: 'rms' or 'layer'.
+        layer_scale: initial value of a learned factor on every mixer output, or None.
+        halve_output: average the two directions of 'bidirectional' instead of adding them.
+        backward_step: 'published' or 'fixed' initial step bias of the backward direction, see VimMixer.
+        drop_rate: dropout after the position embedding, as published.
+        drop_path_rate: p; the mixer output of block j is dropped with probability p * j / (depth - 1).
+        dynamic_img_size: accept other sizes than ``img_size``.
+
+    Raises:
+        ConfigError: a value is unknown or out of range, or two options contradict each other.
+    """
+
+    published_layout = "vim"
+
+    def __init__(
+        self,
+        *,
+        img_size: int | Sequence[int] = 224,
+        patch_size: int = 16,
+        stride: int | None = None,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        global_pool: str | None = None,
+        embed_dim: int = 192,
+        depth: int = 24,
+        d_state: int = 16,
+        class_token: str = "middle",
+        direction: str = "bidirectional",
+        norm_layer: str = "rms",
+        layer_scale: float | None = None,
+        halve_output: bool = True,
+        backward_step: str = "published",
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        dynamic_img_size: bool = True,
+    ) -> None:
+        super().__init__()
+        _check_choice("class_token", class_token, tuple(CLASS_TOKENS))
+        _check_choice("direction", direction, DIRECTIONS)
+        _check_numbers(embed_dim, depth, num_classes, drop_rate, drop_path_rate)
+        if direction == "layerwise" and depth % 2:
+            raise ConfigError(f"direction='layerwise' pairs the layers, so depth must be even, got {depth}")
+        self.class_token, self.direction = class_token, direction
+        self.num_prefix_tokens = CLASS_TOKENS[class_token]
+        self.has_class_token = self.num_prefix_tokens > 0
+        self.num_classes, self.in_chans = num_classes, in_chans
+        self.num_features = self.head_hidden_size = self.embed_dim = embed_dim
+        self.global_pool = self._checked_pool(global_pool)
+        self.grad_checkpointing = False
+        self.dynamic_img_size = dynamic_img_size
+
+        self.patch_embed = PatchEmbed(
+            img_size, patch_size, stride or patch_size, in_chans, embed_dim, strict=not dynamic_img_size
+        )
+        if class_token == "double":
+            self.cls_token_head = nn.Parameter(torch.empty(1, 1, embed_dim))
+            self.cls_token_tail = nn.Parameter(torch.empty(1, 1, embed_dim))
+        elif class_token != "none":
+            self.cls_token = nn.Parameter(torch.empty(1, 1, embed_dim))
+        self.pos_embed = nn.Parameter(torch.empty(1, self.patch_embed.num_patches + self.num_prefix_tokens, embed_dim))
+        self.pos_drop = nn.Dropout(drop_rate)
+        # Plain numbers, so that building on the meta device works.
+        rates = [drop_path_rate * j / max(depth - 1, 1) for j in range(depth)]
+        self.blocks = nn.ModuleList(
+            Block(
+                make_norm(norm_layer, embed_dim),
+                VimMixer(
+                    embed_dim,
+                    states=d_state,
+                    direction=("forward", "backward")[j % 2] if direction == "layerwise" else direction,
+                    halve=halve_output,
+                    layer_scale=layer_scale,
+                    backward_step=backward_step,
+                    depth=depth,
+                ),
+                rates[j],
+            )
+            for j in range(depth)
+        )
+        self.norm = make_norm(norm_layer, embed_dim)
+        self.head: nn.Module = nn.Linear(embed_dim, num_classes) if num_classes else nn.Identity()
+        self.feature_info = [
+            {"num_chs": embed_dim, "reduction": self.patch_embed.stride, "module": f"blocks.{j}"}
+            for j in range(self._layers_per_step - 1, depth, self._layers_per_step)
+        ]
+        self.init_weights()
+
+    # ------------------------------------------------------------------------------------------------ parameters
+
+    @torch.no_grad()
+    def init_weights(self) -> None:
+        """Draw the published initial values of everything outside the mixers, which draw their own."""
+        lecun_normal_(self.patch_embed.proj.weight)
+        if self.patch_embed.proj.bias is not None:
+            self.patch_embed.proj.bias.zero_()
+        for name, parameter in self.named_parameters(recurse=False):
+            if name == "pos_embed" or name.startswith("cls_token"):
+                trunc_normal_(parameter, std=0.02)
+        _init_head(self.head)
+
+    def no_weight_decay(self) -> set[str]:
+        """Names that get no weight decay although they are not one-dimensional, as published.
+
+        Stacking made the skips and biases of the directions two-dimensional; they are biases all the same. A_log does
+        decay: the published code marks it otherwise, but its optimiser never reads the mark.
+        """
+        stacked = (".ssm.D", ".ssm.dt_proj_bias", ".conv_bias")
+        names = {name for name, _ in self.named_parameters() if name.endswith(stacked)}
+        return names | {name for name, _ in self.named_parameters(recurse=False)}
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Patterns that assign parameters to layers, for layer-wise learning rates."""
+        return {
+            "stem": r"^cls_token|^pos_embed|^patch_embed",
+            "blocks": [(r"^blocks\.(\d+)", None), (r"^norm", (99999,))],
+        }
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute the blocks in the backward pass instead of keeping what is inside them."""
+        self.grad_checkpointing = enable
+
+    def get_classifier(self) -> nn.Module:
+        """Return the head."""
+        return self.head
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Replace the head, and the pooling if one is named ('' for none)."""
+        if num_classes < 0:
+            raise ConfigError(f"num_classes must not be negative, got {num_classes}")
+        if global_pool is not None:
+            self.global_pool = self._checked_pool(global_pool)
+        self.num_classes = num_classes
+        like = self.pos_embed
+        self.head = (
+            nn.Linear(self.embed_dim, num_classes, device=like.device, dtype=like.dtype)
+            if num_classes
+            else nn.Identity()
+        )
+        _init_head(self.head)
+
+    def set_input_size(self, img_size: int | Sequence[int] | None = None, patch_size: int | None = None) -> None:
+        """Change the nominal image size, resampling the position table; the patch size is fixed."""
+        own = self.patch_embed.patch_size
+        if patch_size is not None and patch_size not in (own, own[0]):
+            raise ConfigError(f"the patch size of a built model is fixed at {own[0]}, got {patch_size}")
+        if img_size is None:
+            return
+        before = self.patch_embed.grid_size
+        self.patch_embed.set_input_size(img_size)
+        after = self.patch_embed.grid_size
+        if after != before:
+            table = resample_table(
+                self.pos_embed.detach(), self.class_token, before, after, own[0], self.patch_embed.stride
+            )
+            self.pos_embed = nn.Parameter(table, requires_grad=self.pos_embed.requires_grad)
+        update_model_input_size(self, self.patch_embed.img_size)
+
+    def fit_positions(self, table: Tensor, rule: str) -> Tensor:
+        """Resize a checkpoint's position table, of a square grid, to this model's grid.
+
+        Args:
+            table: [1, rows, D].
+            rule: 'grid' (true places) or 'published' (see positions.published_interpolation).
+        """
+        target, patch, stride = self.patch_embed.grid_size, self.patch_embed.patch_size[0], self.patch_embed.stride
+        if rule == "published":
+            if target[0] != target[1]:
+                raise CheckpointError(f"the published interpolation makes square grids only, the model has {target}")
+            return published_interpolation(table, target[0], self.num_prefix_tokens)
+        grid, rows = split_rows(table, self.class_token)
+        side = math.isqrt(grid.shape[1])
+        # The table does not say its stride: whole patches over this very image size, else the model's own.
+        whole = self.patch_embed.img_size == (side * patch, side * patch)
+        resized = resample_grid(grid, (side, side), target, patch, (patch if whole else stride, stride))
+        return insert_rows(resized, rows, self.class_token)
+
+    # --------------------------------------------------------------------------------------------------- forward
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Classify images [B, in_chans, H, W]; returns logits [B, num_classes]."""
+        return self.forward_head(self.forward_features(x))
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Return the normalised tokens [B, T + M, D], class tokens first, then the patches row by row."""
+        tokens, _ = self._embed(x)
+        for step in self._steps():
+            tokens = self._run(step, tokens)
+        return self._prefix_first(self.norm(tokens))
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Pool and classify what :meth:`forward_features` returned.
+
+        ``pre_logits`` gives one vector per image (tokens with global_pool=''); with 'max' that is the maximum of the
+        features, whereas the logits are the maximum of every token's logits.
+        """
+        if self.global_pool == "max":
+            return (x if pre_logits else self.head(x)).amax(dim=1)
+        if self.global_pool == "token":
+            x = x[:, : self.num_prefix_tokens].mean(dim=1) if self.num_prefix_tokens > 1 else x[:, 0]
+        elif self.global_pool == "avg":
+            x = x[:, self.num_prefix_tokens :].mean(dim=1)
+        elif self.global_pool == "last":
+            x = x[:, -1]
+        return x if pre_logits else self.head(x)
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | list[int] | None = None,
+        return_prefix_tokens: bool = False,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> Any:
+        """Return the final tokens and the stream after chosen blocks (after chosen pairs with 'layerwise').
+
+        Args:
+            x: images [B, in_chans, H, W].
+            indices: the last n if a number, all if None, else those.
+            return_prefix_tokens: give (map, class tokens) pairs; maps alone if there is no class token.
+            norm: apply the final norm to each.
+            stop_early: do not run the blocks after the last chosen one.
+            output_fmt: 'NCHW' for maps [B, D, h, w], 'NLC' for patch tokens [B, M, D].
+            intermediates_only: leave the final tokens out.
+
+        Returns:
+            (tokens as :meth:`forward_features`, list), or the list.
+        """
+        if output_fmt not in ("NCHW", "NLC"):
+            raise ConfigError(f"output_fmt must be NCHW or NLC, got {output_fmt!r}")
+        steps = list(self._steps())
+        taken, last = feature_take_indices(len(steps), indices)
+        tokens, (height, width) = self._embed(x)
+        taps = []
+        for j, step in enumerate(steps[: last + 1] if stop_early else steps):
+            tokens = self._run(step, tokens)
+            if j in taken:
+                taps.append(split_rows(self.norm(tokens) if norm else tokens, self.class_token))
+        patches = [tap for tap, _ in taps]
+        if output_fmt == "NCHW":
+            patches = [p.unflatten(1, (height, width)).permute(0, 3, 1, 2).contiguous() for p in patches]
+        found: list[Any] = list(patches)
+        if return_prefix_tokens and self.num_prefix_tokens:
+            found = [(patch, prefix) for patch, (_, prefix) in zip(patches, taps, strict=True)]
+        return found if intermediates_only else (self._prefix_first(self.norm(tokens)), found)
+
+    def prune_intermediate_layers(
+        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Drop the blocks that the chosen intermediates do not need, and the norm and head if asked to."""
+        each = self._layers_per_step
+        taken, last = feature_take_indices(len(self.blocks) // each, indices)
+        self.blocks = self.blocks[: (last + 1) * each]
+        if prune_norm:
+            self.norm = nn.Identity()
+        if prune_head:
+            self.reset_classifier(0, "")
+        return list(taken)
+
+    # -------------------------------------------------------------------------------------------------- internals
+
+    @property
+    def _layers_per_step(self) -> int:
+        return 2 if self.direction == "layerwise" else 1
+
+    def _steps(self) -> Iterator[Any]:
+        """What transforms the stream in turn: the blocks, or their mirrored pairs."""
+        if self.direction != "layerwise":
+            yield from self.blocks
+            return
+        for j in range(0, len(self.blocks), 2):
+            yield partial(run_mirrored_pair, self.blocks[j], self.blocks[j + 1])
+
+    def _run(self, step: Any, tokens: Tensor) -> Tensor:
+        result: Tensor = checkpoint(step, tokens) if self.grad_checkpointing else step(tokens)
+        return result
+
+    def _embed(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """Images to the residual stream [B, M + T, D], at least float32, and the patch grid."""
+        patches, grid = self.patch_embed(x)
+        tokens = insert_rows(patches, self._class_rows(patches), self.class_token)
+        table = _resample_table(
+            self.pos_embed,
+            self.class_token,
+            self.patch_embed.grid_size,
+            grid,
+            self.patch_embed.patch_size[0],
+            self.patch_embed.stride,
+        )
+        wide = torch.promote_types(self.pos_embed.dtype, torch.float32)
+        return self.pos_drop(tokens.to(wide) + table), grid
+
+    def _class_rows(self, patches: Tensor) -> Tensor | None:
+        if self.class_token == "none":
+            return None
+        parts = [self.cls_token_head, self.cls_token_tail] if self.class_token == "double" else [self.cls_token]
+        return torch.cat(parts, dim=1).to(patches.dtype).expand(patches.shape[0], -1, -1)
+
+    def _prefix_first(self, x: Tensor) -> Tensor:
+        if self.class_token in ("none", "head"):
+            return x
+        patches, rows = split_rows(x, self.class_token)
+        return torch.cat([rows, patches], dim=1)
+
+    def _checked_pool(self, pool: str | None) -> str:
+        """Resolve and check the pooling against the class token."""
+        if pool is None:
+            return "token" if self.has_class_token else "avg"
+        _check_choice("global_pool", pool, (*POOLS, ""))
+        if pool == "token" and not self.has_class_token:
+            raise ConfigError("global_pool='token' reads the class token, but class_token='none'; use avg, max or last")
+        if pool in ("max", "last") and self.has_class_token:
+            raise ConfigError(
+                f"global_pool={pool!r} reads a sequence of patches, but class_token={self.class_token!r} puts another "
+                "token into it (published code would then take the maximum over classes); use class_token='none'"
+            )
+        return pool
+
+
+def _init_head(head: nn.Module) -> None:
+    if isinstance(head, nn.Linear):
+        trunc_normal_(head.weight, std=0.02)
+        nn.init.zeros_(head.bias)
+
+
+def _check_choice(option: str, value: object, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        names = ", ".join(name or "''" for name in allowed)
+        raise ConfigError(f"{option} must be one of {names}, got {value!r}.{suggestion(str(value), allowed)}")
+
+
+def _check_numbers(embed_dim: int, depth: int, num_classes: int, drop_rate: float, drop_path_rate: float) -> None:
+    for option, value, least in (("embed_dim", embed_dim, 1), ("depth", depth, 1), ("num_classes", num_classes, 0)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ConfigError(f"{option} must be a whole number of at least {least}, got {value!r}")
+    for option, rate in (("drop_rate", drop_rate), ("drop_path_rate", drop_path_rate)):
+        if not 0 <= rate < 1:
+            raise ConfigError(f"{option} must be in [0, 1), got {rate!r}")
