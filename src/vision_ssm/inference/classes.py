@@ -1,0 +1,50 @@
+"""Which output of a model is which class of the data."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+from vision_ssm.errors import DataError, suggestion
+
+__all__ = ["IMAGENET_CLASSES", "imagenet_names", "match_classes"]
+
+IMAGENET_CLASSES = 1000
+
+
+@functools.cache
+def imagenet_names() -> tuple[str, ...]:
+    """Return ImageNet-1k's class names in the order of the published models' outputs. Two of them are 'crane'."""
+    from timm.data.imagenet_info import ImageNetInfo
+
+    return tuple(ImageNetInfo().label_descriptions())
+
+
+def match_classes(model_names: Sequence[str], data_names: Sequence[str]) -> list[int]:
+    """Return, for each class of the data, the model output that stands for it.
+
+    Classes are matched by name. The data may lack classes that the model knows; folders of ImageNet may be named by
+    synset (``n01440764``).
+
+    Raises:
+        DataError: the data has classes that the model does not know; names them.
+    """
+    names = list(model_names)
+    if tuple(names) == imagenet_names():
+        from timm.data.imagenet_info import ImageNetInfo
+
+        synsets = list(ImageNetInfo().label_names())  # type: ignore[no-untyped-call]
+        if set(data_names) <= set(synsets):
+            names = synsets
+    outputs = {name: index for index, name in enumerate(names)}
+    unknown = [name for name in data_names if name not in outputs]
+    if unknown:
+        shown = ", ".join(repr(name) for name in unknown[:5]) + (", ..." if len(unknown) > 5 else "")
+        unused = [name for name in names if name not in data_names]
+        missing = ", ".join(repr(name) for name in unused[:5]) + (", ..." if len(unused) > 5 else "")
+        raise DataError(
+            f"{len(unknown)} of the data's {len(data_names)} classes are unknown to the weights: {shown}"
+            f"{f'; not in the data: {missing}' if missing else ''}. Class folders must be named as in training."
+            f"{suggestion(unknown[0], unused)}"
+        )
+    return [outputs[name] for name in data_names]
