@@ -11,6 +11,7 @@ __all__ = [
     "ConfigError",
     "DataError",
     "ShapeError",
+    "TrainingDiverged",
     "VisionSSMError",
     "suggestion",
 ]
@@ -38,6 +39,24 @@ class CheckpointError(VisionSSMError, RuntimeError):
 
 class DataError(VisionSSMError, ValueError):
     """An image, a folder of images or a data set cannot be used."""
+
+
+class TrainingDiverged(VisionSSMError, ArithmeticError):
+    """The loss or its gradient is no longer a finite number.
+
+    Attributes:
+        epoch: counted from 1.
+        update: the update that was not made, counted from 1 over the whole run.
+        learning_rate: it would have used.
+        files: images of the offending batch.
+    """
+
+    def __init__(self, message: str, *, epoch: int, update: int, learning_rate: float, files: list[str]) -> None:
+        super().__init__(message)
+        self.epoch = epoch
+        self.update = update
+        self.learning_rate = learning_rate
+        self.files = files
 
 
 def suggestion(name: str, options: Iterable[str]) -> str:

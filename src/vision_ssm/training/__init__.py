@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 from vision_ssm.training.config import TrainConfig
 
 if TYPE_CHECKING:
-    from vision_ssm.training.engine import train as train
-    from vision_ssm.training.estimate import estimate as estimate
+    from vision_ssm.training.dry_run import estimate as estimate
     from vision_ssm.training.events import TrainResult as TrainResult
+    from vision_ssm.training.run import train as train
 
 __all__ = ["TrainConfig", "TrainResult", "estimate", "train"]
 
-_HOMES = {"train": "engine", "estimate": "estimate", "TrainResult": "events"}
+_HOMES = {"train": "run", "estimate": "dry_run", "DryRun": "dry_run", "TrainResult": "events"}
 
 
 def __getattr__(name: str) -> Any:

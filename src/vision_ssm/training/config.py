@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal
 
 import yaml
 
+from vision_ssm.data.splits import VAL_FRACTION
 from vision_ssm.errors import ConfigError
 from vision_ssm.training.recipes import find_recipe
 from vision_ssm.training.settings import Section, describe, from_mapping, setting, to_mapping
@@ -61,7 +62,10 @@ class DataConfig(Section):
         "", "Folder of class folders (with or without train/ and val/), or a name such as digits.", free=True
     )
     val_fraction: float = setting(
-        0.1, "Share of the images held out when the folder has no val/ of its own.", above=0, below=1
+        VAL_FRACTION,
+        "Share of the images held out where the data have no such part of their own.",
+        above=0,
+        below=1,
     )
     download: bool = setting(False, "Allow a named data set to be downloaded.", free=True)
     batch_size: int = setting(64, "Images per step and process.", at_least=1)
@@ -182,6 +186,7 @@ class RunConfig(Section):
     output: str = setting("runs", "Folder that holds the run folders.", free=True)
     name: str | None = setting(None, "Name of the run folder; null makes one of the model and the data.", free=True)
     resume: str | None = setting(None, "Continue this run: its folder, or a .ckpt file inside it.", free=True)
+    overwrite: bool = setting(False, "Delete what an earlier run left in the run folder.", free=True)
     seed: int = setting(0, "Everything random is a function of this and of the position in the run.", at_least=0)
     device: str = setting("auto", "auto, cpu, cuda, cuda:1, mps ...", free=True)
     amp: Literal["none", "bf16", "fp16"] = setting("none", "Autocast; fp16 scales the loss and needs a GPU.")
@@ -210,6 +215,8 @@ class TrainConfig(Section):
         super().__post_init__()
         if self.model.pretrained and self.model.checkpoint:
             raise ConfigError("model.pretrained and model.checkpoint both say where to start; give one of them.")
+        if self.run.resume and self.run.overwrite:
+            raise ConfigError("run.resume continues a run and run.overwrite deletes it; give one of them.")
         if self.schedule.warmup_epochs > self.schedule.epochs:
             raise ConfigError(
                 f"schedule.warmup_epochs ({self.schedule.warmup_epochs:g}) is longer than schedule.epochs "
@@ -274,7 +281,7 @@ class TrainConfig(Section):
     def to_yaml(self) -> str:
         """The effective configuration, every setting with its value; ``load`` reads it back."""
         values = self.to_dict()
-        values["run"]["resume"] = None  # says how this process was started, not what the run is
+        values["run"].update(resume=None, overwrite=False)  # how this process was started, not what the run is
         return str(yaml.safe_dump(values, sort_keys=False, allow_unicode=True, default_flow_style=False))
 
     def replace(self, **overrides: Any) -> TrainConfig:

@@ -1,0 +1,193 @@
+"""The training engine: one for every task, on one process or many, resumable to the bit.
+
+`vision_ssm.training.run` drives it through the epochs. The task knows loss and scores, `Processes` the ranks,
+`LearningRate` the schedule; what is left here is one update, one evaluation, and the state between them.
+
+Exactness: the state after an update is a function of (state before, batch, seed, position). The loader makes batches a
+function of (seed, epoch, position), and the generators are seeded before every batch, so a checkpoint taken between
+two updates is all that a later process needs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from timm.utils.model_ema import ModelEmaV3
+from torch import Tensor, nn
+
+from vision_ssm.errors import TrainingDiverged
+from vision_ssm.inference.opening import autocast
+from vision_ssm.tasks.task import Batch, Meter
+from vision_ssm.training.assembly import Parts, make_optimizer
+from vision_ssm.training.checkpoint import refuse_changes
+from vision_ssm.training.distributed import Processes
+from vision_ssm.training.randomness import seed_everything
+from vision_ssm.training.schedule import LearningRate
+
+__all__ = ["Engine", "Progress", "Update"]
+
+
+@dataclass
+class Progress:
+    """Where a run is. ``epoch`` and ``update`` count what is complete, ``step`` the updates of the current epoch."""
+
+    epoch: int = 0
+    step: int = 0
+    update: int = 0
+    loss_sum: float = 0.0
+    seconds: float = 0.0
+    best_epoch: int = 0
+    best_scores: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Update:
+    """What one update tells about itself; ``stop`` is whether any process was asked to stop."""
+
+    loss: float
+    learning_rate: float
+    grad_norm: float
+    stop: bool
+
+
+class Engine:
+    """Model, average, optimiser and the two things done with them: an update, and an evaluation."""
+
+    def __init__(self, parts: Parts, processes: Processes) -> None:
+        self.parts = parts
+        self.config = parts.config
+        self.processes = processes
+        self.task = parts.task
+        self.model = parts.model
+        self.progress = Progress()
+        ema = self.config.ema
+        self.ema = ModelEmaV3(self.model, decay=ema.decay, use_warmup=ema.warmup) if ema.decay else None
+        self.optimizer = make_optimizer(self.config, self.model, processes)
+        self.updates_per_epoch = math.ceil(len(parts.train) / self.config.optim.accumulate)
+        self.rate = LearningRate(self.optimizer, self.config, self.updates_per_epoch)
+        self.scaler = torch.amp.GradScaler(processes.device.type, enabled=self.config.run.amp == "fp16")
+        self.parallel = processes.wrap(self.model)
+
+    @property
+    def images_per_update(self) -> int:
+        """Images of a full update, over all processes."""
+        return self.config.data.batch_size * self.config.optim.accumulate * self.processes.world
+
+    @property
+    def images_per_epoch(self) -> int:
+        """Images of an epoch, over all processes."""
+        return len(self.parts.train) * self.config.data.batch_size * self.processes.world
+
+    def batches_in(self, step: int) -> int:
+        """Batches of an update; the last one of an epoch may have fewer than the others."""
+        accumulate = self.config.optim.accumulate
+        return min(accumulate, len(self.parts.train) - step * accumulate)
+
+    def batches(self) -> Iterator[Batch]:
+        """The rest of the current epoch."""
+        self.parts.train.set_position(self.progress.epoch, self.progress.step * self.config.optim.accumulate)
+        return iter(self.parts.train)
+
+    def update(self, batches: Iterator[Batch], *, stop: bool = False) -> Update:
+        """Take one update's batches and make it. Raises TrainingDiverged, leaving the weights as they were."""
+        at = self.progress
+        rate = self.rate.set(at.epoch, at.update)
+        self.optimizer.zero_grad(set_to_none=True)
+        count = self.batches_in(at.step)
+        losses: list[Tensor] = []
+        indices: list[list[int]] = []
+        for number in range(count):
+            batch = next(batches)
+            indices.append(batch.indices.tolist())
+            batch = batch.to(self.processes.device)
+            seed_everything(self.config.run.seed, "batch", at.update, number, self.processes.rank)
+            with self.processes.accumulating(self.parallel, more_to_come=number + 1 < count):
+                with autocast(self.processes.device, self.config.run.amp):
+                    loss = self.task.loss(self.parallel, batch)
+                self.scaler.scale(loss / count).backward()  # type: ignore[no-untyped-call]
+            losses.append(loss.detach())
+        shared = self.processes.mean(torch.stack([torch.stack(losses).mean(), losses[0].new_tensor(float(stop))]))
+        mean_loss, asked_to_stop = shared.tolist()
+        self.scaler.unscale_(self.optimizer)
+        norm = self._clip()
+        # With loss scaling an infinite gradient only means that the scale was too high: the scaler skips the update.
+        if not math.isfinite(mean_loss) or not (math.isfinite(norm) or self.scaler.is_enabled()):
+            raise self._diverged(mean_loss, rate, losses, indices)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        at.step += 1
+        at.update += 1
+        at.loss_sum += mean_loss
+        if self.ema is not None:
+            self.ema.update(self.model, step=at.update if self.config.ema.warmup else None)
+        return Update(mean_loss, rate, norm, asked_to_stop > 0)
+
+    def _clip(self) -> float:
+        parameters = [p for p in self.model.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        if self.config.optim.clip_grad is not None:
+            torch.nn.utils.clip_grads_with_norm_(parameters, self.config.optim.clip_grad, norm)
+        return float(norm)
+
+    def _diverged(self, loss: float, rate: float, losses: list[Tensor], indices: list[list[int]]) -> TrainingDiverged:
+        guilty = [rows for value, rows in zip(losses, indices, strict=True) if not bool(value.isfinite())]
+        everywhere = self.processes.gather([row for rows in guilty for row in rows])
+        rows = [row for part in everywhere for row in part] or [row for rows in indices for row in rows]
+        files = self.parts.files(rows)
+        what = f"the loss is {loss}" if not math.isfinite(loss) else "the gradient is not finite"
+        epoch, update = self.progress.epoch + 1, self.progress.update + 1
+        shown = ", ".join(files[:4]) + (f" and {len(files) - 4} more" if len(files) > 4 else "")
+        return TrainingDiverged(
+            f"{what} at update {update} (epoch {epoch}, learning rate {rate:.3g}), on the batch {shown}. The update "
+            "was not made. Lower optim.lr, lengthen schedule.warmup_epochs, set optim.clip_grad, or train with "
+            "run.amp none.",
+            epoch=epoch,
+            update=update,
+            learning_rate=rate,
+            files=files,
+        )
+
+    def evaluate(self, model: nn.Module, keep_going: Callable[[int], bool] = lambda batches_done: True) -> Meter | None:
+        """Score ``model`` on the held-out images. None when ``keep_going``, asked after every batch, ended it early."""
+        was_training = model.training
+        model.eval()
+        meter = self.task.meter()
+        try:
+            with torch.no_grad(), autocast(self.processes.device, self.config.run.amp):
+                for done, batch in enumerate(self.parts.val, start=1):
+                    moved = batch.to(self.processes.device)
+                    meter.update(self.task.predict(model, moved), moved)
+                    if not keep_going(done):
+                        return None
+        finally:
+            model.train(was_training)
+        meter.merge(self.processes.gather(meter.state()))
+        return meter
+
+    def state(self) -> dict[str, Any]:
+        """Everything the next update depends on."""
+        return {
+            "model": self.model.state_dict(),
+            "ema": self.ema.module.state_dict() if self.ema is not None else None,
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "progress": dataclasses.asdict(self.progress),
+            "config": self.config.to_dict(),
+            "data": self.parts.data_identity,
+            "processes": self.processes.world,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continue from ``state``. Raises ConfigError when that would not be the same run."""
+        refuse_changes(state, self.config, self.parts.data_identity, self.processes.world)
+        self.model.load_state_dict(state["model"])
+        if self.ema is not None:
+            self.ema.module.load_state_dict(state["ema"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.progress = Progress(**state["progress"])

@@ -1,0 +1,62 @@
+"""What a run leaves for its users: weights that know what they are, and pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+
+from torch import nn
+
+from vision_ssm.errors import VisionSSMError
+from vision_ssm.inference.evaluate import evaluate
+from vision_ssm.inference.report import draw_confusion, draw_curve, draw_predictions
+from vision_ssm.inference.weights import WeightsInfo, save_weights
+from vision_ssm.training.assembly import Parts
+from vision_ssm.training.engine import Engine
+from vision_ssm.training.run_folder import RunFolder
+
+__all__ = ["write_pictures", "write_weights"]
+
+
+def write_weights(
+    path: Path, model: nn.Module, parts: Parts, scores: Mapping[str, float], epoch: int, kind: str
+) -> None:
+    """Write ``model`` with all that prediction needs. ``kind`` is "model" or "ema".
+
+    Raises CheckpointError when it cannot be written; a file of before stays.
+    """
+    info = WeightsInfo(
+        model=parts.config.model.name,
+        model_options=parts.model_options,
+        class_names=tuple(parts.class_names),
+        preprocessing=parts.preprocessing,
+        metrics={**scores, "epoch": epoch, "weights": kind},
+        task=parts.task.name,
+        version=version("vision-ssm"),
+        val_fraction=parts.config.data.val_fraction,
+    )
+    save_weights(path, model, info=info)
+
+
+def write_pictures(folder: RunFolder, engine: Engine) -> str | None:
+    """Draw the training curve, and confusion matrix and a sheet of predictions of the best weights as they are on disk.
+
+    Returns what went wrong, if anything: a run with good weights is not failed by a picture.
+    """
+    parts, config = engine.parts, engine.config
+    try:
+        draw_curve(folder.log, folder.path / "curve.png")
+        evaluation = evaluate(
+            folder.best_weights,
+            parts.val.dataset,
+            batch_size=parts.val.batch_size,
+            device=engine.processes.device,
+            amp=config.run.amp,
+            workers=config.data.workers,
+        )
+        draw_confusion(evaluation, folder.path / "confusion.png", title=config.model.name)
+        draw_predictions(evaluation, parts.val.dataset, folder.path / "predictions.png")
+    except VisionSSMError as error:
+        return f"The pictures could not be drawn: {error}"
+    return None

@@ -1,0 +1,273 @@
+"""A training run from start to end: epochs, evaluations, checkpoints, events, and how it may be ended early."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from vision_ssm.errors import TrainingDiverged
+from vision_ssm.training import checkpoint, results
+from vision_ssm.training.assembly import assemble
+from vision_ssm.training.config import TrainConfig
+from vision_ssm.training.distributed import Processes
+from vision_ssm.training.engine import Engine
+from vision_ssm.training.events import (
+    CheckpointWritten,
+    Diverged,
+    EpochDone,
+    EvaluationStep,
+    Event,
+    Finished,
+    Interrupted,
+    Listener,
+    Notice,
+    RunStarted,
+    StepDone,
+    TrainResult,
+)
+from vision_ssm.training.interruption import StopRequest
+from vision_ssm.training.run_folder import RunFolder
+
+__all__ = ["train"]
+
+
+def train(config: TrainConfig, *, on_event: Listener | None = None) -> TrainResult:
+    """Train as ``config`` says and leave everything in its run folder.
+
+    Started by torchrun, every process calls this with the same configuration.
+
+    Args:
+        config: see `TrainConfig.load`.
+        on_event: called with every event, between two updates; on the main process only.
+
+    Returns:
+        the best scores and where the weights are; ``interrupted`` is set when a signal ended the run early.
+
+    Raises:
+        ConfigError, DataError, CheckpointError: before the first update, saying what to do.
+        TrainingDiverged: the loss is no longer finite. The last good checkpoint stays.
+    """
+    with Processes.join(config.run.device) as processes, _reproducible_kernels(), StopRequest() as stop:
+        folder = RunFolder(config)
+        source = Path(config.run.resume) if config.run.resume else None
+        if source is not None and not checkpoint.has_state(source):
+            source = None
+        engine = Engine(assemble(config, processes, resuming=source is not None), processes)
+        return _Run(engine, folder, stop, on_event).carry_out(source)
+
+
+@contextmanager
+def _reproducible_kernels() -> Iterator[None]:
+    before = torch.backends.cudnn.deterministic
+    torch.backends.cudnn.deterministic = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.deterministic = before
+
+
+class _Run:
+    """An engine at work in a folder."""
+
+    def __init__(self, engine: Engine, folder: RunFolder, stop: StopRequest, listener: Listener | None) -> None:
+        self.engine = engine
+        self.config = engine.config
+        self.folder = folder
+        self.stop = stop
+        self._listener = listener
+        self._is_main = engine.processes.is_main
+        self._started_at = self._saved_at = time.monotonic()
+
+    def carry_out(self, source: Path | None) -> TrainResult:
+        """Train from the beginning, or from the checkpoint at ``source``, to the end or until a signal."""
+        engine = self.engine
+        notices = list(engine.parts.notices)
+        log_bytes = 0
+        if source is not None:
+            state, file = checkpoint.read_state(source)
+            engine.restore(state)
+            log_bytes = state["log_bytes"]
+            if file.name != checkpoint.LAST:
+                notices.append(f"Continuing from {file}.")
+        elif self.config.run.resume:
+            notices.append("The run had written no checkpoint yet, so it starts from the beginning.")
+        if self._is_main:
+            self.folder.start(self.config, log_bytes)
+        self.emit(self._introduction(resumed=source is not None))
+        for message in notices:
+            self.emit(Notice(message))
+        try:
+            while engine.progress.epoch < self.config.total_epochs:
+                if not self._train_epoch() or not self._close_epoch():
+                    return self._interrupted()
+        except TrainingDiverged as error:
+            self.emit(Diverged(str(error), error.epoch, error.update, error.learning_rate, error.files))
+            raise
+        return self._finished()
+
+    def emit(self, event: Event) -> None:
+        """Log an event and hand it to the listener."""
+        if not self._is_main:
+            return
+        if self._is_logged(event):
+            self.folder.record(event)
+        if self._listener is not None:
+            self._listener(event)
+
+    def _is_logged(self, event: Event) -> bool:
+        if isinstance(event, StepDone):
+            ends = event.update == 1 or event.step == self.engine.updates_per_epoch
+            return ends or event.update % self.config.run.log_every == 0
+        return not isinstance(event, EvaluationStep)
+
+    def _train_epoch(self) -> bool:
+        """Make the epoch's remaining updates. False when a signal came."""
+        engine, at = self.engine, self.engine.progress
+        if at.step == engine.updates_per_epoch:  # resumed between the last update and the evaluation
+            return True
+        engine.model.train()
+        batches = engine.batches()
+        rate = _Rate(engine.images_per_update)
+        while at.step < engine.updates_per_epoch:
+            started = time.monotonic()
+            done = engine.update(batches, stop=self.stop.signal is not None)
+            at.seconds += time.monotonic() - started
+            speed = rate.after_update(restart=at.update % self.config.run.log_every == 0)
+            self.emit(StepDone(at.epoch + 1, at.step, at.update, done.loss, done.learning_rate, done.grad_norm, speed))
+            if done.stop:
+                return False
+            if time.monotonic() - self._saved_at >= 60 * self.config.run.checkpoint_minutes:
+                self._save()
+        return True
+
+    def _close_epoch(self) -> bool:
+        """Evaluate, keep the weights, write the checkpoint that starts the next epoch. False when a signal came."""
+        engine, at = self.engine, self.engine.progress
+        epoch = at.epoch + 1
+        candidates = {"model": engine.model} | ({"ema": engine.ema.module} if engine.ema is not None else {})
+        scores: dict[str, dict[str, float]] = {}
+        if epoch % self.config.run.eval_every == 0 or epoch == self.config.total_epochs:
+            for name, model in candidates.items():
+                found = self._scores(name, model)
+                if found is None:
+                    return False
+                scores[name] = found
+        primary = engine.task.primary
+        winner = max(scores, key=lambda name: scores[name][primary], default=None)
+        is_best = winner is not None and scores[winner][primary] > at.best_scores.get(primary, float("-inf"))
+        if winner is not None and is_best:
+            at.best_epoch, at.best_scores = epoch, scores[winner]
+        if self._is_main:
+            last = "ema" if engine.ema is not None else "model"
+            results.write_weights(
+                self.folder.last_weights, candidates[last], engine.parts, scores.get(last, {}), epoch, last
+            )
+            if winner is not None and is_best:
+                results.write_weights(
+                    self.folder.best_weights, candidates[winner], engine.parts, scores[winner], epoch, winner
+                )
+        self.emit(
+            EpochDone(
+                epoch=epoch,
+                update=at.update,
+                train_loss=at.loss_sum / engine.updates_per_epoch,
+                learning_rate=engine.rate.set(at.epoch, at.update - 1),
+                scores=scores.get("model"),
+                ema_scores=scores.get("ema"),
+                is_best=is_best,
+                seconds=at.seconds,
+                images_per_second=engine.images_per_epoch / at.seconds,
+            )
+        )
+        at.epoch, at.step, at.loss_sum, at.seconds = epoch, 0, 0.0, 0.0
+        self._save()
+        return True
+
+    def _scores(self, name: str, model: nn.Module) -> dict[str, float] | None:
+        batches = len(self.engine.parts.val)
+
+        def keep_going(done: int) -> bool:
+            self.emit(EvaluationStep(name, done, batches))
+            # Several processes must agree on stopping; they do so at the next update.
+            return self.stop.signal is None or self.engine.processes.world > 1
+
+        meter = self.engine.evaluate(model, keep_going)
+        return None if meter is None else meter.scores()
+
+    def _save(self) -> Path:
+        path = self.folder.path / checkpoint.LAST
+        if self._is_main:
+            checkpoint.write_state(self.folder.path, {**self.engine.state(), "log_bytes": self.folder.log_bytes})
+        self._saved_at = time.monotonic()
+        self.emit(CheckpointWritten(path, self.engine.progress.epoch, self.engine.progress.update))
+        return path
+
+    def _introduction(self, *, resumed: bool) -> RunStarted:
+        engine, parts = self.engine, self.engine.parts
+        return RunStarted(
+            folder=self.folder.path,
+            model=self.config.model.name,
+            parameters=sum(parameter.numel() for parameter in engine.model.parameters()),
+            task=engine.task.name,
+            classes=len(parts.class_names),
+            train_images=len(parts.train.dataset),
+            val_images=len(parts.val.dataset),
+            epochs=self.config.total_epochs,
+            updates_per_epoch=engine.updates_per_epoch,
+            images_per_update=engine.images_per_update,
+            learning_rate=engine.rate.peak,
+            device=str(engine.processes.device),
+            processes=engine.processes.world,
+            started_from=parts.started_from,
+            resumed_at=engine.progress.update if resumed else None,
+        )
+
+    def _interrupted(self) -> TrainResult:
+        path = self._save()
+        signals = self.engine.processes.gather(self.stop.signal)
+        signal = next(name for name in signals if name is not None)
+        self.emit(Interrupted(signal, path, self.engine.progress.update))
+        return self._result(signal)
+
+    def _finished(self) -> TrainResult:
+        problem = results.write_pictures(self.folder, self.engine) if self._is_main else None
+        if problem is not None:
+            self.emit(Notice(problem))
+        result = self._result(None)
+        self.emit(
+            Finished(
+                folder=result.folder,
+                best_weights=result.best_weights,
+                best_scores=result.best_scores,
+                best_epoch=result.best_epoch,
+                updates=result.updates,
+                seconds=time.monotonic() - self._started_at,
+            )
+        )
+        return result
+
+    def _result(self, signal: str | None) -> TrainResult:
+        at = self.engine.progress
+        best = self.folder.best_weights if at.best_epoch else None
+        return TrainResult(self.folder.path, best, dict(at.best_scores), at.best_epoch, at.update, signal)
+
+
+class _Rate:
+    """Images per second since the last restart."""
+
+    def __init__(self, images_per_update: int) -> None:
+        self._images_per_update = images_per_update
+        self._since, self._updates = time.monotonic(), 0
+
+    def after_update(self, *, restart: bool) -> float:
+        self._updates += 1
+        now = time.monotonic()
+        speed = self._updates * self._images_per_update / (now - self._since)
+        if restart:
+            self._since, self._updates = now, 0
+        return speed
