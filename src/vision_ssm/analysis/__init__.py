@@ -1,4 +1,4 @@
-"""What a model costs: parameters, multiply-adds and memory, computed without running it."""
+"""What models cost, computed without running them, and what this machine offers to run them."""
 
 from __future__ import annotations
 
@@ -6,14 +6,24 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vision_ssm.analysis.cost import Cost as Cost
-    from vision_ssm.analysis.cost import LayerCost as LayerCost
-    from vision_ssm.analysis.cost import cost as cost
+    from vision_ssm.analysis.model_cost import Cost as Cost
+    from vision_ssm.analysis.model_cost import LayerCost as LayerCost
+    from vision_ssm.analysis.model_cost import cost as cost
+    from vision_ssm.analysis.machine import environment as environment
+    from vision_ssm.analysis.table import model_table as model_table
 
-__all__ = ["Cost", "LayerCost", "cost"]
+__all__ = ["Cost", "LayerCost", "cost", "environment", "model_table"]
+
+_HOMES = {
+    "Cost": "model_cost",
+    "LayerCost": "model_cost",
+    "cost": "model_cost",
+    "environment": "machine",
+    "model_table": "table",
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name not in __all__:
+    if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.cost"), name)
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from vision_ssm.ops import BackendStatus, explain
+from vision_ssm.ops.cpu import INSTRUCTION_SETS, CpuBackend
 
 __all__ = ["DeviceReport", "Environment", "environment"]
 
@@ -85,7 +86,12 @@ def _processor() -> str:
 
 
 def _kernel() -> dict[str, Any]:
-    return {}
+    kernel = CpuBackend()
+    if kernel.missing is not None:
+        return {"loaded": False, "reason": kernel.missing}
+    here = torch.device("cpu")
+    runnable = [name for name in INSTRUCTION_SETS if CpuBackend(name).why_not(here, torch.float32) is None]
+    return {"loaded": True, "instruction_set": kernel.instruction_set, "runnable": runnable}
 
 
 def _devices() -> list[tuple[str, str]]:

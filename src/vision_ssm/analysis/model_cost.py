@@ -10,13 +10,14 @@ import copy
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import timm
 import torch
 from torch import Tensor, nn
 
 from vision_ssm.analysis.counting import LiveBytes, MacCounter, saved_bytes
 from vision_ssm.errors import ConfigError, VisionSSMError
 from vision_ssm.layers import VimMixer
-from vision_ssm.models.registry import create_model, list_models
+from vision_ssm.models.registry import FAMILIES, create_model
 
 __all__ = ["Cost", "LayerCost", "cost"]
 
@@ -93,8 +94,8 @@ def cost(model: str | nn.Module, img_size: int | tuple[int, int] | None = None, 
 
 def _build(name: str, size: tuple[int, int] | None) -> nn.Module:
     with torch.device("meta"):
-        if name in list_models():
-            return create_model(name) if size is None else create_model(name, img_size=size)
+        if timm.list_models(name.partition(".")[0], module=list(FAMILIES)):
+            return create_model(name, img_size=size)
         built = create_model(name)
         if size is not None and hasattr(built, "set_input_size"):
             built.set_input_size(img_size=size)
@@ -113,7 +114,7 @@ def _measure(name: str, model: nn.Module, images: Tensor) -> Cost:
         model(images)
     executed = counter.of()
     layers = tuple(
-        LayerCost(path, type(module).__name__, _parameters(module), counter.of(path).total)
+        LayerCost(path, type(module).__name__, _parameters(module), _inside(path, module, counter))
         for path, module in model.named_modules()
         if path
     )
@@ -130,6 +131,12 @@ def _measure(name: str, model: nn.Module, images: Tensor) -> Cost:
         inference_bytes=live.peak + size,
         by_layer=layers,
     )
+
+
+def _inside(path: str, module: nn.Module, counter: MacCounter) -> int:
+    """Multiply-adds inside a module; a mere container, which is never called itself, has those of its parts."""
+    parts = (_inside(f"{path}.{name}", part, counter) for name, part in module.named_children())
+    return counter.of(path).total or sum(parts)
 
 
 def _as_published(model: nn.Module, counter: MacCounter) -> int:

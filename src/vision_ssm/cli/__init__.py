@@ -1,0 +1,1 @@
+"""The ``vision-ssm`` command: parse, call, print. No logic, and nothing imports it."""

@@ -1,0 +1,76 @@
+"""What the commands share when they read the command line: a parser that helps with spelling, and a few value types."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from vision_ssm.errors import ConfigError, suggestion
+
+__all__ = ["Parser", "image_size", "whole_number"]
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser that raises ConfigError, names the nearest option, and never guesses abbreviations."""
+
+    def __init__(self, **options: Any) -> None:
+        options.setdefault("formatter_class", _HelpFormatter)
+        super().__init__(**options, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        """Raise instead of printing the usage and leaving the process."""
+        raise ConfigError(f"{message.rstrip('.')}. See `{self.prog} --help`.")
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        # argparse's own message lists the choices but leaves finding the nearest one to the reader.
+        if action.choices is not None and value not in action.choices:
+            choices = [str(choice) for choice in action.choices]
+            name = "command" if isinstance(action, argparse._SubParsersAction) else "/".join(action.option_strings)
+            raise ConfigError(
+                f"{name or action.dest} must be one of {', '.join(choices)}, got {value!r}."
+                f"{suggestion(str(value), choices)} See `{self.prog} --help`."
+            )
+
+    def refuse_unknown(self, unknown: Sequence[str]) -> None:
+        """Raise ConfigError naming the nearest option if ``unknown`` holds anything."""
+        options = [text for action in self._actions for text in action.option_strings]
+        for text in unknown:
+            name = text.partition("=")[0]
+            if name.startswith("-") and not re.fullmatch(r"-\d.*", name):
+                raise ConfigError(f"unknown option {name!r}.{suggestion(name, options)} See `{self.prog} --help`.")
+        if unknown:
+            raise ConfigError(f"unexpected argument {unknown[0]!r}. See `{self.prog} --help`.")
+
+
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=34, width=110)
+
+
+def whole_number(at_least: int) -> Callable[[str], int]:
+    """Return an argument type: a whole number that is not below ``at_least``."""
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"expected a whole number, got {text!r}") from None
+        if value < at_least:
+            raise argparse.ArgumentTypeError(f"must be at least {at_least}, got {value}")
+        return value
+
+    return parse
+
+
+def image_size(text: str) -> tuple[int, int]:
+    """Parse ``224`` or ``224x320`` (height x width) into (height, width) in pixels."""
+    match = re.fullmatch(r"(-?\d+)(?:[xX×](-?\d+))?", text)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"expected a side such as 224 or HEIGHTxWIDTH such as 224x320, got {text!r}")
+    height = int(match[1])
+    width = int(match[2] or match[1])
+    if height < 1 or width < 1:
+        raise argparse.ArgumentTypeError(f"an image has at least one pixel per side, got {text}")
+    return height, width

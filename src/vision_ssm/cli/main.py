@@ -1,0 +1,74 @@
+"""Entry of the ``vision-ssm`` command: choose the command, turn errors into messages and exit codes.
+
+Exit codes: 0 done; 1 done, but some inputs failed; 2 wrong use, configuration or data; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from vision_ssm.cli import cost, doctor, evaluate, models, predict, train
+from vision_ssm.cli.arguments import Parser
+from vision_ssm.cli.console import complain
+from vision_ssm.errors import VisionSSMError
+
+__all__ = ["build_parser", "entry_point", "main"]
+
+OK, SOME_FAILED, WRONG_USE, INTERRUPTED = 0, 1, 2, 130
+COMMANDS = {module.NAME: module for module in (train, evaluate, predict, models, cost, doctor)}
+
+
+def build_parser() -> tuple[Parser, dict[str, Parser]]:
+    """Return the parser of the program and those of its commands, by name."""
+    program = Parser(
+        prog="vision-ssm",
+        description="Train, evaluate and use state-space vision backbones.",
+        epilog="`vision-ssm COMMAND --help` tells more about a command.",
+    )
+    program.add_argument("--version", action="store_true", help="print the version and leave")
+    commands = program.add_subparsers(dest="command", metavar="COMMAND")
+    parsers = {}
+    for name, module in COMMANDS.items():
+        summary = module.SUMMARY[0].lower() + module.SUMMARY[1:].rstrip(".")
+        parser = commands.add_parser(name, help=summary, description=module.SUMMARY, epilog=module.EXAMPLES)
+        module.add_arguments(parser)
+        parsers[name] = parser
+    return program, parsers
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    program, parsers = build_parser()
+    try:
+        options, unknown = program.parse_known_args(arguments)
+        if options.version:
+            print(_version())
+            return OK
+        if options.command is None:
+            program.refuse_unknown(unknown)
+            program.print_help()
+            return WRONG_USE
+        command = COMMANDS[options.command]
+        parsers[options.command].refuse_unknown(command.accept(options, unknown))
+        return command.run(options)
+    except VisionSSMError as error:
+        complain(str(error))
+        return WRONG_USE
+    except KeyboardInterrupt:
+        complain("interrupted.")
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader (head, less) has left; nothing more to say
+        sys.stderr.close()
+        return OK
+
+
+def _version() -> str:
+    from importlib.metadata import version
+
+    return f"vision-ssm {version('vision-ssm')}"
+
+
+def entry_point() -> None:
+    """Console script: run and leave with the exit code."""
+    sys.exit(main())

@@ -1,0 +1,56 @@
+"""``vision-ssm models``: every model of this library with its size, cost and published accuracy."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from vision_ssm.cli.console import amount, print_json, print_table
+from vision_ssm.errors import ConfigError
+
+NAME = "models"
+SUMMARY = "List the models of this library with parameters, multiply-adds and published accuracy."
+EXAMPLES = """examples:
+  vision-ssm models
+  vision-ssm models small
+  vision-ssm models --json"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.add_argument("filter", nargs="?", default="", metavar="TEXT", help="only models whose name contains TEXT")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+
+
+def accept(_: argparse.Namespace, unknown: Sequence[str]) -> Sequence[str]:
+    """Return the arguments that this command does not understand."""
+    return unknown
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print the table."""
+    from vision_ssm.analysis import model_table
+
+    rows = model_table(options.filter)
+    if options.json:
+        print_json([row.to_dict() for row in rows])
+        return 0
+    if not rows:
+        raise ConfigError(f"no model of this library has {options.filter!r} in its name; `vision-ssm models` lists all.")
+    print_table(
+        None,
+        ("model", "input", "parameters", "multiply-adds", "published top-1", "source"),
+        [
+            (
+                row.name,
+                f"{row.height} x {row.width}",
+                amount(row.params),
+                amount(row.macs),
+                "-" if row.top1 is None else f"{row.top1:.1f} %",
+                row.source or "-",
+            )
+            for row in rows
+        ],
+        numeric=("parameters", "multiply-adds", "published top-1"),
+    )
+    return 0

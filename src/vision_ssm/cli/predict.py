@@ -1,0 +1,97 @@
+"""``vision-ssm predict``: the most likely classes of image files and folders."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from vision_ssm.cli.arguments import image_size, whole_number
+from vision_ssm.cli.console import console, percent, print_json, print_table, progress_bar
+
+if TYPE_CHECKING:
+    from vision_ssm.inference.predict import Predictions
+
+NAME = "predict"
+SUMMARY = "Classify image files and folders of images."
+EXAMPLES = """WEIGHTS is best.safetensors or last.safetensors of a run, or a published checkpoint together with --model.
+
+examples:
+  vision-ssm predict runs/demo/best.safetensors cat.jpg dog.png
+  vision-ssm predict runs/demo/best.safetensors photos/ --top-k 3 --output predictions.csv
+  vision-ssm predict vim_t_midclstok_76p1acc.pth photos/ --model vim_tiny_patch16_224
+
+Files that cannot be read are listed at the end, and the exit code is then 1."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.add_argument("weights", metavar="WEIGHTS", help="weights file")
+    parser.add_argument("images", nargs="+", metavar="IMAGES", help="image files, or folders searched for images")
+    parser.add_argument("--top-k", type=whole_number(1), default=5, metavar="K", help="classes per image (default: 5)")
+    parser.add_argument("--output", metavar="FILE", help="also write the predictions to this .json or .csv file")
+    parser.add_argument("--model", metavar="NAME", help="model of a published checkpoint, which does not say it itself")
+    parser.add_argument("--batch-size", type=whole_number(1), default=16, metavar="N", help="images at a time (default: 16)")
+    parser.add_argument("--img-size", type=image_size, metavar="N|HxW", help="another size than that of training")
+    parser.add_argument("--amp", choices=("none", "bf16", "fp16"), default="none", help="mixed precision (default: none)")
+    parser.add_argument("--device", metavar="DEVICE", help="cpu, cuda, cuda:1, mps; default: the best there is")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+
+
+def accept(_: argparse.Namespace, unknown: Sequence[str]) -> Sequence[str]:
+    """Return the arguments that this command does not understand."""
+    return unknown
+
+
+def run(options: argparse.Namespace) -> int:
+    """Predict and print; 1 when some of the images could not be used."""
+    from vision_ssm.inference.predict import predict, require_writer
+
+    if options.output:
+        require_writer(options.output)
+    with progress_bar("predicting", shown=not options.json) as on_progress:
+        found = predict(
+            options.weights,
+            options.images,
+            top_k=options.top_k,
+            batch_size=options.batch_size,
+            img_size=options.img_size,
+            device=options.device,
+            amp=options.amp,
+            model=options.model,
+            on_progress=on_progress,
+        )
+    if options.output:
+        found.write(options.output)
+    if options.json:
+        print_json(found.to_dict())
+    else:
+        _print(found, options.output)
+    return 1 if found.failures else 0
+
+
+def _print(found: Predictions, output: str | None) -> None:
+    if found.results:
+        print_table(
+            None,
+            ("image", "class", "probability", "then"),
+            [
+                (
+                    result.path,
+                    result.classes[0][0],
+                    percent(result.classes[0][1]),
+                    ", ".join(f"{name} {percent(probability)}" for name, probability in result.classes[1:]),
+                )
+                for result in found.results
+            ],
+            numeric=("probability",),
+        )
+    if output:
+        console().print(f"written to {output}", soft_wrap=True)
+    if found.failures:
+        total = len(found.results) + len(found.failures)
+        out = console(stderr=True)
+        out.print(f"{len(found.failures)} of {total} could not be used:", style="bold red")
+        for failure in found.failures:
+            reason = failure.reason if failure.path in failure.reason else f"{failure.path}: {failure.reason}"
+            out.print(f"  {reason}", soft_wrap=True)

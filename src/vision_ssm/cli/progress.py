@@ -1,0 +1,111 @@
+"""How a training run shows on the screen: one bar with the time left on a terminal, one line per epoch anywhere."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Self
+
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from vision_ssm.cli.console import amount, console, percent
+from vision_ssm.training.events import (
+    EpochDone,
+    EvaluationStep,
+    Event,
+    Interrupted,
+    Notice,
+    RunStarted,
+    StepDone,
+)
+
+__all__ = ["TrainingDisplay"]
+
+
+class TrainingDisplay:
+    """A listener for training events; use it as a context manager so that the terminal is left in order."""
+
+    def __init__(self) -> None:
+        self._console = console()
+        self._epochs = 0
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.percentage:>3.0f} %"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self._console,
+            transient=True,
+            disable=not self._console.is_terminal,
+        )
+        self._training: TaskID | None = None
+        self._evaluation: TaskID | None = None
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def __call__(self, event: Event) -> None:
+        """Show one event."""
+        match event:
+            case RunStarted():
+                self._started(event)
+            case StepDone():
+                self._step(event)
+            case EvaluationStep():
+                self._evaluating(event)
+            case EpochDone():
+                self._epoch(event)
+            case Notice():
+                self._console.print(f"note: {event.message}")
+            case Interrupted():
+                self._console.print(f"stopped by {event.signal} after {event.update} updates")
+
+    def _started(self, event: RunStarted) -> None:
+        self._epochs = event.epochs
+        self._console.print(
+            f"{event.model}, {amount(event.parameters)} parameters, from {event.started_from}; {event.classes} classes; "
+            f"{event.train_images:,} images to train on, {event.val_images:,} held out\n"
+            f"{event.epochs} epochs of {event.updates_per_epoch} updates with {event.images_per_update} images "
+            f"on {event.device}; results in {event.folder}",
+            soft_wrap=True,
+        )
+        done = event.resumed_at or 0
+        if event.resumed_at is not None:
+            self._console.print(f"resumed after {done} updates")
+        self._training = self._progress.add_task(
+            "training", total=event.epochs * event.updates_per_epoch, completed=done
+        )
+
+    def _step(self, event: StepDone) -> None:
+        if self._training is not None:
+            text = (
+                f"epoch {event.epoch}/{self._epochs}  loss {event.loss:.3f}  lr {event.learning_rate:.1e}  "
+                f"{event.images_per_second:.0f} images/s"
+            )
+            self._progress.update(self._training, completed=event.update, description=text)
+
+    def _evaluating(self, event: EvaluationStep) -> None:
+        if self._evaluation is None:
+            self._evaluation = self._progress.add_task("evaluating", total=event.batches)
+        self._progress.update(self._evaluation, completed=event.batch, total=event.batches)
+
+    def _epoch(self, event: EpochDone) -> None:
+        if self._evaluation is not None:
+            self._progress.remove_task(self._evaluation)
+            self._evaluation = None
+        scores = [f"{label}{name} {percent(value)}" for label, group in (("", event.scores), ("EMA ", event.ema_scores))
+                  for name, value in (group or {}).items() if name in ("top1", "top5")]
+        self._console.print(
+            f"epoch {event.epoch:>{len(str(self._epochs))}}/{self._epochs}  loss {event.train_loss:.4f}  "
+            + "  ".join(scores)
+            + f"  {event.images_per_second:.0f} images/s  {event.seconds:.0f} s"
+            + ("  best so far" if event.is_best else ""),
+            soft_wrap=True,
+        )
+
