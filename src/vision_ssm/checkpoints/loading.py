@@ -80,7 +80,8 @@ def convert(
     problems = _differences(expected, fitted, replaceable)
     if problems:
         raise CheckpointError(f"these weights do not fit {type(model).__name__}: {'; '.join(problems)}")
-    return layout.to_ours(fitted)
+    converted: dict[str, Tensor] = layout.to_ours(fitted)
+    return converted
 
 
 def _fitted_table(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from timm.layers import DropPath
+from timm.layers.drop import DropPath
 from torch import Tensor, nn
 
 __all__ = ["Block", "run_mirrored_pair"]

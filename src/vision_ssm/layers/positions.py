@@ -28,7 +28,13 @@ CUBIC = -0.75  # the free parameter of torch's bicubic kernel, which the publish
 
 def class_indices(class_token: str, patches: int) -> tuple[int, ...]:
     """Positions of the class tokens in a sequence with ``patches`` patch tokens."""
-    return {"middle": (patches // 2,), "head": (0,), "double": (0, patches + 1), "none": ()}[class_token]
+    places: dict[str, tuple[int, ...]] = {
+        "middle": (patches // 2,),
+        "head": (0,),
+        "double": (0, patches + 1),
+        "none": (),
+    }
+    return places[class_token]
 
 
 def insert_rows(patches: Tensor, rows: Tensor | None, class_token: str) -> Tensor:

@@ -78,9 +78,7 @@ class SelectiveSSM(nn.Module):
             if zero:
                 self.dt_proj_bias[k].zero_()
 
-    def forward(
-        self, u: Tensor, z: Tensor | None, traversals: Sequence[Traversal], *, merge: bool = True
-    ) -> Tensor:
+    def forward(self, u: Tensor, z: Tensor | None, traversals: Sequence[Traversal], *, merge: bool = True) -> Tensor:
         """Project and scan.
 
         Args:
@@ -100,7 +98,7 @@ class SelectiveSSM(nn.Module):
         else:
             flat = u.reshape(1, batch * length, self.channels).expand(projections, -1, -1)
         projected = torch.bmm(flat, self.x_proj_weight.transpose(1, 2))
-        low_rank, b, c = projected.split([self.rank, self.states, self.states], dim=-1)
+        low_rank, b, c = torch.split(projected, [self.rank, self.states, self.states], dim=-1)
         delta = torch.bmm(low_rank, self.dt_proj_weight.transpose(1, 2))
         delta, b, c = (x.unflatten(1, (batch, length)).transpose(0, 1) for x in (delta, b, c))
         # The recurrence's own constants stay in float32 (float64 in a float64 model) whatever autocast does.

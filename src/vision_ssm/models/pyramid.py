@@ -45,16 +45,16 @@ class FeaturePyramid(nn.Module):
         infos: Any = model.feature_info
         chosen = list(taps) if taps is not None else _four(quarter_taps(len(infos)))
         channels, stride = int(infos[0]["num_chs"]), int(infos[0]["reduction"])
-        indices = [index % len(REDUCTIONS) if -len(REDUCTIONS) <= index < 0 else index for index in out_indices]
+        indices = tuple(index + len(REDUCTIONS) if index < 0 else index for index in out_indices)
         if len(chosen) != len(REDUCTIONS) or any(index not in range(len(REDUCTIONS)) for index in indices):
             raise ConfigError(
                 f"a feature pyramid has {len(REDUCTIONS)} maps, got taps={list(chosen)} and out_indices="
                 f"{list(out_indices)}"
             )
-        self.wanted = sorted(set(chosen[index] for index in indices))
+        self.wanted = sorted({chosen[index] for index in indices})
         self.places = [self.wanted.index(chosen[index]) for index in indices]
         self.ops = nn.ModuleList(_resize(channels, stride, REDUCTIONS[index]) for index in indices)
-        self.body = FeatureGetterNet(model, out_indices=self.wanted)
+        self.body = FeatureGetterNet(model, out_indices=tuple(self.wanted))
         self.feature_info = FeatureInfo(
             [{"num_chs": channels, "reduction": r, "module": f"ops.{j}"} for j, r in enumerate(REDUCTIONS)], indices
         )

@@ -7,12 +7,12 @@ this differs and which oddities are kept because trained weights depend on them.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
 import torch
-from timm.layers import lecun_normal_, trunc_normal_
+from timm.layers.weight_init import lecun_normal_, trunc_normal_
 from timm.models import checkpoint, register_notrace_function, register_notrace_module
 from timm.models._features import feature_take_indices
 from timm.models._input import update_model_input_size
@@ -37,7 +37,7 @@ POOLS = ("token", "avg", "max", "last")
 # Symbolic tracing (torch.fx) sees these as one step: what they do depends on the number of tokens.
 register_notrace_module(PatchEmbed)
 register_notrace_module(VimMixer)
-_resample_table = register_notrace_function(resample_table)
+_resample_table: Callable[..., Tensor] = register_notrace_function(resample_table)  # type: ignore[no-untyped-call]
 
 
 class Vim(nn.Module):
@@ -73,7 +73,7 @@ class Vim(nn.Module):
 
     published_layout = "vim"
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 -- timm passes every option by name; each is described above
         self,
         *,
         img_size: int | Sequence[int] = 224,
@@ -151,7 +151,7 @@ class Vim(nn.Module):
     @torch.no_grad()
     def init_weights(self) -> None:
         """Draw the published initial values of everything outside the mixers, which draw their own."""
-        lecun_normal_(self.patch_embed.proj.weight)
+        lecun_normal_(self.patch_embed.proj.weight)  # type: ignore[no-untyped-call]
         if self.patch_embed.proj.bias is not None:
             self.patch_embed.proj.bias.zero_()
         for name, parameter in self.named_parameters(recurse=False):
@@ -300,7 +300,7 @@ class Vim(nn.Module):
                 taps.append(split_rows(self.norm(tokens) if norm else tokens, self.class_token))
         patches = [tap for tap, _ in taps]
         if output_fmt == "NCHW":
-            patches = [p.unflatten(1, (height, width)).permute(0, 3, 1, 2).contiguous() for p in patches]
+            patches = [p.transpose(1, 2).reshape(p.shape[0], -1, height, width) for p in patches]
         found: list[Any] = list(patches)
         if return_prefix_tokens and self.num_prefix_tokens:
             found = [(patch, prefix) for patch, (_, prefix) in zip(patches, taps, strict=True)]
@@ -325,15 +325,16 @@ class Vim(nn.Module):
     def _layers_per_step(self) -> int:
         return 2 if self.direction == "layerwise" else 1
 
-    def _steps(self) -> Iterator[Any]:
+    def _steps(self) -> Iterator[Callable[[Tensor], Tensor]]:
         """What transforms the stream in turn: the blocks, or their mirrored pairs."""
         if self.direction != "layerwise":
             yield from self.blocks
             return
-        for j in range(0, len(self.blocks), 2):
-            yield partial(run_mirrored_pair, self.blocks[j], self.blocks[j + 1])
+        layers: Any = self.blocks
+        for there, back in zip(layers[::2], layers[1::2], strict=True):
+            yield partial(run_mirrored_pair, there, back)
 
-    def _run(self, step: Any, tokens: Tensor) -> Tensor:
+    def _run(self, step: Callable[[Tensor], Tensor], tokens: Tensor) -> Tensor:
         result: Tensor = checkpoint(step, tokens) if self.grad_checkpointing else step(tokens)
         return result
 
@@ -355,8 +356,9 @@ class Vim(nn.Module):
     def _class_rows(self, patches: Tensor) -> Tensor | None:
         if self.class_token == "none":
             return None
-        parts = [self.cls_token_head, self.cls_token_tail] if self.class_token == "double" else [self.cls_token]
-        return torch.cat(parts, dim=1).to(patches.dtype).expand(patches.shape[0], -1, -1)
+        double = self.class_token == "double"
+        rows = torch.cat([self.cls_token_head, self.cls_token_tail], dim=1) if double else self.cls_token
+        return rows.to(patches.dtype).expand(patches.shape[0], -1, -1)
 
     def _prefix_first(self, x: Tensor) -> Tensor:
         if self.class_token in ("none", "head"):

@@ -1,0 +1,84 @@
+"""State-space vision backbones.
+
+Importing this is cheap and changes nothing but one thing: the models are registered with timm, at once if timm is
+already imported, otherwise as soon as it is. torch and timm load when one of the names below is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.abc
+import importlib.util
+import sys
+from collections.abc import Sequence
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vision_ssm.analysis.model_cost import cost as cost
+    from vision_ssm.inference.evaluate import evaluate as evaluate
+    from vision_ssm.inference.predict import predict as predict
+    from vision_ssm.inference.weights import load_model as load_model
+    from vision_ssm.models.registry import create_model as create_model
+    from vision_ssm.models.registry import list_models as list_models
+    from vision_ssm.ops.scan import selective_scan as selective_scan
+    from vision_ssm.training.run import train as train
+
+__all__ = ["cost", "create_model", "evaluate", "list_models", "load_model", "predict", "selective_scan", "train"]
+
+_HOMES = {
+    "cost": "analysis.model_cost",
+    "create_model": "models.registry",
+    "evaluate": "inference.evaluate",
+    "list_models": "models.registry",
+    "load_model": "inference.weights",
+    "predict": "inference.predict",
+    "selective_scan": "ops.scan",
+    "train": "training.run",
+}
+_REGISTRATION = "vision_ssm.models"
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+class _RegisterAfterTimm(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Steps aside for the import of timm and registers the models when it is done."""
+
+    def __init__(self) -> None:
+        self.loader: importlib.abc.Loader | None = None
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if fullname != "timm":
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(fullname)
+        if spec is not None and spec.loader is not None:
+            self.loader, spec.loader = spec.loader, self
+        return spec
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        return self.loader.create_module(spec) if self.loader else None
+
+    def exec_module(self, module: ModuleType) -> None:
+        if self.loader is None or module.__spec__ is None:
+            raise ImportError("timm was found without a loader")
+        module.__spec__.loader = module.__loader__ = self.loader
+        self.loader.exec_module(module)
+        importlib.import_module(_REGISTRATION)
+
+
+if "timm" in sys.modules:
+    importlib.import_module(_REGISTRATION)
+else:
+    sys.meta_path.insert(0, _RegisterAfterTimm())

@@ -1,0 +1,56 @@
+"""Building any model by name, with errors that name the nearest existing one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import timm
+from torch import nn
+
+from vision_ssm.errors import ConfigError, suggestion
+
+__all__ = ["FAMILIES", "create_model", "list_models"]
+
+# The modules (last part of their names, as timm files them) that register this library's models.
+FAMILIES = ("vim_variants",)
+
+
+def list_models() -> list[str]:
+    """Names of this library's models; the ``..._pyramid`` forms for dense tasks are left out."""
+    return [name for name in timm.list_models(module=list(FAMILIES)) if not name.endswith("_pyramid")]
+
+
+def create_model(
+    name: str,
+    *,
+    pretrained: bool = False,
+    num_classes: int | None = None,
+    img_size: int | tuple[int, int] | None = None,
+    in_chans: int | None = None,
+    **options: Any,
+) -> nn.Module:
+    """Build a model: one of this library's, or any that timm has.
+
+    Args:
+        name: for example 'vim_tiny_patch16_224'; a pretrained tag may follow a dot.
+        pretrained: load the published weights, from the hub or the cache.
+        num_classes: None for the model's own number; 0 for no classifier.
+        img_size: side or (height, width); None for the model's own. Only for models that are bound to a size.
+        in_chans: image channels; None for 3.
+        options: further keyword arguments of the model, see for example vision_ssm.models.vim.Vim, and timm's
+            (features_only, out_indices, feature_cls, pretrained_cfg_overlay).
+
+    Raises:
+        ConfigError: unknown model or option, with the nearest name, or a value out of range.
+        CheckpointError: pretrained weights cannot be had or do not fit.
+    """
+    if not timm.is_model(name):
+        near = suggestion(name, list_models()) or suggestion(name, timm.list_models())
+        raise ConfigError(f"there is no model {name!r}.{near} `vision-ssm models` lists this library's models.")
+    given = {"num_classes": num_classes, "img_size": img_size, "in_chans": in_chans, **options}
+    chosen = {option: value for option, value in given.items() if value is not None}
+    try:
+        model: nn.Module = timm.create_model(name, pretrained=pretrained, **chosen)
+    except TypeError as error:  # how timm's own models answer an unknown option
+        raise ConfigError(f"{name}: {error}") from error
+    return model
