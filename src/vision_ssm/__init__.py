@@ -16,26 +16,26 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vision_ssm.analysis.model_cost import cost as cost
+    from vision_ssm.analysis import cost as cost
     from vision_ssm.inference.evaluate import evaluate as evaluate
+    from vision_ssm.inference.opening import open_model as load_model
     from vision_ssm.inference.predict import predict as predict
-    from vision_ssm.inference.weights import load_model as load_model
     from vision_ssm.models.registry import create_model as create_model
     from vision_ssm.models.registry import list_models as list_models
-    from vision_ssm.ops.scan import selective_scan as selective_scan
-    from vision_ssm.training.run import train as train
+    from vision_ssm.ops import selective_scan as selective_scan
+    from vision_ssm.training import train as train
 
 __all__ = ["cost", "create_model", "evaluate", "list_models", "load_model", "predict", "selective_scan", "train"]
 
 _HOMES = {
-    "cost": "analysis.model_cost",
-    "create_model": "models.registry",
-    "evaluate": "inference.evaluate",
-    "list_models": "models.registry",
-    "load_model": "inference.weights",
-    "predict": "inference.predict",
-    "selective_scan": "ops.scan",
-    "train": "training.run",
+    "cost": ("analysis", "cost"),
+    "create_model": ("models.registry", "create_model"),
+    "evaluate": ("inference.evaluate", "evaluate"),
+    "list_models": ("models.registry", "list_models"),
+    "load_model": ("inference.opening", "open_model"),
+    "predict": ("inference.predict", "predict"),
+    "selective_scan": ("ops", "selective_scan"),
+    "train": ("training", "train"),
 }
 _REGISTRATION = "vision_ssm.models"
 
@@ -43,7 +43,8 @@ _REGISTRATION = "vision_ssm.models"
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    module, attribute = _HOMES[name]
+    return getattr(importlib.import_module(f"{__name__}.{module}"), attribute)
 
 
 def __dir__() -> list[str]:

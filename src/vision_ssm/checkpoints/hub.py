@@ -21,12 +21,14 @@ def download(repo: str, filename: str, revision: str | None = None, cache_dir: s
     Raises:
         CheckpointError: offline and not cached, or the hub refuses; names the repository, the file and the way out.
     """
+    reachable = _reachable()
     try:
         found = huggingface_hub.hf_hub_download(
-            repo, filename, revision=revision, cache_dir=cache_dir, local_files_only=not _reachable()
+            repo, filename, revision=revision, cache_dir=cache_dir, local_files_only=not reachable
         )
     except OSError as error:  # every hub error is one, "not in the cache" included
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        told = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = told if reachable else "there is no network, and the cache does not hold it"
         raise CheckpointError(
             f"could not get {filename} from huggingface.co/{repo}{f' at {revision}' if revision else ''} ({reason}). "
             f"Download the file where there is a network and give its path: "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -89,13 +90,14 @@ def resample_grid(
     if table.shape[1] != height * width:
         raise ShapeError(f"a {height}x{width} grid has {height * width} rows, the table has {table.shape[1]}")
     strides = stride if isinstance(stride, tuple) else (stride, stride)
-    with torch.autocast(table.device.type, enabled=False):
-        wide = table.to(torch.promote_types(table.dtype, torch.float32)).reshape(height, width, -1)
-        down = _cubic_weights(height, target[0], patch, strides, wide)
-        across = _cubic_weights(width, target[1], patch, strides, wide)
-        rows = torch.tensordot(down, wide, dims=1)  # [h, W, D]
-        both = torch.tensordot(across, rows.transpose(0, 1), dims=1)  # [w, h, D]
-        return both.transpose(0, 1).reshape(1, target[0] * target[1], -1).to(table.dtype)
+    grid = table.to(torch.promote_types(table.dtype, torch.float32)).reshape(height, width, -1)
+    # Positions are places, not activations: autocast must not round them (there is none on the meta device).
+    exact = nullcontext() if grid.is_meta else torch.autocast(grid.device.type, enabled=False)
+    with exact:
+        rows = torch.tensordot(_cubic_weights(height, target[0], patch, strides, grid), grid, dims=1)  # [h, W, D]
+        across = _cubic_weights(width, target[1], patch, strides, grid)
+        resampled: Tensor = torch.tensordot(across, rows.transpose(0, 1), dims=1)  # [w, h, D]
+    return resampled.transpose(0, 1).reshape(1, target[0] * target[1], -1).to(table.dtype)
 
 
 def _cubic_weights(source: int, target: int, patch: int, strides: tuple[int, int], like: Tensor) -> Tensor:

@@ -53,7 +53,8 @@ class FeaturePyramid(nn.Module):
             )
         self.wanted = sorted({chosen[index] for index in indices})
         self.places = [self.wanted.index(chosen[index]) for index in indices]
-        self.ops = nn.ModuleList(_resize(channels, stride, REDUCTIONS[index]) for index in indices)
+        self.strides = [REDUCTIONS[index] for index in indices]
+        self.ops = nn.ModuleList(_resize(channels, stride, target) for target in self.strides)
         self.body = FeatureGetterNet(model, out_indices=tuple(self.wanted))
         self.feature_info = FeatureInfo(
             [{"num_chs": channels, "reduction": r, "module": f"ops.{j}"} for j, r in enumerate(REDUCTIONS)], indices
@@ -64,13 +65,14 @@ class FeaturePyramid(nn.Module):
         maps = self.body(x)
         height, width = x.shape[-2:]
         out = []
-        for op, place, stride in zip(self.ops, self.places, self.feature_info.reduction(), strict=True):
+        for op, place, stride in zip(self.ops, self.places, self.strides, strict=True):
             out.append(op(maps[place])[..., : -(-height // stride), : -(-width // stride)])
         return out
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute the backbone's blocks in the backward pass."""
-        self.body.model.set_grad_checkpointing(enable)
+        backbone: Any = self.body.model
+        backbone.set_grad_checkpointing(enable)
 
 
 def _four(taps: tuple[int, ...]) -> list[int]:

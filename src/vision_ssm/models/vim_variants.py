@@ -168,7 +168,7 @@ def _with_weights(variant: str, options: Mapping[str, Any]) -> dict[str, Any]:
 
 @register_model
 def vim_nano(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """Vim for small images: 32 pixels, patch 4, 1.07 M parameters with 10 classes."""
+    """Vim for small images: 32 pixels, patch 4, 1.09 M parameters with 10 classes."""
     return _create("vim_nano", pretrained, kwargs, patch_size=4, embed_dim=128, depth=8)
 
 
