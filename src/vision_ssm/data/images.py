@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import io
+import logging
+import os
+import re
 import stat
 import struct
 import threading
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -50,6 +53,7 @@ _DECODER_ERRORS = (
     MemoryError,
     struct.error,
     zlib.error,
+    Image.DecompressionBombError,
 )
 
 
@@ -71,10 +75,11 @@ def read_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Image.Image
         DataError: naming the file and the reason.
     """
     path = Path(path)
-    with decoding():
+    with decoding(max_pixels):
         try:
             with _open(path, max_pixels) as image:
-                image.load()
+                with _silent_libtiff(image):
+                    image.load()
                 return to_rgb(_upright(image))
         except _DECODER_ERRORS as error:
             raise DataError(f"cannot read image {str(path)!r}: {_reason(error)}.") from error
@@ -87,7 +92,7 @@ def check_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> tuple[int,
         DataError: naming the file and the reason. Damage behind the header goes unnoticed.
     """
     path = Path(path)
-    with decoding():
+    with decoding(max_pixels):
         try:
             with _open(path, max_pixels) as image:
                 return image.size
@@ -119,34 +124,57 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-class _Depth:
-    """How many `decoding` blocks are open over all threads, and what to restore after the last."""
+# Pillow logs some damage; without any handler Python would print that to the terminal.
+logging.getLogger("PIL").addHandler(logging.NullHandler())
 
-    lock = threading.Lock()
-    count = 0
-    limit: int | None = None
+_open_limits: list[int | None] = []
+_limits_lock = threading.Lock()
+_pillows_limit = Image.MAX_IMAGE_PIXELS
 
 
 @contextmanager
-def decoding() -> Iterator[None]:
-    """Within the block Pillow neither warns nor applies its own pixel limit (ours is checked by `read_image`).
+def decoding(max_pixels: int | None = None) -> Iterator[None]:
+    """Within the block Pillow does not warn, and its own limit is at least ``max_pixels``; None lifts it.
 
     Pillow's limit of 179 million pixels also guards `Image.crop`, so transforms of large images belong in here too.
+    Blocks may be nested and may overlap in threads: the widest limit holds.
     """
-    with _Depth.lock:
-        if _Depth.count == 0:
-            _Depth.limit = Image.MAX_IMAGE_PIXELS
-            Image.MAX_IMAGE_PIXELS = None
-        _Depth.count += 1
+    _move_limit(_open_limits.append, max_pixels)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        with _Depth.lock:
-            _Depth.count -= 1
-            if _Depth.count == 0:
-                Image.MAX_IMAGE_PIXELS = _Depth.limit
+        _move_limit(_open_limits.remove, max_pixels)
+
+
+def _move_limit(change: Callable[[int | None], None], limit: int | None) -> None:
+    global _pillows_limit  # noqa: PLW0603 - Pillow's own setting is a global, too
+    with _limits_lock:
+        if not _open_limits:
+            _pillows_limit = Image.MAX_IMAGE_PIXELS
+        change(limit)
+        wanted = [limit for limit in _open_limits if limit is not None]
+        if not _open_limits:
+            Image.MAX_IMAGE_PIXELS = _pillows_limit
+        else:
+            Image.MAX_IMAGE_PIXELS = max(wanted) if len(wanted) == len(_open_limits) else None
+
+
+@contextmanager
+def _silent_libtiff(image: Image.Image) -> Iterator[None]:
+    # libtiff reports damage to the C standard error, past Python; Pillow turns the same damage into an OSError.
+    if image.format != "TIFF":
+        yield
+        return
+    with _limits_lock, open(os.devnull, "w") as nowhere:
+        kept = os.dup(2)
+        try:
+            os.dup2(nowhere.fileno(), 2)
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
 
 
 # Raises any of _DECODER_ERRORS with the bare reason; the callers add the file's name.
@@ -160,19 +188,26 @@ def _open(path: Path, max_pixels: int) -> Image.Image:
         raise DataError("the file is empty (0 bytes)")
     # Pillow reads headers in many small steps, which costs more than the decoding of a small image.
     source = io.BytesIO(path.read_bytes()) if status.st_size <= _READ_AT_ONCE else path
-    image = Image.open(source, formats=_FORMATS)
+    try:
+        image = Image.open(source, formats=_FORMATS)
+    except Image.DecompressionBombError as error:  # over twice max_pixels: some decoders allocate while opening
+        announced = re.search(r"\d+", str(error))
+        raise _too_large(int(announced[0]) if announced else 2 * max_pixels, max_pixels) from error
     width, height = image.size
     if width < 1 or height < 1:
         image.close()
         raise DataError(f"its header announces {width} x {height} pixels")
     if width * height > max_pixels:
         image.close()
-        pixels = width * height
-        raise DataError(
-            f"{width} x {height} is {pixels:,} pixels, over the limit of {max_pixels:,}; if the file is genuine and "
-            f"memory allows ({3 * pixels / 1e9:.1f} GB), raise the limit with max_pixels={pixels}"
-        )
+        raise _too_large(width * height, max_pixels)
     return image
+
+
+def _too_large(pixels: int, max_pixels: int) -> DataError:
+    return DataError(
+        f"its header announces {pixels:,} pixels, over the limit of {max_pixels:,}; if the file is genuine and memory "
+        f"allows ({3 * pixels / 1e9:.1f} GB), raise the limit with max_pixels={pixels}"
+    )
 
 
 def _upright(image: Image.Image) -> Image.Image:

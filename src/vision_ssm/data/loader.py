@@ -189,14 +189,15 @@ class _Samples(Dataset[object]):
     def __getitems__(self, draws: Sequence[_Draw]) -> list[tuple[Tensor, int, int]] | DataError:
         samples = []
         # Without workers this is the training process: its own random state must come out untouched.
-        with _kept_random_state(), decoding():
+        with _kept_random_state():
             for draw in draws:
                 try:
                     image, target = self._dataset[draw.sample]
                 except DataError as error:
                     return DataError(*error.args)  # a value: DataLoader would bury it in a worker's traceback
                 _seed_all(self._seed, *draw)
-                samples.append((self._transform(image), target, draw.sample))
+                with decoding():
+                    samples.append((self._transform(image), target, draw.sample))
         return samples
 
     def __getitem__(self, draw: _Draw) -> object:
