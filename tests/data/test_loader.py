@@ -1,0 +1,208 @@
+"""The loader: batches depend on seed, epoch and position, and on nothing else."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from timm.data.distributed_sampler import RepeatAugSampler
+from torch import Tensor
+
+from vision_ssm.data.loader import Batch, EpochLoader, epoch_order, seeded
+from vision_ssm.data.sources import open_dataset
+from vision_ssm.errors import ConfigError, DataError
+
+
+class Numbers:
+    """Image i is filled with i; counts what is decoded."""
+
+    name = "numbers"
+    class_names = ("even", "odd")
+    mirror_safe = True
+
+    def __init__(self, length: int) -> None:
+        self.paths = tuple(str(i) for i in range(length))
+        self.targets = tuple(i % 2 for i in range(length))
+        self.decoded: list[int] = []
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        self.decoded.append(index)
+        return Image.new("RGB", (2, 2), (index, 0, 0)), index % 2
+
+
+def noisy(image: Image.Image) -> Tensor:
+    """Draw from all three generators that transforms use."""
+    value = image.getpixel((0, 0))[0] + random.random()
+    return torch.full((3, 2, 2), value) + torch.rand(3, 2, 2) + float(np.random.random())
+
+
+def epochs(loader: EpochLoader, *positions: tuple[int, int]) -> list[list[Batch]]:
+    result = []
+    for position in positions:
+        loader.set_position(*position)
+        result.append(list(loader))
+    return result
+
+
+def equal(first: list[Batch], second: list[Batch]) -> bool:
+    pairs = list(zip(first, second, strict=True))
+    return bool(pairs) and all(torch.equal(a, b) for x, y in pairs for a, b in zip(x, y, strict=True))
+
+
+@pytest.mark.parametrize("repeats", [1, 3])
+def test_same_batches_for_any_number_of_workers(repeats: int) -> None:
+    def run(workers: int) -> list[list[Batch]]:
+        options = {"batch_size": 4, "seed": 7, "train": True, "workers": workers, "repeats": repeats}
+        return epochs(EpochLoader(Numbers(18), noisy, **options), (0, 0), (1, 2), (0, 3))
+
+    alone, one, two = run(0), run(1), run(2)
+    assert all(equal(a, b) and equal(a, c) for a, b, c in zip(alone, one, two, strict=True))
+
+
+def test_resuming_gives_the_rest_of_the_epoch_without_decoding_the_start() -> None:
+    whole = epochs(EpochLoader(Numbers(20), noisy, batch_size=3, seed=1, train=True), (0, 0), (5, 0))
+    dataset = Numbers(20)
+    (rest,) = epochs(EpochLoader(dataset, noisy, batch_size=3, seed=1, train=True), (5, 4))
+    assert equal(rest, whole[1][4:])
+    assert len(dataset.decoded) == 20 - 4 * 3
+
+
+def test_leaving_an_epoch_early_does_not_leak_into_the_next_with_workers() -> None:
+    loader = EpochLoader(Numbers(20), noisy, batch_size=2, train=True, workers=2)
+    loader.set_position(0)
+    next(iter(loader))
+    (after,) = epochs(loader, (1, 0))
+    (clean,) = epochs(EpochLoader(Numbers(20), noisy, batch_size=2, train=True), (1, 0))
+    assert equal(after, clean)
+
+
+def test_epochs_seeds_and_repeats_differ() -> None:
+    def first(seed: int, epoch: int) -> Tensor:
+        loader = EpochLoader(Numbers(40), noisy, batch_size=40, seed=seed, train=True)
+        loader.set_position(epoch)
+        batch = next(iter(loader))
+        return batch.images[batch.indices.argsort()].flatten()
+
+    same = first(0, 0)
+    assert torch.equal(same, first(0, 0))
+    for other in (first(1, 0), first(0, 1)):
+        assert (same != other).all()
+    (batch,) = EpochLoader(Numbers(3), noisy, batch_size=3, repeats=3, train=True)
+    assert batch.indices.unique().numel() == 1
+    assert batch.images[:, 0, 0, 0].unique().numel() == 3
+
+
+def test_the_random_state_of_the_process_is_untouched() -> None:
+    loader = EpochLoader(Numbers(6), noisy, batch_size=2, train=True)
+    states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()
+    batches = list(loader)
+    assert len(batches) == 3
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert random.getstate() == states[1]
+    assert np.array_equal(np.random.get_state()[1], states[2])
+
+
+def test_seeded_depends_on_its_key_alone_and_restores() -> None:
+    def draw() -> tuple[float, float, float]:
+        return random.random(), float(np.random.random()), float(torch.rand(()))
+
+    torch.manual_seed(3)
+    after_expected = torch.rand(2)
+    torch.manual_seed(3)
+    with seeded(1, 2):
+        first = draw()
+    assert torch.equal(torch.rand(2), after_expected)
+    with seeded(1, 2):
+        assert draw() == first
+    for key in ((2, 1), (1, 3), (1,)):
+        with seeded(*key):
+            assert not set(draw()) & set(first)
+
+
+def test_evaluation_keeps_the_order_and_the_last_batch() -> None:
+    batches = list(EpochLoader(Numbers(7), noisy, batch_size=3))
+    assert torch.cat([batch.indices for batch in batches]).tolist() == list(range(7))
+    assert torch.cat([batch.targets for batch in batches]).tolist() == [0, 1, 0, 1, 0, 1, 0]
+    assert batches[0].images.shape == (3, 3, 2, 2)
+
+
+def test_training_visits_everything_once_in_a_new_order() -> None:
+    orders = [epoch_order(50, seed=0, epoch=epoch, shuffle=True)[:, 0].tolist() for epoch in range(3)]
+    assert all(sorted(order) == list(range(50)) for order in orders)
+    assert len({tuple(order) for order in orders}) == 3
+
+
+def test_drop_last_and_length() -> None:
+    dropping = EpochLoader(Numbers(10), noisy, batch_size=4, train=True, drop_last=True)
+    assert (len(dropping), len(list(dropping))) == (2, 2)
+    keeping = EpochLoader(Numbers(10), noisy, batch_size=4, train=True)
+    assert (len(keeping), [len(batch.indices) for batch in keeping]) == (3, [4, 4, 2])
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+@pytest.mark.parametrize("length", [10, 700])
+def test_repeats_are_dealt_out_as_timm_does(world: int, length: int) -> None:
+    for rank in range(world):
+        theirs = RepeatAugSampler(range(length), num_replicas=world, rank=rank, shuffle=False)
+        ours = epoch_order(length, seed=0, epoch=0, shuffle=False, repeats=3, rank=rank, world_size=world)
+        assert ours[:, 0].tolist() == list(theirs)
+
+
+def test_repeats_differ_across_processes() -> None:
+    rows = [epoch_order(600, seed=0, epoch=0, shuffle=True, repeats=3, rank=rank, world_size=3) for rank in range(3)]
+    # All three copies of an image, each with its own repeat number, meet in the same step on different processes.
+    assert torch.equal(rows[0][:, 0], rows[1][:, 0])
+    assert {int(row[0, 1]) for row in rows} == {0, 1, 2}
+
+
+@pytest.mark.parametrize("length", [10, 11, 12])
+def test_processes_share_the_data(length: int) -> None:
+    train = [epoch_order(length, seed=0, epoch=0, shuffle=True, rank=rank, world_size=3)[:, 0] for rank in range(3)]
+    assert {len(part) for part in train} == {4}
+    assert set(torch.cat(train).tolist()) == set(range(length))
+    evaluation = [
+        epoch_order(length, seed=0, epoch=0, shuffle=False, rank=rank, world_size=3)[:, 0] for rank in range(3)
+    ]
+    assert sorted(torch.cat(evaluation).tolist()) == list(range(length))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_unreadable_file_is_named(tmp_path: Path, workers: int) -> None:
+    (tmp_path / "a").mkdir()
+    for number in range(6):
+        Image.new("RGB", (4, 4)).save(tmp_path / "a" / f"{number}.png")
+    (tmp_path / "a" / "4.png").write_bytes(b"\x89PNG")
+    loader = EpochLoader(open_dataset(tmp_path, "all"), noisy, batch_size=2, workers=workers)
+    with pytest.raises(DataError, match=r"^cannot read image '.*4\.png': "):
+        list(loader)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"batch_size": -4}, "batch_size must be at least 1, got -4"),
+        ({"workers": -1}, "workers must be at least 0"),
+        ({"repeats": 0}, "repeats must be at least 1"),
+        ({"rank": 1}, "rank must lie in"),
+        ({"batch_size": 9, "drop_last": True}, "batch_size 9 is larger than the 5 samples"),
+    ],
+)
+def test_refused_options(options: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        EpochLoader(Numbers(5), noisy, **{"batch_size": 2, **options})
+
+
+def test_positions_outside_an_epoch_are_refused() -> None:
+    loader = EpochLoader(Numbers(5), noisy, batch_size=2)
+    with pytest.raises(ConfigError, match="no batch 4 in epoch 0: an epoch has 3 batches"):
+        loader.set_position(0, 4)
+    with pytest.raises(DataError, match="is empty"):
+        EpochLoader(Numbers(0), noisy, batch_size=2)
