@@ -6,10 +6,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vision_ssm.analysis.machine import environment as environment
     from vision_ssm.analysis.model_cost import Cost as Cost
     from vision_ssm.analysis.model_cost import LayerCost as LayerCost
     from vision_ssm.analysis.model_cost import cost as cost
-    from vision_ssm.analysis.machine import environment as environment
     from vision_ssm.analysis.table import model_table as model_table
 
 __all__ = ["Cost", "LayerCost", "cost", "environment", "model_table"]

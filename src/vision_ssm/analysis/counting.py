@@ -33,7 +33,7 @@ def _scan_flops(u: Any, delta: Any, A: Any, B: Any, C: Any, D: Any, *_: Any, **_
 
 def _tap_flops(*_: Any, out_shape: Any = None, **__: Any) -> int:
     """Twice the multiply-adds of one tap of the causal convolution, which is one addcmul over all its results."""
-    return 2 * math.prod(out_shape)
+    return 2 * int(math.prod(out_shape))
 
 
 @dataclass(frozen=True)
@@ -58,11 +58,11 @@ class MacCounter:
         self._counter = FlopCounterMode(display=False, custom_mapping=mapping)
 
     def __enter__(self) -> MacCounter:
-        self._counter.__enter__()
+        self._counter.__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *error: Any) -> None:
-        self._counter.__exit__(*error)
+        self._counter.__exit__(*error)  # type: ignore[no-untyped-call]
 
     def of(self, module: str = "") -> Macs:
         """Return what was counted inside the module of that dotted name, or in the whole model for ``''``."""
@@ -105,7 +105,7 @@ def saved_bytes(apart_from: Iterable[Tensor]) -> Iterator[list[int]]:
         yield total
 
 
-class LiveBytes(TorchDispatchMode):
+class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Follows which results of operations are alive; ``peak`` is the most bytes alive at once.
 
     Blocks behind ``apart_from`` are not counted. Memory that a kernel takes and gives back inside one operation is
@@ -113,7 +113,7 @@ class LiveBytes(TorchDispatchMode):
     """
 
     def __init__(self, apart_from: Iterable[Tensor]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.live = 0
         self.peak = 0
         self._known = storage_keys(apart_from)

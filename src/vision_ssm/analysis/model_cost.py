@@ -97,8 +97,9 @@ def _build(name: str, size: tuple[int, int] | None) -> nn.Module:
         if timm.list_models(name.partition(".")[0], module=list(FAMILIES)):
             return create_model(name, img_size=size)
         built = create_model(name)
-        if size is not None and hasattr(built, "set_input_size"):
-            built.set_input_size(img_size=size)
+        set_input_size = getattr(built, "set_input_size", None)
+        if size is not None and callable(set_input_size):
+            set_input_size(img_size=size)
         return built
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from vision_ssm.errors import ConfigError, suggestion
 
-__all__ = ["Parser", "image_size", "whole_number"]
+__all__ = ["Parser", "image_size", "output_file", "whole_number"]
 
 
 class Parser(argparse.ArgumentParser):
@@ -74,3 +75,15 @@ def image_size(text: str) -> tuple[int, int]:
     if height < 1 or width < 1:
         raise argparse.ArgumentTypeError(f"an image has at least one pixel per side, got {text}")
     return height, width
+
+
+def output_file(*suffixes: str) -> Callable[[str], Path]:
+    """Return an argument type: a path with one of these suffixes."""
+
+    def parse(text: str) -> Path:
+        path = Path(text)
+        if path.suffix.lower() not in suffixes:
+            raise argparse.ArgumentTypeError(f"expected a file name that ends in {' or '.join(suffixes)}, got {text!r}")
+        return path
+
+    return parse

@@ -11,7 +11,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["amount", "complain", "console", "memory", "percent", "print_json", "print_table", "progress_bar", "score"]
+__all__ = [
+    "amount",
+    "complain",
+    "console",
+    "duration",
+    "memory",
+    "percent",
+    "print_json",
+    "print_table",
+    "progress_bar",
+    "score",
+]
 
 WIDTH_WHEN_PIPED = 160  # a file or a pipe has no width; narrow tables would cut names
 
@@ -46,14 +57,14 @@ def print_table(
     from rich.text import Text
 
     headed = any(columns)
-    table = Table(
-        title=title, title_justify="left", box=box.SIMPLE_HEAD if headed else None, pad_edge=False, show_header=headed
-    )
+    table = Table(box=box.SIMPLE_HEAD if headed else None, pad_edge=False, show_header=headed)
     for column in columns:
         table.add_column(column, justify="right" if column in numeric else "left", overflow="fold")
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
     out = console()
+    if title:
+        out.print(title, style="bold", soft_wrap=True)
     out.print(table)
     if not headed:
         out.print()
@@ -98,3 +109,12 @@ def progress_bar(label: str, *, shown: bool = True) -> Iterator[Callable[[int, i
     with Progress(console=out, transient=True) as progress:
         task = progress.add_task(label, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+def duration(seconds: float) -> str:
+    """Write a time in the two units that matter: 5025 -> '1 h 24 min'."""
+    whole = round(seconds)
+    for size, unit, smaller_size, smaller in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
+        if whole >= size:
+            return f"{whole // size} {unit} {whole % size // smaller_size} {smaller}"
+    return f"{whole} s"

@@ -25,7 +25,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument("model", metavar="NAME", help="any model registered with timm, see `vision-ssm models`")
     parser.add_argument(
-        "--img-size", type=image_size, metavar="N|HxW", help="side, or height x width, in pixels; default: the model's own"
+        "--img-size",
+        type=image_size,
+        metavar="N|HxW",
+        help="side, or height x width, in pixels; default: the model's own",
     )
     parser.add_argument("--batch", type=whole_number(1), default=1, metavar="N", help="images per pass (default: 1)")
     parser.add_argument(
@@ -53,7 +56,9 @@ def run(options: argparse.Namespace) -> int:
         ("multiply-adds", amount(found.macs), "as the published figures count them"),
     ]
     if found.macs_all != found.macs:
-        rows.append(("  all that is executed", amount(found.macs_all), "every direction's projections, 9 per state update"))
+        rows.append(
+            ("  all that is executed", amount(found.macs_all), "every direction's projections, 9 per state update")
+        )
     if found.scan_macs:
         rows.append(("  of these in scans", amount(found.scan_macs), f"{found.scan_macs / found.macs_all:.0%}"))
     rows += [

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from vision_ssm.cli.arguments import image_size, whole_number
+from vision_ssm.cli.arguments import image_size, output_file, whole_number
 from vision_ssm.cli.console import percent, print_json, print_table, progress_bar
+from vision_ssm.storage import require_writable
 
 NAME = "evaluate"
 SUMMARY = "Measure the accuracy of a weights file on labelled images."
@@ -24,13 +25,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("data", metavar="DATA", help="folder of class folders, or the name of a data set")
     parser.add_argument("--split", default="val", metavar="NAME", help="train, val or test (default: val)")
     parser.add_argument("--model", metavar="NAME", help="model of a published checkpoint, which does not say it itself")
-    parser.add_argument("--batch-size", type=whole_number(1), default=64, metavar="N", help="images at a time (default: 64)")
-    parser.add_argument("--workers", type=whole_number(0), default=0, metavar="N", help="decoding processes (default: 0)")
+    parser.add_argument(
+        "--batch-size", type=whole_number(1), default=64, metavar="N", help="images at a time (default: 64)"
+    )
+    parser.add_argument(
+        "--workers", type=whole_number(0), default=0, metavar="N", help="decoding processes (default: 0)"
+    )
     parser.add_argument("--img-size", type=image_size, metavar="N|HxW", help="another size than that of training")
-    parser.add_argument("--amp", choices=("none", "bf16", "fp16"), default="none", help="mixed precision (default: none)")
+    parser.add_argument(
+        "--amp", choices=("none", "bf16", "fp16"), default="none", help="mixed precision (default: none)"
+    )
     parser.add_argument("--device", metavar="DEVICE", help="cpu, cuda, cuda:1, mps; default: the best there is")
     parser.add_argument("--download", action="store_true", help="allow a named data set to be downloaded")
-    parser.add_argument("--output", metavar="FILE", help="also write the scores to this .json file")
+    parser.add_argument(
+        "--output", type=output_file(".json"), metavar="FILE", help="also write the scores to this .json file"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
 
 
@@ -43,6 +52,8 @@ def run(options: argparse.Namespace) -> int:
     """Evaluate and print."""
     from vision_ssm.inference.evaluate import evaluate
 
+    if options.output:  # found out now rather than after the work
+        require_writable(options.output.parent)
     with progress_bar("evaluating", shown=not options.json) as on_progress:
         found = evaluate(
             options.weights,

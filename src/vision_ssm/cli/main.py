@@ -51,7 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return WRONG_USE
         command = COMMANDS[options.command]
         parsers[options.command].refuse_unknown(command.accept(options, unknown))
-        return command.run(options)
+        code: int = command.run(options)
+        return code
     except VisionSSMError as error:
         complain(str(error))
         return WRONG_USE

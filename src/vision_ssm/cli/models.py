@@ -36,7 +36,9 @@ def run(options: argparse.Namespace) -> int:
         print_json([row.to_dict() for row in rows])
         return 0
     if not rows:
-        raise ConfigError(f"no model of this library has {options.filter!r} in its name; `vision-ssm models` lists all.")
+        raise ConfigError(
+            f"no model of this library has {options.filter!r} in its name; `vision-ssm models` lists all."
+        )
     print_table(
         None,
         ("model", "input", "parameters", "multiply-adds", "published top-1", "source"),

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vision_ssm.cli.arguments import image_size, whole_number
+from vision_ssm.cli.arguments import image_size, output_file, whole_number
 from vision_ssm.cli.console import console, percent, print_json, print_table, progress_bar
+from vision_ssm.storage import require_writable
 
 if TYPE_CHECKING:
     from vision_ssm.inference.predict import Predictions
@@ -29,11 +31,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("weights", metavar="WEIGHTS", help="weights file")
     parser.add_argument("images", nargs="+", metavar="IMAGES", help="image files, or folders searched for images")
     parser.add_argument("--top-k", type=whole_number(1), default=5, metavar="K", help="classes per image (default: 5)")
-    parser.add_argument("--output", metavar="FILE", help="also write the predictions to this .json or .csv file")
+    parser.add_argument(
+        "--output",
+        type=output_file(".json", ".csv"),
+        metavar="FILE",
+        help="also write the predictions to this .json or .csv file",
+    )
     parser.add_argument("--model", metavar="NAME", help="model of a published checkpoint, which does not say it itself")
-    parser.add_argument("--batch-size", type=whole_number(1), default=16, metavar="N", help="images at a time (default: 16)")
+    parser.add_argument(
+        "--batch-size", type=whole_number(1), default=16, metavar="N", help="images at a time (default: 16)"
+    )
     parser.add_argument("--img-size", type=image_size, metavar="N|HxW", help="another size than that of training")
-    parser.add_argument("--amp", choices=("none", "bf16", "fp16"), default="none", help="mixed precision (default: none)")
+    parser.add_argument(
+        "--amp", choices=("none", "bf16", "fp16"), default="none", help="mixed precision (default: none)"
+    )
     parser.add_argument("--device", metavar="DEVICE", help="cpu, cuda, cuda:1, mps; default: the best there is")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
@@ -45,10 +56,10 @@ def accept(_: argparse.Namespace, unknown: Sequence[str]) -> Sequence[str]:
 
 def run(options: argparse.Namespace) -> int:
     """Predict and print; 1 when some of the images could not be used."""
-    from vision_ssm.inference.predict import predict, require_writer
+    from vision_ssm.inference.predict import predict
 
-    if options.output:
-        require_writer(options.output)
+    if options.output:  # found out now rather than after the work
+        require_writable(options.output.parent)
     with progress_bar("predicting", shown=not options.json) as on_progress:
         found = predict(
             options.weights,
@@ -70,7 +81,7 @@ def run(options: argparse.Namespace) -> int:
     return 1 if found.failures else 0
 
 
-def _print(found: Predictions, output: str | None) -> None:
+def _print(found: Predictions, output: Path | None) -> None:
     if found.results:
         print_table(
             None,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from vision_ssm.cli.console import amount, console, percent
+from vision_ssm.training.config import TrainConfig
 from vision_ssm.training.events import (
     EpochDone,
     EvaluationStep,
@@ -22,9 +24,14 @@ __all__ = ["TrainingDisplay"]
 
 
 class TrainingDisplay:
-    """A listener for training events; use it as a context manager so that the terminal is left in order."""
+    """A listener for training events; use it as a context manager so that the terminal is left in order.
 
-    def __init__(self) -> None:
+    Args:
+        on_start: shows the configuration that the run has saved in its folder.
+    """
+
+    def __init__(self, on_start: Callable[[TrainConfig], None]) -> None:
+        self._on_start = on_start
         self._console = console()
         self._epochs = 0
         self._progress = Progress(
@@ -68,9 +75,10 @@ class TrainingDisplay:
 
     def _started(self, event: RunStarted) -> None:
         self._epochs = event.epochs
+        self._on_start(TrainConfig.load(event.folder / "config.yaml"))
         self._console.print(
-            f"{event.model}, {amount(event.parameters)} parameters, from {event.started_from}; {event.classes} classes; "
-            f"{event.train_images:,} images to train on, {event.val_images:,} held out\n"
+            f"{event.model}, {amount(event.parameters)} parameters, from {event.started_from}; "
+            f"{event.classes} classes; {event.train_images:,} images to train on, {event.val_images:,} held out\n"
             f"{event.epochs} epochs of {event.updates_per_epoch} updates with {event.images_per_update} images "
             f"on {event.device}; results in {event.folder}",
             soft_wrap=True,
@@ -99,8 +107,12 @@ class TrainingDisplay:
         if self._evaluation is not None:
             self._progress.remove_task(self._evaluation)
             self._evaluation = None
-        scores = [f"{label}{name} {percent(value)}" for label, group in (("", event.scores), ("EMA ", event.ema_scores))
-                  for name, value in (group or {}).items() if name in ("top1", "top5")]
+        scores = [
+            f"{label}{name} {percent(value)}"
+            for label, group in (("", event.scores), ("EMA ", event.ema_scores))
+            for name, value in (group or {}).items()
+            if name in ("top1", "top5")
+        ]
         self._console.print(
             f"epoch {event.epoch:>{len(str(self._epochs))}}/{self._epochs}  loss {event.train_loss:.4f}  "
             + "  ".join(scores)
@@ -108,4 +120,3 @@ class TrainingDisplay:
             + ("  best so far" if event.is_best else ""),
             soft_wrap=True,
         )
-

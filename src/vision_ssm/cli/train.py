@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import re
 import shlex
 import signal
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from vision_ssm.cli.arguments import image_size
-from vision_ssm.cli.console import console, print_json, print_table, score
+from vision_ssm.cli.console import amount, console, duration, print_json, print_table, score
 from vision_ssm.errors import ConfigError
 from vision_ssm.training.config import TrainConfig
 from vision_ssm.training.settings import Setting, describe
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
 
 NAME = "train"
 SUMMARY = "Train a model on a folder of images or a named data set."
-EXAMPLES = """DATA is a folder with one folder of images per class (with or without train/ and val/ above them), or a name:
-digits, cifar10, cifar100, mnist, fashion-mnist.
+EXAMPLES = """DATA is a folder with one folder of images per class (with or without train/ and val/ above them), or
+a name: digits, cifar10, cifar100, mnist, fashion-mnist.
 
 examples:
   vision-ssm train images/ --model vim_tiny_patch16_224 --pretrained --epochs 20
@@ -78,7 +79,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         if short == "img-size":
             kind = {"type": image_size, "metavar": "N|HxW"}
         parser.add_argument(f"--{short}", dest=_destination(key), help=_help(settings[key], short=True), **kind)
-    parser.add_argument("--dry-run", action="store_true", help="show steps, speed here and the time needed; train nothing")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="show steps, speed here and the time needed; train nothing"
+    )
     parser.add_argument("--json", action="store_true", help="print the result as JSON, and no progress")
     groups: dict[str, argparse._ArgumentGroup] = {}
     for key, entry in settings.items():
@@ -164,7 +167,28 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _estimate(config: TrainConfig, options: argparse.Namespace) -> int:
-    raise SystemExit(f"{config} {options}")
+    from vision_ssm.training import estimate
+
+    if not options.json:
+        _print_configuration(config)
+    found = estimate(config)
+    if options.json:
+        print_json(dataclasses.asdict(found))
+        return 0
+    for notice in found.notices:
+        console().print(f"note: {notice}", soft_wrap=True)
+    rows = [
+        ("model", f"{found.model}, {amount(found.parameters)} parameters, {found.classes} classes"),
+        ("images", f"{found.train_images:,} to train on, {found.val_images:,} held out"),
+        ("updates", f"{found.updates:,} = {found.epochs} epochs x {found.updates_per_epoch:,}"),
+        ("images per update", f"{found.images_per_update:,}"),
+        ("learning rate", f"{found.learning_rate:.3g}"),
+        ("speed", f"{found.images_per_second:.1f} images/s training, {found.eval_images_per_second:.1f} evaluating"),
+        ("on", f"{found.device}, {found.processes} process{'es' if found.processes > 1 else ''}"),
+        ("estimated time", duration(found.seconds)),
+    ]
+    print_table("Dry run: nothing was trained or written", ("", ""), rows)
+    return 0
 
 
 def _train(config: TrainConfig, options: argparse.Namespace) -> int:
@@ -175,16 +199,19 @@ def _train(config: TrainConfig, options: argparse.Namespace) -> int:
     else:
         from vision_ssm.cli.progress import TrainingDisplay
 
-        _print_configuration(config)
-        with TrainingDisplay() as display:
+        with TrainingDisplay(on_start=_print_configuration) as display:
             result = train(config, on_event=display)
     _report(result, options)
     return 128 + signal.Signals[result.interrupted] if result.interrupted else 0
 
 
 def _print_configuration(config: TrainConfig) -> None:
-    console().rule("effective configuration", align="left")
-    print(yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True, default_flow_style=None, width=110))
+    console().print("Effective configuration", style="bold")
+    style: dict[str, Any] = {"sort_keys": False, "allow_unicode": True, "default_flow_style": True, "width": 110}
+    for section, values in config.to_dict().items():
+        text = yaml.safe_dump(values, **style) if isinstance(values, dict) else str(values)
+        print(f"{section}: {text.strip()}")
+    print()
 
 
 def _report(result: TrainResult, options: argparse.Namespace) -> None:

@@ -68,13 +68,17 @@ class Predictions:
         with whole_file(path) as part:
             writer(part)
 
-    def _write_json(self, path: Path) -> None:
+    def to_dict(self) -> dict[str, Any]:
+        """Return the content of the JSON file as plain values."""
         results = [
             {"path": result.path, "classes": [{"class": name, "probability": p} for name, p in result.classes]}
             for result in self.results
         ]
         failures = [{"path": failure.path, "reason": failure.reason} for failure in self.failures]
-        path.write_text(json.dumps({"results": results, "failures": failures}, indent=1) + "\n", encoding="utf-8")
+        return {"results": results, "failures": failures}
+
+    def _write_json(self, path: Path) -> None:
+        path.write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
 
     def _write_csv(self, path: Path) -> None:
         # File names need not be valid text; this writes their bytes back as they were.
