@@ -99,7 +99,7 @@ def assemble(config: TrainConfig, processes: Processes, *, resuming: bool) -> Pa
     started_from = "published weights" if config.model.pretrained else "scratch"
     if config.model.checkpoint and not resuming:
         started_from = config.model.checkpoint
-        notices += load_start(model, config.model.checkpoint)
+        notices += load_start(model, config.model.checkpoint, positions=config.model.positions)
     config, train = _train_loader(config, train_set, preprocessing, processes, notices)
     val = EpochLoader(
         val_set,

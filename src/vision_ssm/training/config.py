@@ -42,6 +42,11 @@ class ModelConfig(Section):
     )
     pretrained: bool = setting(False, "Start from the published weights of this model.")
     checkpoint: str | None = setting(None, "Start from this weights file (.safetensors or .pth), ours or published.")
+    positions: Literal["grid", "published"] = setting(
+        "grid",
+        "How a checkpoint's position table of another image size is resized: at its true places, or as the published "
+        "fine-tuning did.",
+    )
     drop_path_rate: float = setting(
         0.0, "Stochastic depth of the last block; grows linearly from 0.", at_least=0, below=1
     )

@@ -13,11 +13,11 @@ from vision_ssm.errors import CheckpointError
 __all__ = ["load_start"]
 
 
-def load_start(model: nn.Module, path: str | Path) -> list[str]:
+def load_start(model: nn.Module, path: str | Path, *, positions: str = "grid") -> list[str]:
     """Load weights from a published or own file into ``model``.
 
     A classifier of another number of classes is left as the model initialised it. Anything else that does not fit is
-    an error.
+    an error. ``positions`` is the rule for a position table of another size, see `vision_ssm.checkpoints`.
 
     Returns:
         what was not loaded, as sentences for the user; empty when everything was.
@@ -35,7 +35,11 @@ def load_start(model: nn.Module, path: str | Path) -> list[str]:
     ]
     replaced = heads if heads and mismatched else ()
     try:
-        weights = convert(model, given, replaceable=replaced) if isinstance(model, PublishedModel) else dict(given)
+        weights = (
+            convert(model, given, positions=positions, replaceable=replaced)
+            if isinstance(model, PublishedModel)
+            else dict(given)
+        )
         kept = {name: tensor for name, tensor in own.items() if replaced and name.startswith(replaced)}
         loaded = {name: tensor for name, tensor in weights.items() if not (replaced and name.startswith(replaced))}
         model.load_state_dict({**loaded, **kept}, strict=True)
