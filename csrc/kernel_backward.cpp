@@ -9,7 +9,6 @@
 #include "tile.h"
 
 #include <algorithm>
-#include <type_traits>
 
 namespace VISION_SSM_ISA {
 
@@ -62,24 +61,24 @@ struct Workspace {
 template <int M>
 void recompute(Tile& tile, int count, const float* rate, const float* before, int64_t stride, int lanes,
                const float* b, const float* c, int64_t states, bool readout) {
+    const Exp2 exp2;
     Vec state[M];
-    for (int n = 0; n < M; ++n) {
+    unroll<M>([&](auto n) {
         state[n] = load(before + n * stride, lanes);
         state[n].store(tile.h + n * W);
-    }
+    });
     for (int t = 0; t < count; ++t) {
         const Vec delta = Vec::load(tile.delta + t * W), drive = Vec::load(tile.drive + t * W);
         const float *bt = b + t * states, *ct = c + t * states;
         float *keep = tile.keep + t * M * W, *h = tile.h + (t + 1) * M * W;
         Vec y = Vec::set(0.f);
-#pragma GCC unroll 8
-        for (int n = 0; n < M; ++n) {
+        unroll<M>([&](auto n) {
             const Vec factor = exp2(delta * Vec::load(rate + n * W));
             factor.store(keep + n * W);
             state[n] = fma(factor, state[n], drive * Vec::set(bt[n]));
             state[n].store(h + n * W);
             if (readout) y = fma(state[n], Vec::set(ct[n]), y);
-        }
+        });
         if (readout) (Vec::load(tile.y + t * W) + y).store(tile.y + t * W);
     }
 }
@@ -89,18 +88,17 @@ template <int M>
 void reverse(Tile& tile, int count, const float* rate, const float* b, const float* c, int64_t states, float* carried,
              float* ddecay, float* lanes) {
     Vec carry[M], da[M];
-    for (int n = 0; n < M; ++n) {
+    unroll<M>([&](auto n) {
         carry[n] = Vec::load(carried + n * W);
         da[n] = Vec::load(ddecay + n * W);
-    }
+    });
     for (int t = count - 1; t >= 0; --t) {
         const Vec delta = Vec::load(tile.delta + t * W), drive = Vec::load(tile.drive + t * W);
         const Vec dy = Vec::load(tile.dy + t * W);
         const float *bt = b + t * states, *ct = c + t * states;
         const float *keep = tile.keep + t * M * W, *h = tile.h + (t + 1) * M * W, *before = tile.h + t * M * W;
         Vec gb = Vec::set(0.f), qa = Vec::set(0.f), sums[W];
-#pragma GCC unroll 8
-        for (int n = 0; n < M; ++n) {
+        unroll<M>([&](auto n) {
             const Vec g = fma(dy, Vec::set(ct[n]), carry[n]);
             sums[2 * n] = g * drive;
             sums[2 * n + 1] = Vec::load(h + n * W) * dy;
@@ -109,16 +107,16 @@ void reverse(Tile& tile, int count, const float* rate, const float* b, const flo
             const Vec q = carry[n] * Vec::load(before + n * W);
             qa = fma(q, Vec::load(rate + n * W), qa);
             da[n] = fma(q, delta, da[n]);
-        }
-        for (int i = 2 * M; i < W; ++i) sums[i] = Vec::set(0.f);
+        });
+        unroll<W - 2 * M>([&](auto i) { sums[2 * M + i] = Vec::set(0.f); });
         (Vec::load(tile.sum_gb + t * W) + gb).store(tile.sum_gb + t * W);
         (Vec::load(tile.sum_qa + t * W) + qa).store(tile.sum_qa + t * W);
         (Vec::load(lanes + t * W) + sum_lanes<W>(sums)).store(lanes + t * W);
     }
-    for (int n = 0; n < M; ++n) {
+    unroll<M>([&](auto n) {
         carry[n].store(carried + n * W);
         da[n].store(ddecay + n * W);
-    }
+    });
 }
 
 // One direction of one image, typed.
@@ -147,15 +145,15 @@ void prepare(const vssm_scan& s, Tile& tile, int count, Direction<E>& from, int6
         const int64_t token = tile.tokens[t];
         const E *u_row = from.u.row(token) + channel, *delta_row = from.delta.row(token) + channel;
         const E* grad_row = from.grad.row(token) + channel;
-        prefetch(u_row + W);
-        prefetch(delta_row + W);
-        prefetch(grad_row + W);
+        prefetch<1>(u_row + W);
+        prefetch<1>(delta_row + W);
+        prefetch<1>(grad_row + W);
         const Vec u = load(u_row, lanes), raw = load(delta_row, lanes) + from.bias;
         const Vec delta = s.softplus ? softplus(raw) : raw;
         Vec dy = load(grad_row, lanes);
         if (s.z.data) {
             const E* z_row = from.z.row(token) + channel;
-            prefetch(z_row + W);
+            prefetch<1>(z_row + W);
             const Vec z = load(z_row, lanes);
             dy = dy * z * sigmoid(z);
             (from.skip * u).store(tile.y + t * W);

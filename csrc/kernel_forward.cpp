@@ -3,18 +3,21 @@
 // states of W channels stay in registers along a tile: no horizontal sums, no transposed copies.
 #include "tile.h"
 
-#include <type_traits>
+#include <algorithm>
 
 namespace VISION_SSM_ISA {
 
 namespace {
 
-struct Tile {
-    alignas(64) float delta[T * W];
-    alignas(64) float drive[T * W];  // delta * u
-    alignas(64) float skip[T * W];   // D * u
-    alignas(64) float y[T * W];
-    int64_t tokens[T];
+// Steps between two saved states are done in slices, small enough that a slice and the lines fetched ahead for the next
+// one stay in the first-level cache together.
+constexpr int S = 32;
+static_assert(T % S == 0, "a saved state stands at the start of a slice");
+
+struct Slice {
+    alignas(64) float delta[S * W];
+    alignas(64) float drive[S * W];  // delta * u
+    alignas(64) float y[S * W];      // starts as D * u
 };
 
 #if defined(__AVX512F__)
@@ -23,27 +26,90 @@ constexpr int STATE_GROUP = 16;
 constexpr int STATE_GROUP = 8;
 #endif
 
-// Advance G states by `count` steps: h [G][W], decay [G][stride], B and C rows of `states` floats.
+// Fetches the next tile's rows into the second-level cache while this one's states advance, one line of every tensor
+// a step. Whole rows in order: memory delivers those at more than twice the rate of one line out of every row, which
+// is what a block of channels reads.
+class Ahead {
+  public:
+    template <class E>
+    void add(const Rows<E>& rows, int64_t channel) {
+        tensors_[count_++] = {reinterpret_cast<const char*>(rows.base + channel),
+                              rows.stride * static_cast<int64_t>(sizeof(E)), W * static_cast<int64_t>(sizeof(E))};
+    }
+    void start(const int64_t* tokens, int rows, int64_t blocks) {
+        tokens_ = tokens;
+        rows_ = rows;
+        blocks_ = blocks;
+        row_ = 0;
+        block_ = 0;
+    }
+    void fetch() {
+        if (row_ >= rows_) return;
+        for (int i = 0; i < count_; ++i)
+            prefetch<2>(tensors_[i].base + tokens_[row_] * tensors_[i].stride + block_ * tensors_[i].width);
+        if (++block_ == blocks_) {
+            block_ = 0;
+            ++row_;
+        }
+    }
+
+  private:
+    struct {
+        const char* base;
+        int64_t stride, width;
+    } tensors_[4];
+    int count_ = 0, rows_ = 0, row_ = 0;
+    const int64_t* tokens_ = nullptr;
+    int64_t blocks_ = 0, block_ = 0;
+};
+
+// The lines a block is about to touch, one of every row, brought on from the second-level cache while the states
+// advance: loads would wait for them little, but stores retire in order and would wait for each.
+class Near {
+  public:
+    template <class E>
+    void add(const Rows<E>& rows, int64_t channel, const int64_t* tokens, int count) {
+        lines_[size_++] = {reinterpret_cast<const char*>(rows.base + channel),
+                           rows.stride * static_cast<int64_t>(sizeof(E)), tokens, count};
+    }
+    void fetch(int t) const {
+        for (int i = 0; i < size_; ++i)
+            if (t < lines_[i].count) prefetch<1>(lines_[i].base + lines_[i].tokens[t] * lines_[i].stride);
+    }
+
+  private:
+    struct {
+        const char* base;
+        int64_t stride;
+        const int64_t* tokens;
+        int count;
+    } lines_[4];
+    int size_ = 0;
+};
+
+// Advance G states by `count` steps: rate and h [G][W], rows of B and C are `states` floats.
 template <int G>
-void advance(Tile& tile, int count, const float* decay, int64_t stride, int lanes, const float* b, const float* c,
-             int64_t states, float* h, bool add) {
-    alignas(64) float rate[G * W];
-    for (int n = 0; n < G; ++n) load(decay + n * stride, lanes).store(rate + n * W);
+void advance(Slice& slice, int count, const float* rate, const float* b, const float* c, int64_t states, float* h,
+             Ahead* ahead, const Near& near) {
+    const Exp2 exp2;
     Vec state[G];
-    for (int n = 0; n < G; ++n) state[n] = Vec::load(h + n * W);
+    unroll<G>([&](auto n) { state[n] = Vec::load(h + n * W); });
     for (int t = 0; t < count; ++t) {
-        const Vec delta = Vec::load(tile.delta + t * W), drive = Vec::load(tile.drive + t * W);
+        const Vec delta = Vec::load(slice.delta + t * W), drive = Vec::load(slice.drive + t * W);
         const float *bt = b + t * states, *ct = c + t * states;
-        Vec y[2] = {add ? Vec::load(tile.y + t * W) : Vec::load(tile.skip + t * W), Vec::set(0.f)};
-#pragma GCC unroll 16
-        for (int n = 0; n < G; ++n) {
+        if (ahead) {
+            ahead->fetch();
+            near.fetch(t);
+        }
+        Vec y[2] = {Vec::load(slice.y + t * W), Vec::set(0.f)};
+        unroll<G>([&](auto n) {
             const Vec keep = exp2(delta * Vec::load(rate + n * W));
             state[n] = fma(keep, state[n], drive * Vec::set(bt[n]));
             y[n & 1] = fma(state[n], Vec::set(ct[n]), y[n & 1]);
-        }
-        (y[0] + y[1]).store(tile.y + t * W);
+        });
+        (y[0] + y[1]).store(slice.y + t * W);
     }
-    for (int n = 0; n < G; ++n) state[n].store(h + n * W);
+    unroll<G>([&](auto n) { state[n].store(h + n * W); });
 }
 
 // Where a block's result goes: to the running sum of the directions or, gated, to the output.
@@ -55,86 +121,134 @@ struct Sink {
 };
 
 template <class E>
-void emit(const Tile& tile, int count, int64_t channel, int lanes, const Sink<E>& sink) {
+void emit(const Slice& slice, const int64_t* tokens, int count, int64_t channel, int lanes, const Sink<E>& sink) {
     for (int t = 0; t < count; ++t) {
-        const int64_t token = tile.tokens[t];
-        Vec v = Vec::load(tile.y + t * W);
-        if (sink.add_sum) v = v + load(sink.sum.row(token) + channel, lanes);
+        Vec v = Vec::load(slice.y + t * W);
+        if (sink.add_sum) v = v + load(sink.sum.row(tokens[t]) + channel, lanes);
         if (sink.to_sum) {
-            store(v, sink.sum.row(token) + channel, lanes);
+            store(v, sink.sum.row(tokens[t]) + channel, lanes);
             continue;
         }
         if (sink.gate) {
-            const Vec z = load(sink.z.row(token) + channel, lanes);
+            const Vec z = load(sink.z.row(tokens[t]) + channel, lanes);
             v = v * z * sigmoid(z);
         }
-        store(v, sink.y.row(token) + channel, lanes);
+        store(v, sink.y.row(tokens[t]) + channel, lanes);
     }
 }
 
 template <class E>
-void prepare(const vssm_scan& s, Tile& tile, int count, const Rows<E>& u, const Rows<E>& delta, int64_t k,
-             int64_t channel, int lanes) {
+void prepare(const vssm_scan& s, Slice& slice, const int64_t* tokens, int count, const Rows<E>& u,
+             const Rows<E>& delta, int64_t k, int64_t channel, int lanes) {
     const int64_t parameter = k * s.channels + channel;
     const Vec skip = s.skip ? load(s.skip + parameter, lanes) : Vec::set(0.f);
     const Vec bias = s.bias ? load(s.bias + parameter, lanes) : Vec::set(0.f);
     for (int t = 0; t < count; ++t) {
-        const E *u_row = u.row(tile.tokens[t]) + channel, *delta_row = delta.row(tile.tokens[t]) + channel;
-        // The next block's line of the same row: no hardware prefetcher follows one line per row.
-        prefetch(u_row + W);
-        prefetch(delta_row + W);
-        const Vec x = load(u_row, lanes);
-        Vec d = load(delta_row, lanes) + bias;
+        const Vec x = load(u.row(tokens[t]) + channel, lanes);
+        Vec d = load(delta.row(tokens[t]) + channel, lanes) + bias;
         if (s.softplus) d = softplus(d);
-        d.store(tile.delta + t * W);
-        (d * x).store(tile.drive + t * W);
-        (skip * x).store(tile.skip + t * W);
+        d.store(slice.delta + t * W);
+        (d * x).store(slice.drive + t * W);
+        (skip * x).store(slice.y + t * W);
     }
 }
 
+// One direction of one image for one share of the channels.
 template <class E>
-void prefetch_tile(const Rows<E>& rows, const int64_t* tokens, int count, int64_t channel) {
-    for (int t = 0; t < count; ++t) prefetch(rows.row(tokens[t]) + channel);
-}
+class DirectionScan {
+  public:
+    DirectionScan(const vssm_scan& s, int64_t image, int64_t k, const Share& share, float* memory)
+        : s_(s),
+          image_(image),
+          k_(k),
+          share_(share),
+          u_(s.u, image, k),
+          delta_(s.delta, image, k),
+          b_rows_(s.b, image, k),
+          c_rows_(s.c, image, k),
+          sink_{Rows<E>(s.y, image, k), Rows<E>(s.z, image, k), Rows<float>(s.sum, image, k),
+                s.merge && (k + 1 < s.directions || s.partial), s.merge && (k > 0 || s.partial), s.z.data != nullptr},
+          h_(memory),
+          rate_(h_ + share.blocks * s.states * W),
+          b_(rate_ + share.blocks * s.states * W),
+          c_(b_ + T * s.states) {}
 
-template <class E>
-void scan_task(const vssm_scan& s, int64_t image, int64_t group) {
-    const Share share(s, group);
-    const int64_t N = s.states;
-    Tile tile;
-    std::vector<float> memory(static_cast<size_t>(share.blocks * N * W + 2 * T * N));
-    float *h = memory.data(), *b = h + share.blocks * N * W, *c = b + T * N;
-    for (int64_t k = 0; k < s.directions; ++k) {
-        const Rows<E> u(s.u, image, k), delta(s.delta, image, k), b_rows(s.b, image, k), c_rows(s.c, image, k);
-        const bool last = k + 1 == s.directions;
-        const Sink<E> sink{Rows<E>(s.y, image, k), Rows<E>(s.z, image, k), Rows<float>(s.sum, image, k),
-                           s.merge && (!last || s.partial), s.merge && (k > 0 || s.partial), s.z.data != nullptr};
-        std::fill(h, h + share.blocks * N * W, 0.f);
-        for (int64_t first = 0, chunk = 0; first < s.walks[k].length; first += T, ++chunk) {
-            const int count = static_cast<int>(s.walks[k].length - first < T ? s.walks[k].length - first : T);
-            walk_tokens(s.walks[k], first, count, tile.tokens);
-            copy_states(b_rows, tile.tokens, count, N, b);
-            copy_states(c_rows, tile.tokens, count, N, c);
-            for (int64_t block = 0; block < share.blocks; ++block) {
-                const int64_t channel = share.channel(block);
-                const int lanes = Share::lanes(s, channel);
-                float* state = h + block * N * W;
-                if (s.saved) {
-                    float* out = s.saved + ((image * s.directions + k) * s.chunks + chunk) * N * s.channels + channel;
-                    for (int64_t n = 0; n < N; ++n) store(Vec::load(state + n * W), out + n * s.channels, lanes);
-                }
-                prepare(s, tile, count, u, delta, k, channel, lanes);
-                if (sink.gate && !sink.to_sum) prefetch_tile(sink.z, tile.tokens, count, channel);
-                if (sink.add_sum) prefetch_tile(sink.sum, tile.tokens, count, channel);
-                for_state_groups<STATE_GROUP>(N, [&](int64_t n, auto size) {
-                    advance<size>(tile, count, s.decay + (k * N + n) * s.channels + channel, s.channels, lanes, b + n,
-                                  c + n, N, state + n * W, n > 0);
-                });
-                emit(tile, count, channel, lanes, sink);
+    static int64_t memory(const vssm_scan& s, const Share& share) { return 2 * (share.blocks * W + T) * s.states; }
+
+    void run() {
+        const vssm_walk& walk = s_.walks[k_];
+        start();
+        const auto steps_at = [&](int64_t first) { return static_cast<int>(std::min<int64_t>(walk.length - first, T)); };
+        if (walk.length > 0) walk_tokens(walk, 0, steps_at(0), next_);
+        for (int64_t first = 0, chunk = 0; first < walk.length; first += T, ++chunk) {
+            const int count = steps_at(first);
+            std::copy_n(next_, count, tokens_);
+            const int next_count = first + T < walk.length ? steps_at(first + T) : 0;
+            if (next_count) walk_tokens(walk, first + T, next_count, next_);
+            ahead_.start(next_, next_count, share_.blocks);
+            copy_states(b_rows_, tokens_, count, s_.states, b_);
+            copy_states(c_rows_, tokens_, count, s_.states, c_);
+            for (int64_t block = 0; block < share_.blocks; ++block) {
+                if (s_.saved) save(chunk, block);
+                for (int at = 0; at < count; at += S) slice(block, at, count);
             }
         }
     }
-}
+
+  private:
+    void start() {
+        const int64_t first = share_.channel(0);
+        ahead_.add(u_, first);
+        ahead_.add(delta_, first);
+        if (sink_.to_sum || sink_.add_sum) ahead_.add(sink_.sum, first);
+        if (!sink_.to_sum && !sink_.add_sum) ahead_.add(sink_.y, first);
+        if (!sink_.to_sum && sink_.gate) ahead_.add(sink_.z, first);
+        std::fill_n(h_, share_.blocks * s_.states * W, 0.f);
+        for (int64_t block = 0; block < share_.blocks; ++block)
+            for (int64_t n = 0; n < s_.states; ++n) {
+                const int64_t channel = share_.channel(block);
+                load(s_.decay + (k_ * s_.states + n) * s_.channels + channel, Share::lanes(s_, channel))
+                    .store(rate_ + (block * s_.states + n) * W);
+            }
+    }
+
+    void save(int64_t chunk, int64_t block) {
+        const int64_t channel = share_.channel(block);
+        float* out = s_.saved + ((image_ * s_.directions + k_) * s_.chunks + chunk) * s_.states * s_.channels + channel;
+        for (int64_t n = 0; n < s_.states; ++n)
+            store(Vec::load(h_ + (block * s_.states + n) * W), out + n * s_.channels, Share::lanes(s_, channel));
+    }
+
+    void slice(int64_t block, int at, int tile_count) {
+        const int64_t channel = share_.channel(block), N = s_.states;
+        const int lanes = Share::lanes(s_, channel), count = std::min(tile_count - at, S);
+        Slice slice;
+        prepare(s_, slice, tokens_ + at, count, u_, delta_, k_, channel, lanes);
+        Near near;
+        if (sink_.to_sum || sink_.add_sum) near.add(sink_.sum, channel, tokens_ + at, count);
+        if (!sink_.to_sum && !sink_.add_sum) near.add(sink_.y, channel, tokens_ + at, count);
+        if (!sink_.to_sum && sink_.gate) near.add(sink_.z, channel, tokens_ + at, count);
+        const int64_t next = at + S < tile_count ? channel : channel + W;
+        const int64_t* next_tokens = at + S < tile_count ? tokens_ + at + S : tokens_;
+        near.add(u_, next, next_tokens, S);
+        near.add(delta_, next, next_tokens, S);
+        for_state_groups<STATE_GROUP>(N, [&](int64_t n, auto size) {
+            const int64_t state = (block * N + n) * W;
+            advance<size>(slice, count, rate_ + state, b_ + at * N + n, c_ + at * N + n, N, h_ + state, n == 0 ? &ahead_ : nullptr, near);
+        });
+        emit(slice, tokens_ + at, count, channel, lanes, sink_);
+    }
+
+    const vssm_scan& s_;
+    const int64_t image_, k_;
+    const Share& share_;
+    const Rows<E> u_, delta_, b_rows_, c_rows_;
+    const Sink<E> sink_;
+    float *h_, *rate_;  // [blocks][N][W]
+    float *b_, *c_;     // [T][N]
+    int64_t tokens_[T] = {}, next_[T] = {};
+    Ahead ahead_;
+};
 
 // Where walks leave tokens out, the gate and the narrowing wait until all directions are summed.
 template <class E>
@@ -160,7 +274,12 @@ void forward(const vssm_scan& s) {
     {
         const FlushDenormals flush;
 #pragma omp for schedule(dynamic, 1)
-        for (int64_t task = 0; task < tasks; ++task) scan_task<E>(s, task / s.groups, task % s.groups);
+        for (int64_t task = 0; task < tasks; ++task) {
+            const Share share(s, task % s.groups);
+            std::vector<float> memory(static_cast<size_t>(DirectionScan<E>::memory(s, share)));
+            for (int64_t k = 0; k < s.directions; ++k)
+                DirectionScan<E>(s, task / s.groups, k, share, memory.data()).run();
+        }
         if (s.merge && s.partial) {
 #pragma omp for schedule(static)
             for (int64_t image = 0; image < s.batch; ++image) finish_sum<E>(s, image);

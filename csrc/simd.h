@@ -69,6 +69,30 @@ inline Vec absolute(Vec a) { return {_mm512_abs_ps(a.v)}; }
 inline Vec nearest(Vec a) { return {_mm512_roundscale_ps(a.v, 8)}; }
 inline Vec times_power_of_two(Vec a, Vec whole) { return {_mm512_scalef_ps(a.v, whole.v)}; }
 
+alignas(64) constexpr float POWERS[32] = {  // 2^(k/32)
+    1.f, 1.0218972f, 1.04427373f, 1.06714046f, 1.09050775f, 1.1143868f, 1.13878858f, 1.1637249f,
+    1.18920708f, 1.21524739f, 1.24185777f, 1.26905096f, 1.29683959f, 1.32523668f, 1.35425556f, 1.38390994f,
+    1.41421354f, 1.44518077f, 1.47682619f, 1.50916445f, 1.54221082f, 1.5759809f, 1.61049032f, 1.64575553f,
+    1.68179286f, 1.71861935f, 1.75625217f, 1.79470909f, 1.8340081f, 1.87416768f, 1.91520655f, 1.95714414f,
+};
+
+// 2^t for many t with few multiplications: 2^(k/32) from two registers, a parabola for the rest, |rest| <= 1/64.
+// Relative error 1e-7 besides the rounding of t.
+class Exp2 {
+  public:
+    Exp2() : low_(_mm512_load_ps(POWERS)), high_(_mm512_load_ps(POWERS + 16)) {}
+    Vec operator()(Vec t) const {
+        // Adding 1.5 * 2^23 / 32 leaves t rounded to 1/32 in the low bits, the five lowest of which are the index.
+        const Vec magic = Vec::set(393216.f), shifted = t + magic, coarse = shifted - magic, f = t - coarse;
+        const Vec power = {_mm512_permutex2var_ps(low_, _mm512_castps_si512(shifted.v), high_)};
+        const Vec slope = fma(Vec::set(0.240226507f), f, Vec::set(0.693147181f)) * f;
+        return times_power_of_two(fma(slope, power, power), coarse);
+    }
+
+  private:
+    __m512 low_, high_;
+};
+
 // Fold a into the lower half of the result and b into the upper half, at distances 8, 4, 2 and 1 lanes.
 template <int Distance>
 inline Vec fold(Vec a, Vec b) {
@@ -217,14 +241,12 @@ inline Vec fold(Vec a, Vec b) {
 
 // Sum the lanes of each of Count = W vectors into one lane of the result. Which lane follows from the order of the
 // folds and differs between instruction sets: probe it with known vectors.
-template <int Count, int Distance = Vec::W / 2>
+template <int Count, int Distance = 1>
 inline Vec sum_lanes(const Vec* x) {
-    Vec folded[Count / 2];
-    for (int i = 0; i < Count / 2; ++i) folded[i] = fold<Distance>(x[2 * i], x[2 * i + 1]);
     if constexpr (Count == 2)
-        return folded[0];
+        return fold<Distance>(x[0], x[1]);
     else
-        return sum_lanes<Count / 2, Distance / 2>(folded);
+        return fold<Distance>(sum_lanes<Count / 2, 2 * Distance>(x), sum_lanes<Count / 2, 2 * Distance>(x + Count / 2));
 }
 
 // 2^t. Degree-5 minimax polynomial on [-1/2, 1/2]: relative error 1e-7 besides the rounding of t.
@@ -238,6 +260,12 @@ inline Vec exp2(Vec t) {
     p = fma(p, f, Vec::set(1.f));
     return times_power_of_two(p, whole);
 }
+
+#if !defined(__AVX512F__)
+struct Exp2 {
+    Vec operator()(Vec t) const { return exp2(t); }
+};
+#endif
 
 constexpr float LOG2E = 1.44269504088896f, LN2 = 0.693147180559945f;
 

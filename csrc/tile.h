@@ -5,6 +5,8 @@
 #include "simd.h"
 
 #include <cstddef>
+#include <type_traits>
+#include <utility>
 #include <vector>
 
 #if defined(__SSE2__)
@@ -53,9 +55,11 @@ inline void store(Vec x, E* p, int lanes) {
         x.store(p, lanes);
 }
 
+// Fetch a line into the first- or the second-level cache.
+template <int Level>
 inline void prefetch([[maybe_unused]] const void* p) {
 #if defined(__GNUC__) || defined(__clang__)
-    __builtin_prefetch(p);
+    __builtin_prefetch(p, 0, Level == 1 ? 3 : 2);
 #endif
 }
 
@@ -101,6 +105,24 @@ struct Share {
         return static_cast<int>(s.channels - channel < W ? s.channels - channel : W);
     }
 };
+
+#if defined(__GNUC__) || defined(__clang__)
+#define VSSM_INLINE inline __attribute__((always_inline))
+#else
+#define VSSM_INLINE inline
+#endif
+
+template <class F, int... I>
+VSSM_INLINE void unroll(F&& f, std::integer_sequence<int, I...>) {
+    (f(std::integral_constant<int, I>{}), ...);
+}
+
+// Call f(0), f(1), ... f(Count - 1) with constants: arrays indexed by them live in registers, which a loop that the
+// compiler unrolls later does not guarantee.
+template <int Count, class F>
+VSSM_INLINE void unroll(F&& f) {
+    unroll(f, std::make_integer_sequence<int, Count>{});
+}
 
 // Call step(first_state, constant) over all states in groups of at most Most, with the group size as a constant, so
 // that a group's states stay in registers.
