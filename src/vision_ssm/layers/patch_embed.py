@@ -14,7 +14,7 @@ __all__ = ["PatchEmbed", "as_size"]
 
 def as_size(name: str, value: int | Sequence[int]) -> tuple[int, int]:
     """Return ``value`` as (height, width); raise ConfigError unless both are positive whole numbers."""
-    size = (value, value) if isinstance(value, int) else tuple(value)
+    size = tuple(value) if isinstance(value, Sequence) else (value, value)
     if len(size) != 2 or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in size):
         raise ConfigError(f"{name} must be a positive whole number or a (height, width) pair of them, got {value!r}")
     return size

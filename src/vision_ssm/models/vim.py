@@ -37,7 +37,7 @@ POOLS = ("token", "avg", "max", "last")
 # Symbolic tracing (torch.fx) sees these as one step: what they do depends on the number of tokens.
 register_notrace_module(PatchEmbed)
 register_notrace_module(VimMixer)
-_resample_table: Callable[..., Tensor] = register_notrace_function(resample_table)  # type: ignore[no-untyped-call]
+register_notrace_function(resample_table)  # type: ignore[no-untyped-call]
 
 
 class Vim(nn.Module):
@@ -342,7 +342,7 @@ class Vim(nn.Module):
         """Images to the residual stream [B, M + T, D], at least float32, and the patch grid."""
         patches, grid = self.patch_embed(x)
         tokens = insert_rows(patches, self._class_rows(patches), self.class_token)
-        table = _resample_table(
+        table = resample_table(
             self.pos_embed,
             self.class_token,
             self.patch_embed.grid_size,

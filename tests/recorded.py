@@ -16,14 +16,14 @@ from typing import Any
 import numpy as np
 import torch
 
-GOLDEN = Path(__file__).parent.parent / "golden" / "vim"
+GOLDEN = Path(__file__).parent / "golden" / "vim"
 VARIANTS = sorted(path.stem for path in GOLDEN.glob("tiny_*.npz"))
 
 
 def fill(name: str, shape: tuple[int, ...]) -> np.ndarray:
     """Values of the tensor called `name`: unit normal noise seeded by the name, scaled by what the tensor is."""
     stream = np.random.RandomState(zlib.crc32(name.encode()))
-    kind = name.split(".")[-1]
+    kind = name.rsplit(".", maxsplit=1)[-1]
     noise = stream.standard_normal(shape).astype(np.float32)
     if kind in ("A_log", "A_b_log"):
         return np.log(np.arange(1, shape[-1] + 1, dtype=np.float32)) + np.float32(0.1) * noise

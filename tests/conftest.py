@@ -1,0 +1,1 @@
+"""pytest puts this folder on the import path because this file is in it; `recorded` is then importable everywhere."""
