@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import logging
 import os
@@ -12,7 +13,7 @@ import threading
 import warnings
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -35,8 +36,14 @@ IMAGE_SUFFIXES = frozenset(
 
 _READ_AT_ONCE = 2**24  # bytes
 
-# A closed list: Pillow would also hand EPS files to Ghostscript, and open video and font formats.
-_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "JPEG2000", "AVIF")
+# A closed list: Pillow would also hand EPS files to Ghostscript, and open video and font formats. Plugins that are not
+# loaded by name are searched for among all of Pillow's at the first unreadable file; AVIF's came with Pillow 11.3.
+Image.preinit()
+for _plugin in ("TiffImagePlugin", "WebPImagePlugin", "Jpeg2KImagePlugin", "AvifImagePlugin"):
+    with suppress(ImportError):
+        importlib.import_module(f"PIL.{_plugin}")
+_KNOWN = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "JPEG2000", "AVIF")
+_FORMATS = tuple(name for name in _KNOWN if name in Image.OPEN)
 
 # What Pillow's decoders are known to raise on damaged files: they parse binary structures in Python and C.
 _DECODER_ERRORS = (

@@ -1,0 +1,104 @@
+"""Evaluation: scores counted by hand, and classes matched by name."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from vision_ssm.data.sources import open_dataset
+from vision_ssm.errors import CheckpointError, ConfigError, DataError
+from vision_ssm.inference.classes import imagenet_names, match_classes
+from vision_ssm.inference.evaluate import evaluate
+from vision_ssm.inference.opening import open_model
+from vision_ssm.inference.weights import Loaded
+from vision_ssm.models.registry import create_model
+
+
+def test_scores(weights: Path, colour_folder: Callable[..., Path], tmp_path: Path) -> None:
+    root = colour_folder()
+    Image.new("RGB", (8, 8), "green").save(root / "red" / "wrong.png")
+    seen = []
+    result = evaluate(weights, root, batch_size=4, on_progress=lambda done, total: seen.append((done, total)))
+    assert (result.count, result.top1, result.top5) == (13, pytest.approx(12 / 13), 1.0)
+    assert result.class_names == ("blue", "green", "red")
+    assert result.per_class == (1.0, 1.0, pytest.approx(0.8))
+    assert result.confusion == ((4, 0, 0), (0, 4, 0), (0, 1, 4))
+    (mistake,) = [guess for guess in result.guesses if guess.true != guess.predicted]
+    assert open_dataset(root, "val").paths[mistake.position].endswith("wrong.png")
+    assert (mistake.true, mistake.predicted) == (2, 1)
+    assert seen == [(4, 13), (8, 13), (12, 13), (13, 13)]
+    result.write(tmp_path / "scores.json")
+    assert json.loads((tmp_path / "scores.json").read_text())["confusion"][2] == [0, 1, 4]
+
+
+def test_same_scores_with_workers_and_an_open_data_set(loaded: Loaded, colour_folder: Callable[..., Path]) -> None:
+    root = colour_folder()
+    assert evaluate(loaded, root, workers=2, batch_size=5) == evaluate(loaded, open_dataset(root, "all"), batch_size=5)
+
+
+def test_data_with_fewer_classes_is_matched_by_name(
+    loaded: Loaded, colour_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    result = evaluate(loaded, colour_folder("red", "green"))
+    assert result.top1 == 1.0
+    assert result.per_class == (None, 1.0, 1.0)
+    result.write(tmp_path / "scores.json")
+    assert json.loads((tmp_path / "scores.json").read_text())["per_class"][0] is None
+
+
+def test_unknown_classes_are_named(loaded: Loaded, colour_folder: Callable[..., Path]) -> None:
+    message = r"1 of the data's 2 classes .*'blu'; not in the data: 'blue', 'green'.*Did you mean 'blue'\?"
+    with pytest.raises(DataError, match=message):
+        evaluate(loaded, colour_folder("blu", "red"))
+
+
+def test_training_images_are_not_counted(loaded: Loaded, colour_folder: Callable[..., Path]) -> None:
+    root = colour_folder(count=10)
+    tree = root.rename(root.with_name("pictures"))
+    trained = Loaded(loaded.model, dataclasses.replace(loaded.info, val_fraction=0.1))
+    assert evaluate(trained, tree).count == 3
+    assert evaluate(loaded, tree).count == 6
+    assert evaluate(trained, tree, val_fraction=0.5).count == 15
+
+
+def test_refused_numbers_and_broken_weights(loaded: Loaded, weights: Path, colour_folder: Callable[..., Path]) -> None:
+    root = colour_folder("red")
+    with pytest.raises(ConfigError, match="batch_size must be at least 1, got 0"):
+        evaluate(loaded, root, batch_size=0)
+    broken = open_model(weights)
+    with torch.no_grad():
+        broken.model.head.weight.fill_(float("inf"))
+    with pytest.raises(CheckpointError, match="not finite"):
+        evaluate(broken, root)
+
+
+def test_imagenet_folders_may_be_named_by_synset() -> None:
+    names = imagenet_names()
+    assert (len(names), names[0], names[999]) == (
+        1000,
+        "tench, Tinca tinca",
+        "toilet tissue, toilet paper, bathroom tissue",
+    )
+    assert match_classes(names, ["n01443537", "n01440764"]) == [1, 0]
+    assert match_classes(names, ["goldfish, Carassius auratus"]) == [1]
+
+
+def test_a_published_checkpoint_by_model_name(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    model = create_model("vim_nano", num_classes=1000)
+    torch.save({"model": model.state_dict()}, tmp_path / "published.pth")
+    for synset in ("n01440764", "n01443537"):
+        (tmp_path / "test" / synset).mkdir(parents=True)
+        Image.new("RGB", (40, 40), "olive").save(tmp_path / "test" / synset / "a.png")
+    options = {"num_classes": 1000}
+    opened = open_model(tmp_path / "published.pth", model="vim_nano", model_options=options)
+    result = evaluate(opened, tmp_path / "test")
+    assert result.count == 2
+    assert [guess.true for guess in result.guesses] == [0, 1]
+    assert result.class_names == imagenet_names()

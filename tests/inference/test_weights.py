@@ -1,0 +1,183 @@
+"""Weights files: complete, strict, never half written, and never a way to run code."""
+
+from __future__ import annotations
+
+import errno
+import json
+import pickle
+import resource
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from torch import nn
+
+from vision_ssm.data.preprocessing import Preprocessing
+from vision_ssm.errors import CheckpointError
+from vision_ssm.inference.opening import open_model
+from vision_ssm.inference.weights import Loaded, WeightsInfo, load_weights, read_info, save_weights
+
+
+def test_round_trip(weights: Path, loaded: Loaded) -> None:
+    model, info = load_weights(weights)
+    assert info == loaded.info
+    assert not model.training
+    state = loaded.model.state_dict()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+    assert read_info(weights) == info
+    with safetensors.safe_open(weights, framework="pt") as file:
+        assert json.loads(file.metadata()["vision_ssm"])["model"] == "vim_nano"
+
+
+def test_tensors_that_share_memory_are_saved(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    model[1].weight = model[0].weight
+    model.register_buffer("turned", torch.arange(6.0).view(2, 3).t())
+    save_weights(tmp_path / "a.safetensors", model, info=WeightsInfo("x", {}, (), Preprocessing()))
+    tensors = safetensors.torch.load_file(tmp_path / "a.safetensors")
+    assert torch.equal(tensors["0.weight"], tensors["1.weight"])
+    assert tensors["turned"].tolist() == [[0, 3], [1, 4], [2, 5]]
+
+
+def test_a_failed_write_leaves_the_old_file(weights: Path, loaded: Loaded) -> None:
+    before = weights.read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, hard))
+    try:
+        with pytest.raises(CheckpointError, match=r"cannot write '.*best\.safetensors': File too large"):
+            save_weights(weights, loaded.model, info=loaded.info)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert weights.read_bytes() == before
+    assert list(weights.parent.iterdir()) == [weights]
+
+
+def test_a_full_disk_is_named(weights: Path, loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = weights.read_bytes()
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(CheckpointError, match="No space left on device"):
+        save_weights(weights, loaded.model, info=loaded.info)
+    assert weights.read_bytes() == before
+    assert list(weights.parent.iterdir()) == [weights]
+
+
+def test_output_folder_not_writable(tmp_path: Path, loaded: Loaded) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(CheckpointError, match=r"cannot write '.*file/a\.safetensors': (Not a directory|File exists)"):
+        save_weights(tmp_path / "file" / "a.safetensors", loaded.model, info=loaded.info)
+
+
+def test_an_option_that_json_cannot_hold(tmp_path: Path, loaded: Loaded) -> None:
+    info = WeightsInfo("vim_nano", {"norm": nn.LayerNorm}, (), Preprocessing())
+    with pytest.raises(CheckpointError, match="cannot be stored as JSON"):
+        save_weights(tmp_path / "a.safetensors", loaded.model, info=info)
+    assert not list(tmp_path.iterdir())
+
+
+def test_missing_empty_and_folder(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="No such file"):
+        load_weights(tmp_path / "none.safetensors")
+    with pytest.raises(CheckpointError, match="is a folder; give the weights file"):
+        load_weights(tmp_path)
+    (tmp_path / "a.safetensors").touch()
+    with pytest.raises(CheckpointError, match=r"is empty \(0 bytes\)"):
+        load_weights(tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize("share", [0.01, 0.3, 0.999])
+def test_truncated(weights: Path, share: float) -> None:
+    content = weights.read_bytes()
+    weights.write_bytes(content[: int(share * len(content))])
+    with pytest.raises(CheckpointError, match=r"best\.safetensors.*truncated"):
+        load_weights(weights)
+
+
+def test_not_a_checkpoint(tmp_path: Path) -> None:
+    path = tmp_path / "picture.safetensors"
+    path.write_bytes(b"GIF89a" + bytes(range(200)))
+    with pytest.raises(CheckpointError, match="is not a safetensors file"):
+        load_weights(path)
+
+
+def test_foreign_safetensors(tmp_path: Path) -> None:
+    safetensors.torch.save_file({"a": torch.zeros(2)}, tmp_path / "a.safetensors")
+    with pytest.raises(CheckpointError, match=r"without this library's description.*--model NAME --checkpoint FILE"):
+        load_weights(tmp_path / "a.safetensors")
+
+
+def test_published_checkpoint(tmp_path: Path) -> None:
+    torch.save({"model": {"a": torch.zeros(2)}}, tmp_path / "vim.pth")
+    with pytest.raises(CheckpointError, match=r"is a PyTorch checkpoint.*--model NAME --checkpoint FILE"):
+        load_weights(tmp_path / "vim.pth")
+
+
+class Hostile:
+    """Creates a file when it is unpickled."""
+
+    def __init__(self, witness: Path) -> None:
+        self.witness = witness
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (open, (str(self.witness), "w"))
+
+
+@pytest.mark.parametrize("name", ["evil.pth", "evil.safetensors"])
+@pytest.mark.parametrize("bare", [False, True])
+def test_hostile_pickles_are_never_executed(tmp_path: Path, name: str, bare: bool) -> None:
+    witness = tmp_path / "witness"
+    path = tmp_path / name
+    if bare:
+        path.write_bytes(pickle.dumps(Hostile(witness), protocol=2))
+    else:
+        torch.save({"model": Hostile(witness)}, path)
+    for attempt in (lambda: load_weights(path), lambda: open_model(path, model="vim_nano")):
+        with pytest.raises(CheckpointError, match=name):
+            attempt()
+    assert not witness.exists()
+
+
+def rewritten(path: Path, **changes: object) -> Path:
+    with safetensors.safe_open(path, framework="pt") as file:
+        record = json.loads(file.metadata()["vision_ssm"])
+    tensors = safetensors.torch.load_file(path)
+    safetensors.torch.save_file(tensors, path, metadata={"vision_ssm": json.dumps({**record, **changes})})
+    return path
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"format": 99}, "has format 99.*upgrade vision-ssm"),
+        ({"model": "vim_nona"}, r"describes a model that cannot be built.*Did you mean 'vim_nano'\?"),
+        ({"model_options": {"num_klasses": 3}}, "describes a model that cannot be built"),
+        ({"preprocessing": {"input_size": [3, -1, 8]}}, "description is damaged.*at least 1 pixel"),
+        ({"class_names": None}, "description is damaged"),
+    ],
+)
+def test_damaged_descriptions(weights: Path, changes: dict[str, object], message: str) -> None:
+    with pytest.raises(CheckpointError, match=rf"best\.safetensors.*{message}"):
+        load_weights(rewritten(weights, **changes))
+
+
+def test_tensors_that_do_not_fit_are_listed(weights: Path, loaded: Loaded) -> None:
+    options = {**loaded.info.model_options, "num_classes": 4}
+    with pytest.raises(CheckpointError, match=r"head\.weight is \[3, 16\] instead of \[4, 16\]"):
+        load_weights(rewritten(weights, model_options=options))
+    tensors = safetensors.torch.load_file(weights)
+    tensors["extra"] = tensors.pop("head.bias")
+    metadata = {"vision_ssm": loaded.info.to_json()}
+    safetensors.torch.save_file(tensors, weights, metadata=metadata)
+    with pytest.raises(CheckpointError, match=r"missing head\.bias, unexpected extra"):
+        load_weights(weights)
+
+
+def test_wrong_checkpoint_for_a_named_model(tmp_path: Path, weights: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"best\.safetensors' into 'vim_nano'.*head"):
+        open_model(
+            weights, model="vim_nano", model_options={"num_classes": 7, "depth": 1, "embed_dim": 16, "img_size": 8}
+        )
