@@ -1,0 +1,55 @@
+"""Files are written whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+import pytest
+
+from vision_ssm.errors import CheckpointError, DataError
+from vision_ssm.storage import require_writable, whole_file
+
+
+def test_writes_and_replaces(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "a.txt"
+    for text in ("one", "two"):
+        with whole_file(path) as part:
+            assert part != path
+            part.write_text(text)
+        assert path.read_text() == text
+    assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    "trouble", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt(), ValueError("x")]
+)
+def test_a_failure_keeps_the_old_content_and_leaves_nothing_behind(tmp_path: Path, trouble: BaseException) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    expected = CheckpointError if isinstance(trouble, OSError) else type(trouble)
+    with pytest.raises(expected) as caught, whole_file(path, error=CheckpointError) as part:
+        part.write_text("half")
+        raise trouble
+    if isinstance(trouble, OSError):
+        assert "a.txt': No space left on device" in str(caught.value)
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_output_folder_not_writable(tmp_path: Path) -> None:
+    require_writable(tmp_path / "runs" / "first")
+    assert list((tmp_path / "runs" / "first").iterdir()) == []
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match=r"cannot write to output folder '.*file/runs'.*choose another one"):
+        require_writable(tmp_path / "file" / "runs")
+
+
+def test_read_only_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Permissions do not bind root, so the refusal is made here.
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "touch", refuse)
+    with pytest.raises(DataError, match="Permission denied"):
+        require_writable(tmp_path)
