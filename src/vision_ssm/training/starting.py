@@ -35,11 +35,9 @@ def load_start(model: nn.Module, path: str | Path, *, positions: str = "grid") -
     ]
     replaced = heads if heads and mismatched else ()
     try:
-        weights = (
-            convert(model, given, positions=positions, replaceable=replaced)
-            if isinstance(model, PublishedModel)
-            else dict(given)
-        )
+        weights = dict(given)
+        if isinstance(model, PublishedModel):
+            weights = convert(model, given, positions=positions, replaceable=replaced)
         kept = {name: tensor for name, tensor in own.items() if replaced and name.startswith(replaced)}
         loaded = {name: tensor for name, tensor in weights.items() if not (replaced and name.startswith(replaced))}
         model.load_state_dict({**loaded, **kept}, strict=True)

@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from timm.scheduler.cosine_lr import CosineLRScheduler
+
+import vision_ssm
+from vision_ssm.errors import ConfigError
+from vision_ssm.training.config import TrainConfig
+from vision_ssm.training.recipes import find_recipe, list_recipes
+from vision_ssm.training.schedule import LearningRate, scaled_rate
+
+PUBLISHED = sorted(name for name in list_recipes() if name.startswith("vim_"))
+
+
+def test_the_papers_recipes_are_there() -> None:
+    sizes = ["vim_base_imagenet", "vim_small_imagenet", "vim_tiny_imagenet"]
+    assert sorted([*sizes, "vim_small_stride8_finetune", "vim_tiny_stride8_finetune"]) == PUBLISHED
+
+
+@pytest.mark.parametrize("name", list_recipes())
+def test_recipe_loads_and_its_model_exists(name: str) -> None:
+    config = TrainConfig.load(name)
+    assert timm.is_model(config.model.name)
+    with torch.device("meta"):
+        vision_ssm.create_model(config.model.name, img_size=config.model.img_size, **config.model.options)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_every_published_number_has_its_source(name: str) -> None:
+    for line in find_recipe(name).read_text(encoding="utf-8").splitlines():
+        value, _, comment = line.partition("#")
+        if re.search(r"\w+: *(\d|\[|true|false)", value):
+            assert re.search(r"\[(script|default|paper|inferred)\]", comment) or "epoch_lag" in value, line
+
+
+@pytest.mark.parametrize(
+    ("name", "processes", "rate"),
+    [
+        ("vim_tiny_imagenet", 8, 1e-3),
+        ("vim_small_imagenet", 8, 1e-3),
+        ("vim_base_imagenet", 8, 1e-3),
+        ("vim_tiny_stride8_finetune", 8, 1e-5),
+        ("vim_small_stride8_finetune", 8, 1e-5),
+        ("vim_tiny_imagenet", 1, 1.25e-4),
+    ],
+)
+def test_learning_rate_used(name: str, processes: int, rate: float) -> None:
+    assert scaled_rate(TrainConfig.load(name), processes) == pytest.approx(rate)
+    more = TrainConfig.load(name, {"optim.accumulate": 4})
+    assert scaled_rate(more, processes) == pytest.approx(4 * rate)
+
+
+def optimizer(rate: float) -> torch.optim.Optimizer:
+    return torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=rate)
+
+
+def test_published_schedule_is_that_of_the_official_loop() -> None:
+    config = TrainConfig.load("vim_tiny_imagenet")
+    official = optimizer(1e-3)
+    scheduler = CosineLRScheduler(official, t_initial=300, lr_min=1e-5, warmup_t=5, warmup_lr_init=1e-6)
+    ours = optimizer(1e-3)
+    rate = LearningRate(ours, config, updates_per_epoch=1251)
+    for epoch in range(300):
+        assert rate.set(epoch, epoch * 1251 + 600) == official.param_groups[0]["lr"], epoch
+        scheduler.step(epoch)  # as there: the argument is the epoch that has just ended
+    assert rate.set(0, 0) == rate.set(1, 1251) == 1e-6
+
+
+def test_rate_per_update_does_not_depend_on_what_was_set_before() -> None:
+    config = TrainConfig.load(None, {"schedule.epochs": 4, "schedule.warmup_epochs": 0.5, "schedule.min_lr": 1e-5})
+    rate = LearningRate(optimizer(1e-3), config, updates_per_epoch=10)
+    forwards = [rate.set(update // 10, update) for update in range(50)]
+    backwards = [rate.set(update // 10, update) for update in reversed(range(50))]
+    assert forwards == backwards[::-1]
+    assert forwards[0] == 1e-6
+    assert forwards[5] == max(forwards) == pytest.approx(1e-3, rel=0.05)
+    assert forwards[39] < 2e-5
+    assert set(forwards[40:]) == {1e-5}  # the cool-down
+
+
+def test_names_and_files(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no recipe is called 'digit'\. Did you mean 'digits'\?"):
+        find_recipe("digit")
+    with pytest.raises(ConfigError, match=r"none\.yaml: no such recipe file"):
+        find_recipe(tmp_path / "none.yaml")
