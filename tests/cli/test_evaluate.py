@@ -1,0 +1,38 @@
+"""`vision-ssm evaluate`: scores on a split, per class, and as JSON."""
+
+from __future__ import annotations
+
+import json
+
+import vision_ssm
+
+
+def test_scores_of_easy_images(run, trained, images):
+    outcome = run("evaluate", trained / "best.safetensors", images)
+    assert outcome.code == 0, outcome.err
+    assert "top-1" in outcome.out
+    assert "100.00 %" in outcome.out
+    for name in ("dark", "light"):
+        assert name in outcome.out
+
+
+def test_json_equals_the_python_call(run, trained, images, tmp_path):
+    output = tmp_path / "scores.json"
+    outcome = run("evaluate", trained / "best.safetensors", images, "--split", "all", "--json", "--output", output)
+    assert outcome.code == 0, outcome.err
+    found = json.loads(outcome.out)
+    called = vision_ssm.evaluate(trained / "best.safetensors", images, "all")
+    assert found == json.loads(output.read_text()) == json.loads(json.dumps(called.to_dict()))
+    assert found["count"] == 24
+
+
+def test_wrong_split(run, trained, images):
+    outcome = run("evaluate", trained / "best.safetensors", images, "--split", "vall")
+    assert outcome.code == 2
+    assert "Did you mean 'val'?" in outcome.err
+
+
+def test_classes_that_the_model_does_not_know(run, trained):
+    outcome = run("evaluate", trained / "best.safetensors", "digits")
+    assert outcome.code == 2
+    assert "class" in outcome.err

@@ -1,0 +1,117 @@
+"""What holds for every command: help without torch, exit codes, spelling help, no tracebacks."""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+import sys
+
+import pytest
+
+import vision_ssm.cli.main
+from tests.cli.commands import python
+from vision_ssm.cli.main import COMMANDS, build_parser
+from vision_ssm.errors import VisionSSMError
+
+
+@pytest.mark.parametrize("arguments", [["--help"], *([name, "--help"] for name in COMMANDS)], ids=" ".join)
+def test_help_needs_no_heavy_import(arguments):
+    code = (
+        "import sys\nfrom vision_ssm.cli.main import main\n"
+        f"try: main({arguments!r})\nexcept SystemExit as end: assert not end.code\n"
+        "heavy = {'torch', 'timm', 'torchvision', 'numpy', 'PIL', 'matplotlib'} & set(sys.modules)\n"
+        "sys.exit(f'imported {heavy}' if heavy else 0)"
+    )
+    done = python(code)
+    assert done.returncode == 0, done.stderr
+    assert "usage: vision-ssm" in done.stdout
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_shows_examples_that_it_can_parse(name, monkeypatch):
+    module = COMMANDS[name]
+    lines = re.findall(r"^ +((?:\w+=\w+ )?vision-ssm .*)$", module.EXAMPLES, re.MULTILINE)
+    assert lines
+    program, _ = build_parser()
+    for line in lines:
+        words = line.partition("vision-ssm ")[2].split()
+        options, unknown = program.parse_known_args(words)
+        assert options.command == name
+        assert list(module.accept(options, unknown)) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["evalute"],
+            "one of train, evaluate, predict, models, cost, doctor, got 'evalute'. Did you mean 'evaluate'?",
+        ),
+        (["doctor", "--jsn"], "unknown option '--jsn'. Did you mean '--json'? See `vision-ssm doctor --help`."),
+        (["predict", "w", "i", "--topk", "3"], "unknown option '--topk'. Did you mean '--top-k'?"),
+        (["predict", "w"], "the following arguments are required: IMAGES. See `vision-ssm predict --help`."),
+        (["predict", "w", "i", "--batch-size", "0"], "--batch-size: must be at least 1, got 0"),
+        (["predict", "w", "i", "--top-k", "many"], "--top-k: expected a whole number, got 'many'"),
+        (["predict", "w", "i", "--output", "p.txt"], "expected a file name that ends in .json or .csv, got 'p.txt'"),
+        (["cost", "m", "--img-size", "-224"], "an image has at least one pixel per side, got -224"),
+        (["cost", "m", "--img-size", "0x32"], "an image has at least one pixel per side, got 0x32"),
+        (["cost", "m", "--img-size", "big"], "expected a side such as 224 or HEIGHTxWIDTH such as 224x320, got 'big'"),
+        (["doctor", "now"], "unexpected argument 'now'"),
+        (["models", "nonsense"], "no model of this library has 'nonsense' in its name"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_wrong_use_is_one_clean_message_and_exit_code_2(run, arguments, message):
+    outcome = run(*arguments)
+    assert outcome.code == 2
+    assert outcome.out == ""
+    assert outcome.err.startswith("error: ")
+    assert message in outcome.err
+    assert outcome.err.count("\n") == 1
+
+
+def test_no_command_shows_the_help(run):
+    outcome = run()
+    assert outcome.code == 2
+    assert "COMMAND" in outcome.out
+
+
+def test_version(run):
+    assert re.fullmatch(r"vision-ssm \d+\.\d+\.\d+\S*\n", run("--version").out)
+
+
+def test_the_installed_command_leaves_with_the_exit_code():
+    done = subprocess.run(
+        [sys.executable, "-c", "from vision_ssm.cli.main import entry_point; entry_point()", "doktor"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "Did you mean 'doctor'?" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(("raised", "code"), [(KeyboardInterrupt(), 130), (VisionSSMError("told"), 2)])
+def test_interruptions_and_errors_have_their_codes(run, monkeypatch, raised, code):
+    def fail(_):
+        raise raised
+
+    monkeypatch.setattr(vision_ssm.cli.main.COMMANDS["doctor"], "run", fail)
+    outcome = run("doctor")
+    assert outcome.code == code
+    assert outcome.err.startswith("error: ")
+
+
+def test_a_fault_of_the_library_is_not_hidden(run, monkeypatch):
+    def fail(_):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(vision_ssm.cli.main.COMMANDS["doctor"], "run", fail)
+    with pytest.raises(ZeroDivisionError):
+        run("doctor")
+
+
+def test_sigint_number():
+    assert 128 + signal.SIGINT == vision_ssm.cli.main.INTERRUPTED

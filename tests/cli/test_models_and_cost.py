@@ -1,0 +1,51 @@
+"""`vision-ssm models` and `vision-ssm cost`: what they print."""
+
+from __future__ import annotations
+
+import json
+
+import vision_ssm
+
+
+def test_models_lists_every_registered_model_with_published_figures(run):
+    outcome = run("models", "--json")
+    assert outcome.code == 0
+    rows = {row["name"]: row for row in json.loads(outcome.out)}
+    assert set(rows) == set(vision_ssm.list_models())
+    assert rows["vim_tiny_patch16_224"]["params"] == 7_148_008
+    assert rows["vim_tiny_patch16_224"]["top1"] == 76.1
+    assert rows["vim_nano"]["top1"] is None
+
+
+def test_models_table_can_be_narrowed(run):
+    outcome = run("models", "stride8")
+    assert "vim_tiny_patch16_stride8_224" in outcome.out
+    assert "78.3 %" in outcome.out
+    assert "vim_nano" not in outcome.out
+
+
+def test_cost_table(run):
+    outcome = run("cost", "vim_tiny_patch16_224", "--img-size", "224x320", "--batch", "2", "--layers", "1")
+    assert outcome.code == 0, outcome.err
+    assert "vim_tiny_patch16_224, 2 x 3 x 224 x 320" in outcome.out
+    assert "7,164,136" in outcome.out  # the published class built for that size
+    assert "patch_embed" in outcome.out
+    assert "blocks.0" not in outcome.out
+
+
+def test_cost_json_equals_the_python_call(run):
+    outcome = run("cost", "vim_nano", "--json")
+    found = vision_ssm.cost("vim_nano")
+    assert json.loads(outcome.out) == json.loads(json.dumps(found.to_dict()))
+
+
+def test_cost_of_an_unknown_model(run):
+    outcome = run("cost", "vim_tiny_patch16_225")
+    assert outcome.code == 2
+    assert "Did you mean 'vim_tiny_patch16_224'?" in outcome.err
+
+
+def test_cost_of_an_image_smaller_than_a_patch(run):
+    outcome = run("cost", "vim_tiny_patch16_224", "--img-size", "8")
+    assert outcome.code == 2
+    assert "patch" in outcome.err

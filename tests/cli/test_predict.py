@@ -1,0 +1,100 @@
+"""`vision-ssm predict`: classes of files and folders, files written, and inputs that cannot be used."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import pytest
+import torch
+from PIL import Image
+
+import vision_ssm
+
+
+def test_files_and_folders_are_classified(run, trained, images):
+    outcome = run("predict", trained / "best.safetensors", images / "dark" / "0.png", images / "light", "--json")
+    assert outcome.code == 0, outcome.err
+    found = json.loads(outcome.out)
+    assert found["failures"] == []
+    tops = [result["classes"][0]["class"] for result in found["results"]]
+    assert tops == ["dark"] + ["light"] * 12
+    assert sum(entry["probability"] for entry in found["results"][0]["classes"]) == pytest.approx(1)
+
+
+def test_table_names_every_image(run, trained, images):
+    outcome = run("predict", trained / "best.safetensors", images / "dark", "--top-k", "1")
+    assert outcome.code == 0
+    for number in range(12):
+        assert f"{number}.png" in outcome.out
+
+
+def test_unreadable_files_are_listed_at_the_end_with_exit_code_1(run, trained, images, tmp_path):
+    (tmp_path / "zero.png").write_bytes(b"")
+    (tmp_path / "text.jpg").write_text("not an image")
+    whole = (images / "dark" / "0.png").read_bytes()
+    (tmp_path / "half.png").write_bytes(whole[: len(whole) // 2])
+    Image.new("L", (1, 1), 20).save(tmp_path / "pixel.png")
+    output = tmp_path / "p.csv"
+    outcome = run("predict", trained / "best.safetensors", tmp_path, tmp_path / "gone.png", "--output", output)
+    assert outcome.code == 1
+    assert "4 of 5 could not be used" in outcome.err
+    for name in ("zero.png", "text.jpg", "half.png", "gone.png"):
+        assert name in outcome.err
+    assert "pixel.png" in outcome.out
+    with output.open() as file:
+        rows = list(csv.DictReader(file))
+    assert sum(bool(row["error"]) for row in rows) == 4
+    assert {row["class"] for row in rows if "pixel" in row["path"]} == {"dark", "light"}
+
+
+def test_json_file_holds_what_the_python_call_returns(run, trained, images, tmp_path):
+    output = tmp_path / "p.json"
+    assert run("predict", trained / "best.safetensors", images, "--output", output).code == 0
+    called = vision_ssm.predict(trained / "best.safetensors", images)
+    written = json.loads(output.read_text())
+    assert [r["path"] for r in written["results"]] == [r.path for r in called.results]
+    for result, other in zip(written["results"], called.results, strict=True):
+        assert result["classes"][0]["class"] == other.classes[0][0]
+        assert result["classes"][0]["probability"] == pytest.approx(other.classes[0][1], abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "cannot open weights file"),
+        (b"", "is empty (0 bytes)"),
+        (b"no weights at all, just text", "is not a safetensors file"),
+        (b"\x80\x02}q\x00.", "published checkpoints are loaded with --model NAME"),
+    ],
+)
+def test_weights_that_are_none(run, images, tmp_path, content, message):
+    file = tmp_path / "w.safetensors"
+    if content is not None:
+        file.write_bytes(content)
+    outcome = run("predict", file, images)
+    assert outcome.code == 2
+    assert message in outcome.err
+
+
+def test_a_checkpoint_of_another_model_names_keys_and_shapes(run, images, tmp_path):
+    file = tmp_path / "other.pth"
+    torch.save({"model": {"fc.weight": torch.zeros(3, 4)}}, file)
+    outcome = run("predict", file, images, "--model", "vim_nano")
+    assert outcome.code == 2
+    assert "fc.weight" in outcome.err
+    assert "Traceback" not in outcome.err
+
+
+def test_a_folder_without_images(run, trained, tmp_path):
+    outcome = run("predict", trained / "best.safetensors", tmp_path)
+    assert outcome.code == 1
+    assert "no image files" in outcome.err
+
+
+def test_output_that_cannot_be_written_is_told_before_the_work(run, trained, images, tmp_path):
+    (tmp_path / "file").write_text("")
+    outcome = run("predict", trained / "best.safetensors", images, "--output", tmp_path / "file" / "p.json")
+    assert outcome.code == 2
+    assert "cannot write to output folder" in outcome.err
+    assert outcome.out == ""

@@ -1,0 +1,185 @@
+"""`vision-ssm train`: what the options become, what a run leaves, and what wrong settings are answered."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.cli.commands import TINY, write_images
+from vision_ssm.cli.main import build_parser
+from vision_ssm.cli.train import accept, configuration
+from vision_ssm.errors import ConfigError
+from vision_ssm.training.config import TrainConfig
+
+
+def parse(*arguments: str) -> TrainConfig:
+    program, parsers = build_parser()
+    options, unknown = program.parse_known_args(["train", *arguments])
+    parsers["train"].refuse_unknown(accept(options, unknown))
+    return configuration(options)
+
+
+def test_every_everyday_option_reaches_its_setting():
+    config = parse(
+        "images", "--model", "vim_tiny_patch16_224", "--epochs", "7", "--batch-size", "12", "--img-size", "64x96",
+        "--lr", "1e-3", "--device", "cpu", "--amp", "--pretrained", "--workers", "3", "--seed", "5", "--name", "n",
+        "--output", "o", "--download", "--overwrite",
+    )  # fmt: skip
+    assert config.data.path == "images"
+    assert config.model.name == "vim_tiny_patch16_224"
+    assert (config.schedule.epochs, config.data.batch_size, config.data.workers) == (7, 12, 3)
+    assert config.model.img_size == (64, 96)
+    assert config.optim.lr == 1e-3
+    assert (config.run.device, config.run.amp, config.run.seed) == ("cpu", "bf16", 5)
+    assert config.run_folder == Path("o/n")
+    assert config.model.pretrained and config.data.download and config.run.overwrite
+
+
+def test_any_setting_has_a_dotted_option_and_model_options_are_free():
+    config = parse(
+        "1234", "--schedule.warmup_epochs", "5", "--augment.scale=[0.5, 1]", "--ema.decay", "null",
+        "--model.options.class_token", "head", "--model.options.layer_scale=1e-4", "--amp=none",
+    )  # fmt: skip
+    assert config.data.path == "1234"  # text stays text
+    assert config.schedule.warmup_epochs == 5
+    assert config.augment.scale == (0.5, 1.0)
+    assert config.ema.decay is None
+    assert config.model.options["class_token"] == "head"
+
+
+def test_options_win_over_the_recipe(tmp_path):
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text("optim: {lr: 0.5, weight_decay: 0.25}\nschedule: {epochs: 9}\n")
+    config = parse("images", "--recipe", str(recipe), "--lr", "0.125")
+    assert (config.optim.lr, config.optim.weight_decay, config.schedule.epochs) == (0.125, 0.25, 9)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--epoch", "3"], "unknown option '--epoch'. Did you mean '--epochs'?"),
+        (["--schedule.warmup_epoch", "3"], "Did you mean '--schedule.warmup_epochs'?"),
+        (["--epochs", "0"], "schedule.epochs must be at least 1, got 0"),
+        (["--batch-size", "0"], "data.batch_size must be at least 1, got 0"),
+        (["--batch-size=-4"], "data.batch_size must be at least 1, got -4"),
+        (["--img-size=-32"], "an image has at least one pixel per side"),
+        (["--lr", "fast"], "optim.lr must be a number, got 'fast'"),
+        (["--amp", "fp8"], "--amp must be one of none, bf16, fp16, got 'fp8'"),
+        (["--optim.betas", "[0.9"], "optim.betas must be"),
+        (["--recipe", "digts"], "Did you mean 'digits'?"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_wrong_settings_are_named(run, arguments, message):
+    outcome = run("train", "images", *arguments)
+    assert outcome.code == 2
+    assert message in outcome.err
+
+
+def test_unknown_recipe_key_names_file_and_nearest_key(run, tmp_path):
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("optim:\n  learning_rat: 1\n  weight_deca: 0.1\n")
+    outcome = run("train", "images", "--recipe", recipe)
+    assert outcome.code == 2
+    assert "mine.yaml" in outcome.err
+    assert "optim." in outcome.err
+
+
+def test_run_leaves_what_it_promises_and_reports_it(run, images, tmp_path):
+    outcome = run("train", images, "--output", tmp_path, "--name", "n", "--epochs", "1", *TINY)
+    assert outcome.code == 0, outcome.err
+    left = {file.name for file in (tmp_path / "n").iterdir()}
+    assert {"config.yaml", "log.jsonl", "best.safetensors", "last.safetensors", "curve.png"} <= left
+    saved = TrainConfig.load(tmp_path / "n" / "config.yaml")
+    assert saved.model.options == {"depth": 1, "embed_dim": 32}
+    assert "Effective configuration" in outcome.out
+    assert "embed_dim: 32" in outcome.out
+    assert "epoch 1/1" in outcome.out
+    assert str(tmp_path / "n" / "best.safetensors") in outcome.out
+    assert "\x1b" not in outcome.out  # no terminal, no control sequences
+
+
+def test_the_easy_images_are_learned(trained):
+    log = [json.loads(line) for line in (trained / "log.jsonl").read_text().splitlines()]
+    assert log[-1]["event"] == "finished"
+    assert log[-1]["best_scores"]["top1"] == 1.0
+
+
+def test_a_used_folder_is_refused_and_resume_of_a_finished_run_reports_it(run, images, trained):
+    again = run("train", images, "--output", trained.parent, "--name", "first", *TINY)
+    assert again.code == 2
+    assert "already holds a run" in again.err
+    resumed = run("train", "--resume", trained, "--json")
+    assert resumed.code == 0, resumed.err
+    assert json.loads(resumed.out)["best_scores"]["top1"] == 1.0
+
+
+def test_resume_without_a_name_continues_the_run_the_options_name(run, images, tmp_path):
+    options = ["train", images, "--output", tmp_path, "--name", "n", "--epochs", "1", *TINY]
+    assert run(*options).code == 0
+    assert run(*options).code == 2
+    resumed = run(*options, "--resume")
+    assert resumed.code == 0, resumed.err
+    assert "resumed after" in resumed.out
+
+
+def test_resume_of_nothing(run, tmp_path):
+    outcome = run("train", "--resume", tmp_path / "none")
+    assert outcome.code == 2
+    assert "nothing to resume" in outcome.err
+
+
+def test_dry_run_tells_the_size_and_writes_nothing(run, images, tmp_path):
+    outcome = run("train", images, "--output", tmp_path, "--epochs", "4", "--dry-run", "--json", *TINY)
+    assert outcome.code == 0, outcome.err
+    found = json.loads(outcome.out)
+    assert found["updates"] == 4 * found["updates_per_epoch"]
+    assert found["images_per_second"] > 0
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", ["missing", "empty", "empty class"])
+def test_unusable_data(run, tmp_path, kind):
+    folder = tmp_path / "data"
+    if kind != "missing":
+        folder.mkdir()
+    if kind == "empty class":
+        write_images(folder, count=2)
+        (folder / "nothing").mkdir()
+    outcome = run("train", folder, "--output", tmp_path / "runs", *TINY)
+    assert outcome.code == 2
+    assert outcome.err.startswith("error: ")
+    assert str(folder) in outcome.err or "nothing" in outcome.err
+
+
+def test_unknown_model_and_model_option(run, images, tmp_path):
+    outcome = run("train", images, "--model", "vim_tinny_patch16_224", "--output", tmp_path)
+    assert outcome.code == 2
+    assert "Did you mean 'vim_tiny_patch16_224'?" in outcome.err
+    outcome = run("train", images, "--model.options.clas_token", "head", "--output", tmp_path)
+    assert outcome.code == 2
+    assert "class_token" in outcome.err
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="the superuser may write anywhere")
+def test_output_folder_not_writable(run, images, tmp_path):
+    tmp_path.chmod(0o500)
+    outcome = run("train", images, "--output", tmp_path, *TINY)
+    tmp_path.chmod(0o700)
+    assert outcome.code == 2
+    assert "cannot write to output folder" in outcome.err
+
+
+def test_output_folder_below_a_file(run, images, tmp_path):
+    (tmp_path / "file").write_text("")
+    outcome = run("train", images, "--output", tmp_path / "file", *TINY)
+    assert outcome.code == 2
+    assert "cannot write to output folder" in outcome.err
+
+
+def test_configuration_errors_are_config_errors():
+    with pytest.raises(ConfigError, match="warmup_epochs"):
+        parse("images", "--epochs", "2", "--schedule.warmup_epochs", "3")
