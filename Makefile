@@ -39,8 +39,9 @@ $(READY): pyproject.toml CMakeLists.txt constraints.txt $(wildcard csrc/*)
 	@touch $@
 
 demo: $(READY)
-	@$(BIN)/vision-ssm train digits --recipe recipes/digits.yaml --name demo --overwrite
+	@$(BIN)/vision-ssm train digits --recipe digits --name demo --overwrite
 	@$(BIN)/vision-ssm evaluate runs/demo/best.safetensors digits
+	@$(BIN)/python examples/digit_files.py runs/demo/samples
 	@$(BIN)/vision-ssm predict runs/demo/best.safetensors runs/demo/samples --output runs/demo/predictions.json
 
 test: $(READY)
