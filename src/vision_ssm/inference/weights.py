@@ -164,7 +164,7 @@ def read_info(path: str | Path) -> WeightsInfo:
         if start.startswith((b"PK\x03\x04", b"\x80")):
             raise CheckpointError(
                 f"{str(path)!r} is a PyTorch checkpoint (pickle), not a weights file of this library, so it does not "
-                "say which model it belongs to; published checkpoints are loaded with --model NAME --checkpoint FILE "
+                "say which model it belongs to; published checkpoints are loaded with --model NAME "
                 "(in Python: model=NAME)."
             )
         with safetensors.safe_open(path, framework="pt") as file:
@@ -179,7 +179,7 @@ def read_info(path: str | Path) -> WeightsInfo:
     if _KEY not in metadata:
         raise CheckpointError(
             f"{str(path)!r} is a safetensors file without this library's description (model, class names, "
-            "preprocessing); load it as a checkpoint with --model NAME --checkpoint FILE (in Python: model=NAME)."
+            "preprocessing); load it as a checkpoint with --model NAME (in Python: model=NAME)."
         )
     try:
         return WeightsInfo.from_json(metadata[_KEY])
