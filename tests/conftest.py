@@ -1,1 +1,1 @@
-"""pytest puts this folder on the import path because this file is in it; `recorded` is then importable everywhere."""
+"""Its presence puts the repository on the import path, so that tests find `tests.recorded`."""

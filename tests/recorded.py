@@ -57,9 +57,11 @@ class Recording:
     def config(self) -> dict[str, Any]:
         return json.loads(str(self.arrays["config"]))["constructor"]
 
+    def published_shapes(self) -> dict[str, list[int]]:
+        return {name: shape for name, shape, _ in json.loads(str(self.arrays["keys"]))}
+
     def published_weights(self) -> dict[str, torch.Tensor]:
-        keys = json.loads(str(self.arrays["keys"]))
-        return {name: torch.from_numpy(fill(name, tuple(shape))) for name, shape, _ in keys}
+        return {name: torch.from_numpy(fill(name, tuple(shape))) for name, shape in self.published_shapes().items()}
 
     def options(self) -> dict[str, Any]:
         """The recorded constructor call as options of `vim_tiny_patch16_224` (or of its stride-8 form)."""
