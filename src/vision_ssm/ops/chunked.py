@@ -114,7 +114,9 @@ def _of(x: Tensor, k: int) -> Tensor:
 def _load(call: ScanCall, k: int, walk: Traversal, images: slice, number: int) -> _Chunk:
     """Gather one chunk's inputs and compute what does not depend on the state."""
     steps = torch.arange(number * CHUNK, min((number + 1) * CHUNK, walk.length), device=call.u.device)
-    tokens = walk.start + (steps // walk.inner_count) * walk.outer_stride + (steps % walk.inner_count) * walk.inner_stride
+    tokens = (
+        walk.start + (steps // walk.inner_count) * walk.outer_stride + (steps % walk.inner_count) * walk.inner_stride
+    )
     u, raw, b, c = (_of(x, k)[images][:, tokens].to(call.A.dtype) for x in (call.u, call.delta, call.B, call.C))
     if call.delta_bias is not None:
         raw = raw + call.delta_bias[k]

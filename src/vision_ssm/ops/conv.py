@@ -14,7 +14,12 @@ __all__ = ["causal_conv1d"]
 
 
 def causal_conv1d(
-    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, reverse: Sequence[bool] = (False,), activation: bool = True
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    reverse: Sequence[bool] = (False,),
+    activation: bool = True,
 ) -> Tensor:
     """Convolve every channel with its own taps, looking back only; one result per direction.
 

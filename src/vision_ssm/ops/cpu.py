@@ -116,7 +116,9 @@ class CpuBackend:
             y.zero_()
         total = y
         if call.merge and y.dtype != torch.float32 and (work.partial or len(call.traversals) > 1):
-            total = torch.zeros_like(y, dtype=torch.float32) if work.partial else torch.empty_like(y, dtype=torch.float32)
+            total = (
+                torch.zeros_like(y, dtype=torch.float32) if work.partial else torch.empty_like(y, dtype=torch.float32)
+            )
         work.set(y=_directions(y, call), sum=_directions(total, call))
         work.scan.saved = states.data_ptr() if save_states else None
         work.run("vssm_scan_forward")

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vision_ssm.errors import BackendError, ShapeError
 from vision_ssm.ops.backends import AUTO, choose
-from vision_ssm.ops.contract import ScanCall, checked_traversals, chunk_count
+from vision_ssm.ops.contract import ScanCall, checked_traversals, chunk_count, saved_states_shape
 from vision_ssm.ops.traversal import WORDS, Traversal, flatten
 
 __all__ = ["selective_scan"]
@@ -72,11 +72,10 @@ def selective_scan(
 
     Source: Mamba, arXiv:2312.00752, eq. 2-4, Alg. 2; B is discretised as delta B, as in the authors' code.
     """
-    _check_ranks(u, delta, A, B, C, z)
-    directions = A.shape[0]
-    walks = (Traversal.sequence(u.shape[2]),) if traversals is None else tuple(traversals)
-    if len(walks) != directions:
-        raise ShapeError(f"A has {directions} directions, but {len(walks)} traversals came: {walks}")
+    walks = None if traversals is None else tuple(traversals)
+    _check_shapes(1 if walks is None else len(walks), u, delta, A, B, C, D, z, delta_bias)
+    walks = walks or (Traversal.sequence(u.shape[2]),)
+    directions = len(walks)
     dtype = torch.promote_types(torch.promote_types(u.dtype, delta.dtype), torch.promote_types(B.dtype, C.dtype))
     state_dtype = torch.float64 if dtype == torch.float64 else torch.float32
     inputs = [u, delta, A, B, C, D, z, delta_bias]
@@ -100,7 +99,7 @@ def selective_scan(
     return result
 
 
-def _check_ranks(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, z: Tensor | None) -> None:
+def _check_shapes(walks: int, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, *rest: Tensor | None) -> None:
     """Raise ShapeError, naming the tensor, unless every shape follows from those of u, A and B."""
     if u.dim() != 4 or A.dim() != 3 or B.dim() != 4:
         raise ShapeError(
@@ -109,11 +108,21 @@ def _check_ranks(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, z: T
         )
     batch, _, tokens, _ = u.shape
     directions, channels, states = A.shape
+    if directions < 1 or states < 1:
+        raise ShapeError(f"A needs at least one direction and at least one state, got {_show(A)}")
+    if walks != directions:
+        raise ShapeError(f"A has {directions} directions, but {walks} traversals came: pass one for each")
+    several = "1" if directions == 1 else f"{directions} or 1"
     per_direction = {"u": (u, channels), "delta": (delta, channels), "B": (B, states), "C": (C, states)}
     for name, (x, last) in per_direction.items():
         if x.dim() != 4 or x.shape[1] not in (1, directions) or (x.shape[0], *x.shape[2:]) != (batch, tokens, last):
-            axis = "1" if directions == 1 else f"{directions} or 1"
-            raise ShapeError(f"{name} must be [{batch}, {axis}, {tokens}, {last}] to fit u and A, got {_show(x)}")
+            raise ShapeError(f"{name} must be [{batch}, {several}, {tokens}, {last}] to fit u and A, got {_show(x)}")
+    D, z, delta_bias = rest
+    for name, parameter in {"D": D, "delta_bias": delta_bias}.items():
+        if parameter is not None and (
+            parameter.dim() != 2 or parameter.shape[0] not in (1, directions) or parameter.shape[1] != channels
+        ):
+            raise ShapeError(f"{name} must be [{several}, {channels}], got {_show(parameter)}")
     if z is not None and tuple(z.shape) != (batch, tokens, channels):
         raise ShapeError(f"z must be [{batch}, {tokens}, {channels}], got {_show(z)}")
 
@@ -156,12 +165,15 @@ def _call(
 def _forward(*args: Any) -> tuple[Tensor, Tensor]:
     *inputs, save_states, backend = args
     call = _call(*inputs)
-    return choose(backend, call.u.device, call.u.dtype).forward(call, save_states)
+    y, states = choose(backend, call.u.device, call.u.dtype).forward(call, save_states)
+    # Flat: a symbolic number of chunks as an axis would make torch.export rule out sequences of a single chunk.
+    return y, states.flatten()
 
 
 def _backward(grad: Tensor, states: Tensor, *args: Any) -> tuple[Tensor, ...]:
     *inputs, backend = args
     call = _call(*inputs)
+    states = states.view(saved_states_shape(call))
     gradients = choose(backend, call.u.device, call.u.dtype).backward(call, states, grad)
     return tuple(call.A.new_empty(0) if x is None else x for x in gradients)
 
@@ -175,7 +187,7 @@ def _forward_fake(*args: Any) -> tuple[Tensor, Tensor]:
         longest = 0
         for length in walks[WORDS - 1 :: WORDS]:
             longest = torch.sym_max(longest, chunk_count(length))
-        states = A.new_empty((batch, A.shape[0], longest, A.shape[2], channels))
+        states = A.new_empty(batch * A.shape[0] * longest * A.shape[2] * channels)
     return u.new_empty((batch, *directions, tokens, channels)), states
 
 
@@ -211,6 +223,4 @@ _library.impl("selective_scan", _forward, "CompositeExplicitAutograd")
 _library.impl("selective_scan_backward", _backward, "CompositeExplicitAutograd")
 torch.library.register_fake("vision_ssm::selective_scan", _forward_fake, lib=_library)
 torch.library.register_fake("vision_ssm::selective_scan_backward", _backward_fake, lib=_library)
-torch.library.register_autograd(
-    "vision_ssm::selective_scan", _autograd, setup_context=_setup_context, lib=_library
-)
+torch.library.register_autograd("vision_ssm::selective_scan", _autograd, setup_context=_setup_context, lib=_library)

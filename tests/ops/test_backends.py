@@ -1,0 +1,204 @@
+"""Every backend against the float64 reference, outputs and gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from scan_cases import (
+    KERNEL_MISSING,
+    Case,
+    atrous,
+    both_ways,
+    check_against_reference,
+    cross,
+    needs_kernel,
+    random_case,
+)
+
+from vision_ssm.errors import BackendError, ConfigError
+from vision_ssm.ops import Traversal, available_backends, backends, explain, selective_scan
+from vision_ssm.ops.cpu import INSTRUCTION_SETS, CpuBackend
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(params=["chunked", *(f"cpu-{name}" for name in INSTRUCTION_SETS)])
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Each backend, the kernel once per instruction set."""
+    name, _, instruction_set = request.param.partition("-")
+    if instruction_set:
+        kernel = CpuBackend(instruction_set)
+        reason = kernel.why_not(CPU, torch.float32)
+        if reason is not None:
+            pytest.skip(reason)
+        others = tuple(b for b in backends._BACKENDS if b.name != "cpu")
+        monkeypatch.setattr(backends, "_BACKENDS", (kernel, *others))
+    yield name
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 63, 64, 65, 197, 1000])
+def test_sequence_lengths(backend: str, tokens: int) -> None:
+    check_against_reference(random_case(tokens, both_ways(tokens), batch=1), torch.float32, backend)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_dtypes(backend: str, dtype: torch.dtype) -> None:
+    if backend == "cpu" and dtype != torch.bfloat16:
+        with pytest.raises(BackendError, match="computes float32 and bfloat16"):
+            random_case(5, both_ways(5)).to(dtype).run(backend)
+        return
+    check_against_reference(random_case(130, both_ways(130)), dtype, backend)
+
+
+@pytest.mark.parametrize("states", [1, 2, 3, 8, 16, 21, 64])
+def test_numbers_of_states(backend: str, states: int) -> None:
+    check_against_reference(random_case(70, both_ways(70), channels=18, states=states), torch.float32, backend)
+
+
+@pytest.mark.parametrize("channels", [1, 7, 8, 15, 16, 17, 48])
+def test_numbers_of_channels(backend: str, channels: int) -> None:
+    check_against_reference(random_case(67, both_ways(67), channels=channels), torch.float32, backend)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("walks", [cross, atrous])
+@pytest.mark.parametrize("shared", [(), ("u",), ("u", "delta", "B", "C")])
+@pytest.mark.parametrize("merge", [True, False])
+def test_maps(backend: str, walks: object, shared: tuple[str, ...], merge: bool, dtype: torch.dtype) -> None:
+    case = random_case(9 * 11, walks(9, 11), shared=shared, merge=merge, channels=19, states=5)  # type: ignore[operator]
+    check_against_reference(case, dtype, backend)
+
+
+@pytest.mark.parametrize("absent", [("D",), ("z",), ("delta_bias",), ("D", "z", "delta_bias")])
+@pytest.mark.parametrize("delta_softplus", [True, False])
+def test_missing_options(backend: str, absent: tuple[str, ...], delta_softplus: bool) -> None:
+    case = random_case(80, both_ways(80), absent=absent, delta_softplus=delta_softplus)
+    check_against_reference(case, torch.float32, backend)
+
+
+def test_walks_of_different_length_and_unvisited_tokens(backend: str) -> None:
+    walks = (Traversal.sequence(100), Traversal(10, 40, 2, 0, 40), Traversal(0, 1, 1, 0, 0))
+    check_against_reference(random_case(100, walks), torch.float32, backend)
+    alone = random_case(100, walks[1:2], absent=("z",)).to(torch.float32)
+    assert alone.run(backend)["y"][:, :10].abs().max() == 0
+
+
+def test_strided_inputs(backend: str) -> None:
+    case = random_case(75, both_ways(75)).to(torch.float32)
+    expected = case.run(backend)
+    strided = {}
+    for name, x in case.tensors.items():
+        if x is not None:
+            wide = torch.full((*x.shape[:-1], 2 * x.shape[-1]), float("nan"))
+            every_other = wide[..., ::2] if name in ("u", "A") else wide[..., : x.shape[-1]]
+            strided[name] = every_other.copy_(x)
+    found = Case(strided, case.traversals).run(backend)
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value)
+
+
+def test_expanded_inputs_equal_copies(backend: str) -> None:
+    case = random_case(70, both_ways(70)).to(torch.float32)
+    expanded = {
+        n: x[:1].expand(2, *x.shape[1:]) if x is not None and x.shape[0] == 2 else x for n, x in case.tensors.items()
+    }
+    copied = {n: None if x is None else x.clone() for n, x in expanded.items()}
+    first, second = (Case(tensors, case.traversals).run(backend)["y"] for tensors in (expanded, copied))
+    torch.testing.assert_close(first, second)
+
+
+@pytest.mark.parametrize("shape", [(2, 0), (0, 5)])
+def test_nothing_in_nothing_out(backend: str, shape: tuple[int, int]) -> None:
+    batch, tokens = shape
+    results = random_case(tokens, both_ways(tokens), batch=batch).to(torch.float32).run(backend)
+    assert results["y"].shape == (batch, tokens, 20)
+    assert results["A"].abs().max() == 0 and results["u"].shape == (batch, 2, tokens, 20)
+
+
+def test_extreme_steps_stay_finite(backend: str) -> None:
+    case = random_case(130, both_ways(130)).to(torch.float32)
+    delta = case.tensors["delta"]
+    assert delta is not None
+    delta = delta.clone()
+    delta[:, :, ::7] = 1e4
+    delta[:, :, 1::7] = -1e4
+    check_against_reference(Case({**case.tensors, "delta": delta}, case.traversals), torch.float32, backend)
+
+
+def test_the_same_call_twice_gives_the_same_bits(backend: str) -> None:
+    case = random_case(197, both_ways(197), channels=200).to(torch.float32)
+    first, second = case.run(backend), case.run(backend)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@needs_kernel
+def test_output_bits_do_not_depend_on_the_thread_count() -> None:
+    case = random_case(197, both_ways(197), channels=200).to(torch.float32)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        one = case.run("cpu")
+        torch.set_num_threads(3)
+        three = case.run("cpu")
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(one[name], three[name]) for name in ("y", "u", "delta", "z"))
+    assert all(torch.allclose(one[name], three[name], rtol=1e-5, atol=1e-5) for name in one)
+
+
+def test_unknown_names_are_refused_with_the_nearest(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = random_case(4, both_ways(4)).to(torch.float32)
+    with pytest.raises(ConfigError, match=r"must be one of auto, cpu, chunked, reference, got 'chunkd'.*'chunked'"):
+        case.run("chunkd")
+    monkeypatch.setenv("VISION_SSM_BACKEND", "cuda-core")
+    with pytest.raises(ConfigError, match="VISION_SSM_BACKEND must be one of"):
+        case.run()
+
+
+def test_the_environment_forces_a_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+    ran = []
+    for backend in backends._BACKENDS:
+
+        def record(call: object, save: bool, *, name: str = backend.name, run: object = backend.forward) -> object:
+            ran.append(name)
+            return run(call, save)  # type: ignore[operator]
+
+        monkeypatch.setattr(backend, "forward", record)
+    case = random_case(4, both_ways(4)).to(torch.float32)
+    names = [name for name in available_backends() if name != "cpu" or KERNEL_MISSING is None]
+    for name in names:
+        monkeypatch.setenv("VISION_SSM_BACKEND", name)
+        selective_scan(**case.tensors, traversals=case.traversals)  # type: ignore[arg-type]
+    assert ran == names
+
+
+def test_explain_names_one_backend_and_gives_every_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("VISION_SSM_BACKEND", raising=False)
+    for device, dtype in (("cpu", torch.float32), ("cpu", torch.float64), ("cuda", torch.float16)):
+        report = explain(device, dtype)
+        assert [status.name for status in report] == available_backends()
+        assert sum(status.chosen for status in report) == 1 and all(status.reason for status in report)
+    assert next(s for s in explain("cuda") if s.chosen).name == "chunked"
+    monkeypatch.setenv("VISION_SSM_BACKEND", "reference")
+    assert next(s for s in explain() if s.chosen).name == "reference"
+
+
+def test_without_the_kernel_the_first_scan_says_so_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    missing = "it was not built: the install found no working C++ compiler"
+    monkeypatch.delenv("VISION_SSM_BACKEND", raising=False)
+    monkeypatch.setattr(backends, "_warned", False)
+    monkeypatch.setattr(backends._CPU, "missing", missing)
+    monkeypatch.setattr(backends._CPU, "why_not", lambda device, dtype: missing)
+    case = random_case(4, both_ways(4)).to(torch.float32)
+    with pytest.warns(UserWarning, match="C\\+\\+ scan kernel is not available .*pure-torch scan"):
+        first = case.run()
+    with pytest.raises(BackendError, match="'cpu' cannot run: it was not built"):
+        case.run("cpu")
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        second = case.run()
+    assert torch.equal(first["y"], second["y"])
