@@ -51,6 +51,12 @@ class FeaturePyramid(nn.Module):
                 f"a feature pyramid has {len(REDUCTIONS)} maps, got taps={list(chosen)} and out_indices="
                 f"{list(out_indices)}"
             )
+        patches: Any = getattr(model, "patch_embed", None)
+        if patches is not None and patches.patch_size[0] != patches.stride:
+            raise ConfigError(
+                f"a pyramid needs patches that do not overlap, got patch_size={patches.patch_size[0]} and "
+                f"stride={patches.stride}: their maps are shorter than size / stride and lie off its cells"
+            )
         self.wanted = sorted({chosen[index] for index in indices})
         self.places = [self.wanted.index(chosen[index]) for index in indices]
         self.strides = [REDUCTIONS[index] for index in indices]

@@ -1,0 +1,44 @@
+"""`import vision_ssm` is inert, and registers with timm whichever of the two comes first."""
+
+import subprocess
+import sys
+
+import pytest
+
+
+def run(code):
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        "import vision_ssm, timm",
+        "import timm, vision_ssm",
+        "import vision_ssm.layers.blocks, timm",
+    ],
+)
+def test_either_order_registers_once(first):
+    done = run(
+        f"{first}; m = timm.list_models('vim_*'); assert len(m) == 10, m; timm.create_model('vim_nano', depth=1)"
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_import_brings_in_nothing():
+    heavy = "('torch', 'timm', 'torchvision', 'numpy', 'triton')"
+    done = run(f"import sys, vision_ssm; dir(vision_ssm); assert not [m for m in {heavy} if m in sys.modules]")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_timm_keeps_its_own_loader():
+    done = run("import vision_ssm, timm, importlib.resources as r; assert (r.files('timm') / 'version.py').is_file()")
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_public_name_exists_and_others_do_not():
+    import vision_ssm
+
+    assert all(callable(getattr(vision_ssm, name)) for name in vision_ssm.__all__)
+    with pytest.raises(AttributeError, match="'vision_ssm' has no attribute 'creat_model'"):
+        vision_ssm.creat_model  # noqa: B018
