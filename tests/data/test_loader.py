@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import gc
+import multiprocessing
 import random
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -180,8 +185,50 @@ def test_an_unreadable_file_is_named(tmp_path: Path, workers: int) -> None:
         Image.new("RGB", (4, 4)).save(tmp_path / "a" / f"{number}.png")
     (tmp_path / "a" / "4.png").write_bytes(b"\x89PNG")
     loader = EpochLoader(open_dataset(tmp_path, "all"), noisy, batch_size=2, workers=workers)
-    with pytest.raises(DataError, match=r"^cannot read image '.*4\.png': "):
-        list(loader)
+
+    def complaint() -> str:
+        try:
+            list(loader)
+        except DataError as error:
+            return str(error)
+        return ""
+
+    assert re.match(r"cannot read image '.*4\.png': ", complaint())
+
+
+def test_workers_leave_at_once_when_the_loader_is_dropped() -> None:
+    gc.disable()  # reference counting alone must do
+    try:
+        others = set(multiprocessing.active_children())
+        loader = EpochLoader(Numbers(8), noisy, batch_size=2, workers=1)
+        assert len(list(loader)) == 4
+        (worker,) = set(multiprocessing.active_children()) - others
+        del loader
+        assert worker.exitcode == 0, "the worker was told to leave, not killed"
+    finally:
+        gc.enable()
+
+
+SIGNALLED = """
+import os, signal, sys
+sys.path.insert(0, {tests!r})
+from test_loader import EpochLoader, Numbers, noisy
+signal.signal(signal.SIGTERM, lambda *_: print("told", flush=True))
+signal.signal(signal.SIGINT, lambda *_: print("told", flush=True))
+batches = iter(EpochLoader(Numbers(40), noisy, batch_size=2, workers=2))
+next(batches)
+os.killpg(0, signal.SIGTERM)
+os.killpg(0, signal.SIGINT)
+print(sum(1 for _ in batches))
+"""
+
+
+def test_signals_to_the_process_group_leave_the_workers_alone() -> None:
+    code = SIGNALLED.format(tests=str(Path(__file__).parent))
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, start_new_session=True, check=False
+    )
+    assert (done.stdout.split(), done.stderr) == (["told", "told", "19"], "")
 
 
 @pytest.mark.parametrize(

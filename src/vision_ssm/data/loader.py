@@ -6,11 +6,13 @@ random generators; so a run that resumes in the middle of an epoch sees exactly 
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import os
 import random
 import signal
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -103,18 +105,24 @@ class EpochLoader:
             raise DataError(f"data set {dataset.name!r} is empty.")
         self.dataset = dataset
         self.batch_size = batch_size
-        self._seed, self._train, self._drop_last = seed, train, drop_last
-        self._rank, self._world_size, self._repeats = rank, world_size, repeats
-        self._samples = len(self._order(0))
+        order = functools.partial(
+            epoch_order,
+            len(dataset),
+            seed=seed,
+            shuffle=train,
+            repeats=repeats,
+            rank=rank,
+            world_size=world_size,
+        )
+        self._plan = _BatchPlan(order, batch_size, drop_last)
         if len(self) == 0:
             raise ConfigError(
-                f"batch_size {batch_size} is larger than the {self._samples} samples that each epoch has on this "
+                f"batch_size {batch_size} is larger than the {self.samples} samples that each epoch has on this "
                 "process, and incomplete batches are dropped; use a smaller batch size."
             )
-        self._batches = _BatchPlan(self)
         self._loader = DataLoader(
             _Samples(dataset, transform, seed),
-            batch_sampler=self._batches,
+            batch_sampler=self._plan,
             num_workers=workers,
             collate_fn=_collate,
             worker_init_fn=_start_worker if workers else None,
@@ -126,7 +134,7 @@ class EpochLoader:
     @property
     def samples(self) -> int:
         """Samples per epoch on this process, before any are dropped."""
-        return self._samples
+        return self._plan.samples
 
     def set_position(self, epoch: int, start_batch: int = 0) -> None:
         """Choose what the next iteration yields: the batches of ``epoch`` from ``start_batch`` on.
@@ -136,48 +144,41 @@ class EpochLoader:
         """
         if epoch < 0 or not 0 <= start_batch <= len(self):
             raise ConfigError(f"no batch {start_batch} in epoch {epoch}: an epoch has {len(self)} batches.")
-        self._batches.epoch, self._batches.start = epoch, start_batch
+        self._plan.epoch, self._plan.start = epoch, start_batch
 
     def __len__(self) -> int:
-        full, rest = divmod(self._samples, self.batch_size)
-        return full + (rest > 0 and not self._drop_last)
+        return self._plan.batches
 
     def __iter__(self) -> Iterator[Batch]:
         for loaded in self._loader:
             if isinstance(loaded, DataError):
-                raise loaded
+                raise DataError(*loaded.args)  # a new one: a local variable would tie this frame into a cycle
             yield loaded
-
-    def _order(self, epoch: int) -> Tensor:
-        return epoch_order(
-            len(self.dataset),
-            seed=self._seed,
-            epoch=epoch,
-            shuffle=self._train,
-            repeats=self._repeats,
-            rank=self._rank,
-            world_size=self._world_size,
-        )
-
-    def _draws(self, epoch: int, start: int) -> Iterator[list[_Draw]]:
-        rows = self._order(epoch).tolist()
-        for batch in range(start, len(self)):
-            chunk = rows[batch * self.batch_size : (batch + 1) * self.batch_size]
-            yield [_Draw(index, epoch, repeat) for index, repeat in chunk]
 
 
 class _BatchPlan:
-    """The batch sampler of the DataLoader: it carries the position, so that worker processes need no state."""
+    """The batch sampler of the DataLoader: it carries the position, so that worker processes need no state.
 
-    def __init__(self, owner: EpochLoader) -> None:
-        self._owner = owner
+    It must not know the EpochLoader: in a cycle of references the queues to the workers would be torn down before the
+    message that ends them, and each worker would then hold up the process for seconds.
+    """
+
+    def __init__(self, order: Callable[..., Tensor], batch_size: int, drop_last: bool) -> None:
+        self._order, self._batch_size = order, batch_size
+        self.samples = len(order(epoch=0))
+        full, rest = divmod(self.samples, batch_size)
+        self.batches = full + (rest > 0 and not drop_last)
         self.epoch, self.start = 0, 0
 
     def __iter__(self) -> Iterator[list[_Draw]]:
-        return self._owner._draws(self.epoch, self.start)
+        epoch, start = self.epoch, self.start
+        rows = self._order(epoch=epoch).tolist()
+        for batch in range(start, self.batches):
+            chunk = rows[batch * self._batch_size : (batch + 1) * self._batch_size]
+            yield [_Draw(index, epoch, repeat) for index, repeat in chunk]
 
     def __len__(self) -> int:
-        return len(self._owner) - self.start
+        return self.batches - self.start
 
 
 class _Samples(Dataset[object]):
@@ -194,7 +195,7 @@ class _Samples(Dataset[object]):
                 try:
                     image, target = self._dataset[draw.sample]
                 except DataError as error:
-                    return DataError(*error.args)  # a value: DataLoader would bury it in a worker's traceback
+                    return DataError(*error.args)  # returned, as DataLoader would bury it in a worker's traceback
                 _seed_all(self._seed, *draw)
                 with decoding():
                     samples.append((self._transform(image), target, draw.sample))
@@ -280,5 +281,8 @@ def _hash(*key: int) -> tuple[int, int, int]:
 def _start_worker(worker: int) -> None:
     # Each worker is one process per core already.
     torch.set_num_threads(1)
-    # Ctrl-C reaches the whole process group; the training process decides when its workers stop.
+    # Ctrl-C and `timeout` signal the whole process group; the training process decides when its workers stop. They
+    # must still heed a SIGTERM of their own: that is how multiprocessing ends them.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(os, "setpgrp"):
+        os.setpgrp()
