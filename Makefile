@@ -60,9 +60,10 @@ sanitize: $(READY)
 	rm -rf $(SANITIZED)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pip install --disable-pip-version-check -q --no-deps \
 	  --no-build-isolation -C cmake.define.VISION_SSM_SANITIZE=ON -C build-dir=$(SANITIZED)/cmake --target $(SANITIZED)/site .
+	@test -e $(SANITIZED)/site/vision_ssm/libvision_ssm_cpu.so || { echo "the instrumented kernel did not compile"; exit 1; }
 	SITE="$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"; \
 	PYTHONPATH="$(SANITIZED)/site:$$SITE" ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
-	VISION_SSM_BACKEND=cpu LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
+	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
 	  $(BIN)/python -S -m pytest -p no:cacheprovider tests/ops $(ARGS)
 
 bench: $(READY)
