@@ -72,7 +72,9 @@ def test_published_schedule_is_that_of_the_official_loop() -> None:
 
 
 def test_rate_per_update_does_not_depend_on_what_was_set_before() -> None:
-    config = TrainConfig.load(None, {"schedule.epochs": 4, "schedule.warmup_epochs": 0.5, "schedule.min_lr": 1e-5})
+    config = TrainConfig.load(
+        None, {"schedule.epochs": 4, "schedule.warmup_epochs": 0.5, "schedule.min_lr": 1e-5, "schedule.warmup_lr": 1e-6}
+    )
     rate = LearningRate(optimizer(1e-3), config, updates_per_epoch=10)
     forwards = [rate.set(update // 10, update) for update in range(50)]
     backwards = [rate.set(update // 10, update) for update in reversed(range(50))]

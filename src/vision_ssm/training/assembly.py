@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timm.optim import create_optimizer_v2, list_optimizers  # type: ignore[attr-defined]
+from timm.optim import create_optimizer_v2, get_optimizer_info, list_optimizers  # type: ignore[attr-defined]
 from torch import nn
 
 from vision_ssm.data.loader import EpochLoader
@@ -101,6 +101,9 @@ def assemble(config: TrainConfig, processes: Processes, *, resuming: bool) -> Pa
         started_from = config.model.checkpoint
         notices += load_start(model, config.model.checkpoint, positions=config.model.positions)
     config, train = _train_loader(config, train_set, preprocessing, processes, notices)
+    rate = scaled_rate(config, processes.world)
+    if config.schedule.name == "cosine" and config.schedule.min_lr > rate:
+        notices.append(f"The learning rate rises: from {rate:.3g} to schedule.min_lr, {config.schedule.min_lr:.3g}.")
     val = EpochLoader(
         val_set,
         build_eval_transform(preprocessing),
@@ -191,6 +194,10 @@ def make_optimizer(config: TrainConfig, model: nn.Module, processes: Processes) 
     if optim.name not in known:
         raise ConfigError(f"optim.name {optim.name!r} is no optimiser that timm knows.{suggestion(optim.name, known)}")
     options = {name: getattr(optim, name) for name in ("betas", "eps") if getattr(optim, name) is not None}
+    facts = get_optimizer_info(optim.name)
+    for name, applies in (("betas", facts.has_betas), ("eps", facts.has_eps)):
+        if name in options and not applies:  # timm would drop it without a word
+            raise ConfigError(f"optim.{name} does not apply to {optim.name}; leave it null.")
     try:
         return create_optimizer_v2(
             model,
@@ -201,5 +208,5 @@ def make_optimizer(config: TrainConfig, model: nn.Module, processes: Processes) 
             layer_decay=optim.layer_decay,
             **options,
         )
-    except TypeError as error:
-        raise ConfigError(f"optim.{' or optim.'.join(options)} does not apply to {optim.name}: {error}") from error
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{optim.name} refuses these optim settings: {error}") from error

@@ -162,8 +162,8 @@ class ScheduleConfig(Section):
         0, "Further passes at min_lr after the schedule's end; a resumed run may raise it.", at_least=0, free=True
     )
     warmup_epochs: float = setting(0.0, "Linear rise from warmup_lr at the start; part of epochs.", at_least=0)
-    warmup_lr: float = setting(1e-6, "Learning rate at the start of the warm-up.", at_least=0)
-    min_lr: float = setting(1e-5, "Learning rate at the end of the cosine.", at_least=0)
+    warmup_lr: float = setting(0.0, "Learning rate at the start of the warm-up.", at_least=0)
+    min_lr: float = setting(0.0, "Learning rate at the end of the cosine.", at_least=0)
     per: Literal["update", "epoch"] = setting("update", "Whether the rate moves at each update or each epoch.")
     epoch_lag: int = setting(
         0,

@@ -1,0 +1,191 @@
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from vision_ssm.checkpoints import vim
+from vision_ssm.errors import CheckpointError, ConfigError, DataError
+from vision_ssm.inference.weights import load_weights
+from vision_ssm.models.registry import create_model
+from vision_ssm.training import estimate, train
+from vision_ssm.training.checkpoint import read_state
+from vision_ssm.training.config import TrainConfig
+from vision_ssm.training.events import Event, Interrupted, Notice, RunStarted, StepDone
+
+Tiny = Callable[..., TrainConfig]
+
+
+def resumed(config: TrainConfig, **overrides: Any) -> TrainConfig:
+    return config.replace(**{"run.resume": str(config.run_folder), "run.overwrite": False, **overrides})
+
+
+def final(config: TrainConfig) -> dict[str, torch.Tensor]:
+    return read_state(config.run_folder)[0]["model"]
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_what_a_run_leaves(tiny: Tiny) -> None:
+    config = tiny(**{"ema.decay": 0.5, "run.log_every": 3})
+    result = train(config)
+    folder = config.run_folder
+    assert {path.name for path in folder.iterdir()} == {
+        "config.yaml", "log.jsonl", "last.ckpt", "previous.ckpt", "best.safetensors", "last.safetensors",
+        "curve.png", "confusion.png", "predictions.png",
+    }  # fmt: skip
+    assert TrainConfig.load(folder / "config.yaml") == config
+    events = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    assert [event["update"] for event in events if event["event"] == "step_done"] == [1, 3, 5, 6, 9, 10]
+    epochs = [event for event in events if event["event"] == "epoch_done"]
+    assert [set(event["scores"]) for event in epochs] == [{"top1", "top5", "loss"}] * 2
+    best = max(event[kind]["top1"] for event in epochs for kind in ("scores", "ema_scores"))
+    model, info = load_weights(folder / "best.safetensors")
+    assert info.metrics["top1"] == result.best_scores["top1"] == best
+    assert (info.model, info.class_names, info.model_options["num_classes"]) == (
+        "vim_nano",
+        ("grey0", "grey1", "grey2"),
+        3,
+    )
+    assert info.preprocessing.input_size == (3, 8, 8)
+    average = read_state(folder)[0]["ema"]
+    assert same(load_weights(folder / "last.safetensors").model.state_dict(), average)
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize("moment", ["StepDone", "EvaluationStep"])
+def test_interrupted_and_resumed(tiny: Tiny, everything_on: dict[str, Any], name: str, moment: str) -> None:
+    whole, broken = (tiny(**{**everything_on, "run.name": part}) for part in ("whole", "broken"))
+    train(whole)
+    seen: list[Event] = []
+
+    def listen(event: Event) -> None:
+        seen.append(event)
+        if type(event).__name__ == moment and sum(type(e).__name__ == moment for e in seen) == 2:
+            signal.raise_signal(getattr(signal, name))
+
+    before = signal.getsignal(signal.SIGINT)
+    result = train(broken, on_event=listen)
+    assert signal.getsignal(signal.SIGINT) is before
+    assert result.interrupted == name
+    assert isinstance(seen[-1], Interrupted)
+    assert seen[-1].update == result.updates == 3
+    finished = train(resumed(broken))
+    assert (finished.interrupted, finished.updates) == (None, 6)
+    assert same(final(whole), final(broken))
+
+
+def test_a_second_signal_acts_at_once(tiny: Tiny) -> None:
+    def listen(event: Event) -> None:
+        if isinstance(event, StepDone):
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny(), on_event=listen)
+
+
+def test_used_folders(tiny: Tiny) -> None:
+    config = tiny(**{"schedule.epochs": 1})
+    with pytest.raises(ConfigError, match=r"nothing to resume: .*run holds no run"):
+        train(resumed(config))
+    train(config)
+    (config.run_folder / "notes.txt").write_text("mine")
+    with pytest.raises(ConfigError, match=r"already holds a run \(config\.yaml\)\. Continue it with --resume"):
+        train(config)
+    # A fault found before the first update leaves the old run alone.
+    with pytest.raises(DataError):
+        train(config.replace(**{"run.overwrite": True, "data.path": "nowhere"}))
+    assert (config.run_folder / "last.ckpt").exists()
+    train(config.replace(**{"run.overwrite": True, "optim.lr": 1e-4}))
+    assert (config.run_folder / "notes.txt").read_text() == "mine"
+    assert TrainConfig.load(config.run_folder / "config.yaml").optim.lr == 1e-4
+
+
+def test_output_that_cannot_be_written(tiny: Tiny, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match=r"cannot write to output folder .*file.*choose another one"):
+        train(tiny(**{"run.output": str(tmp_path / "file")}))
+
+
+def test_resuming_only_the_same_run(tiny: Tiny, images: Path, tmp_path: Path) -> None:
+    config = tiny(**{"schedule.epochs": 1})
+    train(config)
+    with pytest.raises(ConfigError) as it:
+        train(resumed(config, **{"optim.lr": 1e-4, "data.batch_size": 4, "run.log_every": 7}))
+    assert "optim.lr was 0.002 and is 0.0001" in str(it.value)
+    assert "data.batch_size was 8 and is 4" in str(it.value)
+    assert "log_every" not in str(it.value)
+    with pytest.raises(ConfigError, match=r"schedule\.epochs was 1 and is 2"):
+        train(resumed(config, **{"schedule.epochs": 2}))
+    assert TrainConfig.load(config.run_folder / "config.yaml") == config
+    # Another folder with the same images is the same data; one image less is not.
+    moved = tmp_path / "moved"
+    moved.symlink_to(images)
+    assert train(resumed(config, **{"data.path": str(moved), "schedule.cooldown_epochs": 1})).updates == 10
+    with pytest.raises(ConfigError, match="the training images differ; the held-out images differ"):
+        train(resumed(config, **{"data.path": str(images / "train"), "schedule.cooldown_epochs": 1}))
+
+
+def test_more_epochs_of_a_constant_rate(tiny: Tiny) -> None:
+    long, short = (
+        tiny(**{"run.name": str(epochs), "schedule.name": "constant", "schedule.epochs": epochs}) for epochs in (2, 1)
+    )
+    train(long)
+    train(short)
+    train(resumed(short, **{"schedule.epochs": 2}))
+    assert same(final(long), final(short))
+
+
+def test_nothing_written_yet_starts_over(tiny: Tiny) -> None:
+    config = tiny(**{"schedule.epochs": 1})
+    config.run_folder.mkdir(parents=True)
+    (config.run_folder / "config.yaml").write_text(config.to_yaml())
+    seen: list[Event] = []
+    assert train(resumed(config), on_event=seen.append).updates == 5
+    assert isinstance(seen[0], RunStarted)
+    assert seen[0].resumed_at is None
+    assert "no checkpoint yet" in next(event.message for event in seen if isinstance(event, Notice))
+
+
+@pytest.mark.parametrize("published", [True, False])
+def test_starting_from_a_checkpoint_with_other_classes(tiny: Tiny, tmp_path: Path, published: bool) -> None:
+    options = {"img_size": 8, "patch_size": 4, "embed_dim": 16, "depth": 2}
+    theirs = create_model("vim_nano", num_classes=5, **options).state_dict()
+    file = tmp_path / "theirs.pth"
+    torch.save({"model": vim.to_published(theirs) if published else theirs}, file)
+    seen: list[Event] = []
+    config = tiny(**{"model.checkpoint": str(file), "schedule.epochs": 1, "optim.lr": 1e-12, "optim.weight_decay": 0.0})
+    train(config, on_event=seen.append)
+    (notice,) = [event.message for event in seen if isinstance(event, Notice)]
+    assert notice.endswith(
+        "its classifier for 5 classes does not fit these classes; a new one starts from random weights."
+    )
+    for name, tensor in final(config).items():
+        if not name.startswith("head."):
+            torch.testing.assert_close(tensor, theirs[name], msg=name)
+
+
+def test_a_checkpoint_of_another_model_is_refused(tiny: Tiny, tmp_path: Path) -> None:
+    file = tmp_path / "theirs.pth"
+    torch.save(
+        create_model("vim_nano", num_classes=3, img_size=8, patch_size=4, embed_dim=24, depth=2).state_dict(), file
+    )
+    with pytest.raises(CheckpointError, match=r"theirs\.pth: these weights do not fit Vim: .*wrong shape: .*24"):
+        train(tiny(**{"model.checkpoint": str(file)}))
+
+
+def test_estimate_writes_nothing(tiny: Tiny, tmp_path: Path) -> None:
+    config = tiny(**{"optim.accumulate": 2, "ema.decay": 0.9})
+    found = estimate(config)
+    assert (found.updates_per_epoch, found.updates, found.images_per_update) == (3, 6, 16)
+    assert (found.train_images, found.val_images, found.classes) == (40, 11, 3)
+    assert found.seconds > 6 * 16 / found.images_per_second
+    assert not list(tmp_path.iterdir())
