@@ -92,7 +92,7 @@ def test_initial_values_are_the_published_ones():
     torch.testing.assert_close(ssm.A_log, torch.arange(1.0, 17).log().expand(2, inner, 16))
     assert torch.all(ssm.D == 1)
     step = F.softplus(ssm.dt_proj_bias[0])
-    assert 1e-3 * 0.999 <= step.min()
+    assert step.min() >= 1e-3 * 0.999
     assert step.max() <= 1e-1 * 1.001
     # Log-uniform: the middle of the range in logarithms is the median.
     assert step.log().mean().item() == pytest.approx(math.log(1e-2), abs=0.2)

@@ -25,5 +25,5 @@ def test_a_float32_stream_is_normalised_in_float32_and_leaves_in_the_weights_dty
 
 
 def test_unknown_norm_names_the_nearest():
-    with pytest.raises(ConfigError, match="norm_layer must be one of rms, layer, got 'layr'. Did you mean 'layer'"):
+    with pytest.raises(ConfigError, match=r"norm_layer must be one of rms, layer, got 'layr'\. Did you mean 'layer'"):
         make_norm("layr", 4)

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from recorded import GOLDEN, fill
 
+from tests.recorded import GOLDEN, fill
 from vision_ssm.errors import ShapeError
 from vision_ssm.layers.positions import (
     CLASS_TOKENS,

@@ -88,6 +88,10 @@ def test_the_class_token_sits_in_the_middle_of_the_tokens_of_the_moment():
     assert changed == [28 // 2]
 
 
+def test_no_images_give_no_logits():
+    assert small()(torch.zeros(0, 3, 16, 16)).shape == (0, 5)
+
+
 def test_dynamic_img_size_can_be_refused():
     with pytest.raises(ShapeError, match="dynamic_img_size=False"):
         small(dynamic_img_size=False)(torch.randn(1, 3, 16, 20))

@@ -100,7 +100,7 @@ class SelectiveSSM(nn.Module):
         projected = torch.bmm(flat, self.x_proj_weight.transpose(1, 2))
         low_rank, b, c = torch.split(projected, [self.rank, self.states, self.states], dim=-1)
         delta = torch.bmm(low_rank, self.dt_proj_weight.transpose(1, 2))
-        delta, b, c = (x.view(projections, batch, length, -1).transpose(0, 1) for x in (delta, b, c))
+        delta, b, c = (x.view(projections, batch, length, x.shape[-1]).transpose(0, 1) for x in (delta, b, c))
         # The recurrence's own constants stay in float32 (float64 in a float64 model) whatever autocast does.
         wide = torch.promote_types(self.A_log.dtype, torch.float32)
         return selective_scan(
