@@ -26,6 +26,13 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(autouse=True)
+def no_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Importing matplotlib takes longer than these runs; one test looks at the pictures."""
+    if request.node.name != "test_what_a_run_leaves":
+        monkeypatch.setattr("vision_ssm.training.results.write_pictures", lambda *_: None)
+
+
 @pytest.fixture
 def tiny(images: Path, tmp_path: Path) -> Callable[..., TrainConfig]:
     """Configurations of runs that take a moment: ``tiny(**{"optim.lr": 1e-4})``."""

@@ -24,7 +24,7 @@ Tiny = Callable[..., TrainConfig]
 PLAIN = {
     "augment.crop": "none",
     "augment.hflip": 0.0,
-    "optim.name": "sgd",
+    "optim.name": "momentum",  # timm's name for SGD without Nesterov
     "optim.lr": 0.1,
     "schedule.name": "constant",
 }
@@ -150,6 +150,7 @@ def test_notices_and_refusals_before_training(tiny: Tiny) -> None:
     for overrides, message in (
         ({"optim.name": "adamv"}, r"'adamv' is no optimiser that timm knows\. Did you mean 'adam"),
         ({"optim.name": "sgd", "optim.betas": [0.9, 0.9]}, r"optim\.betas does not apply to sgd"),
+        ({"optim.name": "sgd", "optim.momentum": 0.0}, r"sgd refuses these optim settings: Nesterov"),
         ({"run.amp": "fp16"}, r"fp16 needs a CUDA device"),
         ({"run.device": "cuda:7"}, r"'cuda:7' is not available"),
         ({"data.path": ""}, r"no data: give a folder"),
