@@ -1,4 +1,5 @@
 // Picks the compilation of the kernels that this machine can run.
+#include "conv.h"
 #include "scan.h"
 
 #include <initializer_list>
@@ -7,6 +8,8 @@
     namespace isa {                         \
     void scan_forward(const vssm_scan&);    \
     void scan_backward(const vssm_scan&);   \
+    void conv_forward(const vssm_conv&);    \
+    void conv_backward(const vssm_conv&);   \
     }
 DECLARE(portable)
 DECLARE(avx2)
@@ -41,34 +44,37 @@ int32_t best_isa() {
 
 }  // namespace
 
-int32_t vssm_abi_version(void) { return 1; }
+int32_t vssm_abi_version(void) { return 2; }
 int32_t vssm_has_isa(int32_t isa) { return has_isa(isa) ? 1 : 0; }
 int32_t vssm_best_isa(void) { return best_isa(); }
 
-#define RUN(scan, function)                                                       \
-    switch (scan->isa == VSSM_ISA_BEST ? best_isa() : scan->isa) {                \
-        case VSSM_ISA_PORTABLE: portable::function(*scan); return 0;              \
-        RUN_AVX2(scan, function)                                                  \
-        RUN_AVX512(scan, function)                                                \
-        default: return 1;                                                        \
-    }
 #ifdef VISION_SSM_HAVE_AVX2
-#define RUN_AVX2(scan, function) case VSSM_ISA_AVX2: avx2::function(*scan); return 0;
+#define CASE_AVX2(call) \
+    case VSSM_ISA_AVX2: \
+        avx2::call;     \
+        return 0;
 #else
-#define RUN_AVX2(scan, function)
+#define CASE_AVX2(call)
 #endif
 #ifdef VISION_SSM_HAVE_AVX512
-#define RUN_AVX512(scan, function) case VSSM_ISA_AVX512: avx512::function(*scan); return 0;
+#define CASE_AVX512(call) \
+    case VSSM_ISA_AVX512: \
+        avx512::call;     \
+        return 0;
 #else
-#define RUN_AVX512(scan, function)
+#define CASE_AVX512(call)
 #endif
+#define RUN(wanted, call)                                        \
+    if (wanted != VSSM_ISA_BEST && !has_isa(wanted)) return 1;   \
+    switch (wanted == VSSM_ISA_BEST ? best_isa() : wanted) {     \
+        CASE_AVX512(call)                                        \
+        CASE_AVX2(call)                                          \
+        default:                                                 \
+            portable::call;                                      \
+            return 0;                                            \
+    }
 
-int vssm_scan_forward(const vssm_scan* scan) {
-    if (scan->isa != VSSM_ISA_BEST && !has_isa(scan->isa)) return 1;
-    RUN(scan, scan_forward)
-}
-
-int vssm_scan_backward(const vssm_scan* scan) {
-    if (scan->isa != VSSM_ISA_BEST && !has_isa(scan->isa)) return 1;
-    RUN(scan, scan_backward)
-}
+int vssm_scan_forward(const vssm_scan* scan) { RUN(scan->isa, scan_forward(*scan)) }
+int vssm_scan_backward(const vssm_scan* scan) { RUN(scan->isa, scan_backward(*scan)) }
+int vssm_conv_forward(const vssm_conv* conv) { RUN(conv->isa, conv_forward(*conv)) }
+int vssm_conv_backward(const vssm_conv* conv) { RUN(conv->isa, conv_backward(*conv)) }

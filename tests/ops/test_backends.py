@@ -19,7 +19,8 @@ from scan_cases import (
 
 from vision_ssm.errors import BackendError, ConfigError
 from vision_ssm.ops import Traversal, available_backends, backends, explain, selective_scan
-from vision_ssm.ops.cpu import INSTRUCTION_SETS, CpuBackend
+from vision_ssm.ops.cpu import CpuBackend
+from vision_ssm.ops.library import INSTRUCTION_SETS
 
 CPU = torch.device("cpu")
 
@@ -125,6 +126,15 @@ def test_extreme_steps_stay_finite(backend: str) -> None:
     delta[:, :, ::7] = 1e4
     delta[:, :, 1::7] = -1e4
     check_against_reference(Case({**case.tensors, "delta": delta}, case.traversals), torch.float32, backend)
+
+
+def test_autocast_does_not_reach_the_state(backend: str) -> None:
+    case = random_case(130, both_ways(130)).to(torch.float32)
+    expected = case.run(backend)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = case.run(backend)
+    for name, value in expected.items():
+        assert torch.equal(found[name], value), name
 
 
 def test_the_same_call_twice_gives_the_same_bits(backend: str) -> None:

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 from vision_ssm.ops import BackendStatus, explain
-from vision_ssm.ops.cpu import INSTRUCTION_SETS, CpuBackend
+from vision_ssm.ops.cpu import CpuBackend
+from vision_ssm.ops.library import INSTRUCTION_SETS
 
 __all__ = ["DeviceReport", "Environment", "environment"]
 

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from vision_ssm.errors import ShapeError
+from vision_ssm.ops import cpu_conv
+from vision_ssm.ops.backends import AUTO, choose
+from vision_ssm.ops.cpu import CpuBackend
+from vision_ssm.ops.library import BEST
+from vision_ssm.ops.registration import Operator, register
 
 __all__ = ["causal_conv1d"]
 
@@ -43,16 +49,73 @@ def causal_conv1d(
             f"causal_conv1d expects x [B, L, C] and weight [{len(reverse)}, C, T], "
             f"got x {list(x.shape)}, weight {list(weight.shape)}"
         )
+    if bias is None:
+        bias = weight.new_zeros(weight.shape[:2])
+    if tuple(bias.shape) != tuple(weight.shape[:2]):
+        raise ShapeError(f"causal_conv1d expects bias {list(weight.shape[:2])}, got {list(bias.shape)}")
+    if weight.shape[2] <= cpu_conv.MOST_TAPS and isinstance(choose(AUTO, x.device, x.dtype), CpuBackend):
+        result: Tensor = torch.ops.vision_ssm.causal_conv1d(
+            x, weight.to(torch.float32), bias.to(torch.float32), list(reverse), activation
+        )
+        return result
+    return _shifted_products(x, weight.to(x.dtype), bias.to(x.dtype), reverse, activation)
+
+
+def _shifted_products(x: Tensor, weight: Tensor, bias: Tensor, reverse: Sequence[bool], activation: bool) -> Tensor:
+    """The convolution in torch operations: one multiply-add of a shifted view per tap, no transposed copy."""
     tokens, taps = x.shape[1], weight.shape[2]
     past = taps - 1
     padded = F.pad(x, (0, 0, past, past))
     results = []
     for k, backwards in enumerate(reverse):
-        # Tap j reaches `past - j` tokens back; going backwards the mirrored window is read with the taps mirrored.
-        y = None if bias is None else bias[k].to(x.dtype)
+        y = bias[k]
         for tap in range(taps):
+            # Tap j reaches `past - j` tokens back; going backwards it reaches as far ahead.
             first = 2 * past - tap if backwards else tap
-            window, tap_weight = padded[:, first : first + tokens], weight[k, :, tap].to(x.dtype)
-            y = window * tap_weight if y is None else torch.addcmul(y, window, tap_weight)
+            y = torch.addcmul(y, padded[:, first : first + tokens], weight[k, :, tap])
         results.append(F.silu(y) if activation else y)
-    return torch.stack(results, 1)
+    # Directions outermost in memory: each is then one contiguous operand of the products that follow.
+    return torch.stack(results).transpose(0, 1)
+
+
+def _instruction_set(x: Tensor) -> int:
+    backend = choose(AUTO, x.device, x.dtype)
+    return backend.isa if isinstance(backend, CpuBackend) else BEST
+
+
+def _forward(x: Tensor, weight: Tensor, bias: Tensor, reverse: Sequence[bool], activation: bool) -> Tensor:
+    return cpu_conv.forward(x, weight, bias, reverse, activation, _instruction_set(x))
+
+
+def _backward(
+    grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, reverse: Sequence[bool], activation: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    return cpu_conv.backward(grad, x, weight, bias, reverse, activation, _instruction_set(x))
+
+
+def _forward_fake(x: Tensor, weight: Tensor, bias: Tensor, reverse: Sequence[bool], activation: bool) -> Tensor:
+    return x.new_empty((len(reverse), *x.shape)).transpose(0, 1)
+
+
+def _backward_fake(
+    grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, reverse: Sequence[bool], activation: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    return x.new_empty(x.shape), weight.new_empty(weight.shape), bias.new_empty(bias.shape)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:3])
+    ctx.rest = inputs[3:]
+
+
+def _autograd(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    return (*torch.ops.vision_ssm.causal_conv1d_backward(grad, *ctx.saved_tensors, *ctx.rest), None, None)
+
+
+_ARGUMENTS = "Tensor x, Tensor weight, Tensor bias, bool[] reverse, bool activation"
+register(
+    "causal_conv1d",
+    f"({_ARGUMENTS}) -> Tensor",
+    f"(Tensor grad, {_ARGUMENTS}) -> (Tensor, Tensor, Tensor)",
+    Operator(_forward, _backward, _forward_fake, _backward_fake, _setup_context, _autograd),
+)

@@ -6,6 +6,7 @@ Glossary: B batch, K directions (traversals), L tokens in memory order, C channe
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 from vision_ssm.errors import BackendError, ShapeError
 from vision_ssm.ops.backends import AUTO, choose
 from vision_ssm.ops.contract import ScanCall, checked_traversals, chunk_count, saved_states_shape
+from vision_ssm.ops.registration import Operator, register
 from vision_ssm.ops.traversal import WORDS, Traversal, flatten
 
 __all__ = ["selective_scan"]
@@ -131,20 +133,6 @@ def _show(x: Tensor) -> str:
     return str(list(x.shape))
 
 
-_library = torch.library.Library("vision_ssm", "FRAGMENT")
-_library.define(
-    "selective_scan(Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? delta_bias, "
-    "SymInt[] walks, bool delta_softplus, bool merge, bool save_states, str backend) -> (Tensor, Tensor)",
-    tags=(torch.Tag.pt2_compliant_tag,),
-)
-_library.define(
-    "selective_scan_backward(Tensor grad, Tensor states, Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, "
-    "Tensor? D, Tensor? z, Tensor? delta_bias, SymInt[] walks, bool delta_softplus, bool merge, str backend) "
-    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-    tags=(torch.Tag.pt2_compliant_tag,),
-)
-
-
 def _call(
     u: Tensor,
     delta: Tensor,
@@ -162,10 +150,18 @@ def _call(
     return ScanCall(u, delta, A, B, C, D, z, delta_bias, traversals, delta_softplus, merge)
 
 
+def _exact(device: torch.device) -> AbstractContextManager[Any]:
+    """Keep autocast out of the backends: it would round the float32 state to half precision in their products."""
+    if torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()
+
+
 def _forward(*args: Any) -> tuple[Tensor, Tensor]:
     *inputs, save_states, backend = args
     call = _call(*inputs)
-    y, states = choose(backend, call.u.device, call.u.dtype).forward(call, save_states)
+    with _exact(call.u.device):
+        y, states = choose(backend, call.u.device, call.u.dtype).forward(call, save_states)
     # Flat: a symbolic number of chunks as an axis would make torch.export rule out sequences of a single chunk.
     return y, states.flatten()
 
@@ -174,7 +170,8 @@ def _backward(grad: Tensor, states: Tensor, *args: Any) -> tuple[Tensor, ...]:
     *inputs, backend = args
     call = _call(*inputs)
     states = states.view(saved_states_shape(call))
-    gradients = choose(backend, call.u.device, call.u.dtype).backward(call, states, grad)
+    with _exact(call.u.device):
+        gradients = choose(backend, call.u.device, call.u.dtype).backward(call, states, grad)
     return tuple(call.A.new_empty(0) if x is None else x for x in gradients)
 
 
@@ -184,7 +181,7 @@ def _forward_fake(*args: Any) -> tuple[Tensor, Tensor]:
     directions = () if merge else (A.shape[0],)
     states = A.new_empty(0)
     if save_states:
-        longest = 0
+        longest: int | torch.SymInt = 0
         for length in walks[WORDS - 1 :: WORDS]:
             longest = torch.sym_max(longest, chunk_count(length))
         states = A.new_empty(batch * A.shape[0] * longest * A.shape[2] * channels)
@@ -219,8 +216,13 @@ def _autograd(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor |
     return (*present, *(None,) * 5)
 
 
-_library.impl("selective_scan", _forward, "CompositeExplicitAutograd")
-_library.impl("selective_scan_backward", _backward, "CompositeExplicitAutograd")
-torch.library.register_fake("vision_ssm::selective_scan", _forward_fake, lib=_library)
-torch.library.register_fake("vision_ssm::selective_scan_backward", _backward_fake, lib=_library)
-torch.library.register_autograd("vision_ssm::selective_scan", _autograd, setup_context=_setup_context, lib=_library)
+_ARGUMENTS = (
+    "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? delta_bias, "
+    "SymInt[] walks, bool delta_softplus, bool merge"
+)
+register(
+    "selective_scan",
+    f"({_ARGUMENTS}, bool save_states, str backend) -> (Tensor, Tensor)",
+    f"(Tensor grad, Tensor states, {_ARGUMENTS}, str backend) -> (" + ", ".join(["Tensor"] * 8) + ")",
+    Operator(_forward, _backward, _forward_fake, _backward_fake, _setup_context, _autograd),
+)

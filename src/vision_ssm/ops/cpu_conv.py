@@ -1,0 +1,76 @@
+"""The causal convolution in C++ (csrc/kernel_conv.cpp)."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from vision_ssm.ops.library import KernelCall, TensorArgument, task_groups
+
+__all__ = ["MOST_TAPS", "backward", "forward"]
+
+MOST_TAPS = 8
+_TILE = 64
+
+
+class _Conv(ctypes.Structure):
+    _fields_ = (
+        *((n, ctypes.c_int64) for n in ("batch", "directions", "tokens", "channels", "taps", "groups")),
+        *((n, ctypes.c_int32) for n in ("threads", "isa", "activation")),
+        ("reverse", ctypes.POINTER(ctypes.c_int32)),
+        *((n, ctypes.c_void_p) for n in ("weight", "bias")),
+        *((n, TensorArgument) for n in ("x", "y", "grad", "dx")),
+        ("dparameters", ctypes.c_void_p),
+    )
+
+
+def forward(x: Tensor, weight: Tensor, bias: Tensor, reverse: Sequence[bool], activation: bool, isa: int) -> Tensor:
+    """Return [B, K, L, C] with the directions outermost in memory; weight [K, C, T] and bias [K, C] in float32."""
+    y = x.new_empty((len(reverse), *x.shape)).transpose(0, 1)
+    kernel = _describe(x, weight, bias, reverse, activation, isa)
+    kernel.set(y=y)
+    kernel.run("vssm_conv_forward")
+    return y
+
+
+def backward(
+    grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, reverse: Sequence[bool], activation: bool, isa: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of x, weight and bias."""
+    directions, channels, taps = weight.shape
+    kernel = _describe(x, weight, bias, reverse, activation, isa)
+    dx = torch.empty(x.shape, dtype=torch.float32)
+    parts = torch.empty(x.shape[0] * kernel.structure.groups, directions, taps + 1, channels)
+    kernel.set(grad=grad, dx=dx[:, None])
+    kernel.structure.dparameters = parts.data_ptr()
+    kernel.run("vssm_conv_backward")
+    total = parts.sum(0)
+    return dx.to(x.dtype), total[:, :taps].transpose(1, 2).contiguous(), total[:, taps].contiguous()
+
+
+def _describe(
+    x: Tensor, weight: Tensor, bias: Tensor, reverse: Sequence[bool], activation: bool, isa: int
+) -> KernelCall:
+    directions, channels, taps = weight.shape
+    batch, tokens, _ = x.shape
+    kernel = KernelCall(
+        _Conv(
+            batch=batch,
+            directions=directions,
+            tokens=tokens,
+            channels=channels,
+            taps=taps,
+            groups=task_groups(batch, -(-tokens // _TILE)),
+            threads=torch.get_num_threads(),
+            isa=isa,
+            activation=activation,
+            reverse=(ctypes.c_int32 * directions)(*reverse),
+        )
+    )
+    conv = kernel.structure
+    conv.weight, conv.bias = kernel.pointer(weight.transpose(1, 2)), kernel.pointer(bias)
+    kernel.set(x=x[:, None])
+    return kernel

@@ -1,0 +1,100 @@
+"""The C++ kernel library (csrc/): finding it, and what its functions share."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from vision_ssm.errors import BackendError
+
+__all__ = ["BEST", "INSTRUCTION_SETS", "LIBRARY", "MISSING", "KernelCall", "TensorArgument", "task_groups"]
+
+ABI_VERSION = 2
+INSTRUCTION_SETS = ("portable", "avx2", "avx512")  # by the numbers of csrc/scan.h
+BEST = -1
+DTYPES = {torch.float32: 0, torch.bfloat16: 1}
+
+
+class TensorArgument(ctypes.Structure):
+    """A tensor [B, K|1, L, last] with a contiguous last axis."""
+
+    _fields_ = (
+        ("data", ctypes.c_void_p),
+        ("batch_stride", ctypes.c_int64),
+        ("direction_stride", ctypes.c_int64),
+        ("token_stride", ctypes.c_int64),
+        ("dtype", ctypes.c_int32),
+    )
+
+
+def _load() -> tuple[ctypes.CDLL | None, str | None]:
+    """Return the kernel library, or None and why there is none.
+
+    Torch is imported before, so that the kernels join torch's OpenMP runtime and obey torch.set_num_threads. An
+    editable install keeps the library apart from the sources, so the package's whole search path is looked through.
+    """
+    name = "libvision_ssm_cpu.dll" if sys.platform == "win32" else "libvision_ssm_cpu.so"
+    why_not = "it was not built: the install found no working C++ compiler"
+    for folder in sys.modules["vision_ssm"].__path__:
+        path = Path(folder) / name
+        if not path.exists():
+            continue
+        try:
+            library = ctypes.CDLL(str(path))
+        except OSError as error:
+            why_not = f"{name} does not load: {error}"
+            continue
+        if library.vssm_abi_version() == ABI_VERSION:
+            return library, None
+        why_not = f"{name} is of another version of vision-ssm: reinstall"
+    return None, why_not
+
+
+LIBRARY, MISSING = _load()
+
+
+def task_groups(batch: int, pieces: int) -> int:
+    """Return into how many tasks to split one image of ``batch``: two per thread in all, at most ``pieces`` each."""
+    threads = torch.get_num_threads()
+    return 1 if threads == 1 else max(1, min(pieces, -(-2 * threads // max(1, batch))))
+
+
+class KernelCall:
+    """One call of a kernel: its C structure, and the tensors that must outlive it."""
+
+    def __init__(self, structure: ctypes.Structure) -> None:
+        self.structure = structure
+        self._kept: list[Tensor] = []
+
+    def set(self, **tensors: Tensor | None) -> None:
+        """Describe tensors [B, K|1, L, last] to the kernel; a copy is made only if the last axis is strided."""
+        for name, x in tensors.items():
+            setattr(self.structure, name, TensorArgument() if x is None else self._describe(x))
+
+    def pointer(self, x: Tensor | None) -> int | None:
+        """Return the address of a contiguous parameter or buffer, kept alive with the call."""
+        if x is None:
+            return None
+        x = x.contiguous()
+        self._kept.append(x)
+        return x.data_ptr()
+
+    def run(self, function: str) -> None:
+        """Call the kernel.
+
+        Raises:
+            BackendError: there is no library, or the instruction set asked for is not available.
+        """
+        if LIBRARY is None or getattr(LIBRARY, function)(ctypes.byref(self.structure)):
+            raise BackendError(f"the C++ kernel cannot run: {MISSING or 'this machine lacks the instruction set'}")
+
+    def _describe(self, x: Tensor) -> TensorArgument:
+        if x.shape[-1] > 1 and x.stride(-1) != 1:
+            x = x.contiguous()
+        self._kept.append(x)
+        batch, direction, token, _ = x.stride()
+        return TensorArgument(x.data_ptr(), batch, direction if x.shape[1] > 1 else 0, token, DTYPES[x.dtype])

@@ -1,0 +1,39 @@
+"""Registering an operator and its gradient with torch, so that compile and export see through both."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+
+__all__ = ["Operator", "register"]
+
+NAMESPACE = "vision_ssm"
+_library = torch.library.Library(NAMESPACE, "FRAGMENT")  # type: ignore[no-untyped-call]
+
+
+class Operator(NamedTuple):
+    """The functions of one operator: real and fake (shapes only), forward and backward, and autograd's two."""
+
+    forward: Callable[..., Any]
+    backward: Callable[..., Any]
+    forward_fake: Callable[..., Any]
+    backward_fake: Callable[..., Any]
+    setup_context: Callable[..., None]
+    autograd: Callable[..., Any]
+
+
+def register(name: str, schema: str, backward_schema: str, operator: Operator) -> None:
+    """Define ``vision_ssm::name`` and ``vision_ssm::name_backward``; the Python functions serve every device."""
+    forms = (
+        (name, schema, operator.forward, operator.forward_fake),
+        (f"{name}_backward", backward_schema, operator.backward, operator.backward_fake),
+    )
+    for form, form_schema, real, fake in forms:
+        _library.define(form + form_schema, tags=(torch.Tag.pt2_compliant_tag,))  # type: ignore[no-untyped-call]
+        _library.impl(form, real, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
+        torch.library.register_fake(f"{NAMESPACE}::{form}", fake, lib=_library)
+    torch.library.register_autograd(
+        f"{NAMESPACE}::{name}", operator.autograd, setup_context=operator.setup_context, lib=_library
+    )
