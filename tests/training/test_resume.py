@@ -28,6 +28,7 @@ def child(values: dict[str, Any], moment: tuple[str, int] | None) -> None:
     from vision_ssm.training import checkpoint, run
 
     torch.set_num_threads(1)
+    multiprocessing.set_start_method("fork", force=True)  # of the loader's workers; quicker than another fork server
     run.results.write_pictures = lambda *_: None  # not what this is about, and slow to import
     kind, at = moment or ("never", 0)
     seen = 0
