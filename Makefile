@@ -67,7 +67,7 @@ sanitize: $(READY)
 	  $(BIN)/python -S -m pytest -p no:cacheprovider tests/ops $(ARGS)
 
 bench: $(READY)
-	$(BIN)/python benchmarks/run.py $(ARGS)
+	$(BIN)/python benchmarks/scan.py --output results/scan_cpu.json $(ARGS)
 
 clean:
 	rm -rf build dist $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -93,6 +93,12 @@ class Exp2 {
     __m512 low_, high_;
 };
 
+// 1 / a for a in [1, 2^126]: an estimate of 14 bits and one Newton step, half the time of a division.
+inline Vec reciprocal(Vec a) {
+    const Vec estimate = {_mm512_rcp14_ps(a.v)};
+    return estimate * (Vec::set(2.f) - a * estimate);
+}
+
 // Fold a into the lower half of the result and b into the upper half, at distances 8, 4, 2 and 1 lanes.
 template <int Distance>
 inline Vec fold(Vec a, Vec b) {
@@ -262,6 +268,8 @@ inline Vec exp2(Vec t) {
 }
 
 #if !defined(__AVX512F__)
+inline Vec reciprocal(Vec a) { return Vec::set(1.f) / a; }
+
 struct Exp2 {
     Vec operator()(Vec t) const { return exp2(t); }
 };
@@ -269,11 +277,14 @@ struct Exp2 {
 
 constexpr float LOG2E = 1.44269504088896f, LN2 = 0.693147180559945f;
 
-inline Vec sigmoid(Vec x) { return Vec::set(1.f) / (Vec::set(1.f) + exp2(x * Vec::set(-LOG2E))); }
+// The exponent's bound keeps the reciprocal's argument finite; sigmoid is below 1e-37 there.
+inline Vec sigmoid(Vec x) {
+    return reciprocal(Vec::set(1.f) + exp2(maximum(Vec::set(-125.f), x * Vec::set(LOG2E)) * Vec::set(-1.f)));
+}
 
 // log(1 + exp(x)) = max(x, 0) + log1p(exp(-|x|)); log1p(w) = 2 atanh(w / (2 + w)) keeps the small steps exact.
 inline Vec softplus(Vec x) {
-    const Vec w = exp2(absolute(x) * Vec::set(-LOG2E)), s = w / (Vec::set(2.f) + w), q = s * s;
+    const Vec w = exp2(absolute(x) * Vec::set(-LOG2E)), s = w * reciprocal(Vec::set(2.f) + w), q = s * s;
     Vec p = Vec::set(0.0769230769f);
     p = fma(p, q, Vec::set(0.0909090909f));
     p = fma(p, q, Vec::set(0.1111111111f));
