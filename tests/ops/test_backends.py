@@ -165,6 +165,8 @@ def test_unknown_names_are_refused_with_the_nearest(monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("VISION_SSM_BACKEND", "cuda-core")
     with pytest.raises(ConfigError, match="VISION_SSM_BACKEND must be one of"):
         case.run()
+    with pytest.raises(BackendError, match="backend=triton cannot run: the GPU kernels are not in this version"):
+        case.run("triton")
 
 
 def test_the_environment_forces_a_backend(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,6 +46,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--amp", choices=("none", "bf16", "fp16"), default="none", help="mixed precision (default: none)"
     )
     parser.add_argument("--device", metavar="DEVICE", help="cpu, cuda, cuda:1, mps; default: the best there is")
+    parser.add_argument(
+        "--max-pixels",
+        type=whole_number(1),
+        metavar="N",
+        help="refuse images that unpack to more pixels than this (default: 2^29)",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
 
@@ -71,6 +77,7 @@ def run(options: argparse.Namespace) -> int:
             amp=options.amp,
             model=options.model,
             on_progress=on_progress,
+            **({} if options.max_pixels is None else {"max_pixels": options.max_pixels}),
         )
     if options.output:
         found.write(options.output)

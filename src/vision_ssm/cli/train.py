@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 import re
 import shlex
 import signal
@@ -143,7 +144,8 @@ def configuration(options: argparse.Namespace) -> TrainConfig:
         overrides["data.path"] = options.data
     recipe = options.recipe
     if options.resume:
-        saved = Path(options.resume) / "config.yaml"
+        given = Path(options.resume)
+        saved = (given.parent if given.suffix == ".ckpt" else given) / "config.yaml"
         recipe = recipe or (saved if saved.is_file() else None)
         overrides["run.resume"] = options.resume
     config = TrainConfig.load(recipe, overrides)
@@ -194,6 +196,9 @@ def _estimate(config: TrainConfig, options: argparse.Namespace) -> int:
 def _train(config: TrainConfig, options: argparse.Namespace) -> int:
     from vision_ssm.training import train
 
+    if os.environ.get("RANK", "0") != "0":  # torchrun hands every process the same command; the first one speaks
+        result = train(config)
+        return 128 + signal.Signals[result.interrupted] if result.interrupted else 0
     if options.json:
         result = train(config)
     else:

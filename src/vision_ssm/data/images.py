@@ -213,7 +213,7 @@ def _open(path: Path, max_pixels: int) -> Image.Image:
 def _too_large(pixels: int, max_pixels: int) -> DataError:
     return DataError(
         f"its header announces {pixels:,} pixels, over the limit of {max_pixels:,}; if the file is genuine and memory "
-        f"allows ({3 * pixels / 1e9:.1f} GB), raise the limit with max_pixels={pixels}"
+        f"allows ({3 * pixels / 1e9:.1f} GB), raise the limit with max_pixels={pixels} (predict: --max-pixels)"
     )
 
 

@@ -23,6 +23,7 @@ _CPU = CpuBackend()
 # In order of preference; the reference is never chosen by itself.
 _BACKENDS: tuple[Backend, ...] = (_CPU, ChunkedBackend(), ReferenceBackend())
 _ON_REQUEST_ONLY = frozenset({"reference"})
+_NOT_IN_THIS_VERSION = {"triton": "the GPU kernels are not in this version; on a GPU the scan runs on 'chunked'"}
 
 
 @dataclass(frozen=True)
@@ -44,11 +45,14 @@ def requested(name: str = AUTO) -> str:
 
     Raises:
         ConfigError: no backend has that name.
+        BackendError: the backend is known, but not part of this version.
     """
     wanted = name if name != AUTO else os.environ.get(ENVIRONMENT_VARIABLE) or AUTO
     names = available_backends()
+    source = "backend" if name != AUTO else ENVIRONMENT_VARIABLE
+    if wanted in _NOT_IN_THIS_VERSION:
+        raise BackendError(f"{source}={wanted} cannot run: {_NOT_IN_THIS_VERSION[wanted]}. Use 'auto'.")
     if wanted != AUTO and wanted not in names:
-        source = "backend" if name != AUTO else ENVIRONMENT_VARIABLE
         raise ConfigError(
             f"{source} must be one of {', '.join([AUTO, *names])}, got {wanted!r}.{suggestion(wanted, names)}"
         )
