@@ -32,7 +32,8 @@ $(READY): pyproject.toml CMakeLists.txt constraints.txt $(wildcard csrc/*) $(she
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt scikit-build-core \
 	  $$(command -v cmake > /dev/null || echo cmake) $$(command -v ninja > /dev/null || echo ninja)
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt \
+	@echo "installing into $(VENV); the first time this downloads PyTorch"
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt \
 	  --no-build-isolation -e '.[demo,dev]'
 	@$(BIN)/python -c 'import pathlib, sys, vision_ssm as v; \
 	  sys.exit(not any(list(pathlib.Path(p).glob("libvision_ssm_cpu.*")) for p in v.__path__))' \

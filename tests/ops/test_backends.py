@@ -20,7 +20,7 @@ from scan_cases import (
 from vision_ssm.errors import BackendError, ConfigError
 from vision_ssm.ops import Traversal, available_backends, backends, explain, selective_scan
 from vision_ssm.ops.cpu import CpuBackend
-from vision_ssm.ops.library import INSTRUCTION_SETS
+from vision_ssm.ops.native import INSTRUCTION_SETS
 
 CPU = torch.device("cpu")
 

@@ -13,7 +13,7 @@ import torch
 
 from vision_ssm.ops import BackendStatus, explain
 from vision_ssm.ops.cpu import CpuBackend
-from vision_ssm.ops.library import INSTRUCTION_SETS
+from vision_ssm.ops.native import INSTRUCTION_SETS
 
 __all__ = ["DeviceReport", "Environment", "environment"]
 

@@ -13,7 +13,7 @@ from vision_ssm.errors import ShapeError
 from vision_ssm.ops import cpu_conv
 from vision_ssm.ops.backends import AUTO, choose
 from vision_ssm.ops.cpu import CpuBackend
-from vision_ssm.ops.library import BEST
+from vision_ssm.ops.native import BEST
 from vision_ssm.ops.registration import Operator, register
 
 __all__ = ["causal_conv1d"]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vision_ssm.ops.contract import ScanCall, ScanGradients, chunk_count, saved_states_shape
-from vision_ssm.ops.library import (
+from vision_ssm.ops.native import (
     BEST,
     DTYPES,
     INSTRUCTION_SETS,

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from vision_ssm.ops.library import KernelCall, TensorArgument, task_groups
+from vision_ssm.ops.native import KernelCall, TensorArgument, task_groups
 
 __all__ = ["MOST_TAPS", "backward", "forward"]
 
