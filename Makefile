@@ -1,6 +1,6 @@
 # One entry for people and machines. Every target sets up .venv first when something it depends on has changed.
 #   make demo      train, evaluate and predict on handwritten digits; results in runs/demo
-#   make test      the test suite          (make test ARGS="tests/ops -x" for a part of it)
+#   make test      the test suite without its slow part   (make test ARGS="tests/ops -x", ARGS="-m slow")
 #   make lint      ruff and the import-direction check
 #   make types     mypy --strict on src
 #   make sanitize  tests of the native kernel under AddressSanitizer and UndefinedBehaviorSanitizer
@@ -47,7 +47,7 @@ demo: $(READY)
 	@$(BIN)/vision-ssm predict runs/demo/best.safetensors runs/demo/samples --output runs/demo/predictions.json
 
 test: $(READY)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -m "not slow" $(ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check .
