@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +82,15 @@ def test_interrupted_and_resumed(tiny: Tiny, everything_on: dict[str, Any], name
     assert same(final(whole), final(broken))
 
 
+@pytest.fixture
+def listens_to_ctrl_c() -> Iterator[None]:
+    """As in a terminal; a process started in the background ignores SIGINT."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("listens_to_ctrl_c")
 def test_a_second_signal_acts_at_once(tiny: Tiny) -> None:
     def listen(event: Event) -> None:
         if isinstance(event, StepDone):
