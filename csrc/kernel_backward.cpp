@@ -8,8 +8,6 @@
 // Every sum runs in an order that depends only on shapes and on `groups`, so equal calls give equal bits.
 #include "tile.h"
 
-#include <algorithm>
-
 namespace VISION_SSM_ISA {
 
 namespace {
@@ -28,13 +26,13 @@ struct Tile {
     alignas(64) float sum_qa[T * W];  // in units of log2
     alignas(64) float keep[T * G * W];
     alignas(64) float h[(T + 1) * G * W];
-    int64_t tokens[T];
+    Places places;
 };
 
 // Memory of one task beside the tile.
 struct Workspace {
     std::vector<float> memory;
-    float *carried, *ddecay;  // [blocks][N][W]
+    float *carried, *da, *rate;  // [blocks][N][W]
     float *b, *c;             // [T][N]
     float* lanes;             // [state groups][T][W]: lane sums of dB and dC
     int64_t lanes_size;
@@ -43,10 +41,11 @@ struct Workspace {
     Workspace(int64_t blocks, int64_t states) {
         const int64_t groups = states / G + G;  // whole groups and at most log2(G) smaller ones
         lanes_size = groups * T * W;
-        memory.resize(static_cast<size_t>(2 * blocks * states * W + 2 * T * states + lanes_size));
+        memory.resize(static_cast<size_t>(3 * blocks * states * W + 2 * T * states + lanes_size));
         carried = memory.data();
-        ddecay = carried + blocks * states * W;
-        b = ddecay + blocks * states * W;
+        da = carried + blocks * states * W;
+        rate = da + blocks * states * W;
+        b = rate + blocks * states * W;
         c = b + T * states;
         lanes = c + T * states;
         Vec probe[W];
@@ -86,11 +85,11 @@ void recompute(Tile& tile, int count, const float* rate, const float* before, in
 // Walk M states of the tile backwards.
 template <int M>
 void reverse(Tile& tile, int count, const float* rate, const float* b, const float* c, int64_t states, float* carried,
-             float* ddecay, float* lanes) {
+             float* sum_da, float* lanes) {
     Vec carry[M], da[M];
     unroll<M>([&](auto n) {
         carry[n] = Vec::load(carried + n * W);
-        da[n] = Vec::load(ddecay + n * W);
+        da[n] = Vec::load(sum_da + n * W);
     });
     for (int t = count - 1; t >= 0; --t) {
         const Vec delta = Vec::load(tile.delta + t * W), drive = Vec::load(tile.drive + t * W);
@@ -115,7 +114,7 @@ void reverse(Tile& tile, int count, const float* rate, const float* b, const flo
     }
     unroll<M>([&](auto n) {
         carry[n].store(carried + n * W);
-        da[n].store(ddecay + n * W);
+        da[n].store(sum_da + n * W);
     });
 }
 
@@ -142,9 +141,9 @@ void prepare(const vssm_scan& s, Tile& tile, int count, Direction<E>& from, int6
     from.skip = s.skip ? load(s.skip + parameter, lanes) : Vec::set(0.f);
     from.bias = s.bias ? load(s.bias + parameter, lanes) : Vec::set(0.f);
     for (int t = 0; t < count; ++t) {
-        const int64_t token = tile.tokens[t];
-        const E *u_row = from.u.row(token) + channel, *delta_row = from.delta.row(token) + channel;
-        const E* grad_row = from.grad.row(token) + channel;
+        const int64_t read = tile.places.reads[t], write = tile.places.writes[t];
+        const E *u_row = from.u.row(read) + channel, *delta_row = from.delta.row(read) + channel;
+        const E* grad_row = from.grad.row(write) + channel;
         prefetch<1>(u_row + W);
         prefetch<1>(delta_row + W);
         prefetch<1>(grad_row + W);
@@ -152,7 +151,7 @@ void prepare(const vssm_scan& s, Tile& tile, int count, Direction<E>& from, int6
         const Vec delta = s.softplus ? softplus(raw) : raw;
         Vec dy = load(grad_row, lanes);
         if (s.z.data) {
-            const E* z_row = from.z.row(token) + channel;
+            const E* z_row = from.z.row(write) + channel;
             prefetch<1>(z_row + W);
             const Vec z = load(z_row, lanes);
             dy = dy * z * sigmoid(z);
@@ -184,11 +183,11 @@ template <class E>
 void emit(const vssm_scan& s, const Tile& tile, int count, const Direction<E>& from, int64_t image, int64_t channel,
           int lanes) {
     const int64_t k = from.k;
-    const auto adds = [&](const vssm_tensor& to) { return s.partial || (k > 0 && to.direction_stride == 0); };
-    const bool add_u = adds(s.du), add_delta = adds(s.ddelta), add_z = s.partial || k > 0;
+    const auto adds = [&](const vssm_tensor& to) { return to.direction_stride == 0 && adds_to_shared(s, k); };
+    const bool add_u = adds(s.du), add_delta = adds(s.ddelta), add_z = adds_to_shared(s, k);
     Vec dskip = Vec::set(0.f), dbias = Vec::set(0.f);
     for (int t = 0; t < count; ++t) {
-        const int64_t token = tile.tokens[t];
+        const int64_t token = tile.places.reads[t];
         const Vec u = Vec::load(tile.u + t * W), gb = Vec::load(tile.sum_gb + t * W), dy = Vec::load(tile.dy + t * W);
         const Vec ddelta =
             fma(Vec::load(tile.sum_qa + t * W), Vec::set(LN2), u * gb) * Vec::load(tile.slope + t * W);
@@ -197,10 +196,11 @@ void emit(const vssm_scan& s, const Tile& tile, int count, const Direction<E>& f
         put<E>(s.ddelta, image, k, token, channel, lanes, add_delta, ddelta);
         put<E>(s.du, image, k, token, channel, lanes, add_u, fma(Vec::load(tile.delta + t * W), gb, from.skip * dy));
         if (s.z.data) {
-            const Vec z = load(from.z.row(token) + channel, lanes), gate = sigmoid(z);
+            const int64_t write = tile.places.writes[t];
+            const Vec z = load(from.z.row(write) + channel, lanes), gate = sigmoid(z);
             const Vec slope = gate * fma(z, Vec::set(1.f) - gate, Vec::set(1.f));
-            const Vec dz = load(from.grad.row(token) + channel, lanes) * Vec::load(tile.y + t * W) * slope;
-            put<E>(s.dz, image, k, token, channel, lanes, add_z, dz);
+            const Vec dz = load(from.grad.row(write) + channel, lanes) * Vec::load(tile.y + t * W) * slope;
+            put<E>(s.dz, image, k, write, channel, lanes, add_z, dz);
         }
     }
     const int64_t parameter = (image * s.directions + k) * s.channels + channel;
@@ -213,13 +213,13 @@ void emit(const vssm_scan& s, const Tile& tile, int count, const Direction<E>& f
 void emit_states(const vssm_scan& s, const Workspace& work, const Tile& tile, int count, int64_t image, int64_t group,
                  int64_t k) {
     const auto write = [&](float* to, int64_t directions, int which) {
-        const bool add = s.partial || (k > 0 && directions == 1);
+        const bool add = directions == 1 && adds_to_shared(s, k);
         float* base = to + ((group * s.batch + image) * directions + (directions == 1 ? 0 : k)) * s.tokens * s.states;
         int64_t slot = 0;
         for_state_groups<G>(s.states, [&](int64_t n, auto size) {
             for (int t = 0; t < count; ++t) {
                 const float* sums = work.lanes + (slot * T + t) * W;
-                float* row = base + tile.tokens[t] * s.states + n;
+                float* row = base + tile.places.reads[t] * s.states + n;
                 for (int i = 0; i < size; ++i) {
                     const float sum = sums[work.lane_of[2 * i + which]];
                     row[i] = add ? row[i] + sum : sum;
@@ -240,13 +240,14 @@ void scan_task(const vssm_scan& s, int64_t image, int64_t group) {
     Workspace work(share.blocks, N);
     for (int64_t k = 0; k < s.directions; ++k) {
         Direction<E> from(s, image, k);
-        std::fill_n(work.carried, 2 * share.blocks * N * W, 0.f);  // and ddecay behind it
-        const int64_t chunks = (s.walks[k].length + T - 1) / T;
-        for (int64_t chunk = chunks - 1; chunk >= 0; --chunk) {
-            const int count = static_cast<int>(std::min<int64_t>(s.walks[k].length - chunk * T, T));
-            walk_tokens(s.walks[k], chunk * T, count, tile.tokens);
-            copy_states(from.b, tile.tokens, count, N, work.b);
-            copy_states(from.c, tile.tokens, count, N, work.c);
+        std::fill_n(work.carried, 2 * share.blocks * N * W, 0.f);  // and da behind it
+        copy_rates(s, k, share, work.rate);
+        const Tiles tiles(s.walks[k]);
+        for (int64_t chunk = tiles.count() - 1; chunk >= 0; --chunk) {
+            const int count = tiles.steps(chunk);
+            tile.places.set(s.walks[k], tiles.first(chunk), count);
+            copy_states(from.b, tile.places.reads, count, N, work.b);
+            copy_states(from.c, tile.places.reads, count, N, work.c);
             std::fill_n(work.lanes, work.lanes_size, 0.f);
             for (int64_t block = 0; block < share.blocks; ++block) {
                 const int64_t channel = share.channel(block);
@@ -255,25 +256,24 @@ void scan_task(const vssm_scan& s, int64_t image, int64_t group) {
                 const float* saved = s.saved + ((image * s.directions + k) * s.chunks + chunk) * N * s.channels;
                 int64_t slot = 0;
                 for_state_groups<G>(N, [&](int64_t n, auto size) {
-                    alignas(64) float rate[G * W];
-                    for (int i = 0; i < size; ++i)
-                        load(s.decay + (k * N + n + i) * s.channels + channel, lanes).store(rate + i * W);
+                    const int64_t state = (block * N + n) * W;
+                    const float* rate = work.rate + state;
                     recompute<size>(tile, count, rate, saved + n * s.channels + channel, s.channels, lanes, work.b + n,
                                     work.c + n, N, s.z.data != nullptr);
-                    const int64_t state = (block * N + n) * W;
                     reverse<size>(tile, count, rate, work.b + n, work.c + n, N, work.carried + state,
-                                  work.ddecay + state, work.lanes + slot * T * W);
+                                  work.da + state, work.lanes + slot * T * W);
                     ++slot;
                 });
                 emit(s, tile, count, from, image, channel, lanes);
             }
             emit_states(s, work, tile, count, image, group, k);
+            if (tiles.starts_anew(chunk)) std::fill_n(work.carried, share.blocks * N * W, 0.f);
         }
         for (int64_t block = 0; block < share.blocks; ++block) {
             const int64_t channel = share.channel(block);
             for (int64_t n = 0; n < N; ++n)
-                store(Vec::load(work.ddecay + (block * N + n) * W),
-                      s.ddecay + ((image * s.directions + k) * N + n) * s.channels + channel,
+                store(Vec::load(work.da + (block * N + n) * W),
+                      s.da + ((image * s.directions + k) * N + n) * s.channels + channel,
                       Share::lanes(s, channel));
         }
     }

@@ -3,8 +3,6 @@
 // states of W channels stay in registers along a tile: no horizontal sums, no transposed copies.
 #include "tile.h"
 
-#include <algorithm>
-
 namespace VISION_SSM_ISA {
 
 namespace {
@@ -32,12 +30,13 @@ constexpr int STATE_GROUP = 8;
 class Ahead {
   public:
     template <class E>
-    void add(const Rows<E>& rows, int64_t channel) {
+    void add(const Rows<E>& rows, int64_t channel, bool written) {
         tensors_[count_++] = {reinterpret_cast<const char*>(rows.base + channel),
-                              rows.stride * static_cast<int64_t>(sizeof(E)), W * static_cast<int64_t>(sizeof(E))};
+                              rows.stride * static_cast<int64_t>(sizeof(E)), W * static_cast<int64_t>(sizeof(E)),
+                              written};
     }
-    void start(const int64_t* tokens, int rows, int64_t blocks) {
-        tokens_ = tokens;
+    void start(const Places& places, int rows, int64_t blocks) {
+        places_ = &places;
         rows_ = rows;
         blocks_ = blocks;
         row_ = 0;
@@ -45,8 +44,11 @@ class Ahead {
     }
     void fetch() {
         if (row_ >= rows_) return;
-        for (int i = 0; i < count_; ++i)
-            prefetch<2>(tensors_[i].base + tokens_[row_] * tensors_[i].stride + block_ * tensors_[i].width);
+        const int64_t read = places_->reads[row_], write = places_->writes[row_];
+        for (int i = 0; i < count_; ++i) {
+            const auto& x = tensors_[i];
+            prefetch<2>(x.base + (x.written ? write : read) * x.stride + block_ * x.width);
+        }
         if (++block_ == blocks_) {
             block_ = 0;
             ++row_;
@@ -57,9 +59,10 @@ class Ahead {
     struct {
         const char* base;
         int64_t stride, width;
+        bool written;
     } tensors_[4];
     int count_ = 0, rows_ = 0, row_ = 0;
-    const int64_t* tokens_ = nullptr;
+    const Places* places_ = nullptr;
     int64_t blocks_ = 0, block_ = 0;
 };
 
@@ -167,7 +170,8 @@ class DirectionScan {
           b_rows_(s.b, image, k),
           c_rows_(s.c, image, k),
           sink_{Rows<E>(s.y, image, k), Rows<E>(s.z, image, k), Rows<float>(s.sum, image, k),
-                s.merge && (k + 1 < s.directions || s.partial), s.merge && (k > 0 || s.partial), s.z.data != nullptr},
+                s.merge && (s.cover == VSSM_COVER_SOME || (s.cover == VSSM_COVER_EACH && k + 1 < s.directions)),
+                s.merge && adds_to_shared(s, k), s.z.data != nullptr},
           h_(memory),
           rate_(h_ + share.blocks * s.states * W),
           b_(rate_ + share.blocks * s.states * W),
@@ -177,19 +181,20 @@ class DirectionScan {
 
     void run() {
         const vssm_walk& walk = s_.walks[k_];
+        const Tiles tiles(walk);
+        const int64_t all = tiles.count();
         start();
-        const auto steps_at = [&](int64_t first) { return static_cast<int>(std::min<int64_t>(walk.length - first, T)); };
-        if (walk.length > 0) walk_tokens(walk, 0, steps_at(0), next_);
-        for (int64_t first = 0, chunk = 0; first < walk.length; first += T, ++chunk) {
-            const int count = steps_at(first);
-            std::copy_n(next_, count, tokens_);
-            const int next_count = first + T < walk.length ? steps_at(first + T) : 0;
-            if (next_count) walk_tokens(walk, first + T, next_count, next_);
+        if (all > 0) next_.set(walk, 0, tiles.steps(0));
+        for (int64_t tile = 0; tile < all; ++tile) {
+            const int count = tiles.steps(tile), next_count = tile + 1 < all ? tiles.steps(tile + 1) : 0;
+            places_ = next_;
+            if (next_count) next_.set(walk, tiles.first(tile + 1), next_count);
             ahead_.start(next_, next_count, share_.blocks);
-            copy_states(b_rows_, tokens_, count, s_.states, b_);
-            copy_states(c_rows_, tokens_, count, s_.states, c_);
+            copy_states(b_rows_, places_.reads, count, s_.states, b_);
+            copy_states(c_rows_, places_.reads, count, s_.states, c_);
+            if (tiles.starts_anew(tile)) std::fill_n(h_, share_.blocks * s_.states * W, 0.f);
             for (int64_t block = 0; block < share_.blocks; ++block) {
-                if (s_.saved) save(chunk, block);
+                if (s_.saved) save(tile, block);
                 for (int at = 0; at < count; at += S) slice(block, at, count);
             }
         }
@@ -198,18 +203,12 @@ class DirectionScan {
   private:
     void start() {
         const int64_t first = share_.channel(0);
-        ahead_.add(u_, first);
-        ahead_.add(delta_, first);
-        if (sink_.to_sum || sink_.add_sum) ahead_.add(sink_.sum, first);
-        if (!sink_.to_sum && !sink_.add_sum) ahead_.add(sink_.y, first);
-        if (!sink_.to_sum && sink_.gate) ahead_.add(sink_.z, first);
-        std::fill_n(h_, share_.blocks * s_.states * W, 0.f);
-        for (int64_t block = 0; block < share_.blocks; ++block)
-            for (int64_t n = 0; n < s_.states; ++n) {
-                const int64_t channel = share_.channel(block);
-                load(s_.decay + (k_ * s_.states + n) * s_.channels + channel, Share::lanes(s_, channel))
-                    .store(rate_ + (block * s_.states + n) * W);
-            }
+        ahead_.add(u_, first, false);
+        ahead_.add(delta_, first, false);
+        if (sink_.to_sum || sink_.add_sum) ahead_.add(sink_.sum, first, true);
+        if (!sink_.to_sum && !sink_.add_sum) ahead_.add(sink_.y, first, true);
+        if (!sink_.to_sum && sink_.gate) ahead_.add(sink_.z, first, true);
+        copy_rates(s_, k_, share_, rate_);
     }
 
     void save(int64_t chunk, int64_t block) {
@@ -222,21 +221,25 @@ class DirectionScan {
     void slice(int64_t block, int at, int tile_count) {
         const int64_t channel = share_.channel(block), N = s_.states;
         const int lanes = Share::lanes(s_, channel), count = std::min(tile_count - at, S);
+        const int64_t *reads = places_.reads + at, *writes = places_.writes + at;
         Slice slice;
-        prepare(s_, slice, tokens_ + at, count, u_, delta_, k_, channel, lanes);
+        prepare(s_, slice, reads, count, u_, delta_, k_, channel, lanes);
         Near near;
-        if (sink_.to_sum || sink_.add_sum) near.add(sink_.sum, channel, tokens_ + at, count);
-        if (!sink_.to_sum && !sink_.add_sum) near.add(sink_.y, channel, tokens_ + at, count);
-        if (!sink_.to_sum && sink_.gate) near.add(sink_.z, channel, tokens_ + at, count);
-        const int64_t next = at + S < tile_count ? channel : channel + W;
-        const int64_t* next_tokens = at + S < tile_count ? tokens_ + at + S : tokens_;
-        near.add(u_, next, next_tokens, S);
-        near.add(delta_, next, next_tokens, S);
+        if (sink_.to_sum || sink_.add_sum) near.add(sink_.sum, channel, writes, count);
+        if (!sink_.to_sum && !sink_.add_sum) near.add(sink_.y, channel, writes, count);
+        if (!sink_.to_sum && sink_.gate) near.add(sink_.z, channel, writes, count);
+        const bool last = at + S >= tile_count;  // then the next slice is the next block's first
+        const int64_t next = last ? channel + W : channel;
+        const int64_t* next_reads = last ? places_.reads : reads + S;
+        const int next_count = std::min(last ? tile_count : tile_count - at - S, S);
+        near.add(u_, next, next_reads, next_count);
+        near.add(delta_, next, next_reads, next_count);
         for_state_groups<STATE_GROUP>(N, [&](int64_t n, auto size) {
             const int64_t state = (block * N + n) * W;
-            advance<size>(slice, count, rate_ + state, b_ + at * N + n, c_ + at * N + n, N, h_ + state, n == 0 ? &ahead_ : nullptr, near);
+            advance<size>(slice, count, rate_ + state, b_ + at * N + n, c_ + at * N + n, N, h_ + state,
+                          n == 0 ? &ahead_ : nullptr, near);
         });
-        emit(slice, tokens_ + at, count, channel, lanes, sink_);
+        emit(slice, writes, count, channel, lanes, sink_);
     }
 
     const vssm_scan& s_;
@@ -246,7 +249,7 @@ class DirectionScan {
     const Sink<E> sink_;
     float *h_, *rate_;  // [blocks][N][W]
     float *b_, *c_;     // [T][N]
-    int64_t tokens_[T] = {}, next_[T] = {};
+    Places places_ = {}, next_ = {};
     Ahead ahead_;
 };
 
@@ -280,7 +283,7 @@ void forward(const vssm_scan& s) {
             for (int64_t k = 0; k < s.directions; ++k)
                 DirectionScan<E>(s, task / s.groups, k, share, memory.data()).run();
         }
-        if (s.merge && s.partial) {
+        if (s.merge && s.cover == VSSM_COVER_SOME) {
 #pragma omp for schedule(static)
             for (int64_t image = 0; image < s.batch; ++image) finish_sum<E>(s, image);
         }

@@ -9,7 +9,7 @@
 
 #include <cstdint>
 
-// Steps between two saved states. The Python side allocates by the same number (ops/contract.py).
+// Most steps between two saved states. The Python side allocates by the same number (ops/contract.py).
 #define VSSM_CHUNK 64
 
 extern "C" {
@@ -24,22 +24,28 @@ struct vssm_tensor {
     int32_t dtype;
 };
 
-// Step t visits token start + (t / inner_count) * outer_stride + (t % inner_count) * inner_stride.
+// Step t visits token start + (t / inner_count) * outer_stride + (t % inner_count) * inner_stride and writes its output
+// at the token that the same formula gives with the write_ fields. With reset the state is zero before each inner run.
 struct vssm_walk {
-    int64_t start, inner_count, inner_stride, outer_stride, length;
+    int64_t start, inner_count, inner_stride, outer_stride, length, reset;
+    int64_t write_start, write_inner_stride, write_outer_stride;
 };
+
+// Which tokens the walks visit, and write: each walk all of them; all walks together every token once; or neither,
+// and then results that directions share arrive zeroed and are added to.
+enum vssm_cover : int32_t { VSSM_COVER_EACH = 0, VSSM_COVER_ONCE = 1, VSSM_COVER_SOME = 2 };
 
 struct vssm_scan {
     int64_t batch, directions, tokens, channels, states;
-    int64_t chunks;    // saved states per direction
+    int64_t chunks;    // saved states per direction, of the direction that has most
     int64_t groups;    // tasks that one image's channels are split into
     int32_t threads;
     int32_t isa;       // vssm_isa
     int32_t softplus;  // apply softplus to delta + bias
     int32_t merge;     // sum the directions
-    int32_t partial;   // some walk leaves tokens out: outputs arrive zeroed and are added to
+    int32_t cover;     // vssm_cover; a direction's own results arrive zeroed unless it is VSSM_COVER_EACH
     const vssm_walk* walks;   // [K]
-    const float* decay;       // A * log2(e), [K, N, C]
+    const float* a;           // A [K, C, N]
     const float* skip;        // D [K, C] or null
     const float* bias;        // [K, C] or null
     vssm_tensor u, delta, b, c, z;
@@ -53,7 +59,7 @@ struct vssm_scan {
     float* db;                // [groups, B, K or 1, L, N]
     float* dc;
     int64_t db_directions, dc_directions;  // K, or 1 where the directions share B or C
-    float* ddecay;            // dL/dA, [B, K, N, C]
+    float* da;                // [B, K, N, C]
     float* dskip;             // [B, K, C]
     float* dbias;             // [B, K, C]
 };

@@ -4,6 +4,7 @@
 #include "scan.h"
 #include "simd.h"
 
+#include <algorithm>
 #include <cstddef>
 #include <type_traits>
 #include <utility>
@@ -63,18 +64,50 @@ inline void prefetch([[maybe_unused]] const void* p) {
 #endif
 }
 
-// The tokens of the steps [first, first + count) of a walk.
-inline void walk_tokens(const vssm_walk& walk, int64_t first, int count, int64_t* tokens) {
-    int64_t inner = first % walk.inner_count;
-    int64_t token = walk.start + first / walk.inner_count * walk.outer_stride + inner * walk.inner_stride;
-    for (int t = 0; t < count; ++t) {
-        tokens[t] = token;
-        token += walk.inner_stride;
-        if (++inner == walk.inner_count) {
-            inner = 0;
-            token += walk.outer_stride - walk.inner_count * walk.inner_stride;
+// The tiles of a walk: at most T steps each, ending where the state starts anew.
+struct Tiles {
+    int64_t length, run, per_run;
+
+    explicit Tiles(const vssm_walk& walk)
+        : length(walk.length),
+          run(walk.reset ? walk.inner_count : std::max<int64_t>(walk.length, 1)),
+          per_run((run + T - 1) / T) {}
+    int64_t count() const { return length / run * per_run + (length % run + T - 1) / T; }
+    int64_t first(int64_t tile) const { return tile / per_run * run + tile % per_run * T; }
+    int steps(int64_t tile) const {
+        return static_cast<int>(std::min({int64_t{T}, run - tile % per_run * T, length - first(tile)}));
+    }
+    bool starts_anew(int64_t tile) const { return tile % per_run == 0; }
+};
+
+// The tokens that a tile reads and those that it writes its outputs at.
+struct Places {
+    int64_t reads[T], writes[T];
+
+    void set(const vssm_walk& walk, int64_t first, int count) {
+        follow(walk, walk.start, walk.inner_stride, walk.outer_stride, first, count, reads);
+        follow(walk, walk.write_start, walk.write_inner_stride, walk.write_outer_stride, first, count, writes);
+    }
+
+  private:
+    static void follow(const vssm_walk& walk, int64_t start, int64_t inner_stride, int64_t outer_stride, int64_t first,
+                       int count, int64_t* tokens) {
+        int64_t inner = first % walk.inner_count;
+        int64_t token = start + first / walk.inner_count * outer_stride + inner * inner_stride;
+        for (int t = 0; t < count; ++t) {
+            tokens[t] = token;
+            token += inner_stride;
+            if (++inner == walk.inner_count) {
+                inner = 0;
+                token += outer_stride - walk.inner_count * inner_stride;
+            }
         }
     }
+};
+
+// Whether direction k adds to a result that the directions share, rather than being the first to write it.
+inline bool adds_to_shared(const vssm_scan& s, int64_t k) {
+    return s.cover == VSSM_COVER_SOME || (s.cover == VSSM_COVER_EACH && k > 0);
 }
 
 // Rows of B or C as float32 [count][states]: they are read once per block of channels.
@@ -105,6 +138,19 @@ struct Share {
         return static_cast<int>(s.channels - channel < W ? s.channels - channel : W);
     }
 };
+
+// A * log2(e) of direction k as [blocks][N][W], so that the decay of a step is one power of two of one product.
+inline void copy_rates(const vssm_scan& s, int64_t k, const Share& share, float* rate) {
+    for (int64_t block = 0; block < share.blocks; ++block) {
+        const int64_t channel = share.channel(block);
+        const float* a = s.a + (k * s.channels + channel) * s.states;
+        const int lanes = Share::lanes(s, channel);
+        float* out = rate + block * s.states * W;
+        if (lanes < W) std::fill_n(out, s.states * W, 0.f);
+        for (int lane = 0; lane < lanes; ++lane)
+            for (int64_t n = 0; n < s.states; ++n) out[n * W + lane] = a[lane * s.states + n] * LOG2E;
+    }
+}
 
 #if defined(__GNUC__) || defined(__clang__)
 #define VSSM_INLINE inline __attribute__((always_inline))

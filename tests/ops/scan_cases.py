@@ -38,6 +38,15 @@ def atrous(height: int, width: int) -> tuple[Traversal, ...]:
     )
 
 
+def each_line(height: int, width: int) -> tuple[Traversal, ...]:
+    """Rows and columns one by one, the reversed ones written as if they were not: VMamba's cascade."""
+    walks = []
+    for each in (Traversal.each_row, Traversal.each_column):
+        there = each(height, width)
+        walks += [there, each(height, width, reverse=True).written_as(there)]
+    return tuple(walks)
+
+
 @dataclass(frozen=True, eq=False)  # hashed by identity, so that reference results can be kept
 class Case:
     """One scan: tensors by name (None where absent), walks and flags."""

@@ -13,6 +13,7 @@ from scan_cases import (
     both_ways,
     check_against_reference,
     cross,
+    each_line,
     needs_kernel,
     random_case,
 )
@@ -64,12 +65,26 @@ def test_numbers_of_channels(backend: str, channels: int) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("walks", [cross, atrous])
+@pytest.mark.parametrize("walks", [cross, atrous, each_line])
 @pytest.mark.parametrize("shared", [(), ("u",), ("u", "delta", "B", "C")])
 @pytest.mark.parametrize("merge", [True, False])
 def test_maps(backend: str, walks: object, shared: tuple[str, ...], merge: bool, dtype: torch.dtype) -> None:
     case = random_case(9 * 11, walks(9, 11), shared=shared, merge=merge, channels=19, states=5)  # type: ignore[operator]
     check_against_reference(case, dtype, backend)
+
+
+@pytest.mark.parametrize(("height", "width"), [(2, 130), (130, 2)])
+def test_lines_of_several_chunks(backend: str, height: int, width: int) -> None:
+    check_against_reference(random_case(260, each_line(height, width), batch=1), torch.float32, backend)
+
+
+def test_walks_that_share_out_the_tokens_but_write_elsewhere(backend: str) -> None:
+    halves = Traversal(0, 50, 1, 0, 50), Traversal(50, 50, 1, 0, 50)
+    same_place = (halves[0], halves[1].written_as(halves[0]))
+    swapped = (halves[0].written_as(halves[1]), halves[1].written_as(halves[0]))
+    for walks in (same_place, swapped):
+        for shared in ((), ("u", "delta", "B", "C")):
+            check_against_reference(random_case(100, walks, shared=shared), torch.float32, backend)
 
 
 @pytest.mark.parametrize("absent", [("D",), ("z",), ("delta_bias",), ("D", "z", "delta_bias")])

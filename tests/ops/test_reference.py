@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from scan_cases import NAMES, both_ways, cross, random_case
+from scan_cases import NAMES, both_ways, cross, each_line, random_case
 from torch import Tensor
 
 from vision_ssm.ops import Traversal, selective_scan
@@ -94,3 +94,26 @@ def test_gradients_are_the_numerical_derivatives(backend: str, shared: tuple[str
         return selective_scan(*inputs, traversals=case.traversals, merge=merge, backend=backend)
 
     assert torch.autograd.gradcheck(run, tensors)
+
+
+@pytest.mark.parametrize("backend", CLOSED_FORM_BACKENDS)
+def test_each_row_and_column_is_a_sequence_of_its_own(backend: str) -> None:
+    height, width = 3, 5
+    case = random_case(height * width, each_line(height, width), merge=False)
+    found = case.run(backend)["y"].unflatten(2, (height, width))
+
+    def lines(name: str, k: int, columns: bool, flip: bool) -> Tensor | None:
+        x = case.tensors[name]
+        if x is None or name in ("A", "D", "delta_bias"):
+            return None if x is None else x[k : k + 1]
+        x = (x if name == "z" else x[:, k]).unflatten(1, (height, width))
+        x = (x.transpose(1, 2) if columns else x).flatten(0, 1)
+        if name == "z":  # read where the output is written
+            return x
+        return (x.flip(1) if flip else x)[:, None]
+
+    for k, (columns, flip) in enumerate([(False, False), (False, True), (True, False), (True, True)]):
+        apart = {name: lines(name, k, columns, flip) for name in NAMES}
+        expected = selective_scan(**apart, backend="reference")  # type: ignore[arg-type]
+        expected = expected.unflatten(0, (2, width if columns else height))
+        torch.testing.assert_close(found[:, k], expected.transpose(1, 2) if columns else expected)

@@ -67,6 +67,26 @@ def test_bad_walks_are_refused(walk: Traversal, message: str) -> None:
         check_within([walk], 6)
 
 
+def test_lines_visit_every_row_or_column_and_write_where_they_are_told() -> None:
+    there, back = Traversal.each_row(2, 3), Traversal.each_row(2, 3, reverse=True)
+    assert (visited(there), visited(back)) == ([0, 1, 2, 3, 4, 5], [2, 1, 0, 5, 4, 3])
+    down, up = Traversal.each_column(2, 3), Traversal.each_column(2, 3, reverse=True)
+    assert (visited(down), visited(up)) == ([0, 3, 1, 4, 2, 5], [3, 0, 4, 1, 5, 2])
+    assert [step for step in range(6) if up.starts_anew(step)] == [0, 2, 4]
+    assert visited(up.written_as(down)) == visited(up)
+    assert visited(up.written_as(down).writes()) == visited(down)
+    walks = [up.written_as(down), back, Traversal.each_row(0, 3)]
+    assert unflatten(flatten(walks)) == walks
+
+
+def test_outputs_cannot_be_written_along_a_walk_of_another_form() -> None:
+    with pytest.raises(ShapeError, match="6 steps in runs of 3 and of 6 steps in runs of 2"):
+        Traversal.each_row(2, 3).written_as(Traversal.each_column(2, 3))
+    outside = Traversal.sequence(6).written_as(Traversal(1, 6, 1, 0, 6))
+    with pytest.raises(ShapeError, match=r"visits tokens 1\.\.6"):
+        check_within([outside], 6)
+
+
 @pytest.mark.parametrize("bad", [{"step": 0, "row": 0, "column": 0}, {"step": 2, "row": 2, "column": 0}])
 def test_bad_subgrids_are_refused(bad: dict[str, int]) -> None:
     with pytest.raises(ShapeError, match="subgrid needs step >= 1"):

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vision_ssm.ops.contract import CHUNK, ScanCall, ScanGradients, chunk_count, saved_states_shape
+from vision_ssm.ops.contract import CHUNK, ScanCall, ScanGradients, chunks_of, saved_states_shape
 from vision_ssm.ops.traversal import Traversal
 
 __all__ = ["ChunkedBackend"]
@@ -28,8 +28,8 @@ class _Chunk(NamedTuple):
     """One chunk of one direction for some images, in the state's dtype. T steps, b images."""
 
     images: slice
-    number: int
     tokens: Tensor  # [T]
+    writes: Tensor  # [T], where the outputs go
     u: Tensor  # [b, T, C]
     raw: Tensor  # [b, T, C], step size before softplus
     delta: Tensor  # [b, T, C]
@@ -55,13 +55,15 @@ class ChunkedBackend:
         for k, walk in enumerate(call.traversals):
             into = y if call.merge else y[:, k]
             for images in _image_slices(call):
-                h = call.A.new_zeros(call.u[images].shape[0], call.channels, call.states)
-                for number in range(chunk_count(walk.length)):
+                h = nothing = call.A.new_zeros(call.u[images].shape[0], call.channels, call.states)
+                for number, steps in enumerate(chunks_of(walk)):
+                    if walk.starts_anew(steps.start):
+                        h = nothing
                     if save_states:
                         states[images, k, number] = h.transpose(1, 2)
-                    chunk = _load(call, k, walk, images, number)
+                    chunk = _load(call, k, walk, images, steps)
                     h = _recur(chunk, h)
-                    into[images].index_add_(1, chunk.tokens, _readout(call, k, chunk))
+                    into[images].index_add_(1, chunk.writes, _readout(call, k, chunk))
         if call.z is not None:
             gate = F.silu(call.z.to(y.dtype))
             y.mul_(gate if call.merge else gate[:, None])
@@ -75,19 +77,21 @@ class ChunkedBackend:
         dz = None if call.z is None else torch.zeros_like(call.z, dtype=dtype)
         for k, walk in enumerate(call.traversals):
             for images in _image_slices(call):
-                carried = call.A.new_zeros(call.u[images].shape[0], call.channels, call.states)
-                for number in reversed(range(chunk_count(walk.length))):
-                    chunk = _load(call, k, walk, images, number)
+                carried = nothing = call.A.new_zeros(call.u[images].shape[0], call.channels, call.states)
+                for number, steps in reversed(list(enumerate(chunks_of(walk)))):
+                    chunk = _load(call, k, walk, images, steps)
                     before = states[images, k, number].transpose(1, 2)
                     _recur(chunk, before)
-                    out = (grad if call.merge else grad[:, k])[images][:, chunk.tokens].to(dtype)
+                    out = (grad if call.merge else grad[:, k])[images][:, chunk.writes].to(dtype)
                     if call.z is not None and dz is not None:
-                        z = call.z[images][:, chunk.tokens].to(dtype)
+                        z = call.z[images][:, chunk.writes].to(dtype)
                         sigmoid = torch.sigmoid(z)
                         slope = sigmoid * (1 + z * (1 - sigmoid))
-                        dz[images].index_add_(1, chunk.tokens, out * _readout(call, k, chunk) * slope)
+                        dz[images].index_add_(1, chunk.writes, out * _readout(call, k, chunk) * slope)
                         out = out * z * sigmoid
                     carried = _adjoint(call, k, chunk, before, out, carried, (du, ddelta, dA, dB, dC, dD, dbias))
+                    if walk.starts_anew(steps.start):
+                        carried = nothing
         return ScanGradients(
             du.to(call.u.dtype),
             ddelta.to(call.delta.dtype),
@@ -111,18 +115,16 @@ def _of(x: Tensor, k: int) -> Tensor:
     return x[:, k if x.shape[1] > 1 else 0]
 
 
-def _load(call: ScanCall, k: int, walk: Traversal, images: slice, number: int) -> _Chunk:
+def _load(call: ScanCall, k: int, walk: Traversal, images: slice, steps: range) -> _Chunk:
     """Gather one chunk's inputs and compute what does not depend on the state."""
-    steps = torch.arange(number * CHUNK, min((number + 1) * CHUNK, walk.length), device=call.u.device)
-    tokens = (
-        walk.start + (steps // walk.inner_count) * walk.outer_stride + (steps % walk.inner_count) * walk.inner_stride
-    )
+    step = torch.arange(steps.start, steps.stop, device=call.u.device)
+    tokens, writes = walk.tokens(step), walk.writes().tokens(step)
     u, raw, b, c = (_of(x, k)[images][:, tokens].to(call.A.dtype) for x in (call.u, call.delta, call.B, call.C))
     if call.delta_bias is not None:
         raw = raw + call.delta_bias[k]
     delta = F.softplus(raw) if call.delta_softplus else raw
     decay = (delta[..., None] * call.A[k]).exp_()
-    return _Chunk(images, number, tokens, u, raw, delta, b, c, decay, (delta * u)[..., None] * b[:, :, None, :])
+    return _Chunk(images, tokens, writes, u, raw, delta, b, c, decay, (delta * u)[..., None] * b[:, :, None, :])
 
 
 def _recur(chunk: _Chunk, h: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import IntEnum
 from functools import lru_cache
 from typing import NamedTuple, Protocol
 
@@ -11,10 +12,20 @@ from torch import Tensor
 
 from vision_ssm.ops.traversal import Traversal, check_within, unflatten
 
-__all__ = ["CHUNK", "Backend", "ScanCall", "ScanGradients", "chunk_count", "saved_states_shape"]
+__all__ = [
+    "CHUNK",
+    "Backend",
+    "Cover",
+    "ScanCall",
+    "ScanGradients",
+    "chunk_count",
+    "chunks_of",
+    "cover_of",
+    "saved_states_shape",
+]
 
-# Training keeps the state at every CHUNK-th step and recomputes the steps between: N/16 bytes per token, channel and
-# direction in float32, a quarter of one activation at 16 states.
+# Training keeps the state at every CHUNK-th step (and where a walk starts anew) and recomputes the steps between: N/16
+# bytes per token, channel and direction in float32, a quarter of one activation at 16 states.
 CHUNK = 64
 
 
@@ -92,15 +103,51 @@ class Backend(Protocol):
         """Return the gradients for ``grad``, the gradient of the output, from the states ``forward`` saved."""
 
 
-def chunk_count(length: int) -> int:
-    """Return how many boundary states a walk of ``length`` steps keeps."""
+def chunk_count(length: int, inner_count: int = 1, reset: bool | int = False) -> int:
+    """Return how many boundary states a walk keeps: chunks end where the state starts anew."""
+    if reset:
+        return length // inner_count * chunk_count(inner_count) + chunk_count(length % inner_count)
     return (length + CHUNK - 1) // CHUNK
 
 
+def chunks_of(walk: Traversal) -> list[range]:
+    """Return the steps of each chunk, in order."""
+    run = walk.inner_count if walk.reset else max(walk.length, 1)
+    return [
+        range(first, min(first + CHUNK, start + run, walk.length))
+        for start in range(0, walk.length, run)
+        for first in range(start, min(start + run, walk.length), CHUNK)
+    ]
+
+
 def saved_states_shape(call: ScanCall) -> tuple[int, int, int, int, int]:
-    """Return [B, K, chunks, N, C]: the state before step ``chunk * CHUNK`` of every direction."""
-    longest = max(chunk_count(walk.length) for walk in call.traversals)
+    """Return [B, K, chunks, N, C]: the state before the first step of every chunk of every direction."""
+    longest = max(chunk_count(walk.length, walk.inner_count, walk.reset) for walk in call.traversals)
     return (call.batch, len(call.traversals), longest, call.states, call.channels)
+
+
+class Cover(IntEnum):
+    """Which tokens the walks visit and write, by the numbers of csrc/scan.h."""
+
+    EACH = 0  # every walk visits all tokens
+    ONCE = 1  # all walks together visit every token once
+    SOME = 2  # neither
+
+
+@lru_cache(maxsize=256)
+def cover_of(traversals: tuple[Traversal, ...], tokens: int) -> Cover:
+    """Tell which tokens the walks, which visit none twice, visit and write."""
+    if all(walk.length == tokens for walk in traversals):
+        return Cover.EACH
+    if sum(walk.length for walk in traversals) != tokens:
+        return Cover.SOME
+    for walks in (traversals, tuple(walk.writes() for walk in traversals)):
+        visited = torch.zeros(tokens, dtype=torch.bool)
+        for walk in walks:
+            visited[walk.tokens(torch.arange(walk.length))] = True
+        if not visited.all():
+            return Cover.SOME
+    return Cover.ONCE
 
 
 @lru_cache(maxsize=256)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from vision_ssm.ops.contract import ScanCall, ScanGradients, chunk_count, saved_states_shape
+from vision_ssm.ops.contract import Cover, ScanCall, ScanGradients, chunk_count, cover_of, saved_states_shape
 from vision_ssm.ops.native import (
     BEST,
     DTYPES,
@@ -18,30 +20,33 @@ from vision_ssm.ops.native import (
     TensorArgument,
     task_groups,
 )
+from vision_ssm.ops.traversal import WORDS, Traversal, flatten
 
 __all__ = ["CpuBackend"]
-
-_LOG2E = 1.4426950408889634
 
 
 class _Walk(ctypes.Structure):
     _fields_ = tuple(
-        (name, ctypes.c_int64) for name in ("start", "inner_count", "inner_stride", "outer_stride", "length")
+        (name, ctypes.c_int64)
+        for name in (
+            *("start", "inner_count", "inner_stride", "outer_stride", "length", "reset"),
+            *("write_start", "write_inner_stride", "write_outer_stride"),
+        )
     )
 
 
 class _Scan(ctypes.Structure):
     _fields_ = (
         *((n, ctypes.c_int64) for n in ("batch", "directions", "tokens", "channels", "states", "chunks", "groups")),
-        *((n, ctypes.c_int32) for n in ("threads", "isa", "softplus", "merge", "partial")),
+        *((n, ctypes.c_int32) for n in ("threads", "isa", "softplus", "merge", "cover")),
         ("walks", ctypes.POINTER(_Walk)),
-        *((n, ctypes.c_void_p) for n in ("decay", "skip", "bias")),
+        *((n, ctypes.c_void_p) for n in ("a", "skip", "bias")),
         *((n, TensorArgument) for n in ("u", "delta", "b", "c", "z")),
         ("saved", ctypes.c_void_p),
         *((n, TensorArgument) for n in ("y", "sum", "grad", "du", "ddelta", "dz")),
         *((n, ctypes.c_void_p) for n in ("db", "dc")),
         *((n, ctypes.c_int64) for n in ("db_directions", "dc_directions")),
-        *((n, ctypes.c_void_p) for n in ("ddecay", "dskip", "dbias")),
+        *((n, ctypes.c_void_p) for n in ("da", "dskip", "dbias")),
     )
 
 
@@ -75,14 +80,17 @@ class CpuBackend:
 
     def forward(self, call: ScanCall, save_states: bool) -> tuple[Tensor, Tensor]:
         """Run the forward kernel."""
+        cover = cover_of(call.traversals, call.tokens)
         y = call.output()
         states = call.A.new_empty(saved_states_shape(call)) if save_states else call.A.new_empty(0)
-        partial = _partial(call)
-        if partial:
+        if cover == Cover.SOME or (cover == Cover.ONCE and not call.merge):
             y.zero_()
         total = y
-        if call.merge and y.dtype != torch.float32 and (partial or len(call.traversals) > 1):
-            total = torch.zeros_like(y, dtype=torch.float32) if partial else torch.empty_like(y, dtype=torch.float32)
+        if call.merge and y.dtype != torch.float32 and cover != Cover.ONCE:
+            if cover == Cover.SOME:
+                total = torch.zeros_like(y, dtype=torch.float32)
+            elif len(call.traversals) > 1:
+                total = torch.empty_like(y, dtype=torch.float32)
         kernel = _describe(call, self.isa)
         kernel.set(y=_directions(y, call), sum=_directions(total, call))
         kernel.structure.saved = states.data_ptr() if save_states else None
@@ -93,70 +101,62 @@ class CpuBackend:
         """Run the backward kernel and sum its per-task parts, always in the same order."""
         kernel = _describe(call, self.isa)
         scan = kernel.structure
-        directions, (batch, channels, n) = (
-            len(call.traversals),
-            (call.batch, call.channels, call.states),
-        )
-        fresh = torch.zeros if _partial(call) else torch.empty
+        cover, directions = cover_of(call.traversals, call.tokens), len(call.traversals)
 
-        def gradient_of(x: Tensor, shared: bool) -> Tensor:
-            return fresh(x.shape, dtype=torch.float32 if shared and directions > 1 else x.dtype)
+        def fresh(shape: Sequence[int], own: bool, dtype: torch.dtype) -> Tensor:
+            """What the directions share is added to where they overlap; of its own, each fills the visited tokens."""
+            empty = cover == Cover.EACH or (cover == Cover.ONCE and not own)
+            return torch.empty(shape, dtype=dtype) if empty else torch.zeros(shape, dtype=dtype)
 
-        du = gradient_of(call.u, call.u.shape[1] == 1)
-        ddelta = gradient_of(call.delta, call.delta.shape[1] == 1)
-        dz = None if call.z is None else gradient_of(call.z, True)
-        db, dc = (fresh(scan.groups, *x.shape, dtype=torch.float32) for x in (call.B, call.C))
-        ddecay = torch.empty(batch, directions, n, channels)
-        dskip, dbias = torch.zeros(2, batch, directions, channels)
-        kernel.set(grad=_directions(grad, call), du=du, ddelta=ddelta, dz=None if dz is None else dz[:, None])
+        def gradient_of(x: Tensor) -> Tensor:
+            own = x.shape[1] > 1
+            summed = not own and directions > 1 and cover != Cover.ONCE
+            return fresh(x.shape, own, torch.float32 if summed else x.dtype)
+
+        du, ddelta = gradient_of(call.u), gradient_of(call.delta)
+        dz = None if call.z is None else gradient_of(call.z[:, None])
+        db, dc = (fresh((scan.groups, *x.shape), x.shape[1] > 1, torch.float32) for x in (call.B, call.C))
+        da = torch.empty(call.batch, directions, call.states, call.channels)
+        dskip, dbias = torch.zeros(2, call.batch, directions, call.channels)
+        kernel.set(grad=_directions(grad, call), du=du, ddelta=ddelta, dz=dz)
         scan.saved, scan.db, scan.dc = states.data_ptr(), db.data_ptr(), dc.data_ptr()
         scan.db_directions, scan.dc_directions = call.B.shape[1], call.C.shape[1]
-        scan.ddecay, scan.dskip, scan.dbias = ddecay.data_ptr(), dskip.data_ptr(), dbias.data_ptr()
+        scan.da, scan.dskip, scan.dbias = da.data_ptr(), dskip.data_ptr(), dbias.data_ptr()
         kernel.run("vssm_scan_backward")
         return ScanGradients(
             du.to(call.u.dtype),
             ddelta.to(call.delta.dtype),
-            ddecay.sum(0).transpose(1, 2).contiguous(),
+            da.sum(0).transpose(1, 2).contiguous(),
             _over_tasks(db).to(call.B.dtype),
             _over_tasks(dc).to(call.C.dtype),
             dskip.sum(0) if call.D is not None else None,
-            None if dz is None else dz.to(call.u.dtype),
+            None if dz is None else dz[:, 0].to(call.u.dtype),
             dbias.sum(0) if call.delta_bias is not None else None,
         )
 
 
 def _describe(call: ScanCall, isa: int) -> KernelCall:
     """Return the kernel call with everything that forward and backward share."""
-    walks = (_Walk * len(call.traversals))()
-    for to, walk in zip(walks, call.traversals, strict=True):
-        to.start, to.inner_count, to.inner_stride = walk.start, walk.inner_count, walk.inner_stride
-        to.outer_stride, to.length = walk.outer_stride, walk.length
-    kernel = KernelCall(
-        _Scan(
-            batch=call.batch,
-            directions=len(call.traversals),
-            tokens=call.tokens,
-            channels=call.channels,
-            states=call.states,
-            chunks=max(chunk_count(walk.length) for walk in call.traversals),
-            groups=task_groups(call.batch, -(-call.channels // 16)),
-            threads=torch.get_num_threads(),
-            isa=isa,
-            softplus=call.delta_softplus,
-            merge=call.merge,
-            partial=_partial(call),
-            walks=walks,
-        )
-    )
-    scan = kernel.structure
-    scan.decay = kernel.pointer((call.A * _LOG2E).transpose(1, 2))
-    scan.skip, scan.bias = kernel.pointer(call.D), kernel.pointer(call.delta_bias)
+    scan = _Scan()
+    scan.batch, scan.tokens = call.batch, call.tokens
+    scan.directions, scan.channels, scan.states = call.A.shape
+    scan.walks, scan.chunks = _walks(call.traversals)
+    scan.groups = task_groups(call.batch, -(-call.channels // 16))
+    scan.threads, scan.isa = torch.get_num_threads(), isa
+    scan.softplus, scan.merge = call.delta_softplus, call.merge
+    scan.cover = cover_of(call.traversals, call.tokens)
+    kernel = KernelCall(scan)
+    scan.a, scan.skip, scan.bias = (kernel.pointer(x) for x in (call.A, call.D, call.delta_bias))
     kernel.set(u=call.u, delta=call.delta, b=call.B, c=call.C, z=None if call.z is None else call.z[:, None])
     return kernel
 
 
-def _partial(call: ScanCall) -> bool:
-    return any(walk.length < call.tokens for walk in call.traversals)
+@lru_cache(maxsize=256)
+def _walks(traversals: tuple[Traversal, ...]) -> tuple[ctypes.Array[_Walk], int]:
+    """Return the walks in the kernel's form, and the most chunks that any of them has."""
+    words = flatten(traversals)
+    walks = (_Walk * len(traversals))(*(_Walk(*words[at : at + WORDS]) for at in range(0, len(words), WORDS)))
+    return walks, max(chunk_count(walk.length, walk.inner_count, walk.reset) for walk in traversals)
 
 
 def _directions(y: Tensor, call: ScanCall) -> Tensor:

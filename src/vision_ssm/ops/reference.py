@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vision_ssm.ops.contract import CHUNK, ScanCall, ScanGradients, saved_states_shape
+from vision_ssm.ops.contract import ScanCall, ScanGradients, chunks_of, saved_states_shape
 
 __all__ = ["ReferenceBackend"]
 
@@ -84,19 +84,23 @@ def _inputs(call: ScanCall, k: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Ten
 
 
 def _scan(call: ScanCall, k: int, states: Tensor | None) -> Tensor:
-    """Return y of direction k at its own tokens, [B, L, C], ungated; fill ``states`` [B, chunks, N, C] if given."""
+    """Return y of direction k where it is written, [B, L, C], ungated; fill ``states`` [B, chunks, N, C] if given."""
     u, _, delta, b, c = _inputs(call, k)
     walk = call.traversals[k]
-    h = u.new_zeros(call.batch, call.channels, call.states)
+    writes = walk.writes()
+    chunk_starts = {chunk.start: number for number, chunk in enumerate(chunks_of(walk))}
+    h = nothing = u.new_zeros(call.batch, call.channels, call.states)
     y = [u.new_zeros(call.batch, call.channels)] * call.tokens
     for step in range(walk.length):
-        t = walk.token(step)
-        if states is not None and step % CHUNK == 0:
-            states[:, step // CHUNK] = h.transpose(1, 2)
+        t, to = walk.token(step), writes.token(step)
+        if walk.starts_anew(step):
+            h = nothing
+        if states is not None and step in chunk_starts:
+            states[:, chunk_starts[step]] = h.transpose(1, 2)
         h = torch.exp(delta[:, t, :, None] * call.A[k]) * h + (delta[:, t] * u[:, t])[..., None] * b[:, t, None, :]
-        y[t] = (h * c[:, t, None, :]).sum(-1)
+        y[to] = (h * c[:, t, None, :]).sum(-1)
         if call.D is not None:
-            y[t] = y[t] + call.D[k] * u[:, t]
+            y[to] = y[to] + call.D[k] * u[:, t]
     return torch.stack(y, 1) if y else u.new_zeros(call.batch, 0, call.channels)
 
 
@@ -105,25 +109,30 @@ def _adjoint(call: ScanCall, k: int, dy: Tensor, into: tuple[Tensor, ...]) -> No
     du, ddelta, dA, dB, dC, dD, dbias = into
     u, raw, delta, b, c = _inputs(call, k)
     walk, A = call.traversals[k], call.A[k]
-    order = [walk.token(step) for step in range(walk.length)]
-    h = [u.new_zeros(call.batch, call.channels, call.states)]
-    for t in order:
+    writes = walk.writes()
+    nothing = u.new_zeros(call.batch, call.channels, call.states)
+    before, after = [], []  # the states around each step
+    for step in range(walk.length):
+        t = walk.token(step)
+        before.append(nothing if walk.starts_anew(step) else after[-1])
         decay = torch.exp(delta[:, t, :, None] * A)
-        h.append(decay * h[-1] + (delta[:, t] * u[:, t])[..., None] * b[:, t, None, :])
-    carried = torch.zeros_like(h[0])  # dL/dh[t] through all later steps
+        after.append(decay * before[-1] + (delta[:, t] * u[:, t])[..., None] * b[:, t, None, :])
+    carried = nothing  # dL/dh[t] through all later steps
     for step in reversed(range(walk.length)):
-        t = order[step]
-        g = carried + dy[:, t, :, None] * c[:, t, None, :]
+        t, d_y = walk.token(step), dy[:, writes.token(step)]
+        g = carried + d_y[..., None] * c[:, t, None, :]
         carried = torch.exp(delta[:, t, :, None] * A) * g
-        through_decay = carried * h[step]
+        through_decay = carried * before[step]
         g_b = (g * b[:, t, None, :]).sum(-1)
         d_delta = (through_decay * A).sum(-1) + u[:, t] * g_b
         if call.delta_softplus:
             d_delta = d_delta * torch.sigmoid(raw[:, t])
         _of(ddelta, k)[:, t] += d_delta
-        _of(du, k)[:, t] += delta[:, t] * g_b + (call.D[k] * dy[:, t] if call.D is not None else 0)
+        _of(du, k)[:, t] += delta[:, t] * g_b + (call.D[k] * d_y if call.D is not None else 0)
         _of(dB, k)[:, t] += ((delta[:, t] * u[:, t])[..., None] * g).sum(1)
-        _of(dC, k)[:, t] += (dy[:, t, :, None] * h[step + 1]).sum(1)
+        _of(dC, k)[:, t] += (d_y[..., None] * after[step]).sum(1)
         dA[k] += (through_decay * delta[:, t, :, None]).sum(0)
-        dD[k] += (dy[:, t] * u[:, t]).sum(0)
+        dD[k] += (d_y * u[:, t]).sum(0)
         dbias[k] += d_delta.sum(0)
+        if walk.starts_anew(step):
+            carried = nothing

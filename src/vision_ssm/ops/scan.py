@@ -43,8 +43,8 @@ def selective_scan(
         h[t] = exp(delta[t] A) * h[t-1] + delta[t] B[t] u[t],   h before the first token = 0
         y[t] = C[t] . h[t] + D u[t]
 
-    Tokens stay where they are: every y is written at the token that produced it, so row-major, column-major,
-    reversed and skipping scans cost no gathered copy.
+    Tokens stay where they are: every y is written at the token that produced it (or where the traversal says), so
+    row-major, column-major, reversed and skipping scans cost no gathered copy.
 
     Args:
         u: input, [B, K or 1, L, C]; a direction axis of 1 is shared by all directions (also in delta, B and C).
@@ -53,7 +53,7 @@ def selective_scan(
         B: input projection, [B, K or 1, L, N].
         C: output projection, [B, K or 1, L, N].
         D: skip connection, [K or 1, C].
-        z: gate, [B, L, C]; the result is multiplied by silu(z). One gate serves all directions.
+        z: gate, [B, L, C]; the result is multiplied by silu(z) at its own token. One gate serves all directions.
         delta_bias: added to delta before softplus, [K or 1, C].
         traversals: K walks over the L tokens; default: one, in memory order. Tokens that a walk does not visit get
             zero from it.
@@ -182,8 +182,9 @@ def _forward_fake(*args: Any) -> tuple[Tensor, Tensor]:
     states = A.new_empty(0)
     if save_states:
         longest: int | torch.SymInt = 0
-        for length in walks[WORDS - 1 :: WORDS]:
-            longest = torch.sym_max(longest, chunk_count(length))
+        for at in range(0, len(walks), WORDS):
+            _, inner_count, _, _, length, reset, *_ = walks[at : at + WORDS]
+            longest = torch.sym_max(longest, chunk_count(length, inner_count, reset))
         states = A.new_empty(batch * A.shape[0] * longest * A.shape[2] * channels)
     return u.new_empty((batch, *directions, tokens, channels)), states
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+from torch import Tensor
 
 from vision_ssm.errors import ShapeError
 
 __all__ = ["Traversal", "check_within", "flatten", "unflatten"]
 
-WORDS = 5  # integers per traversal in the operator's schema
+WORDS = 9  # integers per traversal in the operator's schema
 
 
 @dataclass(frozen=True)
@@ -20,6 +22,10 @@ class Traversal:
     Step ``t`` (``0 <= t < length``) visits token
     ``start + (t // inner_count) * outer_stride + (t % inner_count) * inner_stride``.
     Tokens that no step visits contribute nothing and receive zero.
+
+    With ``reset`` every run of ``inner_count`` steps is a sequence of its own: the state starts at zero again. The
+    output of a step is written at the token that the step visits, or where ``output`` (start, inner stride, outer
+    stride) says; see :meth:`written_as`.
     """
 
     start: int
@@ -27,6 +33,8 @@ class Traversal:
     inner_stride: int
     outer_stride: int
     length: int
+    reset: bool = False
+    output: tuple[int, int, int] | None = None
 
     @classmethod
     def sequence(cls, length: int, *, reverse: bool = False) -> Traversal:
@@ -44,6 +52,18 @@ class Traversal:
         """Walk a row-major ``height x width`` map column after column (cross-scan directions 1 and 3)."""
         length, sign = height * width, -1 if reverse else 1
         return cls(length - 1 if reverse and length else 0, max(height, 1), sign * width, sign, length)
+
+    @classmethod
+    def each_row(cls, height: int, width: int, *, reverse: bool = False) -> Traversal:
+        """Walk every row of a row-major ``height x width`` map as a sequence of its own, or each from its end."""
+        start, stride = (max(width, 1) - 1, -1) if reverse else (0, 1)
+        return cls(start, max(width, 1), stride, width, height * width, reset=True)
+
+    @classmethod
+    def each_column(cls, height: int, width: int, *, reverse: bool = False) -> Traversal:
+        """Walk every column of a row-major ``height x width`` map as a sequence of its own, or each from its end."""
+        start, stride = ((max(height, 1) - 1) * width, -width) if reverse else (0, width)
+        return cls(start, max(height, 1), stride, 1, height * width, reset=True)
 
     @classmethod
     def subgrid(
@@ -64,10 +84,38 @@ class Traversal:
             return cls(start, max(tall, 1), down, right, tall * wide)
         return cls(start, max(wide, 1), right, down, tall * wide)
 
+    def written_as(self, other: Traversal) -> Traversal:
+        """Return this walk with the output of each step written at the token that the same step of ``other`` visits.
+
+        Raises:
+            ShapeError: the walks differ in length or in the length of their runs.
+        """
+        if (self.length, self.inner_count) != (other.length, other.inner_count):
+            raise ShapeError(
+                f"walks of {self.length} steps in runs of {self.inner_count} and of {other.length} steps in runs of "
+                f"{other.inner_count} cannot share their outputs' places"
+            )
+        return replace(self, output=(other.start, other.inner_stride, other.outer_stride))
+
+    def writes(self) -> Traversal:
+        """Return the walk over the tokens that the outputs are written at."""
+        if self.output is None:
+            return self
+        start, inner, outer = self.output
+        return replace(self, start=start, inner_stride=inner, outer_stride=outer, output=None)
+
     def token(self, step: int) -> int:
         """Return the token that step ``step`` visits."""
         outer, inner = divmod(step, self.inner_count)
         return self.start + outer * self.outer_stride + inner * self.inner_stride
+
+    def tokens(self, steps: Tensor) -> Tensor:
+        """Return the tokens that ``steps``, a tensor of whole numbers, visit."""
+        return self.start + steps // self.inner_count * self.outer_stride + steps % self.inner_count * self.inner_stride
+
+    def starts_anew(self, step: int) -> bool:
+        """Tell whether the state before step ``step`` is zero."""
+        return step == 0 or (self.reset and step % self.inner_count == 0)
 
 
 def flatten(traversals: Sequence[Traversal]) -> list[int]:
@@ -75,18 +123,33 @@ def flatten(traversals: Sequence[Traversal]) -> list[int]:
     return [
         word
         for walk in traversals
-        for word in (walk.start, walk.inner_count, walk.inner_stride, walk.outer_stride, walk.length)
+        for word in (
+            walk.start,
+            walk.inner_count,
+            walk.inner_stride,
+            walk.outer_stride,
+            walk.length,
+            int(walk.reset),
+            *(walk.output or (walk.start, walk.inner_stride, walk.outer_stride)),
+        )
     ]
 
 
 def unflatten(words: Sequence[int]) -> list[Traversal]:
     """Unpack the operator's flat integer list."""
-    return [Traversal(*words[at : at + WORDS]) for at in range(0, len(words), WORDS)]
+    walks = []
+    for at in range(0, len(words), WORDS):
+        start, inner_count, inner_stride, outer_stride, length, reset, *output = words[at : at + WORDS]
+        same = tuple(output) == (start, inner_stride, outer_stride)
+        place = None if same else (output[0], output[1], output[2])
+        walks.append(Traversal(start, inner_count, inner_stride, outer_stride, length, bool(reset), place))
+    return walks
 
 
 def check_within(traversals: Sequence[Traversal], tokens: int) -> None:
-    """Raise ShapeError if a walk is malformed, leaves the ``tokens`` tokens it is used on, or visits one twice."""
-    for index, walk in enumerate(traversals):
+    """Raise ShapeError if a walk is malformed, or leaves the ``tokens`` tokens or visits (or writes) one twice."""
+    both = [(index, walk) for index, read in enumerate(traversals) for walk in {read, read.writes()}]
+    for index, walk in both:
         if walk.length < 0 or walk.inner_count < 1:
             raise ShapeError(f"traversal {index} needs length >= 0 and inner_count >= 1, got {walk}")
         if walk.length == 0:
