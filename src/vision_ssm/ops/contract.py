@@ -29,7 +29,7 @@ __all__ = [
 CHUNK = 64
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class ScanCall:
     """The checked arguments of one scan. Shapes use B batch, K directions, L tokens, C channels, N states.
 

@@ -78,27 +78,37 @@ def selective_scan(
     _check_shapes(1 if walks is None else len(walks), u, delta, A, B, C, D, z, delta_bias)
     walks = walks or (Traversal.sequence(u.shape[2]),)
     directions = len(walks)
-    dtype = torch.promote_types(torch.promote_types(u.dtype, delta.dtype), torch.promote_types(B.dtype, C.dtype))
+    dtype = u.dtype
+    for other in (delta.dtype, B.dtype, C.dtype):
+        dtype = dtype if other == dtype else torch.promote_types(dtype, other)
     state_dtype = torch.float64 if dtype == torch.float64 else torch.float32
     inputs = [u, delta, A, B, C, D, z, delta_bias]
     save_states = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
     y, _ = torch.ops.vision_ssm.selective_scan(
-        u.to(dtype),
-        delta.to(dtype),
-        A.to(state_dtype),
-        B.to(dtype),
-        C.to(dtype),
-        None if D is None else D.to(state_dtype).expand(directions, -1),
-        None if z is None else z.to(dtype),
-        None if delta_bias is None else delta_bias.to(state_dtype).expand(directions, -1),
+        _cast(u, dtype),
+        _cast(delta, dtype),
+        _cast(A, state_dtype),
+        _cast(B, dtype),
+        _cast(C, dtype),
+        None if D is None else _per_direction(_cast(D, state_dtype), directions),
+        None if z is None else _cast(z, dtype),
+        None if delta_bias is None else _per_direction(_cast(delta_bias, state_dtype), directions),
         flatten(walks),
         delta_softplus,
         merge,
         save_states,
         backend or AUTO,
     )
-    result: Tensor = y.to(u.dtype)
-    return result
+    return _cast(y, u.dtype)
+
+
+def _cast(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """``x.to(dtype)`` without its price where there is nothing to do: a scan has nine tensors."""
+    return x if x.dtype == dtype else x.to(dtype)
+
+
+def _per_direction(parameter: Tensor, directions: int) -> Tensor:
+    return parameter if parameter.shape[0] == directions else parameter.expand(directions, -1)
 
 
 def _check_shapes(walks: int, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, *rest: Tensor | None) -> None:
