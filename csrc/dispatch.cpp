@@ -1,6 +1,7 @@
 // Picks the compilation of the kernels that this machine can run.
 #include "conv.h"
 #include "scan.h"
+#include "ssm.h"
 
 #include <initializer_list>
 
@@ -10,6 +11,7 @@
     void scan_backward(const vssm_scan&);   \
     void conv_forward(const vssm_conv&);    \
     void conv_backward(const vssm_conv&);   \
+    void ssm_forward(const vssm_ssm&);      \
     }
 DECLARE(portable)
 DECLARE(avx2)
@@ -44,7 +46,7 @@ int32_t best_isa() {
 
 }  // namespace
 
-int32_t vssm_abi_version(void) { return 3; }
+int32_t vssm_abi_version(void) { return 4; }
 int32_t vssm_has_isa(int32_t isa) { return has_isa(isa) ? 1 : 0; }
 int32_t vssm_best_isa(void) { return best_isa(); }
 
@@ -78,3 +80,4 @@ int vssm_scan_forward(const vssm_scan* scan) { RUN(scan->isa, scan_forward(*scan
 int vssm_scan_backward(const vssm_scan* scan) { RUN(scan->isa, scan_backward(*scan)) }
 int vssm_conv_forward(const vssm_conv* conv) { RUN(conv->isa, conv_forward(*conv)) }
 int vssm_conv_backward(const vssm_conv* conv) { RUN(conv->isa, conv_backward(*conv)) }
+int vssm_ssm_forward(const vssm_ssm* ssm) { RUN(ssm->isa, ssm_forward(*ssm)) }

@@ -99,9 +99,12 @@ class VimMixer(nn.Module):
         """Mix tokens x [B, L, D] along L; returns [B, L, D]."""
         length = x.shape[1]
         hidden, z = self.in_proj(x).chunk(2, dim=-1)
-        u = causal_conv1d(hidden, self.conv_weight, self.conv_bias, reverse=self.convolutions_reversed)
         walks = [Traversal.sequence(length, reverse=backwards) for backwards in self.walks_reversed]
-        out: Tensor = self.out_proj(self.ssm(u, z, walks))
+        conv, reverse = (self.conv_weight, self.conv_bias), self.convolutions_reversed
+        y = self.ssm.one_pass(hidden, z, walks, conv_weight=conv[0], conv_bias=conv[1], reverse=reverse)
+        if y is None:
+            y = self.ssm(causal_conv1d(hidden, *conv, reverse=reverse), z, walks)
+        out: Tensor = self.out_proj(y)
         if self.halve:
             # Exact in binary, and cheaper here than on the inner width; nothing needs the unscaled result.
             out = out.mul_(0.5)

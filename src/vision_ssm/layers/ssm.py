@@ -9,18 +9,20 @@ import torch
 from torch import Tensor, nn
 
 from vision_ssm.errors import ConfigError
-from vision_ssm.ops import Traversal, selective_scan
+from vision_ssm.ops import Traversal, one_pass, one_pass_applies, selective_scan
 
-__all__ = ["SelectiveSSM"]
+__all__ = ["ScanParameters", "SelectiveSSM"]
 
 # Mamba's range of initial step sizes (arXiv:2312.00752, section 3.6) and its floor.
 STEP_MIN, STEP_MAX, STEP_FLOOR = 1e-3, 1e-1, 1e-4
 
+ALL = slice(None)
 
-class SelectiveSSM(nn.Module):
-    """Data-dependent step, input and output matrices for K directions, and the scan that uses them.
 
-    Parameters are stacked over the directions so that the projections are one batched product and the scan one call:
+class ScanParameters(nn.Module):
+    """What a selective scan along K directions learns, and its published initial values.
+
+    Parameters are stacked over the directions so that the projections are one product and the scan one call:
     A_log [K, C, N], D [P, C], x_proj_weight [P, R+2N, C], dt_proj_weight [P, C, R], dt_proj_bias [P, C], where
     P = 1 if the directions share everything but A (``share_projections``), else K.
 
@@ -78,7 +80,77 @@ class SelectiveSSM(nn.Module):
             if zero:
                 self.dt_proj_bias[k].zero_()
 
-    def forward(self, u: Tensor, z: Tensor | None, traversals: Sequence[Traversal], *, merge: bool = True) -> Tensor:
+    def scan(
+        self,
+        u: Tensor,
+        delta: Tensor,
+        b: Tensor,
+        c: Tensor,
+        z: Tensor | None,
+        traversals: Sequence[Traversal],
+        *,
+        merge: bool = True,
+        directions: slice = ALL,
+    ) -> Tensor:
+        """Scan tokens whose step, input and output matrices are given; shapes as in :func:`selective_scan`."""
+        # The recurrence's own constants stay in float32 (float64 in a float64 model) whatever autocast does.
+        wide = torch.promote_types(self.A_log.dtype, torch.float32)
+        return selective_scan(
+            u,
+            delta,
+            -torch.exp(self.A_log[directions].to(wide)),
+            b,
+            c,
+            self.D[directions].to(wide),
+            z,
+            self.dt_proj_bias[directions].to(wide),
+            traversals=traversals,
+            merge=merge,
+        )
+
+    def one_pass(
+        self,
+        x: Tensor,
+        z: Tensor | None,
+        traversals: Sequence[Traversal],
+        *,
+        conv_weight: Tensor | None = None,
+        conv_bias: Tensor | None = None,
+        reverse: Sequence[bool] = (),
+        directions: slice = ALL,
+    ) -> Tensor | None:
+        """Scan tokens x [B, L, C] without intermediate results in memory, or return None where that is not possible.
+
+        Each direction projects the tokens that it visits. Arguments as in :func:`vision_ssm.ops.one_pass`.
+        """
+        parameters = (self.A_log, self.D, self.x_proj_weight, self.dt_proj_weight, self.dt_proj_bias)
+        if directions is not ALL:
+            parameters = tuple(parameter[directions] for parameter in parameters)
+        convolution = () if conv_weight is None or conv_bias is None else (conv_weight, conv_bias)
+        if not one_pass_applies(x, traversals, (*parameters, *convolution), conv_weight):
+            return None
+        return one_pass(x, z, *parameters, *convolution, traversals=traversals, reverse=reverse)
+
+    def extra_repr(self) -> str:
+        """Show the sizes when printed."""
+        return f"{self.channels}, directions={self.directions}, states={self.states}, rank={self.rank}"
+
+
+class SelectiveSSM(ScanParameters):
+    """Data-dependent step, input and output matrices of every token for every direction, and the scan over them.
+
+    Parameters as :class:`ScanParameters`; the projections of all directions are one batched product.
+    """
+
+    def forward(
+        self,
+        u: Tensor,
+        z: Tensor | None,
+        traversals: Sequence[Traversal],
+        *,
+        merge: bool = True,
+        directions: slice = ALL,
+    ) -> Tensor:
         """Project and scan.
 
         Args:
@@ -86,36 +158,25 @@ class SelectiveSSM(nn.Module):
             z: gate, [B, L, C] or None.
             traversals: K walks over the L tokens.
             merge: sum the directions.
+            directions: run these of the module's directions only, K of them; they must not share projections.
 
         Returns:
             [B, L, C] if ``merge`` else [B, K, L, C].
         """
+        if merge and u.shape[1] == 1:
+            y = self.one_pass(u[:, 0], z, traversals, directions=directions)
+            if y is not None:
+                return y
         batch, _, length, _ = u.shape
-        projections = self.x_proj_weight.shape[0]
+        x_proj_weight, dt_proj_weight = self.x_proj_weight[directions], self.dt_proj_weight[directions]
+        projections = x_proj_weight.shape[0]
         if u.shape[1] == projections:
             # [P, B*L, C]: one product per direction; no copy if the directions lie outermost in memory.
             flat = u.transpose(0, 1).reshape(projections, batch * length, self.channels)
         else:
             flat = u.reshape(1, batch * length, self.channels).expand(projections, -1, -1)
-        projected = torch.bmm(flat, self.x_proj_weight.transpose(1, 2))
+        projected = torch.bmm(flat, x_proj_weight.transpose(1, 2))
         low_rank, b, c = torch.split(projected, [self.rank, self.states, self.states], dim=-1)
-        delta = torch.bmm(low_rank, self.dt_proj_weight.transpose(1, 2))
+        delta = torch.bmm(low_rank, dt_proj_weight.transpose(1, 2))
         delta, b, c = (x.view(projections, batch, length, x.shape[-1]).transpose(0, 1) for x in (delta, b, c))
-        # The recurrence's own constants stay in float32 (float64 in a float64 model) whatever autocast does.
-        wide = torch.promote_types(self.A_log.dtype, torch.float32)
-        return selective_scan(
-            u,
-            delta,
-            -torch.exp(self.A_log.to(wide)),
-            b,
-            c,
-            self.D.to(wide),
-            z,
-            self.dt_proj_bias.to(wide),
-            traversals=traversals,
-            merge=merge,
-        )
-
-    def extra_repr(self) -> str:
-        """Show the sizes when printed."""
-        return f"{self.channels}, directions={self.directions}, states={self.states}, rank={self.rank}"
+        return self.scan(u, delta, b, c, z, traversals, merge=merge, directions=directions)

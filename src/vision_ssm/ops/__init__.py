@@ -5,6 +5,16 @@ from __future__ import annotations
 from vision_ssm.ops.backends import BackendStatus, available_backends, explain
 from vision_ssm.ops.conv import causal_conv1d
 from vision_ssm.ops.scan import selective_scan
+from vision_ssm.ops.ssm import one_pass, one_pass_applies
 from vision_ssm.ops.traversal import Traversal
 
-__all__ = ["BackendStatus", "Traversal", "available_backends", "causal_conv1d", "explain", "selective_scan"]
+__all__ = [
+    "BackendStatus",
+    "Traversal",
+    "available_backends",
+    "causal_conv1d",
+    "explain",
+    "one_pass",
+    "one_pass_applies",
+    "selective_scan",
+]

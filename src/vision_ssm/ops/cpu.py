@@ -22,10 +22,10 @@ from vision_ssm.ops.native import (
 )
 from vision_ssm.ops.traversal import WORDS, Traversal, flatten
 
-__all__ = ["CpuBackend"]
+__all__ = ["CpuBackend", "Walk", "kernel_walks"]
 
 
-class _Walk(ctypes.Structure):
+class Walk(ctypes.Structure):
     _fields_ = tuple(
         (name, ctypes.c_int64)
         for name in (
@@ -39,7 +39,7 @@ class _Scan(ctypes.Structure):
     _fields_ = (
         *((n, ctypes.c_int64) for n in ("batch", "directions", "tokens", "channels", "states", "chunks", "groups")),
         *((n, ctypes.c_int32) for n in ("threads", "isa", "softplus", "merge", "cover")),
-        ("walks", ctypes.POINTER(_Walk)),
+        ("walks", ctypes.POINTER(Walk)),
         *((n, ctypes.c_void_p) for n in ("a", "skip", "bias")),
         *((n, TensorArgument) for n in ("u", "delta", "b", "c", "z")),
         ("saved", ctypes.c_void_p),
@@ -140,7 +140,7 @@ def _describe(call: ScanCall, isa: int) -> KernelCall:
     scan = _Scan()
     scan.batch, scan.tokens = call.batch, call.tokens
     scan.directions, scan.channels, scan.states = call.A.shape
-    scan.walks, scan.chunks = _walks(call.traversals)
+    scan.walks, scan.chunks = kernel_walks(call.traversals)
     scan.groups = task_groups(call.batch, -(-call.channels // 16))
     scan.threads, scan.isa = torch.get_num_threads(), isa
     scan.softplus, scan.merge = call.delta_softplus, call.merge
@@ -152,10 +152,10 @@ def _describe(call: ScanCall, isa: int) -> KernelCall:
 
 
 @lru_cache(maxsize=256)
-def _walks(traversals: tuple[Traversal, ...]) -> tuple[ctypes.Array[_Walk], int]:
+def kernel_walks(traversals: tuple[Traversal, ...]) -> tuple[ctypes.Array[Walk], int]:
     """Return the walks in the kernel's form, and the most chunks that any of them has."""
     words = flatten(traversals)
-    walks = (_Walk * len(traversals))(*(_Walk(*words[at : at + WORDS]) for at in range(0, len(words), WORDS)))
+    walks = (Walk * len(traversals))(*(Walk(*words[at : at + WORDS]) for at in range(0, len(words), WORDS)))
     return walks, max(chunk_count(walk.length, walk.inner_count, walk.reset) for walk in traversals)
 
 

@@ -13,7 +13,7 @@ from vision_ssm.errors import BackendError
 
 __all__ = ["BEST", "INSTRUCTION_SETS", "LIBRARY", "MISSING", "KernelCall", "TensorArgument", "task_groups"]
 
-ABI_VERSION = 3
+ABI_VERSION = 4
 INSTRUCTION_SETS = ("portable", "avx2", "avx512")  # by the numbers of csrc/scan.h
 BEST = -1
 DTYPES = {torch.float32: 0, torch.bfloat16: 1}

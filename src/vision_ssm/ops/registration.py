@@ -24,12 +24,11 @@ class Operator(NamedTuple):
     autograd: Callable[..., Any]
 
 
-def register(name: str, schema: str, backward_schema: str, operator: Operator) -> None:
-    """Define ``vision_ssm::name`` and ``vision_ssm::name_backward``; the Python functions serve every device."""
-    forms = (
-        (name, schema, operator.forward, operator.forward_fake),
-        (f"{name}_backward", backward_schema, operator.backward, operator.backward_fake),
-    )
+def register(name: str, schema: str, backward_schema: str | None, operator: Operator) -> None:
+    """Define ``vision_ssm::name`` and, given its schema, ``vision_ssm::name_backward``, for every device."""
+    forms = [(name, schema, operator.forward, operator.forward_fake)]
+    if backward_schema is not None:
+        forms.append((f"{name}_backward", backward_schema, operator.backward, operator.backward_fake))
     for form, form_schema, real, fake in forms:
         _library.define(form + form_schema, tags=(torch.Tag.pt2_compliant_tag,))  # type: ignore[no-untyped-call]
         _library.impl(form, real, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]

@@ -1,0 +1,142 @@
+// Advancing the states of a block of channels by a slice of a tile, and taking the results where they belong. Shared by
+// the kernels that scan forwards.
+#pragma once
+
+#include "tile.h"
+
+namespace VISION_SSM_ISA {
+
+// Steps between two saved states are done in slices, small enough that a slice and the lines fetched ahead for the next
+// one stay in the first-level cache together.
+constexpr int S = 16;
+static_assert(T % S == 0, "a saved state stands at the start of a slice");
+
+struct Slice {
+    alignas(64) float delta[S * W];
+    alignas(64) float drive[S * W];  // delta * u
+    alignas(64) float y[S * W];      // starts as D * u
+};
+
+#if defined(__AVX512F__)
+constexpr int STATE_GROUP = 16;
+#else
+constexpr int STATE_GROUP = 8;
+#endif
+
+// Fetches the next tile's rows into the second-level cache while this one's states advance, one line of every tensor
+// a step. Whole rows in order: memory delivers those at more than twice the rate of one line out of every row, which
+// is what a block of channels reads.
+class Ahead {
+  public:
+    template <class E>
+    void add(const Rows<E>& rows, int64_t channel, bool written) {
+        tensors_[count_++] = {reinterpret_cast<const char*>(rows.base + channel),
+                              rows.stride * static_cast<int64_t>(sizeof(E)), W * static_cast<int64_t>(sizeof(E)),
+                              written};
+    }
+    void start(const Places& places, int rows, int64_t blocks) {
+        places_ = &places;
+        rows_ = rows;
+        blocks_ = blocks;
+        row_ = 0;
+        block_ = 0;
+    }
+    void fetch() {
+        if (row_ >= rows_) return;
+        const int64_t read = places_->reads[row_], write = places_->writes[row_];
+        for (int i = 0; i < count_; ++i) {
+            const auto& x = tensors_[i];
+            prefetch<2>(x.base + (x.written ? write : read) * x.stride + block_ * x.width);
+        }
+        if (++block_ == blocks_) {
+            block_ = 0;
+            ++row_;
+        }
+    }
+
+  private:
+    struct {
+        const char* base;
+        int64_t stride, width;
+        bool written;
+    } tensors_[4];
+    int count_ = 0, rows_ = 0, row_ = 0;
+    const Places* places_ = nullptr;
+    int64_t blocks_ = 0, block_ = 0;
+};
+
+// The lines a block is about to touch, one of every row, brought on from the second-level cache while the states
+// advance: loads would wait for them little, but stores retire in order and would wait for each.
+class Near {
+  public:
+    template <class E>
+    void add(const Rows<E>& rows, int64_t channel, const int64_t* tokens, int count) {
+        lines_[size_++] = {reinterpret_cast<const char*>(rows.base + channel),
+                           rows.stride * static_cast<int64_t>(sizeof(E)), tokens, count};
+    }
+    void fetch(int t) const {
+        for (int i = 0; i < size_; ++i)
+            if (t < lines_[i].count) prefetch<1>(lines_[i].base + lines_[i].tokens[t] * lines_[i].stride);
+    }
+
+  private:
+    struct {
+        const char* base;
+        int64_t stride;
+        const int64_t* tokens;
+        int count;
+    } lines_[4];
+    int size_ = 0;
+};
+
+// Advance G states by `count` steps: rate and h [G][W], B and C in rows of `stride` floats.
+template <int G>
+void advance(Slice& slice, int count, const float* rate, const float* b, const float* c, int64_t stride, float* h,
+             Ahead* ahead, const Near& near) {
+    const Exp2 exp2;
+    Vec state[G];
+    unroll<G>([&](auto n) { state[n] = Vec::load(h + n * W); });
+    for (int t = 0; t < count; ++t) {
+        const Vec delta = Vec::load(slice.delta + t * W), drive = Vec::load(slice.drive + t * W);
+        const float *bt = b + t * stride, *ct = c + t * stride;
+        if (ahead) {
+            ahead->fetch();
+            near.fetch(t);
+        }
+        Vec y[2] = {Vec::load(slice.y + t * W), Vec::set(0.f)};
+        unroll<G>([&](auto n) {
+            const Vec keep = exp2(delta * Vec::load(rate + n * W));
+            state[n] = fma(keep, state[n], drive * Vec::set(bt[n]));
+            y[n & 1] = fma(state[n], Vec::set(ct[n]), y[n & 1]);
+        });
+        (y[0] + y[1]).store(slice.y + t * W);
+    }
+    unroll<G>([&](auto n) { state[n].store(h + n * W); });
+}
+
+// Where a block's result goes: to the running sum of the directions or, gated, to the output.
+template <class E>
+struct Sink {
+    Rows<E> y, z;
+    Rows<float> sum;
+    bool to_sum, add_sum, gate;
+};
+
+template <class E>
+void emit(const Slice& slice, const int64_t* tokens, int count, int64_t channel, int lanes, const Sink<E>& sink) {
+    for (int t = 0; t < count; ++t) {
+        Vec v = Vec::load(slice.y + t * W);
+        if (sink.add_sum) v = v + load(sink.sum.row(tokens[t]) + channel, lanes);
+        if (sink.to_sum) {
+            store(v, sink.sum.row(tokens[t]) + channel, lanes);
+            continue;
+        }
+        if (sink.gate) {
+            const Vec z = load(sink.z.row(tokens[t]) + channel, lanes);
+            v = v * z * sigmoid(z);
+        }
+        store(v, sink.y.row(tokens[t]) + channel, lanes);
+    }
+}
+
+}  // namespace VISION_SSM_ISA
