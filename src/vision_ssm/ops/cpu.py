@@ -26,6 +26,8 @@ __all__ = ["CpuBackend", "Walk", "kernel_walks"]
 
 
 class Walk(ctypes.Structure):
+    """A traversal in the kernel's form (vssm_walk)."""
+
     _fields_ = tuple(
         (name, ctypes.c_int64)
         for name in (

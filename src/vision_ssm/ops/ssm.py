@@ -133,9 +133,7 @@ def _forward_fake(x: Tensor, *_: Any) -> Tensor:
 
 
 def _no_gradient(*_: Any) -> Any:
-    raise BackendError(
-        "vision_ssm::selective_ssm is for inference and has no gradient; run the layer with gradients on"
-    )
+    raise BackendError("vision_ssm::selective_ssm is for inference and has no gradient; turn gradients on")
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
