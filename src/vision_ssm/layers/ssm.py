@@ -123,9 +123,9 @@ class ScanParameters(nn.Module):
 
         Each direction projects the tokens that it visits. Arguments as in :func:`vision_ssm.ops.one_pass`.
         """
-        parameters = (self.A_log, self.D, self.x_proj_weight, self.dt_proj_weight, self.dt_proj_bias)
+        parameters: list[Tensor] = [self.A_log, self.D, self.x_proj_weight, self.dt_proj_weight, self.dt_proj_bias]
         if directions is not ALL:
-            parameters = tuple(parameter[directions] for parameter in parameters)
+            parameters = [parameter[directions] for parameter in parameters]
         convolution = () if conv_weight is None or conv_bias is None else (conv_weight, conv_bias)
         if not one_pass_applies(x, traversals, (*parameters, *convolution), conv_weight):
             return None

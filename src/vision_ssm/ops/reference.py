@@ -111,7 +111,8 @@ def _adjoint(call: ScanCall, k: int, dy: Tensor, into: tuple[Tensor, ...]) -> No
     walk, A = call.traversals[k], call.A[k]
     writes = walk.writes()
     nothing = u.new_zeros(call.batch, call.channels, call.states)
-    before, after = [], []  # the states around each step
+    before: list[Tensor] = []  # the states around each step
+    after: list[Tensor] = []
     for step in range(walk.length):
         t = walk.token(step)
         before.append(nothing if walk.starts_anew(step) else after[-1])
