@@ -46,7 +46,7 @@ def test_every_command_shows_examples_that_it_can_parse(name, monkeypatch):
     [
         (
             ["evalute"],
-            "one of train, evaluate, predict, models, cost, doctor, got 'evalute'. Did you mean 'evaluate'?",
+            "one of train, evaluate, predict, models, cost, bench, doctor, got 'evalute'. Did you mean 'evaluate'?",
         ),
         (["doctor", "--jsn"], "unknown option '--jsn'. Did you mean '--json'? See `vision-ssm doctor --help`."),
         (["predict", "w", "i", "--topk", "3"], "unknown option '--topk'. Did you mean '--top-k'?"),

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 import vision_ssm
+from tests.cli.commands import python
+from vision_ssm.analysis.table import model_table, recounted_row
 
 
 def test_models_lists_every_registered_model_with_published_figures(run):
@@ -15,6 +19,26 @@ def test_models_lists_every_registered_model_with_published_figures(run):
     assert rows["vim_tiny_patch16_224"]["params"] == 7_148_008
     assert rows["vim_tiny_patch16_224"]["top1"] == 76.1
     assert rows["vim_nano"]["top1"] is None
+
+
+@pytest.mark.parametrize("name", vision_ssm.list_models())
+def test_the_table_that_comes_with_the_package_is_what_a_count_gives(name):
+    rows = {row.name: row for row in model_table()}
+    assert name in rows, "renew it: vision-ssm models --recount --json > src/vision_ssm/analysis/models.json"
+    assert rows[name] == recounted_row(name)
+
+
+def test_the_recount_is_printed_in_the_form_of_the_table(run):
+    outcome = run("models", "nano", "--recount", "--json")
+    assert json.loads(outcome.out) == [row.to_dict() for row in model_table("nano")]
+
+
+def test_the_list_needs_no_torch():
+    done = python(
+        "import sys; from vision_ssm.cli.main import main; main(['models']); sys.exit('torch' in sys.modules)"
+    )
+    assert done.returncode == 0
+    assert "vim_nano" in done.stdout
 
 
 def test_models_table_can_be_narrowed(run):
@@ -37,6 +61,12 @@ def test_cost_json_equals_the_python_call(run):
     outcome = run("cost", "vim_nano", "--json")
     found = vision_ssm.cost("vim_nano")
     assert json.loads(outcome.out) == json.loads(json.dumps(found.to_dict()))
+
+
+def test_a_swin_for_another_size_keeps_its_windows():
+    # Its windows of 7 x 7 make the cost linear in pixels (padding aside); attention over scaled windows would not be.
+    small, large = (vision_ssm.cost("swin_tiny_patch4_window7_224", size).macs for size in (224, 448))
+    assert large == pytest.approx(4 * small, rel=0.01)
 
 
 def test_cost_of_an_unknown_model(run):

@@ -16,19 +16,23 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 import vision_ssm.ops  # noqa: F401 -- defines the scan operator counted here
+from vision_ssm.ops.traversal import unflatten
 
 __all__ = ["LiveBytes", "MacCounter", "Macs", "saved_bytes"]
 
 SCAN = torch.ops.vision_ssm.selective_scan
 TAP = torch.ops.aten.addcmul
+NORM = torch.ops.aten.native_layer_norm
+BATCH_NORM = torch.ops.aten.native_batch_norm
 
 
-def _scan_flops(u: Any, delta: Any, A: Any, B: Any, C: Any, D: Any, *_: Any, **__: Any) -> int:
-    """Twice the multiply-adds of a scan (the counter halves them): per direction 9 L C N, and L C for the skip."""
-    batch, _, tokens, _ = u
-    directions, channels, states = A
-    per_direction = 9 * tokens * channels * states + (0 if D is None else tokens * channels)
-    return 2 * int(batch * directions * per_direction)
+def _scan_flops(
+    u: Any, delta: Any, A: Any, B: Any, C: Any, D: Any, z: Any, bias: Any, walks: Any, *_: Any, **__: Any
+) -> int:
+    """Twice the multiply-adds of a scan (the counter halves them): 9 C N per token visited, and C for the skip."""
+    _, channels, states = A
+    visited = sum(walk.length for walk in unflatten(walks))
+    return 2 * int(u[0] * visited * channels * (9 * states + (D is not None)))
 
 
 def _tap_flops(*_: Any, out_shape: Any = None, **__: Any) -> int:
@@ -36,13 +40,28 @@ def _tap_flops(*_: Any, out_shape: Any = None, **__: Any) -> int:
     return 2 * int(math.prod(out_shape))
 
 
+def _norm_flops(x: Any, _: Any, weight: Any, *__: Any, **___: Any) -> int:
+    """Twice what fvcore counts for a LayerNorm: five per value, or four without weights."""
+    return 2 * int(math.prod(x)) * (4 if weight is None else 5)
+
+
+def _batch_norm_flops(x: Any, *_: Any, **__: Any) -> int:
+    """Twice what fvcore counts for a BatchNorm in inference: two per value."""
+    return 2 * int(math.prod(x)) * 2
+
+
 @dataclass(frozen=True)
 class Macs:
-    """Multiply-adds of one forward pass inside a module; ``scans`` and ``taps`` are parts of ``total``."""
+    """Multiply-adds of one forward pass inside a module.
+
+    ``scans`` and ``taps`` are parts of ``total``. ``norms`` is not: no multiply-adds, but what fvcore counts for
+    LayerNorms and BatchNorms, and with it some papers.
+    """
 
     total: int
     scans: int
     taps: int
+    norms: int
 
 
 class MacCounter:
@@ -54,7 +73,7 @@ class MacCounter:
 
     def __init__(self, model: nn.Module) -> None:
         self._root = type(model).__name__
-        mapping = {SCAN: _scan_flops, TAP: _tap_flops}
+        mapping = {SCAN: _scan_flops, TAP: _tap_flops, NORM: _norm_flops, BATCH_NORM: _batch_norm_flops}
         self._counter = FlopCounterMode(display=False, custom_mapping=mapping)
 
     def __enter__(self) -> MacCounter:
@@ -68,7 +87,9 @@ class MacCounter:
         """Return what was counted inside the module of that dotted name, or in the whole model for ``''``."""
         counts = self._counter.get_flop_counts()
         by_operator = counts.get(f"{self._root}.{module}" if module else "Global", {})
-        return Macs(sum(by_operator.values()) // 2, by_operator.get(SCAN, 0) // 2, by_operator.get(TAP, 0) // 2)
+        scans, taps, *both = (by_operator.get(operator, 0) // 2 for operator in (SCAN, TAP, NORM, BATCH_NORM))
+        norms = sum(both)
+        return Macs(sum(by_operator.values()) // 2 - norms, scans, taps, norms)
 
 
 def _storages(values: Any) -> Iterator[torch.UntypedStorage]:

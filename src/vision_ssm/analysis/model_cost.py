@@ -17,9 +17,11 @@ from torch import Tensor, nn
 from vision_ssm.analysis.counting import LiveBytes, MacCounter, saved_bytes
 from vision_ssm.errors import ConfigError, VisionSSMError
 from vision_ssm.layers import VimMixer
+from vision_ssm.layers.efficient_ss2d import AtrousSSM
+from vision_ssm.models.hierarchical import Hierarchical
 from vision_ssm.models.registry import FAMILIES, create_model
 
-__all__ = ["Cost", "LayerCost", "cost"]
+__all__ = ["Cost", "LayerCost", "build_for_size", "cost", "own_size_cost"]
 
 
 @dataclass(frozen=True)
@@ -37,8 +39,8 @@ class Cost:
     """What one forward (and, for the memory of training, backward) pass of a batch takes.
 
     ``macs`` are multiply-adds as the model's published figure counts them; ``macs_all`` counts every matrix product,
-    convolution, attention and scan that is executed, the same way for every family. They differ for Vim only, see
-    docs/cost.md. Both are for the whole batch.
+    convolution, attention and scan that is executed, the same way for every family. They differ for this library's
+    families, see docs/cost.md. Both are for the whole batch.
 
     ``training_bytes`` is what autograd keeps from forward to backward (the input batch included; weights, gradients
     and optimiser state not). ``inference_bytes`` is the most that results of operations occupy at one time during
@@ -80,7 +82,7 @@ def cost(model: str | nn.Module, img_size: int | tuple[int, int] | None = None, 
     if size is not None and min(size) < 1:
         raise ConfigError(f"img_size must be positive, got {size[0]} x {size[1]}")
     name = model if isinstance(model, str) else type(model).__name__
-    built = _build(model, size) if isinstance(model, str) else copy.deepcopy(model).to("meta")
+    built = _on_meta(model, size) if isinstance(model, str) else copy.deepcopy(model).to("meta")
     config = getattr(built, "pretrained_cfg", {})
     channels = getattr(built, "in_chans", None) or config.get("input_size", (3,))[0]
     height, width = size or config.get("input_size", (3, 224, 224))[1:]
@@ -92,15 +94,34 @@ def cost(model: str | nn.Module, img_size: int | tuple[int, int] | None = None, 
         raise ConfigError(f"{name} cannot take images of {height} x {width} pixels: {error}") from error
 
 
-def _build(name: str, size: tuple[int, int] | None) -> nn.Module:
+def build_for_size(name: str, size: tuple[int, int] | None) -> nn.Module:
+    """Build a registered model for images of ``size`` (height, width) on torch's default device, with random weights.
+
+    Models of timm that are bound to a size are built for it, not resized: Swin's ``set_input_size`` would scale the
+    windows along, which is another model. Those that take any size are built as they are.
+
+    Raises:
+        ConfigError: unknown model, with the nearest name, or a size that it refuses at construction.
+    """
+    if timm.list_models(name.partition(".")[0], module=list(FAMILIES)):
+        return create_model(name, img_size=size)
     with torch.device("meta"):
-        if timm.list_models(name.partition(".")[0], module=list(FAMILIES)):
-            return create_model(name, img_size=size)
-        built = create_model(name)
-        set_input_size = getattr(built, "set_input_size", None)
-        if size is not None and callable(set_input_size):
-            set_input_size(img_size=size)
-        return built
+        bound = hasattr(create_model(name), "set_input_size")
+    return create_model(name, img_size=size if bound else None)
+
+
+def own_size_cost(name: str) -> tuple[tuple[int, int], int, int]:
+    """Return a model's own input size (height, width), its parameters and its multiply-adds as `Cost` counts them."""
+    model = _on_meta(name, None).eval()
+    channels, height, width = model.pretrained_cfg["input_size"]  # type: ignore[index]
+    with torch.no_grad(), MacCounter(model) as counter:
+        model(torch.empty(1, channels, height, width, device="meta"))
+    return (height, width), _parameters(model), _as_published(model, counter)
+
+
+def _on_meta(name: str, size: tuple[int, int] | None) -> nn.Module:
+    with torch.device("meta"):
+        return build_for_size(name, size)
 
 
 def _measure(name: str, model: nn.Module, images: Tensor) -> Cost:
@@ -147,8 +168,11 @@ def _as_published(model: nn.Module, counter: MacCounter) -> int:
     whose counter (hunto/LocalMamba, classification/lib/models/local_vim.py, see its issue 36) takes the convolution and
     the projections of a mixer once, though each direction has its own, and a scan as 5·L·C·N + 2·L·C per direction.
     The L·D that it adds for each normalisation (0.1 %) is left out here.
+
+    The four-stage families' figures come from fvcore, which counts normalisations too. EfficientVMamba's count each
+    token's projections with its own group's weights only; here it is multiplied by those of all four.
     """
-    total = counter.of().total
+    total = counter.of().total + (counter.of().norms if isinstance(model, Hierarchical) else 0)
     for path, module in model.named_modules():
         if isinstance(module, VimMixer):
             mixer, ssm = counter.of(path), counter.of(f"{path}.ssm")
@@ -156,6 +180,9 @@ def _as_published(model: nn.Module, counter: MacCounter) -> int:
             total -= mixer.taps - mixer.taps // module.conv_weight.shape[0]
             total -= (ssm.total - ssm.scans) - (ssm.total - ssm.scans) // projections
             total -= ssm.scans - ssm.scans * (5 * states + 2) // (9 * states + 1)
+        elif isinstance(module, AtrousSSM):
+            ssm = counter.of(path)
+            total -= (ssm.total - ssm.scans) - (ssm.total - ssm.scans) // module.directions
     return total
 
 

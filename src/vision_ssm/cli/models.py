@@ -19,6 +19,9 @@ EXAMPLES = """examples:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument("filter", nargs="?", default="", metavar="TEXT", help="only models whose name contains TEXT")
+    parser.add_argument(
+        "--recount", action="store_true", help="build and count every model again (slower) instead of reading the table"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
 
@@ -31,7 +34,7 @@ def run(options: argparse.Namespace) -> int:
     """Print the table."""
     from vision_ssm.analysis import model_table
 
-    rows = model_table(options.filter)
+    rows = model_table(options.filter, recount=options.recount)
     if options.json:
         print_json([row.to_dict() for row in rows])
         return 0

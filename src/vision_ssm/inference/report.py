@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["draw_confusion", "draw_curve", "draw_predictions", "draw_sheet"]
+__all__ = ["draw_confusion", "draw_curve", "draw_predictions", "draw_sheet", "png_figure"]
 
 BLUE, ORANGE, RED, GREY, INK = "#2563a8", "#d97b12", "#c62f2f", "#8b929c", "#22262c"
 
@@ -67,7 +67,7 @@ def draw_curve(log: str | Path, path: str | Path) -> None:
     per_epoch = epochs[-1]["update"] / epochs[-1]["epoch"] if epochs else steps[-1]["update"] / steps[-1]["epoch"]
     at = [step["update"] / per_epoch for step in steps]
     done = [epoch["epoch"] for epoch in epochs]
-    with _figure(path, (11.0, 3.6)) as figure:
+    with png_figure(path, (11.0, 3.6)) as figure:
         loss, score, rate = figure.subplots(1, 3, width_ratios=(5, 5, 3.2))
         losses = [step["loss"] for step in steps]
         loss.plot(at, losses, color=BLUE, linewidth=0.8, alpha=0.4 if done else 1)
@@ -116,7 +116,7 @@ def draw_confusion(evaluation: Evaluation, path: str | Path, *, title: str = "")
     step = math.ceil(total / 140)
     labels = [_short(name, 24) for name in names[::step]]
     # The axes are exactly `side` inches wide; the picture is cut to whatever the labels need around them.
-    with _figure(path, (side, side), layout=None) as figure:
+    with png_figure(path, (side, side), layout=None) as figure:
         axes = figure.add_axes((0, 0, 1, 1))
         axes.grid(visible=False)
         # The root makes rare confusions visible beside a strong diagonal.
@@ -196,7 +196,7 @@ def draw_sheet(
     cell, caption, heading_height, top = 1.3, 0.46, 0.42, 0.4 if title else 0.0
     width = max(columns, 4) * cell
     height = top + sum(rows) * (cell + caption) + len(sections) * heading_height
-    with _figure(path, (width + 0.2, height), layout=None) as figure:
+    with png_figure(path, (width + 0.2, height), layout=None) as figure:
         if title:
             figure.text(0.1 / width, 1 - 0.12 / height, _short(title, 90), va="top", fontsize=13, fontweight="bold")
         edge = top
@@ -348,7 +348,12 @@ def _short(text: str, length: int) -> str:
 
 
 @contextmanager
-def _figure(path: str | Path, size: tuple[float, float], layout: str | None = "constrained") -> Iterator[Figure]:
+def png_figure(path: str | Path, size: tuple[float, float], layout: str | None = "constrained") -> Iterator[Figure]:
+    """Yield a figure of ``size`` inches in the house's style; on a clean exit it is written to ``path``, whole.
+
+    Raises:
+        DataError: the picture cannot be written.
+    """
     import matplotlib as mpl
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

@@ -1,0 +1,183 @@
+"""Timing models in turn, so that a machine whose speed drifts treats them alike."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any
+
+import torch
+
+from vision_ssm.analysis.model_cost import Cost, cost
+from vision_ssm.bench.memory import fresh_processes
+from vision_ssm.bench.report import Measured, Report
+from vision_ssm.bench.settings import Case, Settings, split_variant
+from vision_ssm.bench.subject import FAILURES, prepare, reason, synchronise
+from vision_ssm.errors import ConfigError
+from vision_ssm.inference.opening import choose_device
+from vision_ssm.models.registry import require_model
+
+__all__ = ["run_benchmark"]
+
+WARM_SECONDS = 0.5  # of untimed passes, at least two of them
+SAMPLE_SECONDS = 0.2  # a timed sample takes at least this long, in as many passes as that needs
+CEILING_SIDE = 4096  # of the square matrix product that stands for the machine's ceiling
+
+Probe = Callable[[Case], dict[str, Any]]  # measures peak memory, see fresh_processes
+
+
+class _Stopwatch:
+    """One thing to time: warms up when made, then takes samples of seconds per call."""
+
+    def __init__(self, once: Callable[[], object], device: str) -> None:
+        self._once, self._device = once, device
+        self.samples: list[float] = []
+        spent: list[float] = []
+        while len(spent) < 2 or sum(spent) < WARM_SECONDS:
+            spent.append(self._seconds(1))
+        self.calls = max(1, math.ceil(SAMPLE_SECONDS / spent[-1]))
+
+    def sample(self) -> None:
+        """Time the calls of one sample; short ones are preceded by one that refills the caches."""
+        if self.calls > 1:
+            self._once()
+        self.samples.append(self._seconds(self.calls) / self.calls)
+
+    def _seconds(self, calls: int) -> float:
+        synchronise(self._device)
+        started = time.perf_counter()
+        for _ in range(calls):
+            self._once()
+        synchronise(self._device)
+        return time.perf_counter() - started
+
+
+def run_benchmark(
+    settings: Settings,
+    *,
+    on_group: Callable[[Report, list[Measured]], None] = lambda report, group: None,
+    on_step: Callable[[int, int], None] = lambda done, total: None,
+) -> Report:
+    """Measure everything that the settings ask for.
+
+    In each group of cases (all models at one size, batch, dtype and number of threads) every model is built and warmed
+    up; then each round takes one sample of every model and of a matrix product, back and forth through the list. A
+    case that fails keeps its reason instead of figures. Ctrl-C ends the measuring, not the program: what was measured
+    until then is returned, marked as interrupted.
+
+    Args:
+        settings: what to measure.
+        on_group: called with the report so far and the group that was just finished.
+        on_step: called with (steps done, steps in all).
+
+    Raises:
+        ConfigError: unknown model, a device that this machine lacks or that cannot be timed, or peak memory asked for
+            on a system that cannot tell it.
+    """
+    settings = replace(settings, device=_checked_device(settings.device))
+    for model in settings.models:
+        require_model(split_variant(model)[0])
+    report = Report.begin(settings, CEILING_SIDE)
+    steps = _Steps(on_step, settings.group_count * (len(settings.models) + settings.rounds))
+    threads = torch.get_num_threads()
+    try:
+        with fresh_processes() if settings.memory else nullcontext() as probe:
+            for cases in settings.groups():
+                group = [Measured(case) for case in cases]
+                report.measured += group
+                _measure_group(group, settings.rounds, probe, steps)
+                on_group(report, group)
+        report.complete = True
+    except KeyboardInterrupt:
+        report.interrupted = True
+        report.measured = [row for row in report.measured if row.samples or row.error]
+    finally:
+        torch.set_num_threads(threads)
+    report.end()
+    return report
+
+
+class _Steps:
+    def __init__(self, told: Callable[[int, int], None], total: int) -> None:
+        self._told, self._done, self._total = told, 0, total
+
+    def __call__(self) -> None:
+        self._done += 1
+        self._told(self._done, self._total)
+
+
+def _checked_device(device: str) -> str:
+    chosen = choose_device(device)
+    if chosen.type not in ("cpu", "cuda"):
+        raise ConfigError(f"only cpu and cuda devices can be timed, got {device!r}")
+    return str(chosen)
+
+
+def _measure_group(group: list[Measured], rounds: int, probe: Probe | None, steps: _Steps) -> None:
+    case = group[0].case
+    torch.set_num_threads(case.threads)
+    watches: list[tuple[_Stopwatch, Measured]] = []
+    for row in group:
+        watch = _made_ready(row, probe)
+        if watch is not None:
+            row.calls = watch.calls
+            row.samples = watch.samples
+            watches.append((watch, row))
+        steps()
+    if watches:
+        ceiling = _Stopwatch(_product(case), case.device)
+        for _, row in watches:
+            row.ceiling_samples = ceiling.samples
+        for turn in range(rounds):
+            ceiling.sample()
+            for watch, row in watches if turn % 2 == 0 else reversed(watches):
+                _take(watch, row)
+            steps()
+    if case.device.startswith("cuda"):
+        torch.cuda.empty_cache()
+
+
+def _made_ready(row: Measured, probe: Probe | None) -> _Stopwatch | None:
+    """Measure its memory, build and warm it up here; None, with the reason in the row, where that fails."""
+    case = row.case
+    row.cost = _cost(split_variant(case.model)[0], (case.height, case.width), case.batch)
+    if probe is not None:
+        found = probe(case)
+        row.error = found.get("error")
+        if row.error:
+            return None
+        row.memory = found
+    try:
+        return _Stopwatch(prepare(case), case.device)
+    except FAILURES as error:
+        row.error = reason(error)
+        return None
+
+
+def _take(watch: _Stopwatch, row: Measured) -> None:
+    if row.error is None:
+        try:
+            watch.sample()
+        except FAILURES as error:
+            row.error = reason(error)
+
+
+@lru_cache
+def _cost(name: str, size: tuple[int, int], batch: int) -> Cost | None:
+    """What a case takes; None where the model cannot be counted, which need not keep it from running."""
+    try:
+        return cost(name, size, batch=batch)
+    except FAILURES:
+        return None
+
+
+def _product(case: Case) -> Callable[[], object]:
+    """Return a matrix product of CEILING_SIDE in every direction, in the case's dtype."""
+    dtype = getattr(torch, case.dtype)
+    a, b = (torch.randn(CEILING_SIDE, CEILING_SIDE, device=case.device).to(dtype) for _ in range(2))
+    out = torch.empty_like(a)
+    return lambda: torch.mm(a, b, out=out)
