@@ -72,7 +72,8 @@ class FeaturePyramid(nn.Module):
         height, width = x.shape[-2:]
         out = []
         for op, place, stride in zip(self.ops, self.places, self.strides, strict=True):
-            out.append(op(maps[place])[..., : -(-height // stride), : -(-width // stride)])
+            tap = maps[place].to(x.dtype)  # the residual stream stays in float32 where weights and images are half
+            out.append(op(tap)[..., : -(-height // stride), : -(-width // stride)])
         return out
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
