@@ -1,7 +1,7 @@
-// The selective SSM in one pass. Every tile is taken in two phases: the rows of u and of their projections are made for
-// some tokens, then the states of some channels are advanced. With fewer images than threads the threads share each
-// image, splitting the first phase by tokens and the second by channels; the tile's rows are double-buffered, so one
-// barrier between the phases is enough.
+// The selective SSM in one pass. Two steps for every tile of tokens: project its rows of u, then advance the states of
+// its channels from the projections. With as many images as threads each thread does both steps tile by tile, and the
+// rows of u stay in cache between them. With fewer, the threads share an image: all tiles are projected first, each by
+// whoever is free, then each thread advances channels of its own along the whole image; only projections are kept.
 #include "slice.h"
 #include "ssm.h"
 
@@ -83,25 +83,22 @@ struct Parameters {
     }
 };
 
-// What the threads of a team share: two tiles' rows, and the states.
-struct TileRows {
+// Scratch of one thread, or of a team for the states and the projections.
+struct Scratch {
     int64_t u_stride;
     std::vector<float> memory;
-    float *u[2], *projected[2];  // [T][u_stride], [T][width]
-    float* h;                    // [blocks][N][W]
+    float* u;          // [T][u_stride]
+    float* projected;  // [T][width]
+    float* h;          // [blocks][N][W]
 
-    TileRows(const vssm_ssm& s, int64_t width) {
+    Scratch(const vssm_ssm& s, int64_t width) {
         // An odd number of cache lines between rows spreads a column of the tile over all sets of the cache.
         const int64_t channels = round_up(s.channels, W), lines = round_up(channels, LINE) / LINE;
         u_stride = (lines | 1) * LINE;
-        memory.resize(static_cast<size_t>(2 * T * (u_stride + width) + s.states * channels));
-        float* next = memory.data();
-        for (int i = 0; i < 2; ++i) {
-            u[i] = next;
-            projected[i] = next + T * u_stride;
-            next += T * (u_stride + width);
-        }
-        h = next;
+        memory.resize(static_cast<size_t>(T * (u_stride + width) + s.states * channels));
+        u = memory.data();
+        projected = u + T * u_stride;
+        h = projected + T * width;
     }
 };
 
@@ -121,157 +118,191 @@ void project(const float* u, int64_t u_stride, int64_t channels, const float* w,
     unroll<TOKENS>([&](auto t) { unroll<V>([&](auto v) { sum[t * V + v].store(out + t * width + v * W); }); });
 }
 
-// Which of the team's threads this is.
-struct Member {
-    int index, team;
-};
-
-// One image, by one member of the team that works on it.
+// One direction of one image.
 template <class E>
-class ImageScan {
+class DirectionPass {
   public:
-    ImageScan(const vssm_ssm& s, const std::vector<Parameters>& parameters, int64_t image, TileRows& rows, Member member)
+    DirectionPass(const vssm_ssm& s, const Parameters& parameters, int64_t image, int64_t k, Scratch& scratch)
         : s_(s),
-          parameters_(parameters),
-          rows_(rows),
-          member_(member),
+          p_(parameters),
+          walk_(s.walks[k]),
+          tiles_(walk_),
+          scratch_(scratch),
           x_(s.x, image, 0),
-          z_(s.z, image, 0),
-          y_(s.y, image, 0),
-          sum_(s.sum, image, 0),
-          width_(parameters[0].width),
-          blocks_((s.channels + W - 1) / W),
-          first_block_(blocks_ * member.index / member.team),
-          end_block_(blocks_ * (member.index + 1) / member.team) {}
+          sink_{Rows<E>(s.y, image, 0), Rows<E>(s.z, image, 0), Rows<float>(s.sum, image, 0),
+                s.cover == VSSM_COVER_EACH && k + 1 < s.directions, s.cover == VSSM_COVER_EACH && k > 0,
+                s.z.data != nullptr},
+          reversed_(s.taps && s.reverse[k]),
+          padded_(round_up(s.channels, W)) {}
 
+    // Both steps, tile by tile, for all channels.
     void run() {
-        int buffer = 0;
-        for (int64_t k = 0; k < s_.directions; ++k) {
-            const vssm_walk& walk = s_.walks[k];
-            const Tiles tiles(walk);
-            const Sink<E> sink{y_, z_, sum_, s_.cover == VSSM_COVER_EACH && k + 1 < s_.directions,
-                               s_.cover == VSSM_COVER_EACH && k > 0, s_.z.data != nullptr};
-            const int64_t all = tiles.count();
-            if (all > 0) next_.set(walk, 0, tiles.steps(0));
-            for (int64_t tile = 0; tile < all; ++tile, buffer ^= 1) {
-                const int count = tiles.steps(tile), next_count = tile + 1 < all ? tiles.steps(tile + 1) : 0;
-                places_ = next_;
-                if (next_count) next_.set(walk, tiles.first(tile + 1), next_count);
-                make_rows(k, count, rows_.u[buffer], rows_.projected[buffer]);
-                if (member_.team > 1) {
-#pragma omp barrier
-                }
-                start_fetching(sink, next_count);
-                const int64_t states = s_.states * W;
-                if (tiles.starts_anew(tile))
-                    std::fill_n(rows_.h + first_block_ * states, (end_block_ - first_block_) * states, 0.f);
-                for (int64_t block = first_block_; block < end_block_; ++block)
-                    for (int at = 0; at < count; at += S)
-                        advance_slice(sink, k, block, at, count, rows_.u[buffer], rows_.projected[buffer]);
-            }
+        start(0, padded_ / W);
+        for (int64_t tile = 0; tile < tiles_.count(); ++tile) {
+            enter(tile);
+            project_tile(tile, scratch_.projected);
+            advance_tile(tile, scratch_.projected, scratch_.u);
+        }
+    }
+
+    // The first step of one tile: out [steps][width].
+    void project_alone(int64_t tile, float* out) {
+        places_.set(walk_, tiles_.first(tile), tiles_.steps(tile));
+        project_tile(tile, out);
+    }
+
+    // The second step of all tiles for some blocks of channels; projected [tiles][T][width].
+    void advance_alone(const float* projected, int64_t first_block, int64_t end_block) {
+        start(first_block, end_block);
+        for (int64_t tile = 0; tile < tiles_.count(); ++tile) {
+            enter(tile);
+            advance_tile(tile, projected + tile * T * p_.width, nullptr);
         }
     }
 
   private:
-    // The member's share of a tile's tokens, in whole groups.
-    std::pair<int, int> tokens_of(int count) const {
-        const int groups = (count + TOKENS - 1) / TOKENS;
-        return {groups * member_.index / member_.team * TOKENS,
-                std::min(groups * (member_.index + 1) / member_.team * TOKENS, count)};
+    void start(int64_t first_block, int64_t end_block) {
+        first_block_ = first_block;
+        end_block_ = end_block;
+        if (tiles_.count() > 0) next_.set(walk_, 0, tiles_.steps(0));
+        if (sink_.to_sum || sink_.add_sum) ahead_.add(sink_.sum, first_block * W, true);
+        if (!sink_.to_sum && !sink_.add_sum) ahead_.add(sink_.y, first_block * W, true);
+        if (!sink_.to_sum && sink_.gate) ahead_.add(sink_.z, first_block * W, true);
+        ahead_.add(x_, first_block * W, false);
     }
 
-    void make_rows(int64_t k, int count, float* u, float* projected) {
-        const Parameters& p = parameters_[static_cast<size_t>(k)];
-        const auto [first, end] = tokens_of(count);
-        for (int t = first; t < end; ++t) {
-            if (s_.taps)
-                convolve(k, places_.reads[t], p, u + t * rows_.u_stride);
-            else
-                for (int64_t c = 0; c < s_.channels; c += W)
-                    load(x_.row(places_.reads[t]) + c, lanes_at(c)).store(u + t * rows_.u_stride + c);
-        }
-        for (int t = first; t < end; t += TOKENS) {  // the last group may end in rows of an earlier tile: no matter
-            const float* rows = u + t * rows_.u_stride;
-            float* out = projected + t * width_;
+    void enter(int64_t tile) {
+        places_ = next_;
+        const int next_count = tile + 1 < tiles_.count() ? tiles_.steps(tile + 1) : 0;
+        if (next_count) next_.set(walk_, tiles_.first(tile + 1), next_count);
+        ahead_.start(next_, next_count, end_block_ - first_block_);
+    }
+
+    void project_tile(int64_t tile, float* out) {
+        const int count = tiles_.steps(tile);
+        const int64_t stride = scratch_.u_stride, width = p_.width;
+        for (int t = 0; t < count; ++t) make_row(places_.reads[t], scratch_.u + t * stride);
+        for (int t = 0; t < count; t += TOKENS) {  // the last group may end in rows of an earlier tile: no matter
+            const float* rows = scratch_.u + t * stride;
             int64_t v = 0;
-            for (; v + VECTORS * W <= width_; v += VECTORS * W)
-                project<VECTORS>(rows, rows_.u_stride, s_.channels, p.x_proj + v, width_, out + v);
-            if (width_ - v == 2 * W) project<2>(rows, rows_.u_stride, s_.channels, p.x_proj + v, width_, out + v);
-            if (width_ - v == W) project<1>(rows, rows_.u_stride, s_.channels, p.x_proj + v, width_, out + v);
+            for (; v + VECTORS * W <= width; v += VECTORS * W)
+                project<VECTORS>(rows, stride, s_.channels, p_.x_proj + v, width, out + t * width + v);
+            if (width - v == 2 * W) project<2>(rows, stride, s_.channels, p_.x_proj + v, width, out + t * width + v);
+            if (width - v == W) project<1>(rows, stride, s_.channels, p_.x_proj + v, width, out + t * width + v);
         }
     }
 
-    void convolve(int64_t k, int64_t token, const Parameters& p, float* out) const {
-        const int64_t stride = round_up(s_.channels, W);
-        const E* rows[MOST_TAPS];
-        const float* weights[MOST_TAPS];
-        int used = 0;
-        for (int64_t tap = 0; tap < s_.taps; ++tap) {
-            const int64_t past = s_.taps - 1 - tap, from = s_.reverse[k] ? token + past : token - past;
-            if (from < 0 || from >= s_.tokens) continue;
-            rows[used] = x_.row(from);
-            weights[used++] = p.conv + tap * stride;
-        }
-        for (int64_t c = 0; c < s_.channels; c += W) {
-            const int lanes = lanes_at(c);
-            Vec a = Vec::load(p.conv_bias + c);
-            for (int i = 0; i < used; ++i) a = fma(Vec::load(weights[i] + c), load(rows[i] + c, lanes), a);
-            (a * sigmoid(a)).store(out + c);
-        }
+    // u of one token, all channels.
+    void make_row(int64_t token, float* out) const {
+        const Taps taps(*this, token);
+        for (int64_t c = 0; c < s_.channels; c += W) taps.u(c).store(out + c);
     }
 
-    void advance_slice(const Sink<E>& sink, int64_t k, int64_t block, int at, int tile_count, const float* u,
-                       const float* projected) {
-        const Parameters& p = parameters_[static_cast<size_t>(k)];
+    // The rows of x that u of one token is made of.
+    struct Taps {
+        Taps(const DirectionPass& pass, int64_t token) : pass_(pass) {
+            const vssm_ssm& s = pass.s_;
+            if (!s.taps) rows_[used_++] = pass.x_.row(token);
+            for (int64_t tap = 0; tap < s.taps; ++tap) {
+                const int64_t past = s.taps - 1 - tap, from = pass.reversed_ ? token + past : token - past;
+                if (from < 0 || from >= s.tokens) continue;
+                rows_[used_] = pass.x_.row(from);
+                weights_[used_++] = pass.p_.conv + tap * pass.padded_;
+            }
+        }
+        Vec u(int64_t channel) const {
+            const int lanes = pass_.lanes_at(channel);
+            if (!pass_.s_.taps) return load(rows_[0] + channel, lanes);
+            Vec a = Vec::load(pass_.p_.conv_bias + channel);
+            for (int i = 0; i < used_; ++i)
+                a = fma(Vec::load(weights_[i] + channel), load(rows_[i] + channel, lanes), a);
+            return a * sigmoid(a);
+        }
+
+      private:
+        const DirectionPass& pass_;
+        const E* rows_[MOST_TAPS];
+        const float* weights_[MOST_TAPS];
+        int used_ = 0;
+    };
+
+    // Advance the states of the pass's blocks; u holds the tile's rows, or is null and u is made again.
+    void advance_tile(int64_t tile, const float* projected, const float* u) {
+        const int64_t states = s_.states * W;
+        if (tiles_.starts_anew(tile))
+            std::fill_n(scratch_.h + first_block_ * states, (end_block_ - first_block_) * states, 0.f);
+        const int count = tiles_.steps(tile);
+        for (int64_t block = first_block_; block < end_block_; ++block)
+            for (int at = 0; at < count; at += S)
+                advance_slice(block, at, std::min(count - at, S), projected + at * p_.width,
+                              u ? u + at * scratch_.u_stride + block * W : nullptr);
+    }
+
+    void advance_slice(int64_t block, int at, int count, const float* projected, const float* u) {
         const int64_t channel = block * W, R = s_.rank, N = s_.states;
-        const int lanes = lanes_at(channel), count = std::min(tile_count - at, S);
         const int64_t* writes = places_.writes + at;
-        const float *u_rows = u + at * rows_.u_stride + channel, *rows = projected + at * width_;
         Slice slice;
-        const Vec skip = Vec::load(p.skip + channel), bias = Vec::load(p.dt_bias + channel);
-        const float* dt_proj = p.dt_proj + block * R * W;
+        widen_steps(projected, p_.dt_proj + block * R * W, Vec::load(p_.dt_bias + channel), slice.delta);
+        const Vec skip = Vec::load(p_.skip + channel);
         for (int t = 0; t < count; ++t) {
-            const Vec x = Vec::load(u_rows + t * rows_.u_stride);
-            Vec delta = bias;
-            for (int64_t r = 0; r < R; ++r) delta = fma(Vec::set(rows[t * width_ + r]), Vec::load(dt_proj + r * W), delta);
-            delta = softplus(delta);
+            const Vec x = u ? Vec::load(u + t * scratch_.u_stride) : Taps(*this, places_.reads[at + t]).u(channel);
+            const Vec delta = softplus(Vec::load(slice.delta + t * W));
             delta.store(slice.delta + t * W);
             (delta * x).store(slice.drive + t * W);
             (skip * x).store(slice.y + t * W);
         }
         Near near;
-        if (sink.to_sum || sink.add_sum) near.add(sink.sum, channel, writes, count);
-        if (!sink.to_sum && !sink.add_sum) near.add(sink.y, channel, writes, count);
-        if (!sink.to_sum && sink.gate) near.add(sink.z, channel, writes, count);
+        if (sink_.to_sum || sink_.add_sum) near.add(sink_.sum, channel, writes, count);
+        if (!sink_.to_sum && !sink_.add_sum) near.add(sink_.y, channel, writes, count);
+        if (!sink_.to_sum && sink_.gate) near.add(sink_.z, channel, writes, count);
         for_state_groups<STATE_GROUP>(N, [&](int64_t n, auto size) {
             const int64_t state = (block * N + n) * W;
-            advance<size>(slice, count, p.rate + state, rows + R + n, rows + R + N + n, width_, rows_.h + state,
-                          n == 0 ? &ahead_ : nullptr, near);
+            advance<size>(slice, count, p_.rate + state, projected + R + n, projected + R + N + n, p_.width,
+                          scratch_.h + state, n == 0 ? &ahead_ : nullptr, near);
         });
-        emit(slice, writes, count, channel, lanes, sink);
+        emit(slice, writes, count, channel, lanes_at(channel), sink_);
     }
 
-    // Next tile's tokens of x that this member will need whole, and its own channels of what it will write.
-    void start_fetching(const Sink<E>& sink, int next_count) {
-        ahead_ = Ahead();
-        if (sink.to_sum || sink.add_sum) ahead_.add(sink.sum, first_block_ * W, true);
-        if (!sink.to_sum && !sink.add_sum) ahead_.add(sink.y, first_block_ * W, true);
-        if (!sink.to_sum && sink.gate) ahead_.add(sink.z, first_block_ * W, true);
-        ahead_.add(x_, first_block_ * W, false);
-        ahead_.start(next_, next_count, end_block_ - first_block_);
+    // The step sizes of a slice before softplus, [S][W], from their low-rank form: a few tokens side by side, so that
+    // the sums of different tokens overlap.
+    void widen_steps(const float* low_rank, const float* weight, Vec bias, float* out) const {
+        for (int t = 0; t < S; t += TOKENS) {
+            Vec sum[TOKENS];
+            unroll<TOKENS>([&](auto i) { sum[i] = bias; });
+            for (int64_t r = 0; r < s_.rank; ++r) {
+                const Vec w = Vec::load(weight + r * W);
+                unroll<TOKENS>([&](auto i) { sum[i] = fma(Vec::set(low_rank[(t + i) * p_.width + r]), w, sum[i]); });
+            }
+            unroll<TOKENS>([&](auto i) { sum[i].store(out + (t + i) * W); });
+        }
     }
 
     int lanes_at(int64_t channel) const { return static_cast<int>(std::min<int64_t>(s_.channels - channel, W)); }
 
     const vssm_ssm& s_;
-    const std::vector<Parameters>& parameters_;
-    TileRows& rows_;
-    const Member member_;
-    const Rows<E> x_, z_, y_;
-    const Rows<float> sum_;
-    const int64_t width_, blocks_, first_block_, end_block_;
+    const Parameters& p_;
+    const vssm_walk& walk_;
+    const Tiles tiles_;
+    Scratch& scratch_;
+    const Rows<E> x_;
+    const Sink<E> sink_;
+    const bool reversed_;
+    const int64_t padded_;
+    int64_t first_block_ = 0, end_block_ = 0;
     Places places_ = {}, next_ = {};
     Ahead ahead_;
+};
+
+// The projections of one image that its threads share, [K][tiles][T][width].
+struct Projected {
+    std::vector<int64_t> first_tile;  // [K + 1]
+    std::vector<float> rows;
+
+    Projected(const vssm_ssm& s, int64_t width) {
+        first_tile.push_back(0);
+        for (int64_t k = 0; k < s.directions; ++k) first_tile.push_back(first_tile.back() + Tiles(s.walks[k]).count());
+        rows.resize(static_cast<size_t>(first_tile.back() * T * width));
+    }
 };
 
 template <class E>
@@ -280,15 +311,20 @@ void forward(const vssm_ssm& s) {
     for (int64_t k = 0; k < s.directions; ++k) parameters.emplace_back(s);
     const int64_t width = parameters[0].width, blocks = (s.channels + W - 1) / W;
     const bool together = s.batch < s.threads;
-    std::vector<TileRows> rows;
-    for (int i = 0; i < (together ? 1 : s.threads); ++i) rows.emplace_back(s, width);
+    std::vector<Scratch> scratch;
+    for (int i = 0; i < s.threads; ++i) scratch.emplace_back(s, width);
+    std::vector<Projected> shared;
+    if (together) shared.emplace_back(s, width);
+    const auto pass = [&](int64_t image, int64_t k, int64_t thread) {
+        return DirectionPass<E>(s, parameters[static_cast<size_t>(k)], image, k, scratch[static_cast<size_t>(thread)]);
+    };
 #pragma omp parallel num_threads(s.threads)
     {
         const FlushDenormals flush;
 #if defined(_OPENMP)
-        const Member self{omp_get_thread_num(), omp_get_num_threads()};
+        const int64_t self = omp_get_thread_num(), team = omp_get_num_threads();
 #else
-        const Member self{0, 1};
+        const int64_t self = 0, team = 1;
 #endif
 #pragma omp for schedule(static)
         for (int64_t i = 0; i < s.directions * blocks; ++i) {
@@ -298,15 +334,27 @@ void forward(const vssm_ssm& s) {
             else
                 p.template fill<float>(s, i / blocks, i % blocks);
         }
-        if (together) {
-            for (int64_t image = 0; image < s.batch; ++image) {
-                ImageScan<E>(s, parameters, image, rows[0], self).run();
-#pragma omp barrier  // the next image starts with the first of the two buffers again
+        for (int64_t image = 0; together && image < s.batch; ++image) {
+            Projected& projected = shared[0];
+            const auto rows = [&](int64_t k) {
+                return projected.rows.data() + projected.first_tile[static_cast<size_t>(k)] * T * width;
+            };
+            for (int64_t k = 0; k < s.directions; ++k) {
+                const auto direction = static_cast<size_t>(k);
+                const int64_t tiles = projected.first_tile[direction + 1] - projected.first_tile[direction];
+#pragma omp for schedule(dynamic, 1) nowait
+                for (int64_t tile = 0; tile < tiles; ++tile)
+                    pass(image, k, self).project_alone(tile, rows(k) + tile * T * width);
             }
-        } else {
+#pragma omp barrier
+            for (int64_t k = 0; k < s.directions; ++k)
+                pass(image, k, self).advance_alone(rows(k), blocks * self / team, blocks * (self + 1) / team);
+#pragma omp barrier  // the projections of the next image take the place of these
+        }
+        if (!together) {
 #pragma omp for schedule(dynamic, 1)
             for (int64_t image = 0; image < s.batch; ++image)
-                ImageScan<E>(s, parameters, image, rows[static_cast<size_t>(self.index)], {0, 1}).run();
+                for (int64_t k = 0; k < s.directions; ++k) pass(image, k, self).run();
         }
     }
 }
