@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
 
-from tests.recorded import VARIANTS, image, load
+from tests.recorded import VARIANTS, image, load, relative
 from vision_ssm.checkpoints import load_published
 from vision_ssm.checkpoints.vim import to_published
 from vision_ssm.models import create_model
-from vision_ssm.ops import explain
 
 LONG = ("tiny_patch16_384", "tiny_patch16_stride8_224")
 WITH_GRADIENTS = [name for name in VARIANTS if name not in LONG]
@@ -27,25 +25,10 @@ def cases(variants, always):
     return found
 
 
-@pytest.fixture
-def backend(request, monkeypatch):
-    if request.param == "cpu":
-        status = next(s for s in explain("cpu") if s.name == "cpu")
-        if not status.chosen:
-            pytest.skip(f"no C++ kernel: {status.reason}")
-    monkeypatch.setenv("VISION_SSM_BACKEND", request.param)
-    return request.param
-
-
 def published(recording):
     model = create_model(recording.model_name, **recording.options())
     load_published(model, {"model": recording.published_weights(), "epoch": 3})
     return model.eval()
-
-
-def relative(found, expected):
-    expected = torch.from_numpy(np.asarray(expected, dtype=np.float64))
-    return ((found.double() - expected).norm() / expected.norm()).item()
 
 
 @pytest.mark.parametrize(("variant", "backend"), cases(VARIANTS, ("cpu", "chunked")), indirect=["backend"])

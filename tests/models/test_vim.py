@@ -25,7 +25,7 @@ def count(name, **options):
         return sum(parameter.numel() for parameter in create_model(name, **options).parameters())
 
 
-@pytest.mark.parametrize(("name", "published"), PUBLISHED.items())
+@pytest.mark.parametrize(("name", "published"), [row for row in PUBLISHED.items() if row[0].startswith("vim_")])
 def test_published_parameter_counts(name, published):
     assert count(name) == published.params
 

@@ -14,12 +14,15 @@ from vision_ssm.training.config import TrainConfig
 from vision_ssm.training.recipes import find_recipe, list_recipes
 from vision_ssm.training.schedule import LearningRate, scaled_rate
 
-PUBLISHED = sorted(name for name in list_recipes() if name.startswith("vim_"))
+PUBLISHED = sorted(name for name in list_recipes() if name.startswith(("vim_", "vmamba_", "efficientvmamba_")))
 
 
 def test_the_papers_recipes_are_there() -> None:
-    sizes = ["vim_base_imagenet", "vim_small_imagenet", "vim_tiny_imagenet"]
-    assert sorted([*sizes, "vim_small_stride8_finetune", "vim_tiny_stride8_finetune"]) == PUBLISHED
+    vim = ["vim_base_imagenet", "vim_small_imagenet", "vim_tiny_imagenet"]
+    vmamba = ["vmamba_base_imagenet", "vmamba_small_imagenet", "vmamba_tiny_imagenet", "vmamba_v0_imagenet"]
+    efficient = [f"efficientvmamba_{size}_imagenet" for size in ("base", "small", "tiny")]
+    finetuning = ["vim_small_stride8_finetune", "vim_tiny_stride8_finetune"]
+    assert sorted([*vim, *finetuning, *vmamba, *efficient]) == PUBLISHED
 
 
 @pytest.mark.parametrize("name", list_recipes())
@@ -35,7 +38,7 @@ def test_every_published_number_has_its_source(name: str) -> None:
     for line in find_recipe(name).read_text(encoding="utf-8").splitlines():
         value, _, comment = line.partition("#")
         if re.search(r"\w+: *(\d|\[|true|false)", value):
-            assert re.search(r"\[(script|default|paper|inferred)\]", comment) or "epoch_lag" in value, line
+            assert re.search(r"\[(script|default|config|log|paper|inferred)\]", comment) or "epoch_lag" in value, line
 
 
 @pytest.mark.parametrize(
@@ -47,6 +50,8 @@ def test_every_published_number_has_its_source(name: str) -> None:
         ("vim_tiny_stride8_finetune", 8, 1e-5),
         ("vim_small_stride8_finetune", 8, 1e-5),
         ("vim_tiny_imagenet", 1, 1.25e-4),
+        ("vmamba_tiny_imagenet", 8, 1e-3),
+        ("vmamba_v0_imagenet", 8, 1e-3),
     ],
 )
 def test_learning_rate_used(name: str, processes: int, rate: float) -> None:
@@ -69,6 +74,33 @@ def test_published_schedule_is_that_of_the_official_loop() -> None:
         assert rate.set(epoch, epoch * 1251 + 600) == official.param_groups[0]["lr"], epoch
         scheduler.step(epoch)  # as there: the argument is the epoch that has just ended
     assert rate.set(0, 0) == rate.set(1, 1251) == 1e-6
+
+
+def test_a_cosine_that_follows_the_warm_up_is_that_of_vmamba_s_loop() -> None:
+    config = TrainConfig.load("vmamba_tiny_imagenet")
+    steps, warm = 300 * 10, 20 * 10
+    official, ours = optimizer(1e-3), optimizer(1e-3)
+    scheduler = CosineLRScheduler(
+        official, t_initial=steps - warm, lr_min=1e-5, warmup_t=warm, warmup_lr_init=1e-6, t_in_epochs=False,
+        warmup_prefix=True,
+    )  # fmt: skip
+    rate = LearningRate(ours, config, updates_per_epoch=10)
+    for update in range(0, steps + 20, 7):
+        scheduler.step_update(update)
+        assert rate.set(update // 10, update) == pytest.approx(official.param_groups[0]["lr"], rel=1e-12), update
+    assert rate.set(20, warm) == pytest.approx(1e-3)
+    with pytest.raises(ConfigError, match="leaves the cosine no epoch"):
+        TrainConfig.load("vmamba_tiny_imagenet", {"schedule.epochs": 20})
+
+
+@pytest.mark.parametrize("size", ["tiny", "small", "base"])
+def test_efficientvmamba_s_rate_is_the_log_s_whatever_the_batch(size: str) -> None:
+    config = TrainConfig.load(f"efficientvmamba_{size}_imagenet", {"data.batch_size": 32})
+    rate = LearningRate(optimizer(scaled_rate(config, 16)), config, updates_per_epoch=10)
+    assert rate.set(0, 0) == pytest.approx(1e-7)
+    assert rate.set(20, 200) == pytest.approx(2e-3)
+    assert rate.set(160, 1600) == pytest.approx((2e-3 + 1e-6) / 2)
+    assert rate.set(300, 3000) == pytest.approx(1e-6)
 
 
 def test_rate_per_update_does_not_depend_on_what_was_set_before() -> None:

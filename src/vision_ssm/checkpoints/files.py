@@ -6,6 +6,7 @@ import argparse
 import pickle
 import struct
 import zipfile
+from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +21,8 @@ __all__ = ["WEIGHT_KEYS", "Checkpoint", "read_checkpoint", "select_weights"]
 
 # What a training state may call its weights, per choice; the first one present is taken.
 WEIGHT_KEYS = {"model": ("model", "state_dict"), "model_ema": ("model_ema", "state_dict_ema")}
+
+_WRAPPER = "module."
 
 # What torch's restricted unpickler raises on bytes that are no checkpoint, or only part of one.
 _BROKEN = (
@@ -37,6 +40,11 @@ _BROKEN = (
 )
 
 
+# Types beyond tensors and plain containers that published files hold. yacs' configuration is a dictionary by nature and
+# is read as one, so that yacs is not needed and none of its code runs.
+_ADMITTED: list[Any] = [argparse.Namespace, (OrderedDict, "yacs.config.CfgNode")]
+
+
 class Checkpoint(NamedTuple):
     """Weights and whatever else the file says."""
 
@@ -48,7 +56,7 @@ def read_checkpoint(path: str | Path, *, weights: str = "model") -> Checkpoint:
     """Read a .safetensors or torch (.pth, .pt, .bin, .ckpt) file, bare weights or a whole training state.
 
     Pickles are read with torch's restricted unpickler; of types beyond tensors and plain containers only
-    argparse.Namespace is admitted, which the published files hold.
+    argparse.Namespace and yacs.config.CfgNode are admitted, which the published files hold.
 
     Args:
         path: the file.
@@ -99,6 +107,7 @@ def _split(state: Mapping[str, Any], weights: str, source: str) -> tuple[dict[st
         inner = state[key]
         skip = {*wrappers, "optimizer", "lr_scheduler", "scaler"}
         others = {k: vars(v) if isinstance(v, argparse.Namespace) else v for k, v in state.items() if k not in skip}
+    inner = _without_wrapper(inner)
     tensors = {name: value for name, value in inner.items() if isinstance(value, Tensor)}
     if not tensors or len(tensors) < len(inner):
         strange = [str(name) for name in inner if name not in tensors]
@@ -107,6 +116,13 @@ def _split(state: Mapping[str, Any], weights: str, source: str) -> tuple[dict[st
             f"{source} is not a dictionary of weights: " + (f"no tensor under {shown}" if strange else "it is empty")
         )
     return tensors, others
+
+
+def _without_wrapper(state: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Take off the 'module.' that DistributedDataParallel and timm's ModelEma put before every name, each once."""
+    while state and all(isinstance(name, str) and name.startswith(_WRAPPER) for name in state):
+        state = {name.removeprefix(_WRAPPER): value for name, value in state.items()}
+    return state
 
 
 def _read_safetensors(path: Path) -> Checkpoint:
@@ -119,7 +135,7 @@ def _read_safetensors(path: Path) -> Checkpoint:
 
 def _read_pickle(path: Path) -> Any:
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals(_ADMITTED):
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         wanted = _unsafe_globals(path) if zipfile.is_zipfile(path) else []
@@ -136,7 +152,7 @@ def _read_pickle(path: Path) -> Any:
 
 def _unsafe_globals(path: Path) -> list[str]:
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals(_ADMITTED):
             return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
     except (pickle.UnpicklingError, *_BROKEN):
         return []

@@ -1,18 +1,20 @@
-"""Fetching published files from the Hugging Face hub, with one clear error when that is impossible."""
+"""Fetching published files from the Hugging Face hub or a release page, with one clear error when that fails."""
 
 from __future__ import annotations
 
 import socket
+import sys
 import urllib.request
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import huggingface_hub
+import torch
 from huggingface_hub import constants
 
 from vision_ssm.errors import CheckpointError
 
-__all__ = ["download"]
+__all__ = ["download", "download_url"]
 
 
 def download(repo: str, filename: str, revision: str | None = None, cache_dir: str | Path | None = None) -> Path:
@@ -29,22 +31,54 @@ def download(repo: str, filename: str, revision: str | None = None, cache_dir: s
     except OSError as error:  # every hub error is one, "not in the cache" included
         told = str(error).splitlines()[0] if str(error) else type(error).__name__
         reason = told if reachable else "there is no network, and the cache does not hold it"
-        raise CheckpointError(
-            f"could not get {filename} from huggingface.co/{repo}{f' at {revision}' if revision else ''} ({reason}). "
-            f"Download the file where there is a network and give its path: "
-            f"pretrained_cfg_overlay=dict(file='{filename}') in Python, --checkpoint {filename} on the command line."
-        ) from None
+        place = f"huggingface.co/{repo}{f' at {revision}' if revision else ''}"
+        raise CheckpointError(_failure(filename, place, reason)) from None
     return Path(found)
 
 
-def _reachable() -> bool:
+def download_url(url: str, cache_dir: str | Path | None = None) -> Path:
+    """Return the local path of a file on the web, downloading it unless it is in the cache.
+
+    Args:
+        url: of a release file; its last part, unquoted, is the name in the cache.
+        cache_dir: folder of downloaded files; None for the one that torch.hub uses.
+
+    Raises:
+        CheckpointError: offline and not cached, or the server refuses; names the file, the page and the way out.
+    """
+    address = urlsplit(url)
+    filename = unquote(address.path).rpartition("/")[2]
+    path = Path(cache_dir or Path(torch.hub.get_dir()) / "checkpoints") / filename
+    if path.is_file():
+        return path
+    reachable = _reachable(address.hostname or "")
+    try:
+        if not reachable:
+            raise OSError
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(url, str(path), progress=sys.stderr.isatty())
+    except OSError as error:  # urllib's are all of this kind
+        reason = str(error) if reachable else f"there is no network, and {path.parent} does not hold it"
+        raise CheckpointError(_failure(filename, url.rpartition("/")[0], reason)) from None
+    return path
+
+
+def _failure(filename: str, place: str, reason: str) -> str:
+    return (
+        f"could not get {filename} from {place} ({reason}). "
+        f"Download the file where there is a network and give its path: "
+        f"pretrained_cfg_overlay=dict(file='{filename}') in Python, --checkpoint {filename} on the command line."
+    )
+
+
+def _reachable(host: str | None = urlsplit(constants.ENDPOINT).hostname) -> bool:
     """Tell at once what the hub client finds out after half a minute of retries: whether there is a network at all."""
     if constants.HF_HUB_OFFLINE:
         return False
     if urllib.request.getproxies():
         return True
     try:
-        socket.getaddrinfo(urlsplit(constants.ENDPOINT).hostname, None)
+        socket.getaddrinfo(host, None)
     except OSError:
         return False
     return True

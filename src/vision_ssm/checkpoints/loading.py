@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import Any, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor, nn
 
-from vision_ssm.checkpoints import vim
+from vision_ssm.checkpoints import efficient_vmamba, vim, vmamba
 from vision_ssm.checkpoints.files import select_weights
 from vision_ssm.errors import CheckpointError, ConfigError
 
@@ -17,18 +18,19 @@ __all__ = ["POSITION_RULES", "PublishedModel", "convert", "load_published"]
 # How a position table of another grid is fitted: at its true places, or as the published fine-tuning did.
 POSITION_RULES = ("grid", "published")
 
-_LAYOUTS = {"vim": vim}
+_LAYOUTS = {"efficient_vmamba": efficient_vmamba, "vim": vim, "vmamba": vmamba}
 _SHOWN = 8
 
 
 @runtime_checkable
 class PublishedModel(Protocol):
-    """What a model offers for its published checkpoints to be loaded."""
+    """What a model offers for its published checkpoints to be loaded.
+
+    One with a position table ``pos_embed`` also has ``fit_positions(table, rule)``, which resizes a table of another
+    grid to the model's.
+    """
 
     published_layout: str
-
-    def fit_positions(self, table: Tensor, rule: str) -> Tensor:
-        """Resize a position table of another grid to the model's."""
 
 
 def load_published(
@@ -61,7 +63,7 @@ def convert(
         model: one of this library's models.
         state: bare weights, published layout or ours.
         positions: see :func:`load_published`.
-        replaceable: prefixes of names that may have any shape or be missing, because the caller replaces them.
+        replaceable: names (ours) that may have any shape or be missing, because the caller replaces them.
 
     Raises:
         CheckpointError, ConfigError: as :func:`load_published`.
@@ -72,12 +74,16 @@ def convert(
         raise ConfigError(f"positions must be one of {', '.join(POSITION_RULES)}, got {positions!r}")
     layout = _LAYOUTS[model.published_layout]
     own = model.state_dict()
+    # A layout that was published in several spellings brings all of them to one.
+    fitted = dict(getattr(layout, "canonical", dict)(state))
     table, expected_table = state.get("pos_embed"), own.get("pos_embed")
-    fitted = dict(state)
     if table is not None and expected_table is not None and table.shape != expected_table.shape:
         fitted["pos_embed"] = _fitted_table(model, table, positions, own, state)
-    expected = layout.to_published(own) if layout.is_published(state) else own
-    problems = _differences(expected, fitted, replaceable)
+    skip = dict.fromkeys(replaceable, torch.empty(0))
+    expected = own
+    if layout.is_published(state):
+        expected, skip = layout.to_published(own), layout.to_published(skip)
+    problems = _differences(expected, fitted, skip.keys())
     if problems:
         raise CheckpointError(f"these weights do not fit {type(model).__name__}: {'; '.join(problems)}")
     converted: dict[str, Tensor] = layout.to_ours(fitted)
@@ -85,26 +91,31 @@ def convert(
 
 
 def _fitted_table(
-    model: PublishedModel, table: Tensor, rule: str, own: Mapping[str, Tensor], state: Mapping[str, Tensor]
+    model: Any, table: Tensor, rule: str, own: Mapping[str, Tensor], state: Mapping[str, Tensor]
 ) -> Tensor:
     """Resize the table if all else about tokens agrees; otherwise leave it for the comparison to report."""
+    expected = own["pos_embed"]
+    resizable = table.dim() == expected.dim() and (
+        _is_sequence_of(table, own, state) if table.dim() == 3 else table.shape[:-2] == expected.shape[:-2]
+    )
+    fitted: Tensor = model.fit_positions(table, rule) if resizable else table
+    return fitted
+
+
+def _is_sequence_of(table: Tensor, own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> bool:
+    """Tell whether table [1, rows, D] is a square grid and the class tokens that both sides have."""
 
     def tokens(names: Mapping[str, Tensor]) -> set[str]:
         return {name for name in names if name.startswith("cls_token")}
 
-    if table.dim() != 3 or table.shape[2] != own["pos_embed"].shape[2] or tokens(own) != tokens(state):
-        return table
+    if table.shape[2] != own["pos_embed"].shape[2] or tokens(own) != tokens(state):
+        return False
     rows = table.shape[1] - len(tokens(own))
-    if math.isqrt(max(rows, 0)) ** 2 != rows or rows < 1:
-        return table
-    return model.fit_positions(table, rule)
+    return rows > 0 and math.isqrt(rows) ** 2 == rows
 
 
-def _differences(expected: Mapping[str, Tensor], given: Mapping[str, Tensor], skip: tuple[str, ...]) -> list[str]:
-    def relevant(names: Mapping[str, Tensor]) -> set[str]:
-        return {name for name in names if not (skip and name.startswith(skip))}
-
-    wanted, present = relevant(expected), relevant(given)
+def _differences(expected: Mapping[str, Tensor], given: Mapping[str, Tensor], skip: Set[str]) -> list[str]:
+    wanted, present = expected.keys() - skip, given.keys() - skip
     shapes = [
         f"{name} is {list(given[name].shape)} instead of {list(expected[name].shape)}"
         for name in sorted(wanted & present)

@@ -9,15 +9,22 @@ from torch import nn
 
 from vision_ssm.errors import ConfigError, suggestion
 
-__all__ = ["FAMILIES", "create_model", "list_models"]
+__all__ = ["FAMILIES", "create_model", "list_models", "require_model"]
 
 # The modules (last part of their names, as timm files them) that register this library's models.
-FAMILIES = ("vim_variants",)
+FAMILIES = ("vim_variants", "vmamba_variants", "efficient_vmamba_variants")
 
 
 def list_models() -> list[str]:
     """Names of this library's models; the ``..._pyramid`` forms for dense tasks are left out."""
     return [name for name in timm.list_models(module=list(FAMILIES)) if not name.endswith("_pyramid")]
+
+
+def require_model(name: str) -> None:
+    """Raise ConfigError, with the nearest name, unless a model of that name is registered with timm."""
+    if not timm.is_model(name):
+        near = suggestion(name, list_models()) or suggestion(name, timm.list_models())
+        raise ConfigError(f"there is no model {name!r}.{near} `vision-ssm models` lists this library's models.")
 
 
 def create_model(
@@ -44,9 +51,7 @@ def create_model(
         ConfigError: unknown model or option, with the nearest name, or a value out of range.
         CheckpointError: pretrained weights cannot be had or do not fit.
     """
-    if not timm.is_model(name):
-        near = suggestion(name, list_models()) or suggestion(name, timm.list_models())
-        raise ConfigError(f"there is no model {name!r}.{near} `vision-ssm models` lists this library's models.")
+    require_model(name)
     given = {"num_classes": num_classes, "img_size": img_size, "in_chans": in_chans, **options}
     chosen = {option: value for option, value in given.items() if value is not None}
     try:

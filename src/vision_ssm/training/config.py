@@ -163,6 +163,9 @@ class ScheduleConfig(Section):
     )
     warmup_epochs: float = setting(0.0, "Linear rise from warmup_lr at the start; part of epochs.", at_least=0)
     warmup_lr: float = setting(0.0, "Learning rate at the start of the warm-up.", at_least=0)
+    warmup_prefix: bool = setting(
+        False, "The cosine begins after the warm-up and spans the epochs left, instead of running on beneath it."
+    )
     min_lr: float = setting(0.0, "Learning rate at the end of the cosine.", at_least=0)
     per: Literal["update", "epoch"] = setting("update", "Whether the rate moves at each update or each epoch.")
     epoch_lag: int = setting(
@@ -227,6 +230,8 @@ class TrainConfig(Section):
                 f"schedule.warmup_epochs ({self.schedule.warmup_epochs:g}) is longer than schedule.epochs "
                 f"({self.schedule.epochs})."
             )
+        if self.schedule.warmup_prefix and self.schedule.warmup_epochs == self.schedule.epochs:
+            raise ConfigError("schedule.warmup_prefix leaves the cosine no epoch; shorten warmup_epochs.")
         for low, high, key in ((*self.augment.scale, "scale"), (*self.augment.ratio, "ratio")):
             if low > high:
                 raise ConfigError(f"augment.{key} must be [smallest, largest], got [{low:g}, {high:g}].")

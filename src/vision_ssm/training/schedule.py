@@ -26,7 +26,8 @@ class LearningRate:
 
     With ``per: epoch`` and ``epoch_lag: 1`` epoch e runs at f(max(0, e - 1)), which is what calling timm's
     ``scheduler.step(epoch)`` after epoch ``epoch`` gives, as the official code does; the warm-up then takes one epoch
-    more than it says, and the cosine ends one epoch early. timm's cosine is not shifted by the warm-up.
+    more than it says, and the cosine ends one epoch early. timm's cosine is not shifted by the warm-up unless
+    ``warmup_prefix`` says so; then it spans the epochs after it.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, config: TrainConfig, updates_per_epoch: int) -> None:
@@ -39,8 +40,9 @@ class LearningRate:
         self._scheduler, _ = create_scheduler_v2(
             optimizer,
             sched=schedule.name,
-            num_epochs=schedule.epochs,
+            num_epochs=schedule.epochs - (schedule.warmup_epochs if schedule.warmup_prefix else 0),  # type: ignore[arg-type]
             warmup_epochs=schedule.warmup_epochs,  # type: ignore[arg-type]  # fractions of an epoch are fine
+            warmup_prefix=schedule.warmup_prefix,
             warmup_lr=schedule.warmup_lr,
             min_lr=schedule.min_lr,
             step_on_epochs=not self._per_update,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from torch import nn
@@ -25,30 +26,25 @@ def load_start(model: nn.Module, path: str | Path, *, positions: str = "grid") -
     Raises:
         CheckpointError: not a weights file, or weights of another model, listing names and shapes.
     """
-    given = read_checkpoint(path).weights
+    weights = read_checkpoint(path).weights
     own = model.state_dict()
-    heads = _classifier_prefixes(model)
-    mismatched = [
-        name
-        for name, tensor in own.items()
-        if name.startswith(heads) and (name not in given or given[name].shape != tensor.shape)
-    ]
-    replaced = heads if heads and mismatched else ()
+    head = _classifier_names(model, own)
     try:
-        weights = dict(given)
         if isinstance(model, PublishedModel):
-            weights = convert(model, given, positions=positions, replaceable=replaced)
-        kept = {name: tensor for name, tensor in own.items() if replaced and name.startswith(replaced)}
-        loaded = {name: tensor for name, tensor in weights.items() if not (replaced and name.startswith(replaced))}
-        model.load_state_dict({**loaded, **kept}, strict=True)
+            weights = convert(model, weights, positions=positions, replaceable=head)
+        mismatched = [name for name in head if name not in weights or weights[name].shape != own[name].shape]
+        kept = {name: own[name] for name in head} if mismatched else {}
+        model.load_state_dict({**weights, **kept}, strict=True)
     except (CheckpointError, RuntimeError) as error:
         raise CheckpointError(f"{path}: {error}") from error
-    if not replaced:
+    if not mismatched:
         return []
-    was = next((f" for {len(given[name])} classes" for name in mismatched if name in given), "")
+    was = next((f" for {len(weights[name])} classes" for name in mismatched if name in weights), "")
     return [f"{path}: its classifier{was} does not fit these classes; a new one starts from random weights."]
 
 
-def _classifier_prefixes(model: nn.Module) -> tuple[str, ...]:
+def _classifier_names(model: nn.Module, own: Iterable[str]) -> tuple[str, ...]:
+    """Names of the classifier's parameters, of which a model may have several (distilled ones) or none."""
     names = getattr(model, "pretrained_cfg", {}).get("classifier") or ()
-    return tuple(f"{name}." for name in ([names] if isinstance(names, str) else names))
+    prefixes = tuple(f"{name}." for name in ([names] if isinstance(names, str) else names))
+    return tuple(name for name in own if prefixes and name.startswith(prefixes))

@@ -1,0 +1,130 @@
+"""EfficientVMamba's token mixer: a gated scan over four interleaved quarters of the map (atrous, skip sampling)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vision_ssm.errors import ConfigError
+from vision_ssm.layers.ssm import ScanParameters
+from vision_ssm.ops import Traversal
+
+__all__ = ["AtrousSSM", "EfficientSS2D", "atrous_traversals"]
+
+STEP = 2
+
+
+def atrous_traversals(height: int, width: int) -> list[Traversal]:
+    """The four walks over an even ``height x width`` map: every pixel is on exactly one of them, k = row + 2 column.
+
+    Offsets (0, 0) and (0, 1) go row by row, (1, 0) and (1, 1) column by column; none is reversed.
+    """
+    return [
+        Traversal.subgrid(height, width, step=STEP, row=row, column=column, column_major=row == 1)
+        for column in range(STEP)
+        for row in range(STEP)
+    ]
+
+
+class AtrousSSM(ScanParameters):
+    """Selective scan in which each token belongs to one of four groups with parameters of their own.
+
+    A token's step, input and output matrices come from its own group's weights, so there is one of each per token and
+    a scan of the four groups costs as much as one of the whole map. The tokens are not sorted into groups: all are
+    multiplied by the weights of all four (a narrow product), and what is not their own is left out of the result.
+
+    Args:
+        channels: C, the inner width.
+        states: N per channel.
+        rank: R, the width of the step-size bottleneck.
+        step: distance of the tokens of a group along rows and columns; 2 only.
+
+    Raises:
+        ConfigError: another step.
+
+    Source: EfficientVMamba, arXiv:2403.09977, section 3.2, with the offsets of its code (eq. 5 of the paper gives
+    others).
+    """
+
+    def __init__(self, channels: int, *, states: int = 16, rank: int | None = None, step: int = STEP) -> None:
+        if step != STEP:
+            raise ConfigError(
+                f"step must be 2, got {step!r}: there are four groups of weights, which cover a map in steps of 2 and "
+                "no other (a step of 3 would leave 5 of 9 pixels without a result)"
+            )
+        super().__init__(channels, directions=STEP * STEP, states=states, rank=rank)
+
+    def forward(self, u: Tensor) -> Tensor:
+        """Project and scan a map u [B, H, W, C] of even height and width; returns the same shape."""
+        batch, height, width, channels = u.shape
+        walks = atrous_traversals(height, width)
+        scanned = self.one_pass(u.flatten(1, 2), None, walks)
+        if scanned is not None:
+            return scanned.view(u.shape)
+        tokens, squares = (batch, 1, height * width, -1), (batch, height // STEP, STEP, width // STEP, STEP)
+        down, up = self.x_proj_weight[:, : self.rank], self.x_proj_weight[:, self.rank :]
+        # Only the own group's part of the bottleneck is let through, so one product with the weights of all widens it.
+        low_rank = F.linear(u, down.flatten(0, 1)).view(*squares, -1) * self._own(u)
+        delta = F.linear(low_rank.view(tokens), self.dt_proj_weight.transpose(0, 1).flatten(1))
+        # [row parity, column parity] of a token against those of a group: the diagonals are the own group's.
+        every = F.linear(u, up.flatten(0, 1)).view(*squares, STEP, STEP, -1)
+        own = every.diagonal(dim1=2, dim2=6).diagonal(dim1=3, dim2=4).permute(0, 1, 4, 2, 5, 3)
+        b, c = own.reshape(tokens).chunk(2, dim=-1)
+        y = self.scan(u.reshape(tokens), delta, b, c, None, walks)
+        return y.view(batch, height, width, channels)
+
+    def _own(self, like: Tensor) -> Tensor:
+        """Return [row parity, 1, column parity, 4R]: one at the R columns of group k = row + 2 column, else zero."""
+        one_hot = torch.eye(self.directions, dtype=like.dtype, device=like.device).repeat_interleave(self.rank, dim=1)
+        return one_hot.view(STEP, 1, STEP, -1).transpose(0, 2)
+
+
+class EfficientSS2D(nn.Module):
+    """in_proj, depthwise 3 x 3 convolution, SiLU, atrous scan, LayerNorm, gate by SiLU(z), out_proj.
+
+    An odd height or width is rounded up with zeros after the convolution, and the result cropped. As published, the
+    zeros are tokens like the others: they bring in nothing, but the state decays on passing them.
+
+    Args:
+        channels: D, the width of the tokens; the step rank is ceil(D / 16).
+        states: N per channel.
+        ratio: inner width over D.
+        step: see :class:`AtrousSSM`.
+
+    Source: EfficientVMamba, arXiv:2403.09977, section 3.2, and its code (TerryPei/EfficientVMamba,
+    classification/models/vmamba_efficient.py).
+    """
+
+    def __init__(self, channels: int, *, states: int = 16, ratio: float = 2.0, step: int = STEP) -> None:
+        super().__init__()
+        inner = int(ratio * channels)
+        if inner < 1:
+            raise ConfigError(f"ssm_ratio={ratio!r} leaves no inner channels of {channels}; it must be positive")
+        if isinstance(states, bool) or not isinstance(states, int) or states < 1:
+            raise ConfigError(f"d_state must be a whole number of at least 1, got {states!r}")
+        # The rows of in_proj are the scanned half, then the gate; multiplied apart, each result is a whole map.
+        self.in_proj = nn.Linear(channels, 2 * inner, bias=False)
+        self.conv = nn.Conv2d(inner, inner, 3, padding=1, groups=inner)
+        self.ssm = AtrousSSM(inner, states=states, rank=math.ceil(channels / 16), step=step)
+        self.out_norm = nn.LayerNorm(inner)
+        self.out_proj = nn.Linear(inner, channels, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Mix tokens x [B, H, W, D]; returns the same shape."""
+        height, width = x.shape[1:3]
+        scanned, gate = self.in_proj.weight.chunk(2)
+        # A map with channels last is an image in the channels_last format: the permutations are views.
+        u = self.conv(F.linear(x, scanned).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        overwrite = not torch.is_grad_enabled()  # maps of this size cost more to allocate than to compute
+        u = F.silu(u, inplace=overwrite)
+        bottom, right = height % STEP, width % STEP
+        if bottom or right:
+            u = F.pad(u, (0, 0, 0, right, 0, bottom))
+        y = self.ssm(u)[:, :height, :width]
+        z = F.silu(F.linear(x, gate), inplace=overwrite)
+        normalised = self.out_norm(y)
+        result: Tensor = self.out_proj(normalised.mul_(z) if overwrite else normalised * z)
+        return result
