@@ -5,7 +5,7 @@
 #include "slice.h"
 #include "ssm.h"
 
-#include <iterator>
+#include <memory>
 
 #if defined(_OPENMP)
 #include <omp.h>
@@ -27,31 +27,66 @@ constexpr int TOKENS = 4;
 constexpr int VECTORS = 3;
 static_assert(T % TOKENS == 0, "a tile is projected in whole groups of tokens");
 
-inline float widened(float x) { return x; }
-inline float widened(bfloat16 x) { return widen(x); }
-
 int64_t round_up(int64_t x, int64_t unit) { return (x + unit - 1) / unit * unit; }
+
+// Transpose a matrix [rows][columns] to [columns][rows], rows rounded up to whole vectors with zeros.
+template <class P>
+void turn(const P* from, int64_t from_stride, int64_t rows, int64_t columns, float* to, int64_t to_stride) {
+    for (int64_t row = 0; row < rows; row += W)
+        for (int64_t column = 0; column < columns; column += W) {
+            const int64_t height = std::min<int64_t>(rows - row, W), width = std::min<int64_t>(columns - column, W);
+            Vec square[W];
+            for (int i = 0; i < W; ++i)
+                square[i] = i < height ? load(from + (row + i) * from_stride + column, static_cast<int>(width)) : Vec::set(0.f);
+            transpose(square);
+            for (int i = 0; i < width; ++i) square[i].store(to + (column + i) * to_stride + row);
+        }
+}
+
+
+// Memory that a thread keeps from call to call: fresh pages would cost a small map as much as the scan. It holds
+// parameters and a tile, a few MiB at most; what grows with the image is given back.
+class Arena {
+  public:
+    void reserve(int64_t floats) {
+        if (floats <= capacity_) return;
+        memory_.reset(new float[static_cast<size_t>(floats)]);
+        capacity_ = floats;
+    }
+    void rewind() { used_ = 0; }
+    float* take(int64_t floats) {
+        float* part = memory_.get() + used_;
+        used_ += floats;
+        return part;
+    }
+
+  private:
+    std::unique_ptr<float[]> memory_;
+    int64_t capacity_ = 0, used_ = 0;
+};
 
 // The parameters of one direction, rearranged so that every loop reads them in order; lanes beyond C hold zeros.
 struct Parameters {
-    int64_t width;  // of a row of projections: R + 2N rounded up to whole vectors
-    std::vector<float> memory;
+    int64_t width;            // of a row of projections: R + 2N rounded up to whole vectors
     float *conv, *conv_bias;  // [taps][blocks * W], [blocks * W]
-    float* x_proj;            // [C][width]
+    float* x_proj;            // [blocks * W][width]
     float* dt_proj;           // [blocks][R][W]
     float *dt_bias, *skip;    // [blocks * W]
     float* rate;              // [blocks][N][W]: A * log2(e)
 
-    explicit Parameters(const vssm_ssm& s) : width(round_up(s.rank + 2 * s.states, W)) {
+    static int64_t width_of(const vssm_ssm& s) { return round_up(s.rank + 2 * s.states, W); }
+    static int64_t size(const vssm_ssm& s) {
+        return round_up(s.channels, W) * (s.taps + 3 + width_of(s) + s.rank + s.states);
+    }
+    Parameters(const vssm_ssm& s, Arena& arena) : width(width_of(s)) {
         const int64_t channels = round_up(s.channels, W);
-        const int64_t sizes[] = {s.taps * channels, channels, s.channels * width, s.rank * channels,
-                                 channels,          channels, s.states * channels};
-        float** parts[] = {&conv, &conv_bias, &x_proj, &dt_proj, &dt_bias, &skip, &rate};
-        int64_t total = 0;
-        for (const int64_t size : sizes) total += size;
-        memory.resize(static_cast<size_t>(total));
-        float* next = memory.data();
-        for (size_t i = 0; i < std::size(sizes); next += sizes[i++]) *parts[i] = next;
+        conv = arena.take(s.taps * channels);
+        conv_bias = arena.take(channels);
+        x_proj = arena.take(channels * width);
+        dt_proj = arena.take(s.rank * channels);
+        dt_bias = arena.take(channels);
+        skip = arena.take(channels);
+        rate = arena.take(s.states * channels);
     }
 
     template <class P>
@@ -60,21 +95,16 @@ struct Parameters {
         const int64_t conv_set = s.convolutions == 1 ? 0 : k, set = s.projections == 1 ? 0 : k;
         const int64_t lanes = std::min<int64_t>(W, C - first);
         const auto from = [](const void* data, int64_t at) { return static_cast<const P*>(data) + at; };
-        const P *conv_weights = from(s.conv_weight, 0), *outputs = from(s.x_proj, set * (R + 2 * N) * C + first);
-        for (int64_t p = 0; p < R + 2 * N; ++p)
-            for (int64_t lane = 0; lane < lanes; ++lane)
-                x_proj[(first + lane) * width + p] = widened(outputs[p * C + lane]);
-        for (int64_t lane = 0; lane < lanes; ++lane) {
-            const int64_t channel = first + lane;
-            if (s.taps) conv_bias[channel] = widened(*from(s.conv_bias, conv_set * C + channel));
-            for (int64_t j = 0; j < s.taps; ++j)
-                conv[j * round_up(C, W) + channel] = widened(conv_weights[(conv_set * C + channel) * s.taps + j]);
-            for (int64_t r = 0; r < R; ++r)
-                dt_proj[(block * R + r) * W + lane] = widened(*from(s.dt_proj, (set * C + channel) * R + r));
-            dt_bias[channel] = widened(*from(s.dt_bias, set * C + channel));
-            skip[channel] = widened(*from(s.skip, set * C + channel));
-            for (int64_t n = 0; n < N; ++n)
-                rate[(block * N + n) * W + lane] = widened(*from(s.a_log, (k * C + channel) * N + n));
+        const int64_t channel = set * C + first;  // of the parameters that directions may share
+        turn(from(s.x_proj, set * (R + 2 * N) * C + first), C, R + 2 * N, lanes, x_proj + first * width, width);
+        turn(from(s.dt_proj, channel * R), R, lanes, R, dt_proj + block * R * W, W);
+        turn(from(s.a_log, (k * C + first) * N), N, lanes, N, rate + block * N * W, W);
+        load(from(s.dt_bias, channel), static_cast<int>(lanes)).store(dt_bias + first);
+        load(from(s.skip, channel), static_cast<int>(lanes)).store(skip + first);
+        if (s.taps) {
+            const int64_t at = conv_set * C + first;
+            turn(from(s.conv_weight, at * s.taps), s.taps, lanes, s.taps, conv + first, round_up(C, W));
+            load(from(s.conv_bias, at), static_cast<int>(lanes)).store(conv_bias + first);
         }
         for (int64_t n = 0; n < N; ++n) {  // A = -exp(A_log)
             float* row = rate + (block * N + n) * W;
@@ -83,22 +113,23 @@ struct Parameters {
     }
 };
 
-// Scratch of one thread, or of a team for the states and the projections.
+// One thread's tile and states.
 struct Scratch {
     int64_t u_stride;
-    std::vector<float> memory;
     float* u;          // [T][u_stride]
     float* projected;  // [T][width]
     float* h;          // [blocks][N][W]
 
-    Scratch(const vssm_ssm& s, int64_t width) {
-        // An odd number of cache lines between rows spreads a column of the tile over all sets of the cache.
-        const int64_t channels = round_up(s.channels, W), lines = round_up(channels, LINE) / LINE;
-        u_stride = (lines | 1) * LINE;
-        memory.resize(static_cast<size_t>(T * (u_stride + width) + s.states * channels));
-        u = memory.data();
-        projected = u + T * u_stride;
-        h = projected + T * width;
+    // An odd number of cache lines between rows spreads a column of the tile over all sets of the cache.
+    static int64_t stride_of(const vssm_ssm& s) { return (round_up(s.channels, LINE) / LINE | 1) * LINE; }
+    static int64_t size(const vssm_ssm& s) {
+        return T * (stride_of(s) + Parameters::width_of(s)) + s.states * round_up(s.channels, W);
+    }
+    Scratch(const vssm_ssm& s, Arena& arena) : u_stride(stride_of(s)) {
+        u = arena.take(T * u_stride);
+        projected = arena.take(T * Parameters::width_of(s));
+        h = arena.take(s.states * round_up(s.channels, W));
+        std::fill_n(u, T * u_stride, 0.f);  // a group of tokens may reach into rows that no tile has filled
     }
 };
 
@@ -296,23 +327,26 @@ class DirectionPass {
 // The projections of one image that its threads share, [K][tiles][T][width].
 struct Projected {
     std::vector<int64_t> first_tile;  // [K + 1]
-    std::vector<float> rows;
+    std::unique_ptr<float[]> rows;
 
     Projected(const vssm_ssm& s, int64_t width) {
         first_tile.push_back(0);
         for (int64_t k = 0; k < s.directions; ++k) first_tile.push_back(first_tile.back() + Tiles(s.walks[k]).count());
-        rows.resize(static_cast<size_t>(first_tile.back() * T * width));
+        rows.reset(new float[static_cast<size_t>(first_tile.back() * T * width)]);
     }
 };
 
 template <class E>
 void forward(const vssm_ssm& s) {
+    thread_local Arena arena;
+    arena.rewind();
+    arena.reserve(s.directions * Parameters::size(s) + s.threads * Scratch::size(s));
     std::vector<Parameters> parameters;
-    for (int64_t k = 0; k < s.directions; ++k) parameters.emplace_back(s);
+    for (int64_t k = 0; k < s.directions; ++k) parameters.emplace_back(s, arena);
     const int64_t width = parameters[0].width, blocks = (s.channels + W - 1) / W;
     const bool together = s.batch < s.threads;
     std::vector<Scratch> scratch;
-    for (int i = 0; i < s.threads; ++i) scratch.emplace_back(s, width);
+    for (int i = 0; i < s.threads; ++i) scratch.emplace_back(s, arena);
     std::vector<Projected> shared;
     if (together) shared.emplace_back(s, width);
     const auto pass = [&](int64_t image, int64_t k, int64_t thread) {
@@ -337,7 +371,7 @@ void forward(const vssm_ssm& s) {
         for (int64_t image = 0; together && image < s.batch; ++image) {
             Projected& projected = shared[0];
             const auto rows = [&](int64_t k) {
-                return projected.rows.data() + projected.first_tile[static_cast<size_t>(k)] * T * width;
+                return projected.rows.get() + projected.first_tile[static_cast<size_t>(k)] * T * width;
             };
             for (int64_t k = 0; k < s.directions; ++k) {
                 const auto direction = static_cast<size_t>(k);

@@ -112,6 +112,34 @@ inline Vec fold(Vec a, Vec b) {
         return {_mm512_add_ps(_mm512_shuffle_ps(a.v, b.v, 0x88), _mm512_shuffle_ps(a.v, b.v, 0xDD))};
 }
 
+// Rows to columns, W x W.
+inline void transpose(Vec (&x)[16]) {
+    __m512 a[16], b[16];
+    for (int i = 0; i < 16; i += 2) {
+        a[i] = _mm512_unpacklo_ps(x[i].v, x[i + 1].v);
+        a[i + 1] = _mm512_unpackhi_ps(x[i].v, x[i + 1].v);
+    }
+    const auto pairs = [](__m512 lo, __m512 hi, bool high) {
+        const __m512d p = _mm512_castps_pd(lo), q = _mm512_castps_pd(hi);
+        return _mm512_castpd_ps(high ? _mm512_unpackhi_pd(p, q) : _mm512_unpacklo_pd(p, q));
+    };
+    for (int i = 0; i < 16; i += 4) {  // now 4 x 4 squares along the lanes
+        b[i] = pairs(a[i], a[i + 2], false);
+        b[i + 1] = pairs(a[i], a[i + 2], true);
+        b[i + 2] = pairs(a[i + 1], a[i + 3], false);
+        b[i + 3] = pairs(a[i + 1], a[i + 3], true);
+    }
+    for (int i = 0; i < 4; ++i) {
+        const __m512 even02 = _mm512_shuffle_f32x4(b[i], b[i + 4], 0x88), odd02 = _mm512_shuffle_f32x4(b[i], b[i + 4], 0xDD);
+        const __m512 even13 = _mm512_shuffle_f32x4(b[i + 8], b[i + 12], 0x88);
+        const __m512 odd13 = _mm512_shuffle_f32x4(b[i + 8], b[i + 12], 0xDD);
+        x[i].v = _mm512_shuffle_f32x4(even02, even13, 0x88);
+        x[i + 4].v = _mm512_shuffle_f32x4(odd02, odd13, 0x88);
+        x[i + 8].v = _mm512_shuffle_f32x4(even02, even13, 0xDD);
+        x[i + 12].v = _mm512_shuffle_f32x4(odd02, odd13, 0xDD);
+    }
+}
+
 #elif defined(__AVX2__)
 
 struct Vec {
@@ -255,6 +283,9 @@ inline Vec sum_lanes(const Vec* x) {
         return fold<Distance>(sum_lanes<Count / 2, 2 * Distance>(x), sum_lanes<Count / 2, 2 * Distance>(x + Count / 2));
 }
 
+#if defined(__AVX512F__)
+inline Vec exp2(Vec t) { return Exp2()(t); }
+#else
 // 2^t. Degree-5 minimax polynomial on [-1/2, 1/2]: relative error 1e-7 besides the rounding of t.
 inline Vec exp2(Vec t) {
     const Vec whole = nearest(t), f = t - whole;
@@ -267,8 +298,16 @@ inline Vec exp2(Vec t) {
     return times_power_of_two(p, whole);
 }
 
-#if !defined(__AVX512F__)
 inline Vec reciprocal(Vec a) { return Vec::set(1.f) / a; }
+
+// Rows to columns, W x W.
+inline void transpose(Vec (&x)[Vec::W]) {
+    float rows[Vec::W][Vec::W], columns[Vec::W][Vec::W];
+    for (int i = 0; i < Vec::W; ++i) x[i].store(rows[i]);
+    for (int i = 0; i < Vec::W; ++i)
+        for (int j = 0; j < Vec::W; ++j) columns[j][i] = rows[i][j];
+    for (int i = 0; i < Vec::W; ++i) x[i] = Vec::load(columns[i]);
+}
 
 struct Exp2 {
     Vec operator()(Vec t) const { return exp2(t); }
@@ -282,17 +321,21 @@ inline Vec sigmoid(Vec x) {
     return reciprocal(Vec::set(1.f) + exp2(maximum(Vec::set(-125.f), x * Vec::set(LOG2E)) * Vec::set(-1.f)));
 }
 
-// log(1 + exp(x)) = max(x, 0) + log1p(exp(-|x|)); log1p(w) = 2 atanh(w / (2 + w)) keeps the small steps exact.
+// log(1 + exp(x)) = max(x, 0) + log1p(w), w = exp(-|x|) in (0, 1]. log1p(w) = w p(w) with p fitted for the least relative
+// error, 5e-9, so that small steps keep their digits.
 inline Vec softplus(Vec x) {
-    const Vec w = exp2(absolute(x) * Vec::set(-LOG2E)), s = w * reciprocal(Vec::set(2.f) + w), q = s * s;
-    Vec p = Vec::set(0.0769230769f);
-    p = fma(p, q, Vec::set(0.0909090909f));
-    p = fma(p, q, Vec::set(0.1111111111f));
-    p = fma(p, q, Vec::set(0.1428571429f));
-    p = fma(p, q, Vec::set(0.2f));
-    p = fma(p, q, Vec::set(0.3333333333f));
-    p = fma(p, q, Vec::set(1.f));
-    return maximum(x, Vec::set(0.f)) + (s + s) * p;
+    const Vec w = exp2(absolute(x) * Vec::set(-LOG2E));
+    Vec p = Vec::set(-3.243904561e-3f);
+    p = fma(p, w, Vec::set(1.985091895e-2f));
+    p = fma(p, w, Vec::set(-5.695851147e-2f));
+    p = fma(p, w, Vec::set(1.060355157e-1f));
+    p = fma(p, w, Vec::set(-1.530553102e-1f));
+    p = fma(p, w, Vec::set(1.967591792e-1f));
+    p = fma(p, w, Vec::set(-2.495412976e-1f));
+    p = fma(p, w, Vec::set(3.332996070e-1f));
+    p = fma(p, w, Vec::set(-4.999990165e-1f));
+    p = fma(p, w, Vec::set(1.f));
+    return fma(p, w, maximum(x, Vec::set(0.f)));
 }
 
 }  // namespace VISION_SSM_ISA
