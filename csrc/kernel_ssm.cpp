@@ -1,7 +1,7 @@
-// The selective SSM in one pass. Two steps for every tile of tokens: project its rows of u, then advance the states of
-// its channels from the projections. With as many images as threads each thread does both steps tile by tile, and the
-// rows of u stay in cache between them. With fewer, the threads share an image: all tiles are projected first, each by
-// whoever is free, then each thread advances channels of its own along the whole image; only projections are kept.
+// The selective SSM in one pass. Two steps for every tile of tokens: make its rows of u and project them, then advance
+// the states of its channels from both. With as many images as threads, each thread does both steps for its own image,
+// a tile at a time. With fewer, the threads share an image and take a few tiles at a time: the first step is split by
+// tokens, the second by channels, and what passes from one to the other stays in cache.
 #include "slice.h"
 #include "ssm.h"
 
@@ -25,7 +25,11 @@ constexpr int TOKENS = 8;
 constexpr int TOKENS = 4;
 #endif
 constexpr int VECTORS = 3;
-static_assert(T % TOKENS == 0, "a tile is projected in whole groups of tokens");
+constexpr int PIECE = 16;  // tokens that one thread makes rows of at a time
+static_assert(T % PIECE == 0 && PIECE % TOKENS == 0, "a tile is projected in whole groups of tokens");
+
+// Floats of u between two meetings of the threads that share an image: 400 KiB, well inside a second-level cache.
+constexpr int64_t SHARED_ROWS = 102400;
 
 int64_t round_up(int64_t x, int64_t unit) { return (x + unit - 1) / unit * unit; }
 
@@ -113,23 +117,23 @@ struct Parameters {
     }
 };
 
-// One thread's tile and states.
+// Rows of u and of projections for some tiles, and the states.
 struct Scratch {
-    int64_t u_stride;
-    float* u;          // [T][u_stride]
-    float* projected;  // [T][width]
+    int64_t u_stride, width;
+    float* u;          // [tiles][T][u_stride]
+    float* projected;  // [tiles][T][width]
     float* h;          // [blocks][N][W]
 
     // An odd number of cache lines between rows spreads a column of the tile over all sets of the cache.
     static int64_t stride_of(const vssm_ssm& s) { return (round_up(s.channels, LINE) / LINE | 1) * LINE; }
-    static int64_t size(const vssm_ssm& s) {
-        return T * (stride_of(s) + Parameters::width_of(s)) + s.states * round_up(s.channels, W);
+    static int64_t size(const vssm_ssm& s, int64_t tiles) {
+        return tiles * T * (stride_of(s) + Parameters::width_of(s)) + s.states * round_up(s.channels, W);
     }
-    Scratch(const vssm_ssm& s, Arena& arena) : u_stride(stride_of(s)) {
-        u = arena.take(T * u_stride);
-        projected = arena.take(T * Parameters::width_of(s));
+    Scratch(const vssm_ssm& s, int64_t tiles, Arena& arena) : u_stride(stride_of(s)), width(Parameters::width_of(s)) {
+        u = arena.take(tiles * T * u_stride);
+        projected = arena.take(tiles * T * width);
         h = arena.take(s.states * round_up(s.channels, W));
-        std::fill_n(u, T * u_stride, 0.f);  // a group of tokens may reach into rows that no tile has filled
+        std::fill_n(u, tiles * T * u_stride, 0.f);  // a group of tokens may reach into rows that no tile has filled
     }
 };
 
@@ -166,117 +170,87 @@ class DirectionPass {
           reversed_(s.taps && s.reverse[k]),
           padded_(round_up(s.channels, W)) {}
 
-    // Both steps, tile by tile, for all channels.
-    void run() {
-        start(0, padded_ / W);
-        for (int64_t tile = 0; tile < tiles_.count(); ++tile) {
-            enter(tile);
-            project_tile(tile, scratch_.projected);
-            advance_tile(tile, scratch_.projected, scratch_.u);
-        }
-    }
+    int64_t tiles() const { return tiles_.count(); }
 
-    // The first step of one tile: out [steps][width].
-    void project_alone(int64_t tile, float* out) {
-        places_.set(walk_, tiles_.first(tile), tiles_.steps(tile));
-        project_tile(tile, out);
-    }
-
-    // The second step of all tiles for some blocks of channels; projected [tiles][T][width].
-    void advance_alone(const float* projected, int64_t first_block, int64_t end_block) {
-        start(first_block, end_block);
-        for (int64_t tile = 0; tile < tiles_.count(); ++tile) {
-            enter(tile);
-            advance_tile(tile, projected + tile * T * p_.width, nullptr);
-        }
-    }
-
-  private:
-    void start(int64_t first_block, int64_t end_block) {
-        first_block_ = first_block;
-        end_block_ = end_block;
-        if (tiles_.count() > 0) next_.set(walk_, 0, tiles_.steps(0));
-        if (sink_.to_sum || sink_.add_sum) ahead_.add(sink_.sum, first_block * W, true);
-        if (!sink_.to_sum && !sink_.add_sum) ahead_.add(sink_.y, first_block * W, true);
-        if (!sink_.to_sum && sink_.gate) ahead_.add(sink_.z, first_block * W, true);
-        ahead_.add(x_, first_block * W, false);
-    }
-
-    void enter(int64_t tile) {
-        places_ = next_;
-        const int next_count = tile + 1 < tiles_.count() ? tiles_.steps(tile + 1) : 0;
-        if (next_count) next_.set(walk_, tiles_.first(tile + 1), next_count);
-        ahead_.start(next_, next_count, end_block_ - first_block_);
-    }
-
-    void project_tile(int64_t tile, float* out) {
-        const int count = tiles_.steps(tile);
+    // The first step for one piece of a tile, into the tile's slot of the scratch.
+    void project_piece(int64_t tile, int piece, int64_t slot) {
+        const int first = piece * PIECE, end = std::min(first + PIECE, tiles_.steps(tile));
+        if (first >= end) return;
+        Places places;
+        places.set(walk_, tiles_.first(tile), end);
+        float* u = scratch_.u + slot * T * scratch_.u_stride;
+        for (int t = first; t < end; ++t) make_row(places.reads[t], u + t * scratch_.u_stride);
         const int64_t stride = scratch_.u_stride, width = p_.width;
-        for (int t = 0; t < count; ++t) make_row(places_.reads[t], scratch_.u + t * stride);
-        for (int t = 0; t < count; t += TOKENS) {  // the last group may end in rows of an earlier tile: no matter
-            const float* rows = scratch_.u + t * stride;
+        for (int t = first; t < end; t += TOKENS) {  // the last group may end in rows of an earlier tile: no matter
+            const float* rows = u + t * stride;
+            float* out = scratch_.projected + (slot * T + t) * width;
             int64_t v = 0;
             for (; v + VECTORS * W <= width; v += VECTORS * W)
-                project<VECTORS>(rows, stride, s_.channels, p_.x_proj + v, width, out + t * width + v);
-            if (width - v == 2 * W) project<2>(rows, stride, s_.channels, p_.x_proj + v, width, out + t * width + v);
-            if (width - v == W) project<1>(rows, stride, s_.channels, p_.x_proj + v, width, out + t * width + v);
+                project<VECTORS>(rows, stride, s_.channels, p_.x_proj + v, width, out + v);
+            if (width - v == 2 * W) project<2>(rows, stride, s_.channels, p_.x_proj + v, width, out + v);
+            if (width - v == W) project<1>(rows, stride, s_.channels, p_.x_proj + v, width, out + v);
         }
     }
 
-    // u of one token, all channels.
-    void make_row(int64_t token, float* out) const {
-        const Taps taps(*this, token);
-        for (int64_t c = 0; c < s_.channels; c += W) taps.u(c).store(out + c);
+    // The channels that the second step is for, from now on; tiles must follow in order.
+    void take_blocks(int64_t first, int64_t end) {
+        first_block_ = first;
+        end_block_ = end;
+        if (tiles() > 0) next_.set(walk_, 0, tiles_.steps(0));
+        if (sink_.to_sum || sink_.add_sum) ahead_.add(sink_.sum, first * W, true);
+        if (!sink_.to_sum && !sink_.add_sum) ahead_.add(sink_.y, first * W, true);
+        if (!sink_.to_sum && sink_.gate) ahead_.add(sink_.z, first * W, true);
+        ahead_.add(x_, first * W, false);
     }
 
-    // The rows of x that u of one token is made of.
-    struct Taps {
-        Taps(const DirectionPass& pass, int64_t token) : pass_(pass) {
-            const vssm_ssm& s = pass.s_;
-            if (!s.taps) rows_[used_++] = pass.x_.row(token);
-            for (int64_t tap = 0; tap < s.taps; ++tap) {
-                const int64_t past = s.taps - 1 - tap, from = pass.reversed_ ? token + past : token - past;
-                if (from < 0 || from >= s.tokens) continue;
-                rows_[used_] = pass.x_.row(from);
-                weights_[used_++] = pass.p_.conv + tap * pass.padded_;
-            }
-        }
-        Vec u(int64_t channel) const {
-            const int lanes = pass_.lanes_at(channel);
-            if (!pass_.s_.taps) return load(rows_[0] + channel, lanes);
-            Vec a = Vec::load(pass_.p_.conv_bias + channel);
-            for (int i = 0; i < used_; ++i)
-                a = fma(Vec::load(weights_[i] + channel), load(rows_[i] + channel, lanes), a);
-            return a * sigmoid(a);
-        }
-
-      private:
-        const DirectionPass& pass_;
-        const E* rows_[MOST_TAPS];
-        const float* weights_[MOST_TAPS];
-        int used_ = 0;
-    };
-
-    // Advance the states of the pass's blocks; u holds the tile's rows, or is null and u is made again.
-    void advance_tile(int64_t tile, const float* projected, const float* u) {
+    // The second step for one tile.
+    void advance_tile(int64_t tile, int64_t slot) {
+        places_ = next_;
+        const int next_count = tile + 1 < tiles() ? tiles_.steps(tile + 1) : 0;
+        if (next_count) next_.set(walk_, tiles_.first(tile + 1), next_count);
+        ahead_.start(next_, next_count, end_block_ - first_block_);
         const int64_t states = s_.states * W;
         if (tiles_.starts_anew(tile))
             std::fill_n(scratch_.h + first_block_ * states, (end_block_ - first_block_) * states, 0.f);
         const int count = tiles_.steps(tile);
         for (int64_t block = first_block_; block < end_block_; ++block)
-            for (int at = 0; at < count; at += S)
-                advance_slice(block, at, std::min(count - at, S), projected + at * p_.width,
-                              u ? u + at * scratch_.u_stride + block * W : nullptr);
+            for (int at = 0; at < count; at += S) advance_slice(block, at, std::min(count - at, S), slot * T + at);
     }
 
-    void advance_slice(int64_t block, int at, int count, const float* projected, const float* u) {
+  private:
+    // u of one token, all channels.
+    void make_row(int64_t token, float* out) const {
+        const E* rows[MOST_TAPS];
+        const float* weights[MOST_TAPS];
+        int used = 0;
+        for (int64_t tap = 0; tap < s_.taps; ++tap) {
+            const int64_t past = s_.taps - 1 - tap, from = reversed_ ? token + past : token - past;
+            if (from < 0 || from >= s_.tokens) continue;
+            rows[used] = x_.row(from);
+            weights[used++] = p_.conv + tap * padded_;
+        }
+        for (int64_t c = 0; c < s_.channels; c += W) {
+            const int lanes = lanes_at(c);
+            if (!s_.taps) {
+                load(x_.row(token) + c, lanes).store(out + c);
+                continue;
+            }
+            Vec a = Vec::load(p_.conv_bias + c);
+            for (int i = 0; i < used; ++i) a = fma(Vec::load(weights[i] + c), load(rows[i] + c, lanes), a);
+            (a * sigmoid(a)).store(out + c);
+        }
+    }
+
+    // Steps [at, at + count) of the tile, which are rows from `row` on of the scratch.
+    void advance_slice(int64_t block, int at, int count, int64_t row) {
         const int64_t channel = block * W, R = s_.rank, N = s_.states;
         const int64_t* writes = places_.writes + at;
+        const float *projected = scratch_.projected + row * p_.width, *u = scratch_.u + row * scratch_.u_stride + channel;
         Slice slice;
         widen_steps(projected, p_.dt_proj + block * R * W, Vec::load(p_.dt_bias + channel), slice.delta);
         const Vec skip = Vec::load(p_.skip + channel);
         for (int t = 0; t < count; ++t) {
-            const Vec x = u ? Vec::load(u + t * scratch_.u_stride) : Taps(*this, places_.reads[at + t]).u(channel);
+            const Vec x = Vec::load(u + t * scratch_.u_stride);
             const Vec delta = softplus(Vec::load(slice.delta + t * W));
             delta.store(slice.delta + t * W);
             (delta * x).store(slice.drive + t * W);
@@ -324,33 +298,22 @@ class DirectionPass {
     Ahead ahead_;
 };
 
-// The projections of one image that its threads share, [K][tiles][T][width].
-struct Projected {
-    std::vector<int64_t> first_tile;  // [K + 1]
-    std::unique_ptr<float[]> rows;
-
-    Projected(const vssm_ssm& s, int64_t width) {
-        first_tile.push_back(0);
-        for (int64_t k = 0; k < s.directions; ++k) first_tile.push_back(first_tile.back() + Tiles(s.walks[k]).count());
-        rows.reset(new float[static_cast<size_t>(first_tile.back() * T * width)]);
-    }
-};
-
 template <class E>
 void forward(const vssm_ssm& s) {
+    const bool share = s.batch < s.threads;
+    const int scratches = share ? 1 : s.threads;
+    const int64_t together = std::max<int64_t>(SHARED_ROWS / (T * Scratch::stride_of(s)), 1);
+    const int64_t tiles_each = share ? together : 1;
     thread_local Arena arena;
     arena.rewind();
-    arena.reserve(s.directions * Parameters::size(s) + s.threads * Scratch::size(s));
+    arena.reserve(s.directions * Parameters::size(s) + scratches * Scratch::size(s, tiles_each));
     std::vector<Parameters> parameters;
     for (int64_t k = 0; k < s.directions; ++k) parameters.emplace_back(s, arena);
-    const int64_t width = parameters[0].width, blocks = (s.channels + W - 1) / W;
-    const bool together = s.batch < s.threads;
     std::vector<Scratch> scratch;
-    for (int i = 0; i < s.threads; ++i) scratch.emplace_back(s, arena);
-    std::vector<Projected> shared;
-    if (together) shared.emplace_back(s, width);
-    const auto pass = [&](int64_t image, int64_t k, int64_t thread) {
-        return DirectionPass<E>(s, parameters[static_cast<size_t>(k)], image, k, scratch[static_cast<size_t>(thread)]);
+    for (int i = 0; i < scratches; ++i) scratch.emplace_back(s, tiles_each, arena);
+    const int64_t blocks = (s.channels + W - 1) / W;
+    const auto pass = [&](int64_t image, int64_t k, size_t with) {
+        return DirectionPass<E>(s, parameters[static_cast<size_t>(k)], image, k, scratch[with]);
     };
 #pragma omp parallel num_threads(s.threads)
     {
@@ -368,27 +331,32 @@ void forward(const vssm_ssm& s) {
             else
                 p.template fill<float>(s, i / blocks, i % blocks);
         }
-        for (int64_t image = 0; together && image < s.batch; ++image) {
-            Projected& projected = shared[0];
-            const auto rows = [&](int64_t k) {
-                return projected.rows.get() + projected.first_tile[static_cast<size_t>(k)] * T * width;
-            };
-            for (int64_t k = 0; k < s.directions; ++k) {
-                const auto direction = static_cast<size_t>(k);
-                const int64_t tiles = projected.first_tile[direction + 1] - projected.first_tile[direction];
-#pragma omp for schedule(dynamic, 1) nowait
-                for (int64_t tile = 0; tile < tiles; ++tile)
-                    pass(image, k, self).project_alone(tile, rows(k) + tile * T * width);
+        if (share) {
+            for (int64_t i = 0; i < s.batch * s.directions; ++i) {
+                DirectionPass<E> mine = pass(i / s.directions, i % s.directions, 0);
+                mine.take_blocks(blocks * self / team, blocks * (self + 1) / team);
+                for (int64_t first = 0; first < mine.tiles(); first += together) {
+                    const int64_t count = std::min(mine.tiles() - first, together);
+#pragma omp for schedule(dynamic, 1)
+                    for (int64_t piece = 0; piece < count * (T / PIECE); ++piece) {
+                        const int64_t slot = piece / (T / PIECE);
+                        mine.project_piece(first + slot, static_cast<int>(piece % (T / PIECE)), slot);
+                    }
+                    for (int64_t slot = 0; slot < count; ++slot) mine.advance_tile(first + slot, slot);
+#pragma omp barrier  // before the rows are made anew
+                }
             }
-#pragma omp barrier
-            for (int64_t k = 0; k < s.directions; ++k)
-                pass(image, k, self).advance_alone(rows(k), blocks * self / team, blocks * (self + 1) / team);
-#pragma omp barrier  // the projections of the next image take the place of these
-        }
-        if (!together) {
+        } else {
 #pragma omp for schedule(dynamic, 1)
             for (int64_t image = 0; image < s.batch; ++image)
-                for (int64_t k = 0; k < s.directions; ++k) pass(image, k, self).run();
+                for (int64_t k = 0; k < s.directions; ++k) {
+                    DirectionPass<E> mine = pass(image, k, static_cast<size_t>(self));
+                    mine.take_blocks(0, blocks);
+                    for (int64_t tile = 0; tile < mine.tiles(); ++tile) {
+                        for (int piece = 0; piece < T / PIECE; ++piece) mine.project_piece(tile, piece, 0);
+                        mine.advance_tile(tile, 0);
+                    }
+                }
         }
     }
 }
