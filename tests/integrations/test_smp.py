@@ -71,7 +71,7 @@ def test_architectures(architecture):
 @pytest.mark.parametrize("architecture", ["DeepLabV3", "DeepLabV3Plus", "PAN"])
 @pytest.mark.parametrize("name", DENSE)
 def test_architectures_that_want_another_stride_are_refused(architecture, name):
-    with pytest.raises(ConfigError, match=f"{name} has no option 'output_stride'"):
+    with pytest.raises(ConfigError, match=f"{name} has no option 'output_stride': the strides of its maps are fixed"):
         getattr(smp, architecture)(f"tu-{name}", encoder_weights=None)
 
 

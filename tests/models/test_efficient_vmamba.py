@@ -118,14 +118,15 @@ def test_what_does_not_decay():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"scan_step": 3}, "step must be 2, got 3: there are four groups of weights"),
+        ({"scan_step": 3}, "scan_step must be 2, got 3: there are four groups of weights"),
         ({"embed_dim": 7}, "squeeze-excite keeps 1/8 of the channels, and 7 leave none"),
-        ({"embed_dim": 0}, "embed_dim must be positive whole numbers"),
+        ({"embed_dim": 0}, "embed_dim must be a whole number of at least 1"),
         ({"depths": (2, 2, 2)}, "one number for each of the four stages"),
         ({"depths": (2, 0, 2, 2)}, "depths must be positive whole numbers"),
         ({"d_state": 0}, "d_state must be a whole number of at least 1"),
         ({"ssm_ratio": 0.0}, "ssm_ratio=0.0 leaves no inner channels"),
-        ({"mlp_ratio": -1.0}, "mlp_ratio must not be negative"),
+        ({"mlp_ratio": -1.0}, r"mlp_ratio must be 0 \(none\) or leave at least one channel of 24"),
+        ({"mlp_ratio": 0.01}, "or leave at least one channel of 24"),
         ({"downsample": "v9"}, "downsample must be one of v1, v2, v3"),
         ({"drop_path_rate": 1.0}, r"drop_path_rate must be in \[0, 1\)"),
         ({"patch_size": 0}, "patch_size must be a positive whole number"),
@@ -141,6 +142,11 @@ def test_impossible_options_are_refused_with_the_reason(options, message):
 def test_bad_images_are_refused():
     with pytest.raises(ShapeError, match=r"expected images \[B, 3, H, W\]"):
         nano()(torch.randn(2, 1, 32, 32))
+
+
+def test_no_images_give_no_logits():
+    for size in ((32, 32), (33, 31)):
+        assert nano().eval()(torch.randn(0, 3, *size)).shape == (0, 10)
 
 
 def test_options_change_what_they_say():

@@ -273,8 +273,10 @@ def test_reset_classifier_keeps_device_and_dtype_and_refuses_nonsense():
     model.reset_classifier(4)
     assert model.head.fc.weight.dtype == torch.bfloat16
     assert model.head.fc.weight.std() < 0.03
-    with pytest.raises(ConfigError, match="num_classes must not be negative"):
+    with pytest.raises(ConfigError, match="num_classes must be a whole number of at least 0, got -2"):
         model.reset_classifier(-2)
+    with pytest.raises(ConfigError, match=r"num_classes must be a whole number of at least 0, got 2\.5"):
+        model.reset_classifier(2.5)
     with pytest.raises(ConfigError, match="Did you mean 'avg'"):
         model.reset_classifier(4, "avgg")
 
@@ -285,13 +287,23 @@ def test_reset_classifier_keeps_device_and_dtype_and_refuses_nonsense():
     [
         ({"depths": (2, 2, 2)}, "one number for each of the four stages"),
         ({"depths": (2, 2, 0, 2)}, "depths must be positive whole numbers"),
-        ({"embed_dim": 0}, "embed_dim must be positive whole numbers"),
+        ({"embed_dim": 0}, "embed_dim must be a whole number of at least 1"),
+        ({"embed_dim": 16.0}, "embed_dim must be a whole number of at least 1, got 16.0"),
+        ({"depths": 4}, "depths must be positive whole numbers, got 4"),
         ({"drop_path_rate": 1.0}, r"drop_path_rate must be in \[0, 1\), got 1.0"),
+        ({"drop_path_rate": "high"}, "drop_path_rate must be a finite number, got 'high'"),
+        ({"mlp_ratio": "4"}, "mlp_ratio must be a finite number, got '4'"),
+        ({"mlp_ratio": math.nan}, "mlp_ratio must be a finite number, got nan"),
+        ({"ssm_ratio": math.inf}, "ssm_ratio must be a finite number, got inf"),
+        ({"ssm_ratio": "2"}, "ssm_ratio must be a finite number, got '2'"),
+        ({"stage_norms": "no"}, "stage_norms must be True or False, got 'no'"),
         ({"drop_rate": -0.1}, r"drop_rate must be in \[0, 1\), got -0.1"),
         ({"num_classes": -1}, "num_classes must be a whole number of at least 0"),
         ({"global_pool": "token"}, "global_pool must be one of avg, max, avgmax, catavgmax, ''"),
         ({"img_size": (64, 0)}, "img_size must be a positive whole number"),
         ({"downsample": "v4"}, "downsample must be one of v1, v2, v3"),
+        ({"output_stride": 16}, "has no option 'output_stride': the strides of its maps are fixed"),
+        ({"features_only": True, "feature_cls": "pyramid"}, "are a pyramid without feature_cls='pyramid'"),
         ({"drop_path": 0.1}, "has no option 'drop_path'. Did you mean 'drop_path_rate'"),
     ],
 )

@@ -224,7 +224,7 @@ def test_reset_classifier_keeps_device_and_dtype_and_refuses_nonsense():
     model = build("vim_nano").bfloat16()
     model.reset_classifier(4)
     assert model.head.weight.dtype == torch.bfloat16
-    with pytest.raises(ConfigError, match="num_classes must not be negative"):
+    with pytest.raises(ConfigError, match="num_classes must be a whole number of at least 0, got -2"):
         model.reset_classifier(-2)
     with pytest.raises(ConfigError, match="use class_token='none'"):
         model.reset_classifier(4, "max")

@@ -153,6 +153,8 @@ def test_max_is_the_maximum_of_logits_and_not_of_features():
         ({"img_size": -16}, "img_size must be a positive whole number"),
         ({"img_size": 2}, "img_size must be at least one patch of 4 pixels"),
         ({"in_chans": 0}, "in_chans must be positive"),
+        ({"drop_rate": "0.1"}, "drop_rate must be a finite number, got '0.1'"),
+        ({"halve_output": "no"}, "halve_output must be True or False, got 'no'"),
     ],
 )
 def test_impossible_options_say_why(options, message):

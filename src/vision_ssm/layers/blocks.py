@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+import torch
 from timm.layers.drop import DropPath
+from timm.models import register_notrace_function
 from torch import Tensor, nn
 
-__all__ = ["Block", "run_mirrored_pair"]
+__all__ = ["Block", "add_branch", "run_mirrored_pair"]
+
+
+@register_notrace_function
+def add_branch(x: Tensor, branch: Tensor) -> Tensor:
+    """Return x + branch; where no gradient needs the branch, its memory takes the sum.
+
+    On a CPU, fresh memory for a map costs more than the addition.
+    """
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or branch.dtype != x.dtype:
+        return x + branch
+    return branch.add_(x)
 
 
 class Block(nn.Module):
@@ -33,7 +46,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Run the block on the stream x [B, L, D]."""
-        return x + self.branch(x)
+        return add_branch(x, self.branch(x))
 
 
 def run_mirrored_pair(forward: Block, backward: Block, x: Tensor) -> Tensor:

@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from timm.layers.weight_init import trunc_normal_
 from torch import Tensor, nn
 
-from vision_ssm.errors import ConfigError, ShapeError, suggestion
+from vision_ssm.errors import ConfigError, ShapeError
+from vision_ssm.layers.options import check_choice
 
 __all__ = ["DOWNSAMPLES", "ConvDownsample", "PatchMerging", "make_downsample"]
 
@@ -100,10 +101,7 @@ def make_downsample(version: str, channels: int, out_channels: int | None = None
     Raises:
         ConfigError: no such version.
     """
+    check_choice("downsample", version, DOWNSAMPLES)
     if version == "v1":
         return PatchMerging(channels, out_channels)
-    if version in DOWNSAMPLES:
-        return ConvDownsample(channels, out_channels, kernel_size=int(version[1]))
-    raise ConfigError(
-        f"downsample must be one of {', '.join(DOWNSAMPLES)}, got {version!r}.{suggestion(str(version), DOWNSAMPLES)}"
-    )
+    return ConvDownsample(channels, out_channels, kernel_size=int(version[1]))

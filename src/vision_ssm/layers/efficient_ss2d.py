@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vision_ssm.errors import ConfigError
+from vision_ssm.layers.options import checked_inner
 from vision_ssm.layers.ssm import ScanParameters
 from vision_ssm.ops import Traversal
 
@@ -52,8 +53,8 @@ class AtrousSSM(ScanParameters):
     def __init__(self, channels: int, *, states: int = 16, rank: int | None = None, step: int = STEP) -> None:
         if step != STEP:
             raise ConfigError(
-                f"step must be 2, got {step!r}: there are four groups of weights, which cover a map in steps of 2 and "
-                "no other (a step of 3 would leave 5 of 9 pixels without a result)"
+                f"scan_step must be 2, got {step!r}: there are four groups of weights, which cover a map in steps "
+                "of 2 and no other (a step of 3 would leave 5 of 9 pixels without a result)"
             )
         super().__init__(channels, directions=STEP * STEP, states=states, rank=rank)
 
@@ -64,16 +65,18 @@ class AtrousSSM(ScanParameters):
         scanned = self.one_pass(u.flatten(1, 2), None, walks)
         if scanned is not None:
             return scanned.view(u.shape)
-        tokens, squares = (batch, 1, height * width, -1), (batch, height // STEP, STEP, width // STEP, STEP)
+        # Every width is written out: with no images, -1 would be ambiguous.
+        tokens, squares = (batch, 1, height * width), (batch, height // STEP, STEP, width // STEP, STEP)
+        ranks, pair = self.directions * self.rank, 2 * self.states
         down, up = self.x_proj_weight[:, : self.rank], self.x_proj_weight[:, self.rank :]
         # Only the own group's part of the bottleneck is let through, so one product with the weights of all widens it.
-        low_rank = F.linear(u, down.flatten(0, 1)).view(*squares, -1) * self._own(u)
-        delta = F.linear(low_rank.view(tokens), self.dt_proj_weight.transpose(0, 1).flatten(1))
+        low_rank = F.linear(u, down.flatten(0, 1)).view(*squares, ranks) * self._own(u)
+        delta = F.linear(low_rank.view(*tokens, ranks), self.dt_proj_weight.transpose(0, 1).flatten(1))
         # [row parity, column parity] of a token against those of a group: the diagonals are the own group's.
-        every = F.linear(u, up.flatten(0, 1)).view(*squares, STEP, STEP, -1)
+        every = F.linear(u, up.flatten(0, 1)).view(*squares, STEP, STEP, pair)
         own = every.diagonal(dim1=2, dim2=6).diagonal(dim1=3, dim2=4).permute(0, 1, 4, 2, 5, 3)
-        b, c = own.reshape(tokens).chunk(2, dim=-1)
-        y = self.scan(u.reshape(tokens), delta, b, c, None, walks)
+        b, c = own.reshape(*tokens, pair).chunk(2, dim=-1)
+        y = self.scan(u.reshape(*tokens, channels), delta, b, c, None, walks)
         return y.view(batch, height, width, channels)
 
     def _own(self, like: Tensor) -> Tensor:
@@ -100,11 +103,7 @@ class EfficientSS2D(nn.Module):
 
     def __init__(self, channels: int, *, states: int = 16, ratio: float = 2.0, step: int = STEP) -> None:
         super().__init__()
-        inner = int(ratio * channels)
-        if inner < 1:
-            raise ConfigError(f"ssm_ratio={ratio!r} leaves no inner channels of {channels}; it must be positive")
-        if isinstance(states, bool) or not isinstance(states, int) or states < 1:
-            raise ConfigError(f"d_state must be a whole number of at least 1, got {states!r}")
+        inner = checked_inner(channels, ratio, states)
         # The rows of in_proj are the scanned half, then the gate; multiplied apart, each result is a whole map.
         self.in_proj = nn.Linear(channels, 2 * inner, bias=False)
         self.conv = nn.Conv2d(inner, inner, 3, padding=1, groups=inner)

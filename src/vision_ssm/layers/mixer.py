@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from vision_ssm.errors import ConfigError, suggestion
+from vision_ssm.layers.options import check_choice
 from vision_ssm.layers.ssm import SelectiveSSM
 from vision_ssm.ops import Traversal, causal_conv1d
 
@@ -60,10 +60,7 @@ class VimMixer(nn.Module):
             ("direction", direction, MIXER_DIRECTIONS),
             ("backward_step", backward_step, STEP_INITS),
         ):
-            if value not in allowed:
-                raise ConfigError(
-                    f"{option} must be one of {', '.join(allowed)}, got {value!r}.{suggestion(str(value), allowed)}"
-                )
+            check_choice(option, value, allowed)
         inner = EXPANSION * channels
         self.walks_reversed, self.convolutions_reversed = MIXER_DIRECTIONS[direction]
         self.halve = halve and direction == "bidirectional"

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vision_ssm.errors import ConfigError, suggestion
+from vision_ssm.layers.options import check_choice
 
 __all__ = ["NORMS", "RMSNorm", "StreamLayerNorm", "make_norm"]
 
@@ -52,6 +52,5 @@ NORMS: dict[str, type[nn.Module]] = {"rms": RMSNorm, "layer": StreamLayerNorm}
 
 def make_norm(name: str, channels: int) -> nn.Module:
     """Build the norm called ``name``; raise ConfigError if there is none."""
-    if name not in NORMS:
-        raise ConfigError(f"norm_layer must be one of {', '.join(NORMS)}, got {name!r}.{suggestion(str(name), NORMS)}")
+    check_choice("norm_layer", name, NORMS)
     return NORMS[name](channels)

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from timm.layers.create_act import get_act_layer
 from torch import Tensor, nn
 
-from vision_ssm.errors import ConfigError, suggestion
+from vision_ssm.errors import ConfigError
+from vision_ssm.layers.options import check_choice, check_flags, checked_inner
 from vision_ssm.layers.ssm import SelectiveSSM
 from vision_ssm.ops import Traversal
 
@@ -73,17 +74,11 @@ class SS2D(nn.Module):
             ("act_layer", act_layer, ACTIVATIONS),
             ("out_norm", out_norm, OUT_NORMS),
         ):
-            if value not in allowed:
-                raise ConfigError(
-                    f"{option} must be one of {', '.join(allowed)}, got {value!r}.{suggestion(str(value), allowed)}"
-                )
+            check_choice(option, value, allowed)
+        check_flags(gate=gate, conv=conv, conv_bias=conv_bias)
         if conv_bias and not conv:
             raise ConfigError("conv_bias=True needs the convolution that conv=False leaves out")
-        inner = int(ratio * channels)
-        if inner < 1:
-            raise ConfigError(f"ssm_ratio={ratio!r} leaves no inner channels of {channels}; it must be positive")
-        if isinstance(states, bool) or not isinstance(states, int) or states < 1:
-            raise ConfigError(f"d_state must be a whole number of at least 1, got {states!r}")
+        inner = checked_inner(channels, ratio, states)
         self.inner, self.scan_pattern, self.gate, self.out_norm_kind = inner, scan_pattern, gate, out_norm
         self.in_proj = nn.Linear(channels, 2 * inner if gate else inner, bias=False)
         self.conv = _depthwise(inner, bias=conv_bias) if conv else None

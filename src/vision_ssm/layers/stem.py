@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vision_ssm.errors import ConfigError, suggestion
+from vision_ssm.errors import ConfigError
+from vision_ssm.layers.options import check_choice
 
 __all__ = ["STEMS", "ConvStem", "PatchStem", "make_stem"]
 
@@ -60,6 +61,8 @@ class ConvStem(nn.Module):
                 "the stem of two strided convolutions makes positions of 2 or 4 pixels, got "
                 f"patch_size={patch_size!r}; stem='v1' takes any"
             )
+        if channels < 2:
+            raise ConfigError(f"stem='v2' starts with half the width, and embed_dim={channels} leaves none of it")
         self.conv1 = nn.Conv2d(in_chans, channels // 2, 3, 2, 1)
         self.norm1 = nn.LayerNorm(channels // 2)
         self.act = nn.GELU()
@@ -77,10 +80,9 @@ def make_stem(version: str, in_chans: int, channels: int, patch_size: int = 4) -
     """Build the stem called 'v1' (one convolution over patches) or 'v2' (two overlapping ones).
 
     Raises:
-        ConfigError: no such version, or a patch size that it cannot have.
+        ConfigError: no such version, or a patch size or width that it cannot have.
     """
-    if version not in STEMS:
-        raise ConfigError(f"stem must be one of {', '.join(STEMS)}, got {version!r}.{suggestion(str(version), STEMS)}")
+    check_choice("stem", version, STEMS)
     if isinstance(patch_size, bool) or not isinstance(patch_size, int) or patch_size < 1:
         raise ConfigError(f"patch_size must be a positive whole number, got {patch_size!r}")
     return (PatchStem if version == "v1" else ConvStem)(in_chans, channels, patch_size)

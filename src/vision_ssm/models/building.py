@@ -66,6 +66,8 @@ def merged_options(
     """
     known = {*inspect.signature(model_class).parameters, *BUILD_OPTIONS}
     unknown = sorted(set(given) - known)
+    if "output_stride" in unknown:
+        raise ConfigError(f"{variant} has no option 'output_stride': the strides of its maps are fixed.")
     if unknown:
         raise ConfigError(
             f"{variant} has no option {', '.join(map(repr, unknown))}.{suggestion(unknown[0], sorted(known))}"
@@ -92,9 +94,12 @@ def build(
 
     Raises:
         CheckpointError: pretrained weights cannot be had or do not fit.
+        ConfigError: a pyramid is asked of a model that has one.
     """
     chosen = dict(options)
     feature_cls = chosen.pop("feature_cls", "getter")
+    if feature_cls == "pyramid":
+        raise ConfigError(f"the maps of {variant} are a pyramid without feature_cls='pyramid'; leave it out")
     if pretrained:
         chosen["pretrained_cfg_overlay"] = _with_weights(variant, chosen)
     model: nn.Module = build_model_with_cfg(

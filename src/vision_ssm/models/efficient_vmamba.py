@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from timm.models import register_notrace_module
 from torch import nn
 
-from vision_ssm.errors import ConfigError
 from vision_ssm.layers.downsample import make_downsample
 from vision_ssm.layers.efficient_blocks import DualBranchBlock, InvertedResidual
 from vision_ssm.layers.efficient_ss2d import STEP, EfficientSS2D
+from vision_ssm.layers.options import check_rates, check_ratio
 from vision_ssm.layers.stem import make_stem
-from vision_ssm.models.hierarchical import Hierarchical, Stage, check_depths, check_rates, drop_path_rates
+from vision_ssm.models.hierarchical import Hierarchical, Stage, check_depths, drop_path_rates
 
 __all__ = ["EfficientVMamba"]
 
@@ -74,8 +74,7 @@ class EfficientVMamba(Hierarchical):
     ) -> None:
         check_depths(depths, embed_dim)
         check_rates(drop_path_rate=drop_path_rate)
-        if mlp_ratio < 0:
-            raise ConfigError(f"mlp_ratio must not be negative, got {mlp_ratio!r}; 0 leaves the MLP out")
+        check_ratio("mlp_ratio", mlp_ratio, embed_dim)
         rates = drop_path_rates(drop_path_rate, depths)
         widths = [embed_dim * 2**i for i in range(len(depths))]
         stages = []

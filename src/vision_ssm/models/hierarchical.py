@@ -13,12 +13,13 @@ from timm.models._features import feature_take_indices
 from timm.models._input import update_model_input_size
 from torch import Tensor, nn
 
-from vision_ssm.errors import ConfigError, ShapeError, suggestion
+from vision_ssm.errors import ConfigError, ShapeError
 from vision_ssm.layers.downsample import ConvDownsample, PatchMerging
+from vision_ssm.layers.options import check_choice, check_count, check_flags, check_rates
 from vision_ssm.layers.patch_embed import as_size
 from vision_ssm.layers.stem import PatchStem
 
-__all__ = ["POOLS", "Hierarchical", "Stage", "check_choice", "check_depths", "check_rates", "drop_path_rates"]
+__all__ = ["POOLS", "Hierarchical", "Stage", "check_depths", "drop_path_rates"]
 
 POOLS = ("avg", "max", "avgmax", "catavgmax")
 EPS = 1e-5
@@ -92,9 +93,9 @@ class Hierarchical(nn.Module):
         super().__init__()
         check_choice("global_pool", global_pool, (*POOLS, ""))
         check_rates(drop_rate=drop_rate)
-        for option, value, least in (("num_classes", num_classes, 0), ("in_chans", in_chans, 1)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ConfigError(f"{option} must be a whole number of at least {least}, got {value!r}")
+        check_flags(stage_norms=stage_norms)
+        check_count("num_classes", num_classes, 0)
+        check_count("in_chans", in_chans)
         self.img_size = as_size("img_size", img_size)
         self.in_chans, self.num_classes, self.stem_stride = in_chans, num_classes, stem_stride
         self.num_features = self.head_hidden_size = widths[-1]
@@ -147,8 +148,7 @@ class Hierarchical(nn.Module):
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replace the head, and the pooling if one is named ('' for none)."""
-        if num_classes < 0:
-            raise ConfigError(f"num_classes must not be negative, got {num_classes}")
+        check_count("num_classes", num_classes, 0)
         if global_pool is not None:
             check_choice("global_pool", global_pool, (*POOLS, ""))
         self.num_classes = num_classes
@@ -274,27 +274,13 @@ def drop_path_rates(rate: float, depths: Sequence[int]) -> list[list[float]]:
     return [rates[end - depth : end] for depth, end in zip(depths, ends, strict=True)]
 
 
-def check_choice(option: str, value: object, allowed: Sequence[str]) -> None:
-    """Raise ConfigError, with the nearest name, unless ``value`` is allowed."""
-    if value not in allowed:
-        names = ", ".join(name or "''" for name in allowed)
-        raise ConfigError(f"{option} must be one of {names}, got {value!r}.{suggestion(str(value), allowed)}")
-
-
 def check_depths(depths: Sequence[int], embed_dim: int) -> None:
     """Raise ConfigError unless there are four positive depths and a positive width."""
-    for option, values in (("depths", tuple(depths)), ("embed_dim", (embed_dim,))):
-        if any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in values):
-            raise ConfigError(f"{option} must be positive whole numbers, got {values}")
+    if not isinstance(depths, Sequence) or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in depths):
+        raise ConfigError(f"depths must be positive whole numbers, got {depths!r}")
     if len(depths) != 4:
-        raise ConfigError(f"depths needs one number for each of the four stages, got {tuple(depths)}")
-
-
-def check_rates(**rates: float) -> None:
-    """Raise ConfigError unless every rate is in [0, 1)."""
-    for option, rate in rates.items():
-        if not 0 <= rate < 1:
-            raise ConfigError(f"{option} must be in [0, 1), got {rate!r}")
+        raise ConfigError(f"depths needs one number for each of the four stages, got {depths!r}")
+    check_count("embed_dim", embed_dim)
 
 
 @torch.no_grad()

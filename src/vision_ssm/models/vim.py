@@ -18,8 +18,9 @@ from timm.models._features import feature_take_indices
 from timm.models._input import update_model_input_size
 from torch import Tensor, nn
 
-from vision_ssm.errors import CheckpointError, ConfigError, suggestion
+from vision_ssm.errors import CheckpointError, ConfigError
 from vision_ssm.layers import Block, PatchEmbed, VimMixer, make_norm, run_mirrored_pair
+from vision_ssm.layers.options import check_choice, check_count, check_flags, check_rates
 from vision_ssm.layers.positions import (
     CLASS_TOKENS,
     insert_rows,
@@ -96,9 +97,12 @@ class Vim(nn.Module):
         dynamic_img_size: bool = True,
     ) -> None:
         super().__init__()
-        _check_choice("class_token", class_token, tuple(CLASS_TOKENS))
-        _check_choice("direction", direction, DIRECTIONS)
-        _check_numbers(embed_dim, depth, num_classes, drop_rate, drop_path_rate)
+        check_choice("class_token", class_token, CLASS_TOKENS)
+        check_choice("direction", direction, DIRECTIONS)
+        for option, value, least in (("embed_dim", embed_dim, 1), ("depth", depth, 1), ("num_classes", num_classes, 0)):
+            check_count(option, value, least)
+        check_rates(drop_rate=drop_rate, drop_path_rate=drop_path_rate)
+        check_flags(halve_output=halve_output, dynamic_img_size=dynamic_img_size)
         if direction == "layerwise" and depth % 2:
             raise ConfigError(f"direction='layerwise' pairs the layers, so depth must be even, got {depth}")
         self.class_token, self.direction = class_token, direction
@@ -186,8 +190,7 @@ class Vim(nn.Module):
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replace the head, and the pooling if one is named ('' for none)."""
-        if num_classes < 0:
-            raise ConfigError(f"num_classes must not be negative, got {num_classes}")
+        check_count("num_classes", num_classes, 0)
         if global_pool is not None:
             self.global_pool = self._checked_pool(global_pool)
         self.num_classes = num_classes
@@ -370,7 +373,7 @@ class Vim(nn.Module):
         """Resolve and check the pooling against the class token."""
         if pool is None:
             return "token" if self.has_class_token else "avg"
-        _check_choice("global_pool", pool, (*POOLS, ""))
+        check_choice("global_pool", pool, (*POOLS, ""))
         if pool == "token" and not self.has_class_token:
             raise ConfigError("global_pool='token' reads the class token, but class_token='none'; use avg, max or last")
         if pool in ("max", "last") and self.has_class_token:
@@ -385,18 +388,3 @@ def _init_head(head: nn.Module) -> None:
     if isinstance(head, nn.Linear):
         trunc_normal_(head.weight, std=0.02)
         nn.init.zeros_(head.bias)
-
-
-def _check_choice(option: str, value: object, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        names = ", ".join(name or "''" for name in allowed)
-        raise ConfigError(f"{option} must be one of {names}, got {value!r}.{suggestion(str(value), allowed)}")
-
-
-def _check_numbers(embed_dim: int, depth: int, num_classes: int, drop_rate: float, drop_path_rate: float) -> None:
-    for option, value, least in (("embed_dim", embed_dim, 1), ("depth", depth, 1), ("num_classes", num_classes, 0)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ConfigError(f"{option} must be a whole number of at least {least}, got {value!r}")
-    for option, rate in (("drop_rate", drop_rate), ("drop_path_rate", drop_path_rate)):
-        if not 0 <= rate < 1:
-            raise ConfigError(f"{option} must be in [0, 1), got {rate!r}")

@@ -14,13 +14,14 @@ from timm.layers.weight_init import trunc_normal_
 from timm.models import register_notrace_function, register_notrace_module
 from torch import Tensor, nn
 
-from vision_ssm.errors import ConfigError
 from vision_ssm.layers import resample_grid
+from vision_ssm.layers.blocks import add_branch
 from vision_ssm.layers.downsample import make_downsample
 from vision_ssm.layers.mlp import TiledMlp
+from vision_ssm.layers.options import check_flags, check_rates, check_ratio
 from vision_ssm.layers.ss2d import SS2D
 from vision_ssm.layers.stem import make_stem
-from vision_ssm.models.hierarchical import EPS, Hierarchical, Stage, check_depths, check_rates, drop_path_rates
+from vision_ssm.models.hierarchical import EPS, Hierarchical, Stage, check_depths, drop_path_rates
 
 __all__ = ["VMamba", "VMambaBlock"]
 
@@ -49,9 +50,9 @@ class VMambaBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Run the block on a map x [B, H, W, C]."""
-        x = x + self.drop_path(self.mixer(self.norm(x)))
+        x = add_branch(x, self.drop_path(self.mixer(self.norm(x))))
         if self.norm2 is not None and self.mlp is not None:
-            x = x + self.drop_path(self.mlp(self.norm2(x)))
+            x = add_branch(x, self.drop_path(self.mlp(self.norm2(x))))
         return x
 
 
@@ -116,8 +117,8 @@ class VMamba(Hierarchical):
     ) -> None:
         check_depths(depths, embed_dim)
         check_rates(drop_path_rate=drop_path_rate)
-        if mlp_ratio < 0 or 0 < mlp_ratio * embed_dim < 1:
-            raise ConfigError(f"mlp_ratio must be 0 (no MLP) or leave at least one channel, got {mlp_ratio!r}")
+        check_ratio("mlp_ratio", mlp_ratio, embed_dim)
+        check_flags(pos_embed=pos_embed)
         widths = [embed_dim * 2**i for i in range(len(depths))]
         stages = []
         for i, (width, rates) in enumerate(zip(widths, drop_path_rates(drop_path_rate, depths), strict=True)):
