@@ -2,23 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from timm.layers.drop import DropPath
-from timm.models import register_notrace_function
 from torch import Tensor, nn
 
-__all__ = ["Block", "add_branch", "run_mirrored_pair"]
-
-
-@register_notrace_function
-def add_branch(x: Tensor, branch: Tensor) -> Tensor:
-    """Return x + branch; where no gradient needs the branch, its memory takes the sum.
-
-    On a CPU, fresh memory for a map costs more than the addition.
-    """
-    if torch.is_grad_enabled() or torch.compiler.is_compiling() or branch.dtype != x.dtype:
-        return x + branch
-    return branch.add_(x)
+__all__ = ["Block", "run_mirrored_pair"]
 
 
 class Block(nn.Module):
@@ -46,7 +33,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Run the block on the stream x [B, L, D]."""
-        return add_branch(x, self.branch(x))
+        return x + self.branch(x)
 
 
 def run_mirrored_pair(forward: Block, backward: Block, x: Tensor) -> Tensor:

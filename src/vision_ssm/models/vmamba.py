@@ -15,7 +15,6 @@ from timm.models import register_notrace_function, register_notrace_module
 from torch import Tensor, nn
 
 from vision_ssm.layers import resample_grid
-from vision_ssm.layers.blocks import add_branch
 from vision_ssm.layers.downsample import make_downsample
 from vision_ssm.layers.mlp import TiledMlp
 from vision_ssm.layers.options import check_flags, check_rates, check_ratio
@@ -50,9 +49,9 @@ class VMambaBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Run the block on a map x [B, H, W, C]."""
-        x = add_branch(x, self.drop_path(self.mixer(self.norm(x))))
+        x = x + self.drop_path(self.mixer(self.norm(x)))
         if self.norm2 is not None and self.mlp is not None:
-            x = add_branch(x, self.drop_path(self.mlp(self.norm2(x))))
+            x = x + self.drop_path(self.mlp(self.norm2(x)))
         return x
 
 
