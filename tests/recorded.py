@@ -119,12 +119,16 @@ PATTERNS = {
 }
 
 
-class VMambaRecording(Recording):
-    """One file of VMamba."""
+class HierarchicalRecording(Recording):
+    """One file of a four-stage family: its config is the constructor call itself."""
 
     @property
     def config(self) -> dict[str, Any]:
         return json.loads(str(self.arrays["config"]))
+
+
+class VMambaRecording(HierarchicalRecording):
+    """One file of VMamba."""
 
     def options(self) -> dict[str, Any]:
         """The recorded constructor call as options of any VMamba variant."""
@@ -150,14 +154,10 @@ class VMambaRecording(Recording):
         return "vmamba_" + next(variant for start, variant in variants.items() if self.name.startswith(start))
 
 
-class EfficientVMambaRecording(Recording):
+class EfficientVMambaRecording(HierarchicalRecording):
     """One file of EfficientVMamba."""
 
     model_name = "efficientvmamba_tiny"
-
-    @property
-    def config(self) -> dict[str, Any]:
-        return json.loads(str(self.arrays["config"]))
 
     def options(self) -> dict[str, Any]:
         """The recorded constructor call as options of any EfficientVMamba variant."""

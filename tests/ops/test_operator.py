@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from scan_cases import NAMES, both_ways, cross, needs_kernel, random_case
-from torch import Tensor, nn
+from torch import Tensor, library, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from vision_ssm.errors import BackendError, ShapeError
@@ -30,7 +30,7 @@ def test_opcheck(backend: str, absent: tuple[str, ...], merge: bool, walks: tupl
     case = random_case(6, walks, batch=2, channels=3, states=2, absent=absent).to(torch.float32)
     tensors = [None if x is None else x.clone().requires_grad_() for x in (case.tensors[name] for name in NAMES)]
     args = (*tensors, flatten(walks), True, merge, True, backend)
-    torch.library.opcheck(torch.ops.vision_ssm.selective_scan.default, args)
+    library.opcheck(torch.ops.vision_ssm.selective_scan.default, args)
 
 
 class Mixer(nn.Module):

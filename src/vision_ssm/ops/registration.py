@@ -6,11 +6,12 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
+from torch import library
 
 __all__ = ["Operator", "register"]
 
 NAMESPACE = "vision_ssm"
-_library = torch.library.Library(NAMESPACE, "FRAGMENT")  # type: ignore[no-untyped-call]
+_library = library.Library(NAMESPACE, "FRAGMENT")  # type: ignore[no-untyped-call]
 
 
 class Operator(NamedTuple):
@@ -32,7 +33,7 @@ def register(name: str, schema: str, backward_schema: str | None, operator: Oper
     for form, form_schema, real, fake in forms:
         _library.define(form + form_schema, tags=(torch.Tag.pt2_compliant_tag,))  # type: ignore[no-untyped-call]
         _library.impl(form, real, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
-        torch.library.register_fake(f"{NAMESPACE}::{form}", fake, lib=_library)
-    torch.library.register_autograd(
+        library.register_fake(f"{NAMESPACE}::{form}", fake, lib=_library)
+    library.register_autograd(
         f"{NAMESPACE}::{name}", operator.autograd, setup_context=operator.setup_context, lib=_library
     )

@@ -1,4 +1,4 @@
-"""EfficientVMamba equals the published class: logits, stages, feature maps, gradients, counts, on every backend."""
+"""VMamba and EfficientVMamba equal their published classes on every backend, through load_published."""
 
 from __future__ import annotations
 
@@ -6,18 +6,30 @@ import pytest
 import torch
 
 from tests.recorded import FAMILIES, load, relative
-from vision_ssm.checkpoints import load_published
-from vision_ssm.checkpoints.efficient_vmamba import to_published
+from vision_ssm.checkpoints import efficient_vmamba, load_published, vmamba
 from vision_ssm.models import create_model
 
-EVERY = sorted(path.stem for path in (FAMILIES / "efficientvmamba").glob("*.npz"))
-CLASSIFIERS = [name for name in EVERY if not name.endswith("_backbone")]
+LAYOUTS = {"vmamba": vmamba, "efficientvmamba": efficient_vmamba}
+EVERY = [(family, path.stem) for family in LAYOUTS for path in sorted((FAMILIES / family).glob("*.npz"))]
+CLASSIFIERS = [pair for pair in EVERY if not pair[1].endswith("_backbone")]
+BACKBONES = [pair for pair in EVERY if pair[1].endswith("_backbone")]
+
+# On the kernel in a quick test; one of each family runs on 'chunked' too, everything else is slow.
+QUICK = {
+    *("tiny_s1l8", "v0_tiny", "tiny_s1l8_unidi", "tiny_s1l8_bidi", "tiny_s1l8_cascade"),
+    *("tiny", "tiny_232x248"),
+}
+QUICK_GRADIENTS = {"tiny_s1l8", "tiny_s1l8_cascade", "tiny"}
 
 
-def cases(names, quick):
-    """Every recording on every backend; `quick` says which pairs run in a quick test."""
-    pairs = [(name, backend) for backend in ("cpu", "chunked", "reference") for name in names]
-    return [pytest.param(*pair, id="-".join(pair), marks=[] if pair in quick else [pytest.mark.slow]) for pair in pairs]
+def cases(pairs, on_kernel, on_chunked=()):
+    """Every recording on every backend."""
+    found = []
+    for backend, quick in (("cpu", on_kernel), ("chunked", on_chunked), ("reference", ())):
+        for family, name in pairs:
+            marks = [] if name in quick else [pytest.mark.slow]
+            found.append(pytest.param(family, name, backend, id=f"{family}-{name}-{backend}", marks=marks))
+    return pytest.mark.parametrize(("family", "name", "backend"), found, indirect=["backend"])
 
 
 def built(recording):
@@ -28,11 +40,14 @@ def built(recording):
     return model
 
 
-def published(recording):
+def published(family, recording):
+    """The model with the recorded weights, read from what the family's released files look like."""
+    weights = recording.published_weights()
+    wrapped = {"model": weights, "epoch": 3}
+    if family == "efficientvmamba":  # the averaged weights of a distributed run
+        wrapped = {"state_dict": {f"module.module.{name}": x for name, x in weights.items()}, "epoch": 290}
     model = built(recording)
-    # As released: the averaged weights of a distributed run.
-    prefixed = {f"module.module.{name}": tensor for name, tensor in recording.published_weights().items()}
-    load_published(model, {"state_dict": prefixed, "epoch": 290})
+    load_published(model, wrapped)
     return model.eval()
 
 
@@ -42,23 +57,19 @@ def corners(x):
     return torch.stack([x[:, 0, 0], x[:, height // 2, width // 3], x[:, -1, -1]], dim=1)
 
 
-def check_gradients(model, recording):
-    gradients = to_published({name: parameter.grad for name, parameter in model.named_parameters()})
+def check_gradients(family, model, recording):
+    gradients = LAYOUTS[family].to_published({name: p.grad for name, p in model.named_parameters()})
     names = recording.arrays["grad_names"].tolist()
     assert sorted(gradients) == sorted(names)
     for name, norm in zip(names, recording.arrays["grad_norms_f64"], strict=True):
         assert abs(gradients[name].double().norm().item() - norm) <= 1e-3 * norm + 1e-12, name
 
 
-@pytest.mark.parametrize(
-    ("name", "backend"),
-    cases(CLASSIFIERS, [("tiny", "cpu"), ("tiny_232x248", "cpu"), ("tiny", "chunked")]),
-    indirect=["backend"],
-)
+@cases(CLASSIFIERS, QUICK, ("tiny_s1l8", "tiny"))
 @torch.no_grad()
-def test_logits_and_stages(name, backend):
-    recording = load(name, "efficientvmamba")
-    model = published(recording)
+def test_logits_and_stages(family, name, backend):
+    recording = load(name, family)
+    model = published(family, recording)
     seen = {}
     for i, stage in enumerate(model.stages):
         stage.register_forward_hook(lambda _, __, out, i=i: seen.update({f"stage{i}": out}))
@@ -77,20 +88,18 @@ def test_logits_and_stages(name, backend):
         assert relative(corners(x)[..., :16], recording.arrays[f"probe_{part}"]) < 1e-4, part
 
 
-@pytest.mark.parametrize(("name", "backend"), cases(CLASSIFIERS, [("tiny", "cpu")]), indirect=["backend"])
-def test_gradients(name, backend):
-    recording = load(name, "efficientvmamba")
-    model = published(recording)
+@cases(CLASSIFIERS, QUICK_GRADIENTS)
+def test_gradients(family, name, backend):
+    recording = load(name, family)
+    model = published(family, recording)
     model(recording.images()).square().mean().backward()
-    check_gradients(model, recording)
+    check_gradients(family, model, recording)
 
 
-@pytest.mark.parametrize(
-    ("name", "backend"), cases(["tiny_backbone"], [("tiny_backbone", "cpu")]), indirect=["backend"]
-)
-def test_backbone_for_dense_tasks(name, backend):
-    recording = load(name, "efficientvmamba")
-    model = published(recording)
+@cases(BACKBONES, {name for _, name in BACKBONES})
+def test_backbone_for_dense_tasks(family, name, backend):
+    recording = load(name, family)
+    model = published(family, recording)
     maps = model.forward_intermediates(recording.images(), intermediates_only=True)
     for i, found in enumerate(maps):
         assert list(found.shape) == recording.arrays["out_shapes"][i].tolist()
@@ -99,22 +108,23 @@ def test_backbone_for_dense_tasks(name, backend):
     loss = sum(found.square().mean() for found in maps)
     assert loss.item() == pytest.approx(float(recording.arrays["loss_f64"]), rel=1e-5)
     loss.backward()
-    check_gradients(model, recording)
+    check_gradients(family, model, recording)
 
 
-@pytest.mark.parametrize("name", EVERY)
-def test_parameter_count_and_names(name):
-    recording = load(name, "efficientvmamba")
+@pytest.mark.parametrize(("family", "name"), EVERY)
+def test_parameter_count_and_names(family, name):
+    recording = load(name, family)
     with torch.device("meta"):
         model = built(recording)
     assert sum(parameter.numel() for parameter in model.parameters()) == int(recording.arrays["n_params"])
-    ours = {key: list(tensor.shape) for key, tensor in to_published(model.state_dict()).items()}
+    ours = {key: list(x.shape) for key, x in LAYOUTS[family].to_published(model.state_dict()).items()}
     assert ours == recording.published_shapes()
 
 
 @pytest.mark.slow
-def test_float64_agrees_to_float64_precision():
-    recording = load("tiny_232x248", "efficientvmamba")
-    model = published(recording).double()
+@pytest.mark.parametrize(("family", "name"), [("vmamba", "tiny_s1l8"), ("efficientvmamba", "tiny_232x248")])
+def test_float64_agrees_to_float64_precision(family, name):
+    recording = load(name, family)
+    model = published(family, recording).double()
     with torch.no_grad():
         assert relative(model(recording.images().double()), recording.arrays["logits_f64"]) < 1e-9
