@@ -11,7 +11,6 @@ from torch import library
 __all__ = ["Operator", "register"]
 
 NAMESPACE = "vision_ssm"
-_library = library.Library(NAMESPACE, "FRAGMENT")  # type: ignore[no-untyped-call]
 
 
 class Operator(NamedTuple):
@@ -31,9 +30,8 @@ def register(name: str, schema: str, backward_schema: str | None, operator: Oper
     if backward_schema is not None:
         forms.append((f"{name}_backward", backward_schema, operator.backward, operator.backward_fake))
     for form, form_schema, real, fake in forms:
-        _library.define(form + form_schema, tags=(torch.Tag.pt2_compliant_tag,))  # type: ignore[no-untyped-call]
-        _library.impl(form, real, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
-        library.register_fake(f"{NAMESPACE}::{form}", fake, lib=_library)
-    library.register_autograd(
-        f"{NAMESPACE}::{name}", operator.autograd, setup_context=operator.setup_context, lib=_library
-    )
+        qualified = f"{NAMESPACE}::{form}"
+        library.define(qualified, form_schema, tags=(torch.Tag.pt2_compliant_tag,))
+        library.impl(qualified, "default", real)
+        library.register_fake(qualified, fake)
+    library.register_autograd(f"{NAMESPACE}::{name}", operator.autograd, setup_context=operator.setup_context)
