@@ -7,11 +7,12 @@
 
 #define DECLARE(isa)                        \
     namespace isa {                         \
-    void scan_forward(const vssm_scan&);    \
-    void scan_backward(const vssm_scan&);   \
-    void conv_forward(const vssm_conv&);    \
-    void conv_backward(const vssm_conv&);   \
-    void ssm_forward(const vssm_ssm&);      \
+    int scan_forward(const vssm_scan&);    \
+    int scan_backward(const vssm_scan&);   \
+    int conv_forward(const vssm_conv&);    \
+    int conv_backward(const vssm_conv&);   \
+    int ssm_forward(const vssm_ssm&);      \
+    int branch_forward(const vssm_branch&); \
     }
 DECLARE(portable)
 DECLARE(avx2)
@@ -46,34 +47,31 @@ int32_t best_isa() {
 
 }  // namespace
 
-int32_t vssm_abi_version(void) { return 4; }
+int32_t vssm_abi_version(void) { return 5; }
 int32_t vssm_has_isa(int32_t isa) { return has_isa(isa) ? 1 : 0; }
 int32_t vssm_best_isa(void) { return best_isa(); }
 
 #ifdef VISION_SSM_HAVE_AVX2
 #define CASE_AVX2(call) \
     case VSSM_ISA_AVX2: \
-        avx2::call;     \
-        return 0;
+        return avx2::call;
 #else
 #define CASE_AVX2(call)
 #endif
 #ifdef VISION_SSM_HAVE_AVX512
 #define CASE_AVX512(call) \
     case VSSM_ISA_AVX512: \
-        avx512::call;     \
-        return 0;
+        return avx512::call;
 #else
 #define CASE_AVX512(call)
 #endif
 #define RUN(wanted, call)                                        \
-    if (wanted != VSSM_ISA_BEST && !has_isa(wanted)) return 1;   \
+    if (wanted != VSSM_ISA_BEST && !has_isa(wanted)) return VSSM_MISSING_ISA; \
     switch (wanted == VSSM_ISA_BEST ? best_isa() : wanted) {     \
         CASE_AVX512(call)                                        \
         CASE_AVX2(call)                                          \
         default:                                                 \
-            portable::call;                                      \
-            return 0;                                            \
+            return portable::call;                       \
     }
 
 int vssm_scan_forward(const vssm_scan* scan) { RUN(scan->isa, scan_forward(*scan)) }
@@ -81,3 +79,4 @@ int vssm_scan_backward(const vssm_scan* scan) { RUN(scan->isa, scan_backward(*sc
 int vssm_conv_forward(const vssm_conv* conv) { RUN(conv->isa, conv_forward(*conv)) }
 int vssm_conv_backward(const vssm_conv* conv) { RUN(conv->isa, conv_backward(*conv)) }
 int vssm_ssm_forward(const vssm_ssm* ssm) { RUN(ssm->isa, ssm_forward(*ssm)) }
+int vssm_branch_forward(const vssm_branch* branch) { RUN(branch->ssm.isa, branch_forward(*branch)) }

@@ -59,7 +59,7 @@ struct Workspace {
 // Recompute M states over the tile into tile.h and tile.keep; add their part of the readout to tile.y.
 template <int M>
 void recompute(Tile& tile, int count, const float* rate, const float* before, int64_t stride, int lanes,
-               const float* b, const float* c, int64_t states, bool readout) {
+               const float* b, const float* c, int64_t states, bool readout, Ahead* ahead) {
     const Exp2 exp2;
     Vec state[M];
     unroll<M>([&](auto n) {
@@ -70,9 +70,10 @@ void recompute(Tile& tile, int count, const float* rate, const float* before, in
         const Vec delta = Vec::load(tile.delta + t * W), drive = Vec::load(tile.drive + t * W);
         const float *bt = b + t * states, *ct = c + t * states;
         float *keep = tile.keep + t * M * W, *h = tile.h + (t + 1) * M * W;
+        if (ahead) ahead->fetch();
         Vec y = Vec::set(0.f);
         unroll<M>([&](auto n) {
-            const Vec factor = exp2(delta * Vec::load(rate + n * W));
+            const Vec factor = exp2(delta, Vec::load(rate + n * W));
             factor.store(keep + n * W);
             state[n] = fma(factor, state[n], drive * Vec::set(bt[n]));
             state[n].store(h + n * W);
@@ -142,24 +143,22 @@ void prepare(const vssm_scan& s, Tile& tile, int count, Direction<E>& from, int6
     from.bias = s.bias ? load(s.bias + parameter, lanes) : Vec::set(0.f);
     for (int t = 0; t < count; ++t) {
         const int64_t read = tile.places.reads[t], write = tile.places.writes[t];
-        const E *u_row = from.u.row(read) + channel, *delta_row = from.delta.row(read) + channel;
-        const E* grad_row = from.grad.row(write) + channel;
-        prefetch<1>(u_row + W);
-        prefetch<1>(delta_row + W);
-        prefetch<1>(grad_row + W);
-        const Vec u = load(u_row, lanes), raw = load(delta_row, lanes) + from.bias;
-        const Vec delta = s.softplus ? softplus(raw) : raw;
-        Vec dy = load(grad_row, lanes);
+        const Vec u = load(from.u.row(read) + channel, lanes);
+        const Vec raw = load(from.delta.row(read) + channel, lanes) + from.bias;
+        Vec dy = load(from.grad.row(write) + channel, lanes), delta = raw, slope = Vec::set(1.f);
+        if (s.softplus) {
+            const Vec w = fading(raw);
+            delta = softplus(raw, w);
+            slope = softplus_slope(raw, w);
+        }
         if (s.z.data) {
-            const E* z_row = from.z.row(write) + channel;
-            prefetch<1>(z_row + W);
-            const Vec z = load(z_row, lanes);
+            const Vec z = load(from.z.row(write) + channel, lanes);
             dy = dy * z * sigmoid(z);
             (from.skip * u).store(tile.y + t * W);
         }
         u.store(tile.u + t * W);
         delta.store(tile.delta + t * W);
-        (s.softplus ? sigmoid(raw) : Vec::set(1.f)).store(tile.slope + t * W);
+        slope.store(tile.slope + t * W);
         (delta * u).store(tile.drive + t * W);
         dy.store(tile.dy + t * W);
     }
@@ -167,9 +166,72 @@ void prepare(const vssm_scan& s, Tile& tile, int count, Direction<E>& from, int6
     std::fill_n(tile.sum_qa, count * W, 0.f);
 }
 
+// All rows that a tile reads or writes: loads wait for memory, and so do stores, which retire in order.
+template <class E>
+Ahead rows_ahead(const vssm_scan& s, const Direction<E>& from, int64_t image, int64_t channel) {
+    Ahead ahead;
+    ahead.add(from.u, channel, false);
+    ahead.add(from.delta, channel, false);
+    ahead.add(from.grad, channel, true);
+    if (s.z.data) ahead.add(from.z, channel, true);
+    const auto add = [&](const vssm_tensor& to, bool written) {
+        if (to.dtype == VSSM_FLOAT32)
+            ahead.add(Rows<float>(to, image, from.k), channel, written);
+        else
+            ahead.add(Rows<E>(to, image, from.k), channel, written);
+    };
+    add(s.du, false);
+    add(s.ddelta, false);
+    if (s.z.data) add(s.dz, true);
+    return ahead;
+}
+
+// Fetches the lines that a block is about to write, a few rows ahead, into the first-level cache: stores retire in
+// order, and rows a power of two apart displace each other there.
+constexpr int NEAR = 8;
+
+template <class E>
+class Near {
+  public:
+    Near(const vssm_scan& s, const Direction<E>& from, int64_t image, int64_t channel) : gated_(s.z.data != nullptr) {
+        set(du_, s.du, image, from.k, channel);
+        set(ddelta_, s.ddelta, image, from.k, channel);
+        if (!gated_) return;
+        set(dz_, s.dz, image, from.k, channel);
+        grad_ = {reinterpret_cast<const char*>(from.grad.base + channel), from.grad.stride * int64_t{sizeof(E)}};
+        z_ = {reinterpret_cast<const char*>(from.z.base + channel), from.z.stride * int64_t{sizeof(E)}};
+    }
+    void fetch(const Places& places, int t) const {
+        const int64_t read = places.reads[t], write = places.writes[t];
+        prefetch<1>(du_.base + read * du_.stride);
+        prefetch<1>(ddelta_.base + read * ddelta_.stride);
+        if (!gated_) return;
+        prefetch<1>(dz_.base + write * dz_.stride);
+        prefetch<1>(grad_.base + write * grad_.stride);
+        prefetch<1>(z_.base + write * z_.stride);
+    }
+
+  private:
+    struct Column {
+        const char* base;
+        int64_t stride;
+    };
+    static void set(Column& column, const vssm_tensor& x, int64_t image, int64_t k, int64_t channel) {
+        if (x.dtype == VSSM_FLOAT32) {
+            const Rows<float> rows(x, image, k);
+            column = {reinterpret_cast<const char*>(rows.base + channel), rows.stride * 4};
+        } else {
+            const Rows<E> rows(x, image, k);
+            column = {reinterpret_cast<const char*>(rows.base + channel), rows.stride * int64_t{sizeof(E)}};
+        }
+    }
+    bool gated_;
+    Column du_, ddelta_, dz_, grad_, z_;
+};
+
 // Write x, or add it, to a gradient that is float32 or the input's type.
 template <class E>
-void put(const vssm_tensor& to, int64_t image, int64_t k, int64_t token, int64_t channel, int lanes, bool add, Vec x) {
+VSSM_INLINE void put(const vssm_tensor& to, int64_t image, int64_t k, int64_t token, int64_t channel, int lanes, bool add, Vec x) {
     if (to.dtype == VSSM_FLOAT32) {
         float* p = Rows<float>(to, image, k).row(token) + channel;
         store(add ? x + load(p, lanes) : x, p, lanes);
@@ -185,8 +247,10 @@ void emit(const vssm_scan& s, const Tile& tile, int count, const Direction<E>& f
     const int64_t k = from.k;
     const auto adds = [&](const vssm_tensor& to) { return to.direction_stride == 0 && adds_to_shared(s, k); };
     const bool add_u = adds(s.du), add_delta = adds(s.ddelta), add_z = adds_to_shared(s, k);
+    const Near<E> rows(s, from, image, channel);
     Vec dskip = Vec::set(0.f), dbias = Vec::set(0.f);
     for (int t = 0; t < count; ++t) {
+        if (t + NEAR < count) rows.fetch(tile.places, t + NEAR);
         const int64_t token = tile.places.reads[t];
         const Vec u = Vec::load(tile.u + t * W), gb = Vec::load(tile.sum_gb + t * W), dy = Vec::load(tile.dy + t * W);
         const Vec ddelta =
@@ -237,15 +301,20 @@ void scan_task(const vssm_scan& s, int64_t image, int64_t group) {
     const Share share(s, group);
     const int64_t N = s.states;
     Tile tile;
+    Places next;
     Workspace work(share.blocks, N);
     for (int64_t k = 0; k < s.directions; ++k) {
         Direction<E> from(s, image, k);
         std::fill_n(work.carried, 2 * share.blocks * N * W, 0.f);  // and da behind it
         copy_rates(s, k, share, work.rate);
         const Tiles tiles(s.walks[k]);
+        Ahead ahead = rows_ahead(s, from, image, share.channel(0));
+        if (tiles.count() > 0) next.set(s.walks[k], tiles.first(tiles.count() - 1), tiles.steps(tiles.count() - 1));
         for (int64_t chunk = tiles.count() - 1; chunk >= 0; --chunk) {
-            const int count = tiles.steps(chunk);
-            tile.places.set(s.walks[k], tiles.first(chunk), count);
+            const int count = tiles.steps(chunk), next_count = chunk > 0 ? tiles.steps(chunk - 1) : 0;
+            tile.places = next;
+            if (next_count) next.set(s.walks[k], tiles.first(chunk - 1), next_count);
+            ahead.start(next, next_count, share.blocks);
             copy_states(from.b, tile.places.reads, count, N, work.b);
             copy_states(from.c, tile.places.reads, count, N, work.c);
             std::fill_n(work.lanes, work.lanes_size, 0.f);
@@ -259,7 +328,7 @@ void scan_task(const vssm_scan& s, int64_t image, int64_t group) {
                     const int64_t state = (block * N + n) * W;
                     const float* rate = work.rate + state;
                     recompute<size>(tile, count, rate, saved + n * s.channels + channel, s.channels, lanes, work.b + n,
-                                    work.c + n, N, s.z.data != nullptr);
+                                    work.c + n, N, s.z.data != nullptr, n == 0 ? &ahead : nullptr);
                     reverse<size>(tile, count, rate, work.b + n, work.c + n, N, work.carried + state,
                                   work.da + state, work.lanes + slot * T * W);
                     ++slot;
@@ -292,11 +361,12 @@ void backward(const vssm_scan& s) {
 
 }  // namespace
 
-void scan_backward(const vssm_scan& s) {
+int scan_backward(const vssm_scan& s) {
     if (s.u.dtype == VSSM_BFLOAT16)
         backward<bfloat16>(s);
     else
         backward<float>(s);
+    return VSSM_DONE;
 }
 
 }  // namespace VISION_SSM_ISA

@@ -152,18 +152,20 @@ void backward_with_taps(const vssm_conv& s) {
 
 }  // namespace
 
-void conv_forward(const vssm_conv& s) {
+int conv_forward(const vssm_conv& s) {
     if (s.x.dtype == VSSM_BFLOAT16)
         for_tasks(s, [&](int64_t image, int64_t group) { forward_task<bfloat16>(s, image, group); });
     else
         for_tasks(s, [&](int64_t image, int64_t group) { forward_task<float>(s, image, group); });
+    return VSSM_DONE;
 }
 
-void conv_backward(const vssm_conv& s) {
+int conv_backward(const vssm_conv& s) {
     if (s.x.dtype == VSSM_BFLOAT16)
         backward_with_taps<bfloat16>(s);
     else
         backward_with_taps<float>(s);
+    return VSSM_DONE;
 }
 
 }  // namespace VISION_SSM_ISA

@@ -106,7 +106,7 @@ class DirectionScan {
             advance<size>(slice, count, rate_ + state, b_ + at * N + n, c_ + at * N + n, N, h_ + state,
                           n == 0 ? &ahead_ : nullptr, near);
         });
-        emit(slice, writes, count, channel, lanes, sink_);
+        emit(slice, writes, writes, count, channel, lanes, sink_);
     }
 
     const vssm_scan& s_;
@@ -159,11 +159,12 @@ void forward(const vssm_scan& s) {
 
 }  // namespace
 
-void scan_forward(const vssm_scan& s) {
+int scan_forward(const vssm_scan& s) {
     if (s.u.dtype == VSSM_BFLOAT16)
         forward<bfloat16>(s);
     else
         forward<float>(s);
+    return VSSM_DONE;
 }
 
 }  // namespace VISION_SSM_ISA

@@ -10,12 +10,15 @@
 #include <cstdint>
 
 // Most steps between two saved states. The Python side allocates by the same number (ops/contract.py).
-#define VSSM_CHUNK 64
+#define VSSM_CHUNK 32
 
 extern "C" {
 
 enum vssm_dtype : int32_t { VSSM_FLOAT32 = 0, VSSM_BFLOAT16 = 1 };
 enum vssm_isa : int32_t { VSSM_ISA_BEST = -1, VSSM_ISA_PORTABLE = 0, VSSM_ISA_AVX2 = 1, VSSM_ISA_AVX512 = 2 };
+
+// What every kernel returns; unless it is VSSM_DONE nothing was written.
+enum vssm_status : int32_t { VSSM_DONE = 0, VSSM_MISSING_ISA = 1, VSSM_NO_MEMORY = 2 };
 
 // [B, K, L, last]; a direction stride of 0 means that all directions share the tensor. Absent when data is null.
 struct vssm_tensor {
@@ -70,7 +73,6 @@ struct vssm_scan {
 #define VSSM_API __attribute__((visibility("default")))
 #endif
 
-// Both return 0, or 1 when scan->isa names an instruction set this machine lacks (nothing is written then).
 VSSM_API int vssm_scan_forward(const vssm_scan* scan);
 VSSM_API int vssm_scan_backward(const vssm_scan* scan);
 

@@ -65,6 +65,9 @@ inline Vec operator*(Vec a, Vec b) { return {_mm512_mul_ps(a.v, b.v)}; }
 inline Vec operator/(Vec a, Vec b) { return {_mm512_div_ps(a.v, b.v)}; }
 inline Vec fma(Vec a, Vec b, Vec c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
 inline Vec maximum(Vec a, Vec b) { return {_mm512_max_ps(a.v, b.v)}; }
+inline Vec where_negative(Vec x, Vec a, Vec b) {  // a where x has its sign bit set, else b
+    return {_mm512_mask_blend_ps(_mm512_movepi32_mask(_mm512_castps_si512(x.v)), b.v, a.v)};
+}
 inline Vec absolute(Vec a) { return {_mm512_abs_ps(a.v)}; }
 inline Vec nearest(Vec a) { return {_mm512_roundscale_ps(a.v, 8)}; }
 inline Vec times_power_of_two(Vec a, Vec whole) { return {_mm512_scalef_ps(a.v, whole.v)}; }
@@ -81,9 +84,11 @@ alignas(64) constexpr float POWERS[32] = {  // 2^(k/32)
 class Exp2 {
   public:
     Exp2() : low_(_mm512_load_ps(POWERS)), high_(_mm512_load_ps(POWERS + 16)) {}
-    Vec operator()(Vec t) const {
-        // Adding 1.5 * 2^23 / 32 leaves t rounded to 1/32 in the low bits, the five lowest of which are the index.
-        const Vec magic = Vec::set(393216.f), shifted = t + magic, coarse = shifted - magic, f = t - coarse;
+    // 2^(a b), the product unrounded.
+    Vec operator()(Vec a, Vec b) const {
+        // Adding 1.5 * 2^23 / 32 leaves it rounded to 1/32 in the low bits, the five lowest of which are the index.
+        const Vec magic = Vec::set(393216.f), shifted = fma(a, b, magic), coarse = shifted - magic;
+        const Vec f = {_mm512_fmsub_ps(a.v, b.v, coarse.v)};
         const Vec power = {_mm512_permutex2var_ps(low_, _mm512_castps_si512(shifted.v), high_)};
         const Vec slope = fma(Vec::set(0.240226507f), f, Vec::set(0.693147181f)) * f;
         return times_power_of_two(fma(slope, power, power), coarse);
@@ -188,6 +193,7 @@ inline Vec operator*(Vec a, Vec b) { return {_mm256_mul_ps(a.v, b.v)}; }
 inline Vec operator/(Vec a, Vec b) { return {_mm256_div_ps(a.v, b.v)}; }
 inline Vec fma(Vec a, Vec b, Vec c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
 inline Vec maximum(Vec a, Vec b) { return {_mm256_max_ps(a.v, b.v)}; }
+inline Vec where_negative(Vec x, Vec a, Vec b) { return {_mm256_blendv_ps(b.v, a.v, x.v)}; }
 inline Vec absolute(Vec a) { return {_mm256_andnot_ps(_mm256_set1_ps(-0.0f), a.v)}; }
 inline Vec nearest(Vec a) { return {_mm256_round_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
 // Two factors of half the exponent each reach every float, denormals and infinity included.
@@ -245,6 +251,9 @@ inline Vec operator*(Vec a, Vec b) { return Vec::each([&](int i) { return a.v[i]
 inline Vec operator/(Vec a, Vec b) { return Vec::each([&](int i) { return a.v[i] / b.v[i]; }); }
 inline Vec fma(Vec a, Vec b, Vec c) { return a * b + c; }
 inline Vec maximum(Vec a, Vec b) { return Vec::each([&](int i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; }); }
+inline Vec where_negative(Vec x, Vec a, Vec b) {
+    return Vec::each([&](int i) { return std::signbit(x.v[i]) ? a.v[i] : b.v[i]; });
+}
 inline Vec absolute(Vec a) { return Vec::each([&](int i) { return std::fabs(a.v[i]); }); }
 inline Vec nearest(Vec a) { return Vec::each([&](int i) { return std::nearbyint(a.v[i]); }); }
 inline Vec times_power_of_two(Vec a, Vec whole) {
@@ -284,7 +293,7 @@ inline Vec sum_lanes(const Vec* x) {
 }
 
 #if defined(__AVX512F__)
-inline Vec exp2(Vec t) { return Exp2()(t); }
+inline Vec exp2(Vec t) { return Exp2()(t, Vec::set(1.f)); }
 #else
 // 2^t. Degree-5 minimax polynomial on [-1/2, 1/2]: relative error 1e-7 besides the rounding of t.
 inline Vec exp2(Vec t) {
@@ -310,7 +319,7 @@ inline void transpose(Vec (&x)[Vec::W]) {
 }
 
 struct Exp2 {
-    Vec operator()(Vec t) const { return exp2(t); }
+    Vec operator()(Vec a, Vec b) const { return exp2(a * b); }
 };
 #endif
 
@@ -323,8 +332,7 @@ inline Vec sigmoid(Vec x) {
 
 // log(1 + exp(x)) = max(x, 0) + log1p(w), w = exp(-|x|) in (0, 1]. log1p(w) = w p(w) with p fitted for the least relative
 // error, 5e-9, so that small steps keep their digits.
-inline Vec softplus(Vec x) {
-    const Vec w = exp2(absolute(x) * Vec::set(-LOG2E));
+inline Vec softplus(Vec x, Vec w) {
     Vec p = Vec::set(-3.243904561e-3f);
     p = fma(p, w, Vec::set(1.985091895e-2f));
     p = fma(p, w, Vec::set(-5.695851147e-2f));
@@ -336,6 +344,15 @@ inline Vec softplus(Vec x) {
     p = fma(p, w, Vec::set(-4.999990165e-1f));
     p = fma(p, w, Vec::set(1.f));
     return fma(p, w, maximum(x, Vec::set(0.f)));
+}
+
+inline Vec fading(Vec x) { return exp2(absolute(x) * Vec::set(-LOG2E)); }  // exp(-|x|)
+
+inline Vec softplus(Vec x) { return softplus(x, fading(x)); }
+
+// The slope of softplus at x, 1 / (1 + exp(-x)).
+inline Vec softplus_slope(Vec x, Vec w) {
+    return where_negative(x, w, Vec::set(1.f)) * reciprocal(Vec::set(1.f) + w);
 }
 
 }  // namespace VISION_SSM_ISA

@@ -23,48 +23,6 @@ constexpr int STATE_GROUP = 16;
 constexpr int STATE_GROUP = 8;
 #endif
 
-// Fetches the next tile's rows into the second-level cache while this one's states advance, one line of every tensor
-// a step. Whole rows in order: memory delivers those at more than twice the rate of one line out of every row, which
-// is what a block of channels reads.
-class Ahead {
-  public:
-    template <class E>
-    void add(const Rows<E>& rows, int64_t channel, bool written) {
-        tensors_[count_++] = {reinterpret_cast<const char*>(rows.base + channel),
-                              rows.stride * static_cast<int64_t>(sizeof(E)), W * static_cast<int64_t>(sizeof(E)),
-                              written};
-    }
-    void start(const Places& places, int rows, int64_t blocks) {
-        places_ = &places;
-        rows_ = rows;
-        blocks_ = blocks;
-        row_ = 0;
-        block_ = 0;
-    }
-    void fetch() {
-        if (row_ >= rows_) return;
-        const int64_t read = places_->reads[row_], write = places_->writes[row_];
-        for (int i = 0; i < count_; ++i) {
-            const auto& x = tensors_[i];
-            prefetch<2>(x.base + (x.written ? write : read) * x.stride + block_ * x.width);
-        }
-        if (++block_ == blocks_) {
-            block_ = 0;
-            ++row_;
-        }
-    }
-
-  private:
-    struct {
-        const char* base;
-        int64_t stride, width;
-        bool written;
-    } tensors_[4];
-    int count_ = 0, rows_ = 0, row_ = 0;
-    const Places* places_ = nullptr;
-    int64_t blocks_ = 0, block_ = 0;
-};
-
 // The lines a block is about to touch, one of every row, brought on from the second-level cache while the states
 // advance: loads would wait for them little, but stores retire in order and would wait for each.
 class Near {
@@ -105,7 +63,7 @@ void advance(Slice& slice, int count, const float* rate, const float* b, const f
         }
         Vec y[2] = {Vec::load(slice.y + t * W), Vec::set(0.f)};
         unroll<G>([&](auto n) {
-            const Vec keep = exp2(delta * Vec::load(rate + n * W));
+            const Vec keep = exp2(delta, Vec::load(rate + n * W));
             state[n] = fma(keep, state[n], drive * Vec::set(bt[n]));
             y[n & 1] = fma(state[n], Vec::set(ct[n]), y[n & 1]);
         });
@@ -122,8 +80,10 @@ struct Sink {
     bool to_sum, add_sum, gate;
 };
 
+// Results of steps go to the rows `tokens`, gated by the rows `gates` of z.
 template <class E>
-void emit(const Slice& slice, const int64_t* tokens, int count, int64_t channel, int lanes, const Sink<E>& sink) {
+void emit(const Slice& slice, const int64_t* tokens, const int64_t* gates, int count, int64_t channel, int lanes,
+          const Sink<E>& sink) {
     for (int t = 0; t < count; ++t) {
         Vec v = Vec::load(slice.y + t * W);
         if (sink.add_sum) v = v + load(sink.sum.row(tokens[t]) + channel, lanes);
@@ -132,7 +92,7 @@ void emit(const Slice& slice, const int64_t* tokens, int count, int64_t channel,
             continue;
         }
         if (sink.gate) {
-            const Vec z = load(sink.z.row(tokens[t]) + channel, lanes);
+            const Vec z = load(sink.z.row(gates[t]) + channel, lanes);
             v = v * z * sigmoid(z);
         }
         store(v, sink.y.row(tokens[t]) + channel, lanes);

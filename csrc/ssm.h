@@ -34,5 +34,27 @@ struct vssm_ssm {
     vssm_tensor sum;          // float32 running sum of the directions when y cannot hold it, else y itself
 };
 
+enum vssm_norm : int32_t { VSSM_NORM_RMS = 0, VSSM_NORM_LAYER = 1 };
+
+// The whole residual branch of a Vim block around it, from the stream and back:
+//
+//   (x, z) = in_proj norm(stream)     out = stream + scale * gamma * out_proj y
+//
+// Every walk is the sequence, forwards or backwards, and the first walks the way its convolution looks.
+struct vssm_branch {
+    vssm_ssm ssm;             // x, z, y and sum are unused
+    int64_t width;            // D, channels of the stream
+    int32_t norm;             // vssm_norm
+    float eps, scale;
+    const void* norm_weight;  // [D]
+    const void* norm_bias;    // [D] or null
+    const void* in_proj;      // [2C, D]
+    const void* out_proj;     // [D, C]
+    const void* gamma;        // [D] or null
+    vssm_tensor stream;       // [B, 1, L, D], float32
+    vssm_tensor out;          // the same, or the stream itself
+};
+
 VSSM_API int vssm_ssm_forward(const vssm_ssm* ssm);
+VSSM_API int vssm_branch_forward(const vssm_branch* branch);
 }

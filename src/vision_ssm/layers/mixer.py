@@ -7,9 +7,18 @@ import math
 import torch
 from torch import Tensor, nn
 
+from vision_ssm.layers.norms import RMSNorm, StreamLayerNorm
 from vision_ssm.layers.options import check_choice
 from vision_ssm.layers.ssm import SelectiveSSM
-from vision_ssm.ops import Traversal, causal_conv1d
+from vision_ssm.ops import (
+    BranchWeights,
+    NormWeights,
+    SsmWeights,
+    Traversal,
+    branch_applies,
+    causal_conv1d,
+    residual_branch,
+)
 
 __all__ = ["MIXER_DIRECTIONS", "STEP_INITS", "VimMixer"]
 
@@ -25,6 +34,15 @@ MIXER_DIRECTIONS: dict[str, tuple[tuple[bool, ...], tuple[bool, ...]]] = {
 }
 
 STEP_INITS = ("published", "fixed")
+
+NORM_KINDS = {RMSNorm: "rms", StreamLayerNorm: "layer"}
+
+
+def _is_plain(module: nn.Module) -> bool:
+    """Tell whether calling a module does no more than its forward."""
+    return not (
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    )
 
 
 class VimMixer(nn.Module):
@@ -91,6 +109,27 @@ class VimMixer(nn.Module):
         self.out_proj.weight.div_(math.sqrt(self.depth))
         if self.gamma is not None and self.layer_scale is not None:
             self.gamma.fill_(self.layer_scale)
+
+    def forward_residual(self, x: Tensor, norm: nn.Module) -> Tensor | None:
+        """Return x + self(norm(x)) in one call where that is possible, else None; x [B, L, D].
+
+        It is not where a module inside has hooks or has been replaced: those must see what passes.
+        """
+        if type(norm) not in NORM_KINDS or not all(_is_plain(m) for m in (norm, self, self.ssm)):
+            return None
+        if not all(_is_plain(m) and type(m) is nn.Linear for m in (self.in_proj, self.out_proj)):
+            return None
+        weights = BranchWeights(
+            NormWeights(NORM_KINDS[type(norm)], norm.eps, norm.weight, getattr(norm, "bias", None)),
+            self.in_proj.weight,
+            SsmWeights(*self.ssm.weights(), self.conv_weight, self.conv_bias),
+            self.out_proj.weight,
+            self.gamma,
+        )
+        walks, looks_back = self.walks_reversed, self.convolutions_reversed
+        if not branch_applies(x, weights, walks, looks_back):
+            return None
+        return residual_branch(x, weights, 0.5 if self.halve else 1.0, walks, looks_back)
 
     def forward(self, x: Tensor) -> Tensor:
         """Mix tokens x [B, L, D] along L; returns [B, L, D]."""

@@ -123,13 +123,17 @@ class ScanParameters(nn.Module):
 
         Each direction projects the tokens that it visits. Arguments as in :func:`vision_ssm.ops.one_pass`.
         """
-        parameters: list[Tensor] = [self.A_log, self.D, self.x_proj_weight, self.dt_proj_weight, self.dt_proj_bias]
+        parameters = self.weights()
         if directions is not ALL:
             parameters = [parameter[directions] for parameter in parameters]
         convolution = () if conv_weight is None or conv_bias is None else (conv_weight, conv_bias)
         if not one_pass_applies(x, traversals, (*parameters, *convolution), conv_weight):
             return None
         return one_pass(x, z, *parameters, *convolution, traversals=traversals, reverse=reverse)
+
+    def weights(self) -> list[Tensor]:
+        """Return the parameters in the order of :class:`vision_ssm.ops.SsmWeights`."""
+        return [self.A_log, self.D, self.x_proj_weight, self.dt_proj_weight, self.dt_proj_bias]
 
     def extra_repr(self) -> str:
         """Show the sizes when printed."""

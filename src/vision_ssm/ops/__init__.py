@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from vision_ssm.ops.backends import BackendStatus, available_backends, explain
+from vision_ssm.ops.branch import BranchWeights, NormWeights, SsmWeights, branch_applies, residual_branch
 from vision_ssm.ops.conv import causal_conv1d
 from vision_ssm.ops.scan import selective_scan
 from vision_ssm.ops.ssm import one_pass, one_pass_applies
@@ -10,11 +11,16 @@ from vision_ssm.ops.traversal import Traversal
 
 __all__ = [
     "BackendStatus",
+    "BranchWeights",
+    "NormWeights",
+    "SsmWeights",
     "Traversal",
     "available_backends",
+    "branch_applies",
     "causal_conv1d",
     "explain",
     "one_pass",
     "one_pass_applies",
+    "residual_branch",
     "selective_scan",
 ]

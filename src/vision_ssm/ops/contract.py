@@ -26,7 +26,7 @@ __all__ = [
 
 # Training keeps the state at every CHUNK-th step (and where a walk starts anew) and recomputes the steps between: N/16
 # bytes per token, channel and direction in float32, a quarter of one activation at 16 states.
-CHUNK = 64
+CHUNK = 32
 
 
 @dataclass(slots=True)

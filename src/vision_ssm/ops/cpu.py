@@ -99,8 +99,20 @@ class CpuBackend:
         kernel.run("vssm_scan_forward")
         return y, states
 
-    def backward(self, call: ScanCall, states: Tensor, grad: Tensor) -> ScanGradients:
-        """Run the backward kernel and sum its per-task parts, always in the same order."""
+    def backward(
+        self,
+        call: ScanCall,
+        states: Tensor,
+        grad: Tensor,
+        *,
+        dz: Tensor | None = None,
+        directions_outermost: bool = False,
+    ) -> ScanGradients:
+        """Run the backward kernel and sum its per-task parts, always in the same order.
+
+        The gradient of z goes into ``dz`` [B, L, C] if given; only where every walk visits all tokens. Gradients of u
+        and delta lie in memory as [B, K, L, C], or as [K, B, L, C] if asked for.
+        """
         kernel = _describe(call, self.isa)
         scan = kernel.structure
         cover, directions = cover_of(call.traversals, call.tokens), len(call.traversals)
@@ -113,14 +125,18 @@ class CpuBackend:
         def gradient_of(x: Tensor) -> Tensor:
             own = x.shape[1] > 1
             summed = not own and directions > 1 and cover != Cover.ONCE
-            return fresh(x.shape, own, torch.float32 if summed else x.dtype)
+            dtype = torch.float32 if summed else x.dtype
+            if directions_outermost:
+                return fresh(x.transpose(0, 1).shape, own, dtype).transpose(0, 1)
+            return fresh(x.shape, own, dtype)
 
         du, ddelta = gradient_of(call.u), gradient_of(call.delta)
-        dz = None if call.z is None else gradient_of(call.z[:, None])
+        if call.z is not None:
+            dz = gradient_of(call.z[:, None])[:, 0] if dz is None else dz
         db, dc = (fresh((scan.groups, *x.shape), x.shape[1] > 1, torch.float32) for x in (call.B, call.C))
         da = torch.empty(call.batch, directions, call.states, call.channels)
         dskip, dbias = torch.zeros(2, call.batch, directions, call.channels)
-        kernel.set(grad=_directions(grad, call), du=du, ddelta=ddelta, dz=dz)
+        kernel.set(grad=_directions(grad, call), du=du, ddelta=ddelta, dz=None if dz is None else dz[:, None])
         scan.saved, scan.db, scan.dc = states.data_ptr(), db.data_ptr(), dc.data_ptr()
         scan.db_directions, scan.dc_directions = call.B.shape[1], call.C.shape[1]
         scan.da, scan.dskip, scan.dbias = da.data_ptr(), dskip.data_ptr(), dbias.data_ptr()
@@ -132,7 +148,7 @@ class CpuBackend:
             _over_tasks(db).to(call.B.dtype),
             _over_tasks(dc).to(call.C.dtype),
             dskip.sum(0) if call.D is not None else None,
-            None if dz is None else dz[:, 0].to(call.u.dtype),
+            None if dz is None else dz.to(call.u.dtype),
             dbias.sum(0) if call.delta_bias is not None else None,
         )
 

@@ -37,12 +37,20 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor, reverse: Sequence[bool], ac
 
 
 def backward(
-    grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, reverse: Sequence[bool], activation: bool, isa: int
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    reverse: Sequence[bool],
+    activation: bool,
+    isa: int,
+    *,
+    dx: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients of x, weight and bias."""
+    """Return the gradients of x, weight and bias; the first is written into ``dx`` (float32) if given."""
     directions, channels, taps = weight.shape
     kernel = _describe(x, weight, bias, reverse, activation, isa)
-    dx = torch.empty(x.shape, dtype=torch.float32)
+    dx = torch.empty(x.shape, dtype=torch.float32) if dx is None else dx
     parts = torch.empty(x.shape[0] * kernel.structure.groups, directions, taps + 1, channels)
     kernel.set(grad=grad, dx=dx[:, None])
     kernel.structure.dparameters = parts.data_ptr()

@@ -13,10 +13,11 @@ from vision_ssm.errors import BackendError
 
 __all__ = ["BEST", "INSTRUCTION_SETS", "LIBRARY", "MISSING", "KernelCall", "TensorArgument", "task_groups"]
 
-ABI_VERSION = 4
+ABI_VERSION = 5
 INSTRUCTION_SETS = ("portable", "avx2", "avx512")  # by the numbers of csrc/scan.h
 BEST = -1
 DTYPES = {torch.float32: 0, torch.bfloat16: 1}
+MISSING_ISA, NO_MEMORY = 1, 2  # what a kernel returns (csrc/scan.h)
 
 
 class TensorArgument(ctypes.Structure):
@@ -89,8 +90,11 @@ class KernelCall:
         Raises:
             BackendError: there is no library, or the instruction set asked for is not available.
         """
-        if LIBRARY is None or getattr(LIBRARY, function)(ctypes.byref(self.structure)):
+        status = MISSING_ISA if LIBRARY is None else getattr(LIBRARY, function)(ctypes.byref(self.structure))
+        if status == MISSING_ISA:
             raise BackendError(f"the C++ kernel cannot run: {MISSING or 'this machine lacks the instruction set'}")
+        if status == NO_MEMORY:
+            raise BackendError("the C++ kernel cannot run: there is not enough memory for its working space")
 
     def _describe(self, x: Tensor) -> TensorArgument:
         if x.shape[-1] > 1 and x.stride(-1) != 1:

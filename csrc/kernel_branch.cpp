@@ -1,0 +1,292 @@
+// The residual branch of a Vim block in one call. The first half of in_proj is made for all tokens, since every direction
+// reads it; the gate and out_proj are made where the last direction passes, so that neither z nor the result of the scan
+// is ever held for the whole sequence. Threads share the work as in kernel_ssm.cpp.
+#include "team.h"
+
+#include <numeric>
+
+namespace VISION_SSM_ISA {
+
+namespace {
+
+constexpr int ROWS = 64;  // most tokens that one thread takes to a product at a time
+
+// One image's rows between in_proj and out_proj.
+struct Rooms {
+    float *hidden, *sum;  // [L + ROWS][stride]: a product writes whole groups of tokens
+    int64_t stride;
+
+    static int64_t size(const vssm_ssm& s) {
+        return 2 * ((s.tokens + ROWS) * Scratch::stride_of(s.channels) + Arena::LINE);
+    }
+    Rooms(const vssm_ssm& s, Arena& arena) : stride(Scratch::stride_of(s.channels)) {
+        hidden = arena.take((s.tokens + ROWS) * stride);
+        sum = arena.take((s.tokens + ROWS) * stride);
+    }
+};
+
+// What one team (a thread, or all threads of an image) writes z to, and a thread's rows of the stream.
+struct Desk {
+    float* z;       // [tiles][T][stride of the rooms]
+    float* normed;  // [ROWS][width], also the rows that out_proj yields
+    int64_t width;
+
+    static int64_t width_of(const vssm_branch& s) { return round_up(s.width, W); }
+    static int64_t size(const vssm_branch& s, int64_t tiles) {
+        return tiles * T * Scratch::stride_of(s.ssm.channels) + ROWS * width_of(s) + 2 * Arena::LINE;
+    }
+    Desk(const vssm_branch& s, int64_t tiles, Arena& arena) : width(width_of(s)) {
+        z = arena.take(tiles * T * Scratch::stride_of(s.ssm.channels));
+        normed = arena.take(ROWS * width);
+        std::fill_n(normed, ROWS * width, 0.f);
+    }
+};
+
+// The weights outside the scan.
+struct Ends {
+    Packed hidden_proj, gate_proj, out_proj;
+    float *norm_weight, *norm_bias, *gain;  // [width]; gain is scale * gamma
+
+    static int64_t size(const vssm_branch& s) {
+        return 2 * Packed::size(s.ssm.channels, s.width) + Packed::size(s.width, s.ssm.channels) +
+               3 * Desk::width_of(s) + 6 * Arena::LINE;
+    }
+    Ends(const vssm_branch& s, Arena& arena) {
+        const int64_t C = s.ssm.channels, D = s.width;
+        hidden_proj = {D, C, arena.take(Packed::size(C, D))};
+        gate_proj = {D, C, arena.take(Packed::size(C, D))};
+        out_proj = {C, D, arena.take(Packed::size(D, C))};
+        norm_weight = arena.take(Desk::width_of(s));
+        norm_bias = arena.take(Desk::width_of(s));
+        gain = arena.take(Desk::width_of(s));
+    }
+    int64_t parts() const { return hidden_proj.panels() + gate_proj.panels() + out_proj.panels() + 1; }
+
+    template <class P>
+    void fill(const vssm_branch& s, int64_t part) {
+        const P *in = static_cast<const P*>(s.in_proj), *out = static_cast<const P*>(s.out_proj);
+        if (part < hidden_proj.panels()) return hidden_proj.fill(in, part);
+        part -= hidden_proj.panels();
+        if (part < gate_proj.panels()) return gate_proj.fill(in + s.ssm.channels * s.width, part);
+        part -= gate_proj.panels();
+        if (part < out_proj.panels()) return out_proj.fill(out, part);
+        const P *weight = static_cast<const P*>(s.norm_weight), *bias = static_cast<const P*>(s.norm_bias);
+        const P* gamma = static_cast<const P*>(s.gamma);
+        for (int64_t d = 0; d < s.width; d += W) {
+            const int lanes = static_cast<int>(std::min<int64_t>(s.width - d, W));
+            load(weight + d, lanes).store(norm_weight + d);
+            (bias ? load(bias + d, lanes) : Vec::set(0.f)).store(norm_bias + d);
+            (Vec::set(s.scale) * (gamma ? load(gamma + d, lanes) : Vec::set(1.f))).store(gain + d);
+        }
+    }
+};
+
+float sum_of(Vec x) {
+    alignas(64) float lanes[W];
+    x.store(lanes);
+    return std::accumulate(lanes, lanes + W, 0.f);
+}
+
+// The steps of one image outside the scan.
+class Branch {
+  public:
+    Branch(const vssm_branch& s, const Ends& ends, const Rooms& rooms, int64_t image)
+        : s_(s), ends_(ends), rooms_(rooms), stream_(s.stream, image, 0), out_(s.out, image, 0) {}
+
+    // Rows of hidden for the tokens [first, end), at most ROWS.
+    void enter(int64_t first, int64_t end, const Desk& desk) const {
+        for (int64_t t = first; t < end; ++t) normalise(t, desk.normed + (t - first) * desk.width);
+        ends_.hidden_proj.multiply(desk.normed, desk.width, groups(end - first), rooms_.hidden + first * rooms_.stride,
+                                   rooms_.stride);
+    }
+    // Rows of z for the steps [first, end) of a tile that starts at step `start` of the walk.
+    void gate(const vssm_walk& walk, int64_t start, int first, int end, float* z, const Desk& desk) const {
+        for (int t = first; t < end; ++t)
+            normalise(walk.start + (start + t) * walk.inner_stride, desk.normed + (t - first) * desk.width);
+        ends_.gate_proj.multiply(desk.normed, desk.width, groups(end - first), z + first * rooms_.stride, rooms_.stride);
+    }
+    // Rows of the output for the tokens [first, end), at most ROWS.
+    void leave(int64_t first, int64_t end, const Desk& desk) const {
+        ends_.out_proj.multiply(rooms_.sum + first * rooms_.stride, rooms_.stride, groups(end - first), desk.normed,
+                                desk.width);
+        for (int64_t t = first; t < end; ++t) {
+            const float *added = desk.normed + (t - first) * desk.width, *x = stream_.row(t);
+            float* out = out_.row(t);
+            for (int64_t d = 0; d < s_.width; d += W) {
+                const int lanes = lanes_at(d);
+                store(fma(Vec::load(added + d), Vec::load(ends_.gain + d), load(x + d, lanes)), out + d, lanes);
+            }
+        }
+    }
+
+  private:
+    static int groups(int64_t rows) { return static_cast<int>((rows + TOKENS - 1) / TOKENS); }
+    int lanes_at(int64_t d) const { return static_cast<int>(std::min<int64_t>(s_.width - d, W)); }
+
+    void normalise(int64_t token, float* out) const {
+        const float* x = stream_.row(token);
+        const float count = static_cast<float>(s_.width);
+        float mean = 0.f;
+        if (s_.norm == VSSM_NORM_LAYER) {
+            Vec sum = Vec::set(0.f);
+            for (int64_t d = 0; d < s_.width; d += W) sum = sum + load(x + d, lanes_at(d));
+            mean = sum_of(sum) / count;
+        }
+        const auto centred = [&](int64_t d) {  // the mean taken from the lanes that there are
+            const int lanes = lanes_at(d);
+            const Vec v = load(x + d, lanes) - Vec::set(mean);
+            v.store(out + d, lanes);
+            return load(out + d, lanes);
+        };
+        Vec squares = Vec::set(0.f);
+        for (int64_t d = 0; d < s_.width; d += W) {
+            const Vec v = centred(d);
+            squares = fma(v, v, squares);
+        }
+        const Vec scale = Vec::set(1.f / std::sqrt(sum_of(squares) / count + s_.eps));
+        for (int64_t d = 0; d < s_.width; d += W) {
+            const int lanes = lanes_at(d);
+            const Vec v = load(out + d, lanes) * scale;
+            store(fma(v, Vec::load(ends_.norm_weight + d), Vec::load(ends_.norm_bias + d)), out + d, lanes);
+        }
+    }
+
+    const vssm_branch& s_;
+    const Ends& ends_;
+    const Rooms& rooms_;
+    const Rows<float> stream_, out_;
+};
+
+DirectionPass<float> pass(const vssm_ssm& s, const Parameters& parameters, int64_t k, Scratch& scratch,
+                          const Rooms& rooms, const Desk& desk, const int64_t* slots) {
+    const auto rows = [&](float* base) {
+        return Rows<float>({base, 0, 0, rooms.stride, VSSM_FLOAT32}, 0, 0);
+    };
+    const Sink<float> sink{rows(rooms.sum), rows(desk.z), rows(rooms.sum), k + 1 < s.directions, k > 0, true};
+    return DirectionPass<float>(s, parameters, k, scratch, rows(rooms.hidden), sink, slots);
+}
+
+// The tokens that steps [first, end) of a sequence visit: [lowest, lowest + end - first).
+int64_t lowest_token(const vssm_walk& walk, int64_t first, int64_t end) {
+    return walk.inner_stride > 0 ? walk.start + first : walk.start - (end - 1);
+}
+
+int64_t pieces(int64_t tokens, int64_t each) { return (tokens + each - 1) / each; }
+
+// One image by one thread.
+void run_alone(const Branch& branch, const vssm_ssm& s, const std::vector<Parameters>& parameters, Scratch& scratch,
+               const Rooms& rooms, const Desk& desk, const int64_t* slots) {
+    for (int64_t t = 0; t < s.tokens; t += ROWS) branch.enter(t, std::min<int64_t>(t + ROWS, s.tokens), desk);
+    for (int64_t k = 0; k < s.directions; ++k) {
+        DirectionPass<float> mine = pass(s, parameters[static_cast<size_t>(k)], k, scratch, rooms, desk, slots);
+        mine.take_blocks(0, (s.channels + W - 1) / W);
+        for (int64_t tile = 0; tile < mine.tiles(); ++tile) {
+            const int64_t first = mine.first(tile), end = first + mine.steps(tile);
+            for (int piece = 0; piece < T / PIECE; ++piece) mine.project_piece(tile, piece, 0);
+            const bool last = k + 1 == s.directions;
+            if (last) branch.gate(s.walks[k], first, 0, mine.steps(tile), desk.z, desk);
+            mine.advance_tile(tile, 0);
+            const int64_t token = lowest_token(s.walks[k], first, end);
+            if (last) branch.leave(token, token + end - first, desk);
+        }
+    }
+}
+
+// One image by all threads. A group of tiles is made ready, and the group before it taken out, piece by piece.
+void run_shared(const Branch& branch, const vssm_ssm& s, const std::vector<Parameters>& parameters, Scratch& scratch,
+                const Rooms& rooms, const Desk& desk, const Desk& own, const int64_t* slots, int64_t together,
+                const Team& team) {
+    const int64_t blocks = (s.channels + W - 1) / W, rows = s.tokens >= 4 * ROWS * team.size ? ROWS : PIECE;
+#pragma omp for schedule(dynamic, 1)
+    for (int64_t piece = 0; piece < pieces(s.tokens, rows); ++piece)
+        branch.enter(piece * rows, std::min((piece + 1) * rows, s.tokens), own);
+    for (int64_t k = 0; k < s.directions; ++k) {
+        DirectionPass<float> mine = pass(s, parameters[static_cast<size_t>(k)], k, scratch, rooms, desk, slots);
+        mine.take_blocks(blocks * team.self / team.size, blocks * (team.self + 1) / team.size);
+        const bool last = k + 1 == s.directions;
+        int64_t done = 0, done_end = 0;  // tokens of the group before, which wait for out_proj
+        const auto leave = [&](int64_t piece) {
+            branch.leave(done + piece * PIECE, std::min(done + (piece + 1) * PIECE, done_end), own);
+        };
+        for (int64_t first = 0; first < mine.tiles(); first += together) {
+            const int64_t count = std::min(mine.tiles() - first, together), waiting = pieces(done_end - done, PIECE);
+#pragma omp for schedule(dynamic, 1)
+            for (int64_t i = 0; i < waiting + count * (T / PIECE); ++i) {
+                if (i < waiting) {
+                    leave(i);
+                    continue;
+                }
+                const int64_t slot = (i - waiting) / (T / PIECE), tile = first + slot;
+                const int piece = static_cast<int>((i - waiting) % (T / PIECE)), from = piece * PIECE;
+                mine.project_piece(tile, piece, slot);
+                if (last && from < mine.steps(tile))
+                    branch.gate(s.walks[k], mine.first(tile), from, std::min(from + PIECE, mine.steps(tile)),
+                                desk.z + slot * T * rooms.stride, own);
+            }
+            for (int64_t slot = 0; slot < count; ++slot) mine.advance_tile(first + slot, slot);
+            if (last) {
+                const int64_t step = mine.first(first), end = mine.first(first + count - 1) + mine.steps(first + count - 1);
+                done = lowest_token(s.walks[k], step, end);
+                done_end = done + end - step;
+            }
+#pragma omp barrier  // before the rows are made anew, or taken out
+        }
+#pragma omp for schedule(dynamic, 1)
+        for (int64_t i = 0; i < pieces(done_end - done, PIECE); ++i) leave(i);
+    }
+}
+
+}  // namespace
+
+int branch_forward(const vssm_branch& s) {
+    const vssm_ssm& ssm = s.ssm;
+    const bool share = ssm.batch < ssm.threads;
+    const int64_t teams = share ? 1 : ssm.threads;
+    const int64_t tiles_each = share ? std::max<int64_t>(SHARED_ROWS / (T * Scratch::stride_of(ssm.channels)), 1) : 1;
+    thread_local Arena arena;
+    if (!arena.reserve(ssm.directions * Parameters::size(ssm) + Ends::size(s) +
+                       teams * (Scratch::size(ssm, tiles_each) + Rooms::size(ssm)) +
+                       ssm.threads * Desk::size(s, tiles_each)))
+        return VSSM_NO_MEMORY;
+    std::vector<Parameters> parameters;
+    std::vector<Scratch> scratch;
+    std::vector<Rooms> rooms;
+    std::vector<Desk> desks;
+    for (int64_t k = 0; k < ssm.directions; ++k) parameters.emplace_back(ssm, arena);
+    for (int64_t i = 0; i < teams; ++i) {
+        scratch.emplace_back(ssm, tiles_each, arena);
+        rooms.emplace_back(ssm, arena);
+    }
+    for (int64_t i = 0; i < ssm.threads; ++i) desks.emplace_back(s, tiles_each, arena);
+    Ends ends(s, arena);
+    std::vector<int64_t> slots(static_cast<size_t>(tiles_each * T));
+    std::iota(slots.begin(), slots.end(), 0);
+#pragma omp parallel num_threads(ssm.threads)
+    {
+        const FlushDenormals flush;
+        const Team team;
+        const auto self = static_cast<size_t>(team.self);
+#pragma omp for schedule(dynamic, 1) nowait
+        for (int64_t part = 0; part < ends.parts(); ++part) {
+            if (ssm.parameter_dtype == VSSM_BFLOAT16)
+                ends.fill<bfloat16>(s, part);
+            else
+                ends.fill<float>(s, part);
+        }
+        fill_parameters(ssm, parameters);
+        if (share) {
+            for (int64_t image = 0; image < ssm.batch; ++image)
+                run_shared(Branch(s, ends, rooms[0], image), ssm, parameters, scratch[0], rooms[0], desks[0], desks[self],
+                           slots.data(), tiles_each, team);
+        } else {
+#pragma omp for schedule(dynamic, 1)
+            for (int64_t image = 0; image < ssm.batch; ++image)
+                run_alone(Branch(s, ends, rooms[self], image), ssm, parameters, scratch[self], rooms[self], desks[self],
+                          slots.data());
+        }
+    }
+    arena.release_if_large();
+    return VSSM_DONE;
+}
+
+}  // namespace VISION_SSM_ISA

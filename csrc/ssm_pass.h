@@ -1,0 +1,232 @@
+// One direction of the selective SSM, a tile of tokens at a time: make the tile's rows of u and project them, then
+// advance the states of a share of the channels. Shared by the kernels of the SSM alone and of the whole branch.
+#pragma once
+
+#include "memory.h"
+#include "product.h"
+#include "slice.h"
+#include "ssm.h"
+
+namespace VISION_SSM_ISA {
+
+constexpr int MOST_TAPS = 8;
+constexpr int PIECE = 16;  // tokens that one thread makes rows of at a time
+static_assert(T % PIECE == 0 && PIECE % TOKENS == 0, "a tile is projected in whole groups of tokens");
+
+// Floats of u between two meetings of the threads that share an image: 400 KiB, well inside a second-level cache.
+constexpr int64_t SHARED_ROWS = 102400;
+
+// The parameters of one direction, rearranged so that every loop reads them in order; lanes beyond C hold zeros.
+struct Parameters {
+    Packed x_proj;            // R + 2N outputs
+    float *conv, *conv_bias;  // [taps][blocks * W], [blocks * W]
+    float* dt_proj;           // [blocks][R][W]
+    float *dt_bias, *skip;    // [blocks * W]
+    float* rate;              // [blocks][N][W]: A * log2(e)
+
+    static int64_t size(const vssm_ssm& s) {
+        return round_up(s.channels, W) * (s.taps + 3 + s.rank + s.states) + Packed::size(s.rank + 2 * s.states, s.channels) +
+               7 * Arena::LINE;
+    }
+    Parameters(const vssm_ssm& s, Arena& arena) {
+        const int64_t channels = round_up(s.channels, W), outputs = s.rank + 2 * s.states;
+        conv = arena.take(s.taps * channels);
+        conv_bias = arena.take(channels);
+        x_proj = {s.channels, outputs, arena.take(Packed::size(outputs, s.channels))};
+        dt_proj = arena.take(s.rank * channels);
+        dt_bias = arena.take(channels);
+        skip = arena.take(channels);
+        rate = arena.take(s.states * channels);
+    }
+
+    // Filling is cut into this many independent parts.
+    int64_t parts(const vssm_ssm& s) const { return (s.channels + W - 1) / W + x_proj.panels(); }
+
+    template <class P>
+    void fill(const vssm_ssm& s, int64_t k, int64_t part) {
+        const int64_t R = s.rank, N = s.states, C = s.channels, blocks = (C + W - 1) / W;
+        const int64_t conv_set = s.convolutions == 1 ? 0 : k, set = s.projections == 1 ? 0 : k;
+        const auto from = [](const void* data, int64_t at) { return static_cast<const P*>(data) + at; };
+        if (part >= blocks) return x_proj.fill(from(s.x_proj, set * (R + 2 * N) * C), part - blocks);
+        const int64_t first = part * W, lanes = std::min<int64_t>(W, C - first);
+        const int64_t channel = set * C + first;  // of the parameters that directions may share
+        turn(from(s.dt_proj, channel * R), R, lanes, R, dt_proj + part * R * W, W);
+        turn(from(s.a_log, (k * C + first) * N), N, lanes, N, rate + part * N * W, W);
+        load(from(s.dt_bias, channel), static_cast<int>(lanes)).store(dt_bias + first);
+        load(from(s.skip, channel), static_cast<int>(lanes)).store(skip + first);
+        if (s.taps) {
+            const int64_t at = conv_set * C + first;
+            turn(from(s.conv_weight, at * s.taps), s.taps, lanes, s.taps, conv + first, round_up(C, W));
+            load(from(s.conv_bias, at), static_cast<int>(lanes)).store(conv_bias + first);
+        }
+        for (int64_t n = 0; n < N; ++n) {  // A = -exp(A_log)
+            float* row = rate + (part * N + n) * W;
+            (exp2(Vec::load(row) * Vec::set(LOG2E)) * Vec::set(-LOG2E)).store(row);
+        }
+    }
+};
+
+// Rows of u and of projections for some tiles, and the states.
+struct Scratch {
+    int64_t u_stride, width;
+    float* u;          // [tiles][T][u_stride]
+    float* projected;  // [tiles][T][width]
+    float* h;          // [blocks][N][W]
+
+    // An odd number of cache lines between rows spreads a column of the tile over all sets of the cache.
+    static int64_t stride_of(int64_t channels) { return (round_up(channels, Arena::LINE) / Arena::LINE | 1) * Arena::LINE; }
+    static int64_t width_of(const vssm_ssm& s) { return round_up(s.rank + 2 * s.states, W); }
+    static int64_t size(const vssm_ssm& s, int64_t tiles) {
+        return tiles * T * (stride_of(s.channels) + width_of(s)) + s.states * round_up(s.channels, W) + 3 * Arena::LINE;
+    }
+    Scratch(const vssm_ssm& s, int64_t tiles, Arena& arena) : u_stride(stride_of(s.channels)), width(width_of(s)) {
+        u = arena.take(tiles * T * u_stride);
+        projected = arena.take(tiles * T * width);
+        h = arena.take(s.states * round_up(s.channels, W));
+        std::fill_n(u, tiles * T * u_stride, 0.f);  // a group of tokens may reach into rows that no tile has filled
+    }
+};
+
+// One direction of one image.
+template <class E>
+class DirectionPass {
+  public:
+    // `gate_slots`: the row of z for each row of the scratch, where z lies there and not at the tokens; else null.
+    DirectionPass(const vssm_ssm& s, const Parameters& parameters, int64_t k, Scratch& scratch, const Rows<E>& x,
+                  const Sink<E>& sink, const int64_t* gate_slots = nullptr)
+        : s_(s),
+          p_(parameters),
+          walk_(s.walks[k]),
+          tiles_(walk_),
+          scratch_(scratch),
+          x_(x),
+          sink_(sink),
+          gate_slots_(gate_slots),
+          reversed_(s.taps && s.reverse[k]),
+          padded_(round_up(s.channels, W)) {}
+
+    int64_t tiles() const { return tiles_.count(); }
+    int steps(int64_t tile) const { return tiles_.steps(tile); }
+    int64_t first(int64_t tile) const { return tiles_.first(tile); }
+
+    // The first step for one piece of a tile, into the tile's slot of the scratch.
+    void project_piece(int64_t tile, int piece, int64_t slot) {
+        const int first = piece * PIECE, end = std::min(first + PIECE, tiles_.steps(tile));
+        if (first >= end) return;
+        Places places;
+        places.set(walk_, tiles_.first(tile), end);
+        float* u = scratch_.u + slot * T * scratch_.u_stride;
+        for (int t = first; t < end; ++t) make_row(places.reads[t], u + t * scratch_.u_stride);
+        // The last group may end in rows of an earlier tile: no matter.
+        p_.x_proj.multiply(u + first * scratch_.u_stride, scratch_.u_stride, (end - first + TOKENS - 1) / TOKENS,
+                           scratch_.projected + (slot * T + first) * scratch_.width, scratch_.width);
+    }
+
+    // The channels that the second step is for, from now on; tiles must follow in order.
+    void take_blocks(int64_t first, int64_t end) {
+        first_block_ = first;
+        end_block_ = end;
+        if (tiles() > 0) next_.set(walk_, 0, tiles_.steps(0));
+        if (sink_.to_sum || sink_.add_sum) ahead_.add(sink_.sum, first * W, true);
+        if (!sink_.to_sum && !sink_.add_sum) ahead_.add(sink_.y, first * W, true);
+        if (!sink_.to_sum && sink_.gate && !gate_slots_) ahead_.add(sink_.z, first * W, true);
+        ahead_.add(x_, first * W, false);
+    }
+
+    // The second step for one tile.
+    void advance_tile(int64_t tile, int64_t slot) {
+        places_ = next_;
+        const int next_count = tile + 1 < tiles() ? tiles_.steps(tile + 1) : 0;
+        if (next_count) next_.set(walk_, tiles_.first(tile + 1), next_count);
+        ahead_.start(next_, next_count, end_block_ - first_block_);
+        const int64_t states = s_.states * W;
+        if (tiles_.starts_anew(tile))
+            std::fill_n(scratch_.h + first_block_ * states, (end_block_ - first_block_) * states, 0.f);
+        const int count = tiles_.steps(tile);
+        for (int64_t block = first_block_; block < end_block_; ++block)
+            for (int at = 0; at < count; at += S) advance_slice(block, at, std::min(count - at, S), slot * T + at);
+    }
+
+  private:
+    // u of one token, all channels.
+    void make_row(int64_t token, float* out) const {
+        const E* rows[MOST_TAPS];
+        const float* weights[MOST_TAPS];
+        int used = 0;
+        for (int64_t tap = 0; tap < s_.taps; ++tap) {
+            const int64_t past = s_.taps - 1 - tap, from = reversed_ ? token + past : token - past;
+            if (from < 0 || from >= s_.tokens) continue;
+            rows[used] = x_.row(from);
+            weights[used++] = p_.conv + tap * padded_;
+        }
+        for (int64_t c = 0; c < s_.channels; c += W) {
+            const int lanes = lanes_at(c);
+            if (!s_.taps) {
+                load(x_.row(token) + c, lanes).store(out + c);
+                continue;
+            }
+            Vec a = Vec::load(p_.conv_bias + c);
+            for (int i = 0; i < used; ++i) a = fma(Vec::load(weights[i] + c), load(rows[i] + c, lanes), a);
+            (a * sigmoid(a)).store(out + c);
+        }
+    }
+
+    // Steps [at, at + count) of the tile, which are rows from `row` on of the scratch.
+    void advance_slice(int64_t block, int at, int count, int64_t row) {
+        const int64_t channel = block * W, R = s_.rank, N = s_.states;
+        const int64_t *writes = places_.writes + at, *gates = gate_slots_ ? gate_slots_ + row : writes;
+        const float *projected = scratch_.projected + row * scratch_.width, *u = scratch_.u + row * scratch_.u_stride + channel;
+        Slice slice;
+        widen_steps(projected, p_.dt_proj + block * R * W, Vec::load(p_.dt_bias + channel), slice.delta);
+        const Vec skip = Vec::load(p_.skip + channel);
+        for (int t = 0; t < count; ++t) {
+            const Vec x = Vec::load(u + t * scratch_.u_stride);
+            const Vec delta = softplus(Vec::load(slice.delta + t * W));
+            delta.store(slice.delta + t * W);
+            (delta * x).store(slice.drive + t * W);
+            (skip * x).store(slice.y + t * W);
+        }
+        Near near;
+        if (sink_.to_sum || sink_.add_sum) near.add(sink_.sum, channel, writes, count);
+        if (!sink_.to_sum && !sink_.add_sum) near.add(sink_.y, channel, writes, count);
+        if (!sink_.to_sum && sink_.gate) near.add(sink_.z, channel, gates, count);
+        for_state_groups<STATE_GROUP>(N, [&](int64_t n, auto size) {
+            const int64_t state = (block * N + n) * W;
+            advance<size>(slice, count, p_.rate + state, projected + R + n, projected + R + N + n, scratch_.width,
+                          scratch_.h + state, n == 0 ? &ahead_ : nullptr, near);
+        });
+        emit(slice, writes, gates, count, channel, lanes_at(channel), sink_);
+    }
+
+    // The step sizes of a slice before softplus, [S][W], from their low-rank form: a few tokens side by side, so that
+    // the sums of different tokens overlap.
+    void widen_steps(const float* low_rank, const float* weight, Vec bias, float* out) const {
+        for (int t = 0; t < S; t += TOKENS) {
+            Vec sum[TOKENS];
+            unroll<TOKENS>([&](auto i) { sum[i] = bias; });
+            for (int64_t r = 0; r < s_.rank; ++r) {
+                const Vec w = Vec::load(weight + r * W);
+                unroll<TOKENS>([&](auto i) { sum[i] = fma(Vec::set(low_rank[(t + i) * scratch_.width + r]), w, sum[i]); });
+            }
+            unroll<TOKENS>([&](auto i) { sum[i].store(out + (t + i) * W); });
+        }
+    }
+
+    int lanes_at(int64_t channel) const { return static_cast<int>(std::min<int64_t>(s_.channels - channel, W)); }
+
+    const vssm_ssm& s_;
+    const Parameters& p_;
+    const vssm_walk& walk_;
+    const Tiles tiles_;
+    Scratch& scratch_;
+    const Rows<E> x_;
+    const Sink<E> sink_;
+    const int64_t* gate_slots_;
+    const bool reversed_;
+    const int64_t padded_;
+    int64_t first_block_ = 0, end_block_ = 0;
+    Places places_ = {}, next_ = {};
+    Ahead ahead_;
+};
+
+}  // namespace VISION_SSM_ISA

@@ -1,0 +1,184 @@
+"""Training through a Vim block on the CPU: what the forward pass keeps, and the backward pass that recomputes the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from vision_ssm.ops import cpu_conv
+from vision_ssm.ops.contract import ScanCall, ScanGradients
+from vision_ssm.ops.cpu import CpuBackend
+from vision_ssm.ops.cpu_ssm import NormWeights, SsmWeights
+from vision_ssm.ops.traversal import Traversal
+
+if TYPE_CHECKING:
+    from vision_ssm.ops.branch import BranchWeights
+
+__all__ = ["train"]
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What is not a tensor."""
+
+    norm: str
+    eps: float
+    scale: float
+    traversals: tuple[Traversal, ...]
+    looks_back: tuple[bool, ...]
+    backend: CpuBackend
+
+
+def train(
+    x: Tensor,
+    weights: BranchWeights,
+    scale: float,
+    traversals: tuple[Traversal, ...],
+    looks_back: Sequence[bool],
+    backend: CpuBackend,
+) -> Tensor:
+    """Return the stream [B, L, D] after the block, differentiable once."""
+    plan = _Plan(weights.norm.kind, weights.norm.eps, scale, traversals, tuple(looks_back), backend)
+    result: Tensor = _Branch.apply(  # type: ignore[no-untyped-call]
+        x, plan, weights.norm.weight, weights.norm.bias, weights.in_proj, weights.out_proj, *weights.ssm
+    )
+    return result
+
+
+class _Branch(torch.autograd.Function):
+    """The block as one node. Rows are [B * L]; directions are outermost where each has its own."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any,
+        x: Tensor,
+        plan: _Plan,
+        norm_weight: Tensor,
+        norm_bias: Tensor | None,
+        in_proj: Tensor,
+        out_proj: Tensor,
+        *ssm: Tensor,
+    ) -> Tensor:
+        batch, tokens, width = x.shape
+        rows = x.reshape(-1, width)
+        normed, _ = _normalise(rows, NormWeights(plan.norm, plan.eps, norm_weight, norm_bias))
+        xz = normed @ in_proj.t()
+        del normed
+        inputs = _inputs(plan, xz.view(batch, tokens, -1), SsmWeights(*ssm))
+        y, states = plan.backend.forward(inputs.call, True)
+        ctx.plan = plan
+        ctx.save_for_backward(x, xz, y, states, norm_weight, norm_bias, in_proj, out_proj, *ssm)
+        return torch.addmm(rows, y.view(rows.shape[0], -1), out_proj.t(), alpha=plan.scale).view_as(x)
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        plan: _Plan = ctx.plan
+        x, xz, y, states, norm_weight, norm_bias, in_proj, out_proj, *ssm = ctx.saved_tensors
+        weights = SsmWeights(*ssm)
+        batch, tokens, width = x.shape
+        rows, grad_rows = x.reshape(-1, width), grad.reshape(-1, width)
+        xz = xz.view(batch, tokens, -1)
+        inner = xz.shape[2] // 2
+        dout_proj = (grad_rows.t() @ y.view(grad_rows.shape[0], inner)).mul_(plan.scale)
+        dy = grad_rows @ (out_proj * plan.scale)
+
+        inputs = _inputs(plan, xz, weights)
+        dxz = torch.empty_like(xz)
+        scan = plan.backend.backward(
+            inputs.call, states, dy.view(batch, tokens, inner), dz=dxz[..., inner:], directions_outermost=True
+        )
+        del dy
+        dx_proj, ddt_proj = _through_projections(inputs, scan, weights)
+        _, dconv_weight, dconv_bias = cpu_conv.backward(
+            scan.u,
+            xz[..., :inner],
+            weights.conv_weight,
+            weights.conv_bias,
+            plan.looks_back,
+            True,
+            plan.backend.isa,
+            dx=dxz[..., :inner],
+        )
+        dxz_rows = dxz.view(-1, 2 * inner)
+        norm = NormWeights(plan.norm, plan.eps, norm_weight, norm_bias)
+        normed, statistics = _normalise(rows, norm)
+        din_proj = dxz_rows.t() @ normed
+        dx, dnorm_weight, dnorm_bias = _normalise_backward(dxz_rows @ in_proj, rows, statistics, norm)
+        dx += grad_rows
+        once = weights.D.shape[0] == 1  # one set of parameters for all directions
+        dD, dbias = (x.sum(0, keepdim=True) if once else x for x in (scan.D, scan.delta_bias))
+        return (
+            *(dx.view_as(x), None, dnorm_weight, dnorm_bias, din_proj, dout_proj),
+            *(scan.A * inputs.call.A, dD, dx_proj, ddt_proj, dbias, dconv_weight, dconv_bias),
+        )
+
+
+class _Inputs(NamedTuple):
+    """What lies between in_proj and the scan: u and the projections as rows [P, B * L, ...], and the scan's call."""
+
+    u: Tensor
+    projected: Tensor
+    call: ScanCall
+
+
+def _inputs(plan: _Plan, xz: Tensor, weights: SsmWeights) -> _Inputs:
+    batch, tokens, inner = xz.shape[0], xz.shape[1], xz.shape[2] // 2
+    directions, _, states = weights.A_log.shape
+    sets, _, rank = weights.dt_proj_weight.shape
+    u = cpu_conv.forward(
+        xz[..., :inner], weights.conv_weight, weights.conv_bias, plan.looks_back, True, plan.backend.isa
+    )
+    rows = u.transpose(0, 1).view(sets, batch * tokens, inner)
+    projected = torch.bmm(rows, weights.x_proj_weight.transpose(1, 2))
+    delta = torch.bmm(projected[..., :rank], weights.dt_proj_weight.transpose(1, 2))
+
+    def of_images(x: Tensor) -> Tensor:
+        return x.view(sets, batch, tokens, x.shape[-1]).transpose(0, 1)
+
+    _, b, c = projected.split([rank, states, states], dim=-1)
+    D, bias = (x.expand(directions, -1) for x in (weights.D, weights.dt_proj_bias))
+    A = -torch.exp(weights.A_log)
+    call = ScanCall(
+        u, of_images(delta), A, of_images(b), of_images(c), D, xz[..., inner:], bias, plan.traversals, True, True
+    )
+    return _Inputs(rows, projected, call)
+
+
+def _through_projections(inputs: _Inputs, scan: ScanGradients, weights: SsmWeights) -> tuple[Tensor, Tensor]:
+    """Add to the gradient of u what comes through the projections; return those of x_proj and dt_proj."""
+    sets, _, rank = weights.dt_proj_weight.shape
+    du, ddelta, db, dc = (x.transpose(0, 1).flatten(1, 2) for x in (scan.u, scan.delta, scan.B, scan.C))
+    dprojected = torch.cat([torch.bmm(ddelta, weights.dt_proj_weight), db, dc], dim=-1)
+    du.baddbmm_(dprojected, weights.x_proj_weight)
+    return torch.bmm(dprojected.transpose(1, 2), inputs.u), torch.bmm(ddelta.transpose(1, 2), inputs.projected[..., :rank])
+
+
+def _normalise(rows: Tensor, norm: NormWeights) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Return the normalised rows [M, D], and the mean and reciprocal deviation [M, 1] of each (RMS: the latter only)."""
+    if norm.kind == "layer":
+        normed, mean, deviation = torch.native_layer_norm(rows, norm.weight.shape, norm.weight, norm.bias, norm.eps)
+        return normed, (mean, deviation)
+    deviation = torch.linalg.vector_norm(rows, dim=-1, keepdim=True).square_().div_(rows.shape[1]).add_(norm.eps).rsqrt_()
+    return (rows * deviation).mul_(norm.weight), (deviation,)
+
+
+def _normalise_backward(
+    grad: Tensor, rows: Tensor, statistics: tuple[Tensor, ...], norm: NormWeights
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return the gradients of rows, weight and bias; ``grad`` is overwritten."""
+    if norm.kind == "layer":
+        everything = torch.ops.aten.native_layer_norm_backward(
+            grad, rows, norm.weight.shape, *statistics, norm.weight, norm.bias, [True, True, norm.bias is not None]
+        )
+        return everything[0], everything[1], everything[2]
+    unit = rows * statistics[0]
+    dweight = (grad * unit).sum(0)
+    grad *= norm.weight
+    along = (grad * unit).mean(-1, keepdim=True)
+    return torch.addcmul(grad, unit, along, value=-1).mul_(statistics[0]), dweight, None
