@@ -1,6 +1,6 @@
 // The residual branch of a Vim block in one call. The first half of in_proj is made for all tokens, since every direction
-// reads it; the gate and out_proj are made where the last direction passes, so that neither z nor the result of the scan
-// is ever held for the whole sequence. Threads share the work as in kernel_ssm.cpp.
+// reads it; the gate and out_proj are made where the last direction passes, so that z is never held for the whole
+// sequence. Threads share the work as in kernel_ssm.cpp, but two of them on one image take a direction each.
 #include "team.h"
 
 #include <numeric>
@@ -157,13 +157,22 @@ class Branch {
     const Rows<float> stream_, out_;
 };
 
-DirectionPass<float> pass(const vssm_ssm& s, const Parameters& parameters, int64_t k, Scratch& scratch,
-                          const Rooms& rooms, const Desk& desk, const int64_t* slots) {
+enum class Visit { FIRST, AGAIN, LAST, ONLY };  // whether the directions before have summed here, and others will
+
+DirectionPass<float> pass(const vssm_ssm& s, const Parameters& parameters, int64_t k, const vssm_walk& walk,
+                          bool continues, Visit visit, Scratch& scratch, const Rooms& rooms, const Desk& desk,
+                          const int64_t* slots) {
     const auto rows = [&](float* base) {
         return Rows<float>({base, 0, 0, rooms.stride, VSSM_FLOAT32}, 0, 0);
     };
-    const Sink<float> sink{rows(rooms.sum), rows(desk.z), rows(rooms.sum), k + 1 < s.directions, k > 0, true};
-    return DirectionPass<float>(s, parameters, k, scratch, rows(rooms.hidden), sink, slots);
+    const Sink<float> sink{rows(rooms.sum), rows(desk.z), rows(rooms.sum), visit == Visit::FIRST || visit == Visit::AGAIN,
+                           visit == Visit::AGAIN || visit == Visit::LAST, true};
+    return DirectionPass<float>(s, parameters, k, walk, continues, scratch, rows(rooms.hidden), sink, slots);
+}
+
+Visit visit_of(const vssm_ssm& s, int64_t k) {
+    if (s.directions == 1) return Visit::ONLY;
+    return k == 0 ? Visit::FIRST : k + 1 == s.directions ? Visit::LAST : Visit::AGAIN;
 }
 
 // The tokens that steps [first, end) of a sequence visit: [lowest, lowest + end - first).
@@ -173,23 +182,60 @@ int64_t lowest_token(const vssm_walk& walk, int64_t first, int64_t end) {
 
 int64_t pieces(int64_t tokens, int64_t each) { return (tokens + each - 1) / each; }
 
+// Walk one direction, or a part of it, alone; where it passes last, the output is made.
+void walk_alone(const Branch& branch, const vssm_ssm& s, const Parameters& parameters, int64_t k, const vssm_walk& walk,
+                bool continues, Visit visit, Scratch& scratch, const Rooms& rooms, const Desk& desk,
+                const int64_t* slots) {
+    DirectionPass<float> mine = pass(s, parameters, k, walk, continues, visit, scratch, rooms, desk, slots);
+    mine.take_blocks(0, (s.channels + W - 1) / W);
+    for (int64_t tile = 0; tile < mine.tiles(); ++tile) {
+        const int64_t first = mine.first(tile), end = first + mine.steps(tile);
+        for (int piece = 0; piece < T / PIECE; ++piece) mine.project_piece(tile, piece, 0);
+        const bool last = visit == Visit::LAST || visit == Visit::ONLY;
+        if (last) branch.gate(walk, first, 0, mine.steps(tile), desk.z, desk);
+        mine.advance_tile(tile, 0);
+        const int64_t token = lowest_token(walk, first, end);
+        if (last) branch.leave(token, token + end - first, desk);
+    }
+}
+
 // One image by one thread.
 void run_alone(const Branch& branch, const vssm_ssm& s, const std::vector<Parameters>& parameters, Scratch& scratch,
                const Rooms& rooms, const Desk& desk, const int64_t* slots) {
     for (int64_t t = 0; t < s.tokens; t += ROWS) branch.enter(t, std::min<int64_t>(t + ROWS, s.tokens), desk);
-    for (int64_t k = 0; k < s.directions; ++k) {
-        DirectionPass<float> mine = pass(s, parameters[static_cast<size_t>(k)], k, scratch, rooms, desk, slots);
-        mine.take_blocks(0, (s.channels + W - 1) / W);
-        for (int64_t tile = 0; tile < mine.tiles(); ++tile) {
-            const int64_t first = mine.first(tile), end = first + mine.steps(tile);
-            for (int piece = 0; piece < T / PIECE; ++piece) mine.project_piece(tile, piece, 0);
-            const bool last = k + 1 == s.directions;
-            if (last) branch.gate(s.walks[k], first, 0, mine.steps(tile), desk.z, desk);
-            mine.advance_tile(tile, 0);
-            const int64_t token = lowest_token(s.walks[k], first, end);
-            if (last) branch.leave(token, token + end - first, desk);
-        }
-    }
+    for (int64_t k = 0; k < s.directions; ++k)
+        walk_alone(branch, s, parameters[static_cast<size_t>(k)], k, s.walks[k], false, visit_of(s, k), scratch, rooms,
+                   desk, slots);
+}
+
+// One image by two threads and two opposite directions: each thread walks one and meets the other in the middle, so
+// that little passes from one core's cache to the other's.
+bool mirrored(const vssm_ssm& s) {
+    return s.directions == 2 && s.walks[0].inner_stride * s.walks[1].inner_stride < 0;
+}
+
+void run_mirrored(const Branch& branch, const vssm_ssm& s, const std::vector<Parameters>& parameters, Scratch& scratch,
+                  const Rooms& rooms, const Desk& desk, const int64_t* slots, const Team& team) {
+#pragma omp for schedule(static)
+    for (int64_t piece = 0; piece < pieces(s.tokens, PIECE); ++piece)
+        branch.enter(piece * PIECE, std::min((piece + 1) * PIECE, s.tokens), desk);
+    const int64_t k = team.self, middle = s.tokens / 2 / TOKENS * TOKENS;
+    const auto part = [&](int64_t from, int64_t length) {
+        vssm_walk walk = s.walks[k];
+        walk.start += from * walk.inner_stride;
+        walk.write_start = walk.start;
+        walk.length = length;
+        walk.inner_count = std::max<int64_t>(length, 1);
+        return walk;
+    };
+    const int64_t first = s.walks[k].inner_stride > 0 ? middle : s.tokens - middle;
+    const auto walk = [&](const vssm_walk& mine, bool continues, Visit visit) {
+        walk_alone(branch, s, parameters[static_cast<size_t>(k)], k, mine, continues, visit, scratch, rooms, desk, slots);
+    };
+    walk(part(0, first), false, Visit::FIRST);
+#pragma omp barrier
+    walk(part(first, s.tokens - first), first > 0, Visit::LAST);
+#pragma omp barrier  // before the rooms are used for another image
 }
 
 // One image by all threads. A group of tiles is made ready, and the group before it taken out, piece by piece.
@@ -201,7 +247,8 @@ void run_shared(const Branch& branch, const vssm_ssm& s, const std::vector<Param
     for (int64_t piece = 0; piece < pieces(s.tokens, rows); ++piece)
         branch.enter(piece * rows, std::min((piece + 1) * rows, s.tokens), own);
     for (int64_t k = 0; k < s.directions; ++k) {
-        DirectionPass<float> mine = pass(s, parameters[static_cast<size_t>(k)], k, scratch, rooms, desk, slots);
+        DirectionPass<float> mine = pass(s, parameters[static_cast<size_t>(k)], k, s.walks[k], false, visit_of(s, k),
+                                         scratch, rooms, desk, slots);
         mine.take_blocks(blocks * team.self / team.size, blocks * (team.self + 1) / team.size);
         const bool last = k + 1 == s.directions;
         int64_t done = 0, done_end = 0;  // tokens of the group before, which wait for out_proj
@@ -241,11 +288,12 @@ void run_shared(const Branch& branch, const vssm_ssm& s, const std::vector<Param
 int branch_forward(const vssm_branch& s) {
     const vssm_ssm& ssm = s.ssm;
     const bool share = ssm.batch < ssm.threads;
-    const int64_t teams = share ? 1 : ssm.threads;
+    const bool pair = share && ssm.threads == 2 && mirrored(ssm);
+    const int64_t images = share ? 1 : ssm.threads, teams = pair ? 2 : images;
     const int64_t tiles_each = share ? std::max<int64_t>(SHARED_ROWS / (T * Scratch::stride_of(ssm.channels)), 1) : 1;
     thread_local Arena arena;
     if (!arena.reserve(ssm.directions * Parameters::size(ssm) + Ends::size(s) +
-                       teams * (Scratch::size(ssm, tiles_each) + Rooms::size(ssm)) +
+                       teams * Scratch::size(ssm, tiles_each) + images * Rooms::size(ssm) +
                        ssm.threads * Desk::size(s, tiles_each)))
         return VSSM_NO_MEMORY;
     std::vector<Parameters> parameters;
@@ -253,10 +301,8 @@ int branch_forward(const vssm_branch& s) {
     std::vector<Rooms> rooms;
     std::vector<Desk> desks;
     for (int64_t k = 0; k < ssm.directions; ++k) parameters.emplace_back(ssm, arena);
-    for (int64_t i = 0; i < teams; ++i) {
-        scratch.emplace_back(ssm, tiles_each, arena);
-        rooms.emplace_back(ssm, arena);
-    }
+    for (int64_t i = 0; i < teams; ++i) scratch.emplace_back(ssm, tiles_each, arena);
+    for (int64_t i = 0; i < images; ++i) rooms.emplace_back(ssm, arena);
     for (int64_t i = 0; i < ssm.threads; ++i) desks.emplace_back(s, tiles_each, arena);
     Ends ends(s, arena);
     std::vector<int64_t> slots(static_cast<size_t>(tiles_each * T));
@@ -274,7 +320,11 @@ int branch_forward(const vssm_branch& s) {
                 ends.fill<float>(s, part);
         }
         fill_parameters(ssm, parameters);
-        if (share) {
+        if (pair && team.size == 2) {
+            for (int64_t image = 0; image < ssm.batch; ++image)
+                run_mirrored(Branch(s, ends, rooms[0], image), ssm, parameters, scratch[self], rooms[0], desks[self],
+                             slots.data(), team);
+        } else if (share) {
             for (int64_t image = 0; image < ssm.batch; ++image)
                 run_shared(Branch(s, ends, rooms[0], image), ssm, parameters, scratch[0], rooms[0], desks[0], desks[self],
                            slots.data(), tiles_each, team);

@@ -26,7 +26,8 @@ int forward(const vssm_ssm& s) {
         const bool each = s.cover == VSSM_COVER_EACH;
         const Sink<E> sink{Rows<E>(s.y, image, 0), Rows<E>(s.z, image, 0), Rows<float>(s.sum, image, 0),
                            each && k + 1 < s.directions, each && k > 0, s.z.data != nullptr};
-        return DirectionPass<E>(s, parameters[static_cast<size_t>(k)], k, scratch[with], Rows<E>(s.x, image, 0), sink);
+        return DirectionPass<E>(s, parameters[static_cast<size_t>(k)], k, s.walks[k], false, scratch[with],
+                                Rows<E>(s.x, image, 0), sink);
     };
 #pragma omp parallel num_threads(s.threads)
     {

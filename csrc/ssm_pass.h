@@ -91,12 +91,14 @@ struct Scratch {
 template <class E>
 class DirectionPass {
   public:
+    // `walk` may be a part of direction k's, which then continues from the states of the part before.
     // `gate_slots`: the row of z for each row of the scratch, where z lies there and not at the tokens; else null.
-    DirectionPass(const vssm_ssm& s, const Parameters& parameters, int64_t k, Scratch& scratch, const Rows<E>& x,
-                  const Sink<E>& sink, const int64_t* gate_slots = nullptr)
+    DirectionPass(const vssm_ssm& s, const Parameters& parameters, int64_t k, const vssm_walk& walk, bool continues,
+                  Scratch& scratch, const Rows<E>& x, const Sink<E>& sink, const int64_t* gate_slots = nullptr)
         : s_(s),
           p_(parameters),
-          walk_(s.walks[k]),
+          walk_(walk),
+          continues_(continues),
           tiles_(walk_),
           scratch_(scratch),
           x_(x),
@@ -140,7 +142,7 @@ class DirectionPass {
         if (next_count) next_.set(walk_, tiles_.first(tile + 1), next_count);
         ahead_.start(next_, next_count, end_block_ - first_block_);
         const int64_t states = s_.states * W;
-        if (tiles_.starts_anew(tile))
+        if (tiles_.starts_anew(tile) && !(continues_ && tile == 0))
             std::fill_n(scratch_.h + first_block_ * states, (end_block_ - first_block_) * states, 0.f);
         const int count = tiles_.steps(tile);
         for (int64_t block = first_block_; block < end_block_; ++block)
@@ -216,7 +218,8 @@ class DirectionPass {
 
     const vssm_ssm& s_;
     const Parameters& p_;
-    const vssm_walk& walk_;
+    const vssm_walk walk_;
+    const bool continues_;
     const Tiles tiles_;
     Scratch& scratch_;
     const Rows<E> x_;

@@ -108,7 +108,7 @@ def test_without_gradients_no_states_are_saved() -> None:
     _, states = torch.ops.vision_ssm.selective_scan(*args, flatten(case.traversals), True, True, False, "auto")
     assert states.numel() == 0
     _, states = torch.ops.vision_ssm.selective_scan(*args, flatten(case.traversals), True, True, True, "auto")
-    assert states.shape == (2 * 2 * 3 * 16 * 20,)
+    assert states.shape == (2 * 2 * 5 * 16 * 20,)
 
 
 def test_an_operator_call_that_saved_nothing_has_no_gradient() -> None:

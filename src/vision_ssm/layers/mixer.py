@@ -115,12 +115,16 @@ class VimMixer(nn.Module):
 
         It is not where a module inside has hooks or has been replaced: those must see what passes.
         """
-        if type(norm) not in NORM_KINDS or not all(_is_plain(m) for m in (norm, self, self.ssm)):
+        if not isinstance(norm, (RMSNorm, StreamLayerNorm)) or type(norm) not in NORM_KINDS:
+            return None
+        if not all(_is_plain(m) for m in (norm, self, self.ssm)):
             return None
         if not all(_is_plain(m) and type(m) is nn.Linear for m in (self.in_proj, self.out_proj)):
             return None
         weights = BranchWeights(
-            NormWeights(NORM_KINDS[type(norm)], norm.eps, norm.weight, getattr(norm, "bias", None)),
+            NormWeights(
+                NORM_KINDS[type(norm)], norm.eps, norm.weight, norm.bias if isinstance(norm, StreamLayerNorm) else None
+            ),
             self.in_proj.weight,
             SsmWeights(*self.ssm.weights(), self.conv_weight, self.conv_bias),
             self.out_proj.weight,

@@ -123,7 +123,7 @@ class ScanParameters(nn.Module):
 
         Each direction projects the tokens that it visits. Arguments as in :func:`vision_ssm.ops.one_pass`.
         """
-        parameters = self.weights()
+        parameters: Sequence[Tensor] = self.weights()
         if directions is not ALL:
             parameters = [parameter[directions] for parameter in parameters]
         convolution = () if conv_weight is None or conv_bias is None else (conv_weight, conv_bias)
@@ -131,9 +131,9 @@ class ScanParameters(nn.Module):
             return None
         return one_pass(x, z, *parameters, *convolution, traversals=traversals, reverse=reverse)
 
-    def weights(self) -> list[Tensor]:
+    def weights(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Return the parameters in the order of :class:`vision_ssm.ops.SsmWeights`."""
-        return [self.A_log, self.D, self.x_proj_weight, self.dt_proj_weight, self.dt_proj_bias]
+        return self.A_log, self.D, self.x_proj_weight, self.dt_proj_weight, self.dt_proj_bias
 
     def extra_repr(self) -> str:
         """Show the sizes when printed."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -11,11 +12,10 @@ from torch import Tensor
 from vision_ssm.errors import BackendError
 from vision_ssm.ops import cpu_branch, cpu_ssm
 from vision_ssm.ops.backends import AUTO, choose
-from vision_ssm.ops.contract import checked_traversals
 from vision_ssm.ops.cpu import CpuBackend
 from vision_ssm.ops.cpu_ssm import NormWeights, SsmWeights
 from vision_ssm.ops.native import DTYPES
-from vision_ssm.ops.traversal import Traversal, flatten
+from vision_ssm.ops.traversal import Traversal
 
 __all__ = ["BranchWeights", "NormWeights", "SsmWeights", "branch_applies", "residual_branch"]
 
@@ -35,7 +35,9 @@ class BranchWeights(NamedTuple):
         return [x for x in flat if x is not None]
 
 
-def branch_applies(x: Tensor, weights: BranchWeights, walks_reversed: Sequence[bool], looks_back: Sequence[bool]) -> bool:
+def branch_applies(
+    x: Tensor, weights: BranchWeights, walks_reversed: Sequence[bool], looks_back: Sequence[bool]
+) -> bool:
     """Tell whether :func:`residual_branch` can stand in for a block's modules: same result, less memory and time.
 
     It does for plain float32 streams on the CPU where the C++ kernel is the backend and nothing is traced, counted or
@@ -45,7 +47,7 @@ def branch_applies(x: Tensor, weights: BranchWeights, walks_reversed: Sequence[b
     tensors = weights.tensors()
     if type(x) is not Tensor or x.device.type != "cpu" or x.dtype != torch.float32 or x.numel() == 0:
         return False
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or _intercepted():
+    if torch.compiler.is_compiling() or _intercepted():
         return False
     dtype = tensors[0].dtype
     if dtype not in DTYPES or any(w.dtype != dtype or w.device != x.device for w in tensors):
@@ -84,7 +86,7 @@ def residual_branch(
     Raises:
         BackendError: the kernel cannot run, or there is not enough memory for its working space.
     """
-    traversals = tuple(Traversal.sequence(x.shape[1], reverse=back) for back in walks_reversed)
+    traversals = _sequences(x.shape[1], tuple(walks_reversed))
     backend = choose(AUTO, x.device, x.dtype)
     if not isinstance(backend, CpuBackend):
         raise BackendError(f"a block in one call runs on the 'cpu' backend only, not on {backend.name!r}")
@@ -98,10 +100,15 @@ def residual_branch(
         weights.out_proj,
         weights.gamma,
         scale,
-        checked_traversals(tuple(flatten(traversals)), x.shape[1]),
+        traversals,
         looks_back,
         backend.isa,
     )
+
+
+@lru_cache(maxsize=256)
+def _sequences(length: int, walks_reversed: tuple[bool, ...]) -> tuple[Traversal, ...]:
+    return tuple(Traversal.sequence(length, reverse=back) for back in walks_reversed)
 
 
 def _wants_gradient(x: Tensor, tensors: Sequence[Tensor]) -> bool:
@@ -109,8 +116,9 @@ def _wants_gradient(x: Tensor, tensors: Sequence[Tensor]) -> bool:
 
 
 def _intercepted() -> bool:
-    """Tell whether someone watches or transforms operations (a dispatch mode, torch.func): a kernel would escape it."""
-    return bool(torch._C._len_torch_dispatch_stack() or torch._C._are_functorch_transforms_active())
+    """Tell whether someone watches or transforms operations (a dispatch mode, torch.func, a trace): kernels escape it."""
+    modes, transforms = torch._C._len_torch_dispatch_stack(), torch._C._are_functorch_transforms_active()
+    return bool(modes or transforms or torch._C._get_tracing_state())
 
 
 def _multiplies_bfloat16() -> bool:

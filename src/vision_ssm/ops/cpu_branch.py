@@ -1,4 +1,4 @@
-"""Training through a Vim block on the CPU: what the forward pass keeps, and the backward pass that recomputes the rest."""
+"""Training through a Vim block on the CPU: what the forward pass keeps, and a backward pass that recomputes the rest."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from vision_ssm.errors import ShapeError
 from vision_ssm.ops import cpu_conv
 from vision_ssm.ops.contract import ScanCall, ScanGradients
 from vision_ssm.ops.cpu import CpuBackend
@@ -98,8 +99,7 @@ class _Branch(torch.autograd.Function):
         _, dconv_weight, dconv_bias = cpu_conv.backward(
             scan.u,
             xz[..., :inner],
-            weights.conv_weight,
-            weights.conv_bias,
+            *_taps(weights),
             plan.looks_back,
             True,
             plan.backend.isa,
@@ -112,11 +112,17 @@ class _Branch(torch.autograd.Function):
         dx, dnorm_weight, dnorm_bias = _normalise_backward(dxz_rows @ in_proj, rows, statistics, norm)
         dx += grad_rows
         once = weights.D.shape[0] == 1  # one set of parameters for all directions
-        dD, dbias = (x.sum(0, keepdim=True) if once else x for x in (scan.D, scan.delta_bias))
+        dD, dbias = (x.sum(0, keepdim=True) if once and x is not None else x for x in (scan.D, scan.delta_bias))
         return (
             *(dx.view_as(x), None, dnorm_weight, dnorm_bias, din_proj, dout_proj),
             *(scan.A * inputs.call.A, dD, dx_proj, ddt_proj, dbias, dconv_weight, dconv_bias),
         )
+
+
+def _taps(weights: SsmWeights) -> tuple[Tensor, Tensor]:
+    if weights.conv_weight is None or weights.conv_bias is None:
+        raise ShapeError("a block in one call needs the weight and the bias of its convolution, got None")
+    return weights.conv_weight, weights.conv_bias
 
 
 class _Inputs(NamedTuple):
@@ -131,9 +137,7 @@ def _inputs(plan: _Plan, xz: Tensor, weights: SsmWeights) -> _Inputs:
     batch, tokens, inner = xz.shape[0], xz.shape[1], xz.shape[2] // 2
     directions, _, states = weights.A_log.shape
     sets, _, rank = weights.dt_proj_weight.shape
-    u = cpu_conv.forward(
-        xz[..., :inner], weights.conv_weight, weights.conv_bias, plan.looks_back, True, plan.backend.isa
-    )
+    u = cpu_conv.forward(xz[..., :inner], *_taps(weights), plan.looks_back, True, plan.backend.isa)
     rows = u.transpose(0, 1).view(sets, batch * tokens, inner)
     projected = torch.bmm(rows, weights.x_proj_weight.transpose(1, 2))
     delta = torch.bmm(projected[..., :rank], weights.dt_proj_weight.transpose(1, 2))
@@ -141,7 +145,7 @@ def _inputs(plan: _Plan, xz: Tensor, weights: SsmWeights) -> _Inputs:
     def of_images(x: Tensor) -> Tensor:
         return x.view(sets, batch, tokens, x.shape[-1]).transpose(0, 1)
 
-    _, b, c = projected.split([rank, states, states], dim=-1)
+    _, b, c = torch.split(projected, [rank, states, states], dim=-1)
     D, bias = (x.expand(directions, -1) for x in (weights.D, weights.dt_proj_bias))
     A = -torch.exp(weights.A_log)
     call = ScanCall(
@@ -152,19 +156,23 @@ def _inputs(plan: _Plan, xz: Tensor, weights: SsmWeights) -> _Inputs:
 
 def _through_projections(inputs: _Inputs, scan: ScanGradients, weights: SsmWeights) -> tuple[Tensor, Tensor]:
     """Add to the gradient of u what comes through the projections; return those of x_proj and dt_proj."""
-    sets, _, rank = weights.dt_proj_weight.shape
+    rank = weights.dt_proj_weight.shape[2]
     du, ddelta, db, dc = (x.transpose(0, 1).flatten(1, 2) for x in (scan.u, scan.delta, scan.B, scan.C))
     dprojected = torch.cat([torch.bmm(ddelta, weights.dt_proj_weight), db, dc], dim=-1)
     du.baddbmm_(dprojected, weights.x_proj_weight)
-    return torch.bmm(dprojected.transpose(1, 2), inputs.u), torch.bmm(ddelta.transpose(1, 2), inputs.projected[..., :rank])
+    return torch.bmm(dprojected.transpose(1, 2), inputs.u), torch.bmm(
+        ddelta.transpose(1, 2), inputs.projected[..., :rank]
+    )
 
 
 def _normalise(rows: Tensor, norm: NormWeights) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Return the normalised rows [M, D], and the mean and reciprocal deviation [M, 1] of each (RMS: the latter only)."""
+    """Return the normalised rows [M, D] and their statistics [M, 1]: mean, reciprocal deviation (RMS: the latter)."""
     if norm.kind == "layer":
         normed, mean, deviation = torch.native_layer_norm(rows, norm.weight.shape, norm.weight, norm.bias, norm.eps)
         return normed, (mean, deviation)
-    deviation = torch.linalg.vector_norm(rows, dim=-1, keepdim=True).square_().div_(rows.shape[1]).add_(norm.eps).rsqrt_()
+    deviation = (
+        torch.linalg.vector_norm(rows, dim=-1, keepdim=True).square_().div_(rows.shape[1]).add_(norm.eps).rsqrt_()
+    )
     return (rows * deviation).mul_(norm.weight), (deviation,)
 
 

@@ -1,0 +1,67 @@
+"""Blocks run in one call where nobody looks inside, and module by module where somebody does."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from vision_ssm.layers import Block, VimMixer, make_norm
+from vision_ssm.ops.native import MISSING
+
+needs_kernel = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
+
+
+def block(**options: object) -> Block:
+    torch.manual_seed(0)
+    return Block(make_norm("rms", 32), VimMixer(32, states=4, **options)).eval()  # type: ignore[arg-type]
+
+
+def modules_called(model: Block, x: Tensor, monkeypatch: pytest.MonkeyPatch) -> bool:
+    called = []
+    plain = VimMixer.forward
+    with monkeypatch.context() as patch:
+        patch.setattr(VimMixer, "forward", lambda self, x: called.append(self) or plain(self, x))  # type: ignore[func-returns-value]
+        model(x)
+    return bool(called)
+
+
+@needs_kernel
+@pytest.mark.parametrize("grad", [False, True])
+def test_one_call_gives_what_the_modules_give(monkeypatch: pytest.MonkeyPatch, grad: bool) -> None:
+    model, x = block(), torch.randn(2, 40, 32)
+    with torch.set_grad_enabled(grad):
+        assert not modules_called(model, x, monkeypatch)
+        assert torch.allclose(model(x), x + model.branch(x), rtol=1e-5, atol=1e-6)
+
+
+@needs_kernel
+@pytest.mark.parametrize("inside", ["mixer", "norm", "mixer.in_proj", "mixer.out_proj", "mixer.ssm"])
+def test_a_hook_inside_is_called(monkeypatch: pytest.MonkeyPatch, inside: str) -> None:
+    model, x, met = block(), torch.randn(1, 9, 32), []
+    handle = model.get_submodule(inside).register_forward_hook(lambda *_: met.append(inside))
+    with torch.no_grad():
+        assert modules_called(model, x, monkeypatch)
+        assert bool(met) == (inside != "mixer.ssm")  # the mixer may run its SSM in one pass
+        handle.remove()
+        assert not modules_called(model, x, monkeypatch)
+
+
+@needs_kernel
+def test_a_replaced_projection_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Adapted(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) + 1
+
+    model, x = block(), torch.randn(1, 9, 32)
+    model.mixer.out_proj = Adapted(64, 32)
+    with torch.no_grad():
+        assert modules_called(model, x, monkeypatch)
+
+
+def test_stochastic_depth_drops_the_branch(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model = Block(make_norm("rms", 32), VimMixer(32, states=4), drop_path=0.999999).train()
+    x = torch.randn(4, 9, 32)
+    assert torch.equal(model(x), x)
+    assert not torch.equal(model.eval()(x), x)

@@ -1,0 +1,274 @@
+"""A Vim block in one call against the float64 composition of norm, products, convolution and reference scan."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+import torch.nn.functional as F
+from scan_cases import FLOORS, needs_kernel, relative_error
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from vision_ssm.ops import (
+    BranchWeights,
+    NormWeights,
+    SsmWeights,
+    Traversal,
+    backends,
+    branch_applies,
+    causal_conv1d,
+    residual_branch,
+    selective_scan,
+)
+from vision_ssm.ops.cpu import CpuBackend
+from vision_ssm.ops.native import INSTRUCTION_SETS
+
+pytestmark = needs_kernel
+
+# Per name: which way the walks go, which way the convolutions look (as in layers/mixer.py).
+WAYS = {
+    "bidirectional": ((False, True), (False, True)),
+    "shared": ((False, True), (False,)),
+    "forward": ((False,), (False,)),
+    "backward": ((True,), (True,)),
+}
+
+
+@pytest.fixture(params=INSTRUCTION_SETS)
+def instruction_set(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    kernel = CpuBackend(request.param)
+    reason = kernel.why_not(torch.device("cpu"), torch.float32)
+    if reason is not None:
+        pytest.skip(reason)
+    kept = tuple(b for b in backends._BACKENDS if b.name != "cpu")
+    monkeypatch.setattr(backends, "_BACKENDS", (kernel, *kept))
+    yield request.param
+
+
+@pytest.fixture(params=[1, 2, 3])
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+def random_weights(
+    way: str, *, width: int, inner: int, states: int, norm: str = "rms", gamma: bool = False, seed: int = 0
+) -> BranchWeights:
+    generator = torch.Generator().manual_seed(seed)
+    walks, looks = WAYS[way]
+    K, P, R = len(walks), len(looks), 5
+
+    def draw(*shape: int, scale: float = 1.0) -> Tensor:
+        return (torch.randn(shape, generator=generator, dtype=torch.float64) * scale).float()
+
+    ssm = SsmWeights(
+        A_log=draw(K, inner, states, scale=0.5),
+        D=draw(P, inner),
+        x_proj_weight=draw(P, R + 2 * states, inner, scale=inner**-0.5),
+        dt_proj_weight=draw(P, inner, R, scale=R**-0.5),
+        dt_proj_bias=draw(P, inner) - 2,
+        conv_weight=draw(P, inner, 4, scale=0.5),
+        conv_bias=draw(P, inner, scale=0.5),
+    )
+    bias = draw(width) if norm == "layer" else None
+    return BranchWeights(
+        NormWeights(norm, 1e-5, draw(width), bias),
+        draw(2 * inner, width, scale=width**-0.5),
+        ssm,
+        draw(width, inner, scale=inner**-0.5),
+        draw(width) if gamma else None,
+    )
+
+
+def cast(weights: BranchWeights, dtype: torch.dtype) -> BranchWeights:
+    norm = weights.norm
+    return BranchWeights(
+        NormWeights(norm.kind, norm.eps, norm.weight.to(dtype), None if norm.bias is None else norm.bias.to(dtype)),
+        weights.in_proj.to(dtype),
+        SsmWeights(*(x.to(dtype) for x in weights.ssm if x is not None)),
+        weights.out_proj.to(dtype),
+        None if weights.gamma is None else weights.gamma.to(dtype),
+    )
+
+
+def composed(x: Tensor, weights: BranchWeights, scale: float, way: str, backend: str = "reference") -> Tensor:
+    """The same in plain torch operations and the reference scan, in the tensors' dtype."""
+    walks, looks = WAYS[way]
+    norm, ssm = weights.norm, weights.ssm
+    if norm.kind == "rms":
+        normed = F.rms_norm(x, norm.weight.shape, norm.weight, norm.eps)
+    else:
+        normed = F.layer_norm(x, norm.weight.shape, norm.weight, norm.bias, norm.eps)
+    hidden, z = (normed @ weights.in_proj.T).chunk(2, -1)
+    assert ssm.conv_weight is not None
+    convolved = []
+    for taps, bias, back in zip(ssm.conv_weight, ssm.conv_bias, looks, strict=True):  # type: ignore[arg-type]
+        sequence = (hidden.flip(1) if back else hidden).transpose(1, 2)
+        y = F.silu(F.conv1d(F.pad(sequence, (taps.shape[1] - 1, 0)), taps[:, None], bias, groups=len(bias)))
+        convolved.append(y.transpose(1, 2).flip(1) if back else y.transpose(1, 2))
+    u = torch.stack(convolved, 1)
+    states, rank = ssm.A_log.shape[2], ssm.dt_proj_weight.shape[2]
+    low, b, c = torch.einsum("bklc,kpc->bklp", u, ssm.x_proj_weight).split([rank, states, states], -1)
+    delta = torch.einsum("bklr,kcr->bklc", low, ssm.dt_proj_weight)
+    traversals = [Traversal.sequence(x.shape[1], reverse=back) for back in walks]
+    A = -ssm.A_log.exp()
+    y = selective_scan(u, delta, A, b, c, ssm.D, z, ssm.dt_proj_bias, traversals=traversals, backend=backend)
+    added = scale * (y @ weights.out_proj.T)
+    return x + (added if weights.gamma is None else added * weights.gamma)
+
+
+def stream(batch: int, tokens: int, width: int) -> Tensor:
+    return torch.randn(batch, tokens, width, generator=torch.Generator().manual_seed(tokens))
+
+
+def check(x: Tensor, weights: BranchWeights, way: str, scale: float = 0.5) -> None:
+    """An error of at most twice that of plain operations in float32 (on these very weights), plus the floor."""
+    with torch.no_grad():
+        assert branch_applies(x, weights, *WAYS[way])
+        found = residual_branch(x, weights, scale, *WAYS[way])
+        exact = composed(x.double(), cast(weights, torch.float64), scale, way)
+        plain = composed(x, cast(weights, torch.float32), scale, way)
+    bound = 2 * relative_error(plain, exact) + FLOORS[torch.float32]
+    assert relative_error(found, exact) <= bound
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("tokens", [1, 2, 7, 31, 33, 64, 65, 197])
+def test_matches_the_composition(instruction_set: str, threads: int, way: str, tokens: int) -> None:
+    check(stream(1, tokens, 24), random_weights(way, width=24, inner=40, states=16), way)
+
+
+@pytest.mark.parametrize("batch", [2, 3, 5])
+def test_a_batch_is_its_images(threads: int, batch: int) -> None:
+    weights = random_weights("bidirectional", width=24, inner=48, states=16)
+    x = stream(batch, 70, 24)
+    with torch.no_grad():
+        together = residual_branch(x, weights, 0.5, *WAYS["bidirectional"])
+        apart = [residual_branch(image[None], weights, 0.5, *WAYS["bidirectional"]) for image in x]
+    assert torch.allclose(together, torch.cat(apart), rtol=1e-5, atol=1e-6)
+    check(x, weights, "bidirectional")
+
+
+def test_many_tiles_shared_by_threads(threads: int) -> None:
+    """More tokens than one group of tiles holds, so that groups follow each other."""
+    check(stream(1, 1300, 33), random_weights("bidirectional", width=33, inner=130, states=4), "bidirectional")
+
+
+@pytest.mark.parametrize("norm", ["rms", "layer"])
+@pytest.mark.parametrize("gamma", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_norms_layer_scale_and_half_weights(
+    monkeypatch: pytest.MonkeyPatch, norm: str, gamma: bool, dtype: torch.dtype
+) -> None:
+    monkeypatch.setattr("vision_ssm.ops.branch._multiplies_bfloat16", lambda: False)
+    weights = random_weights("bidirectional", width=20, inner=24, states=3, norm=norm, gamma=gamma)
+    check(stream(2, 50, 20) + 1, cast(weights, dtype), "bidirectional")
+
+
+def test_a_strided_stream_is_read_in_place() -> None:
+    weights = random_weights("forward", width=16, inner=16, states=2)
+    wide = stream(2, 40, 32)
+    with torch.no_grad():
+        found = residual_branch(wide[..., 8:24], weights, 1.0, *WAYS["forward"])
+        expected = residual_branch(wide[..., 8:24].contiguous(), weights, 1.0, *WAYS["forward"])
+    assert torch.equal(found, expected)
+
+
+def gradients(
+    x: Tensor, weights: BranchWeights, way: str, *, one_call: bool, backend: str = "reference"
+) -> list[Tensor]:
+    leaves = [x, *weights.tensors()]
+    for leaf in leaves:
+        leaf.requires_grad_()
+    y = residual_branch(x, weights, 0.5, *WAYS[way]) if one_call else composed(x, weights, 0.5, way, backend)
+    target = torch.randn(y.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    found = torch.autograd.grad((y * target.to(y.dtype)).sum(), leaves)
+    return [y.detach(), *found]
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("norm", ["rms", "layer"])
+@pytest.mark.parametrize("tokens", [1, 33, 70])
+def test_gradients_of_everything(threads: int, way: str, norm: str, tokens: int) -> None:
+    weights = random_weights(way, width=24, inner=40, states=16, norm=norm)
+    x = stream(3, tokens, 24)
+    found = gradients(x.clone(), cast(weights, torch.float32), way, one_call=True)
+    plain = gradients(x.clone(), cast(weights, torch.float32), way, one_call=False)
+    exact = gradients(x.double(), cast(weights, torch.float64), way, one_call=False)
+    for mine, simple, true in zip(found, plain, exact, strict=True):
+        assert mine.shape == true.shape
+        assert relative_error(mine, true) <= 2 * relative_error(simple, true) + 10 * FLOORS[torch.float32]
+
+
+def test_equal_calls_give_equal_gradients(threads: int) -> None:
+    weights = random_weights("bidirectional", width=24, inner=40, states=16)
+    runs = [gradients(stream(2, 70, 24), weights, "bidirectional", one_call=True) for _ in range(2)]
+    assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+
+
+def test_frozen_weights_get_no_gradient_and_others_do() -> None:
+    weights = random_weights("bidirectional", width=24, inner=40, states=16)
+    weights.out_proj.requires_grad_()
+    y = residual_branch(stream(1, 20, 24), weights, 0.5, *WAYS["bidirectional"])
+    y.sum().backward()
+    assert weights.out_proj.grad is not None
+    assert weights.in_proj.grad is None
+
+
+def test_keeps_nine_times_the_stream_for_the_backward_pass() -> None:
+    """In units of x: x itself, in_proj's result 4, the scan's 2, the states 2."""
+    width = 64
+    weights = random_weights("bidirectional", width=width, inner=2 * width, states=16)
+    x = stream(1, 512, width).requires_grad_()
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().size()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        residual_branch(x, weights, 0.5, *WAYS["bidirectional"])
+    own = {w.untyped_storage().data_ptr() for w in weights.tensors()}
+    assert sum(size for at, size in kept.items() if at not in own) == 9 * x.untyped_storage().size()
+
+
+def test_stands_back_where_it_would_be_wrong_or_unseen() -> None:
+    way = WAYS["bidirectional"]
+    weights = random_weights("bidirectional", width=16, inner=16, states=2)
+    x = stream(1, 9, 16)
+    assert branch_applies(x, weights, *way)
+    assert not branch_applies(x.double(), weights, *way)
+    assert not branch_applies(x.to("meta"), weights, *way)
+    assert not branch_applies(x[:, :0], weights, *way)
+    assert not branch_applies(x, cast(weights, torch.float16), *way)
+    assert not branch_applies(x, weights, (False, True), (True, False))  # the convolution looks where no walk has been
+    with FlopCounterMode(display=False):
+        assert not branch_applies(x, weights, *way)
+
+    def image(x: Tensor) -> Tensor:
+        assert not branch_applies(x[None], weights, *way)
+        return x
+
+    torch.func.vmap(image)(x)
+
+
+def test_another_backend_asked_for_is_respected(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VISION_SSM_BACKEND", "chunked")
+    assert not branch_applies(
+        stream(1, 9, 16), random_weights("forward", width=16, inner=16, states=2), *WAYS["forward"]
+    )
+
+
+def test_agrees_with_the_public_convolution_and_scan() -> None:
+    """The composition above is itself held to the library's other operators."""
+    weights = random_weights("bidirectional", width=16, inner=16, states=2)
+    hidden = stream(1, 30, 16)
+    assert weights.ssm.conv_weight is not None
+    found = causal_conv1d(hidden, weights.ssm.conv_weight, weights.ssm.conv_bias, reverse=(False, True))
+    taps, bias = weights.ssm.conv_weight[0], weights.ssm.conv_bias[0]  # type: ignore[index]
+    expected = F.silu(F.conv1d(F.pad(hidden.transpose(1, 2), (3, 0)), taps[:, None], bias, groups=16)).transpose(1, 2)
+    assert torch.allclose(found[:, 0], expected, atol=1e-6)
