@@ -124,7 +124,7 @@ def link_segments(
         h = end + tl.where(anew, 0.0, tl.exp2(total[None, :] * rates) * h)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["batch_tokens", "tokens", "directions"])
 def sum_directions(
     parts, z, y, z_b, z_l, z_c, batch_tokens, tokens, channels, directions, ROWS: tl.constexpr, BLOCK: tl.constexpr
 ):
