@@ -217,6 +217,16 @@ def test_saved_states_are_those_of_the_contract(segment_chunks: int | None, monk
     assert kernels.forward(replace(call, traversals=both_ways(CHUNK + 6)[:1]), False)[1].numel() == 0
 
 
+def test_the_kernel_that_writes_the_walks_writes_their_words() -> None:
+    from vision_ssm.ops import triton_parts
+
+    walks = (*cross(3, 5), *each_line(3, 5))
+    table = torch.empty((len(walks), triton_parts.WORDS), dtype=torch.int32, device=device_of("triton"))
+    for k, walk in enumerate(walks):
+        triton_parts.fill_walk[(1,)](table, k, *triton_parts.walk_words(walk))
+    assert table.tolist() == [triton_parts.walk_words(walk) for walk in walks]
+
+
 def test_more_states_than_the_kernels_hold_are_refused() -> None:
     with pytest.raises(BackendError, match="up to 64 states per channel, and this scan has 65; name backend='chunked'"):
         random_case(2, both_ways(2), states=65).to(torch.float32).run("triton")

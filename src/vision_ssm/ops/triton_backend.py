@@ -13,7 +13,6 @@ import importlib.util
 import os
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from functools import lru_cache
 from types import ModuleType
 from typing import Any
 
@@ -22,7 +21,6 @@ from torch import Tensor
 
 from vision_ssm.errors import BackendError
 from vision_ssm.ops.contract import CHUNK, Cover, ScanCall, ScanGradients, cover_of, saved_states_shape
-from vision_ssm.ops.traversal import Traversal
 from vision_ssm.ops.triton_schedule import Schedule, plan
 
 __all__ = ["TritonBackend"]
@@ -332,26 +330,13 @@ def _strides(x: Tensor) -> tuple[int, int, int, int]:
 def _walk_table(parts: ModuleType, call: ScanCall) -> Tensor:
     """Return the walks in the kernels' form, [K, words], on the tensors' device.
 
-    They are kept between calls, but not while a CUDA graph is captured: what it records runs later, in memory of its
-    own. Kept per stream, so that a table is never read before it has been written.
+    On a GPU a small launch per walk writes it anew for every call. A copy from the host would wait for it or not be
+    captured in a CUDA graph, and a table kept between calls might lie in the memory pool of a graph that is gone.
     """
-    device = call.u.device
-    if device.type != "cuda":
-        return torch.tensor([parts.walk_words(walk) for walk in call.traversals], dtype=torch.int32)
-    if torch.cuda.is_current_stream_capturing():
-        return _filled(call.traversals, device)
-    return _kept_table(call.traversals, device, torch.cuda.current_stream(device).cuda_stream)
-
-
-@lru_cache(maxsize=256)
-def _kept_table(traversals: tuple[Traversal, ...], device: torch.device, stream: int) -> Tensor:
-    return _filled(traversals, device)
-
-
-def _filled(traversals: tuple[Traversal, ...], device: torch.device) -> Tensor:
-    from vision_ssm.ops import triton_parts as parts
-
-    table = torch.empty((len(traversals), parts.WORDS), dtype=torch.int32, device=device)
-    for k, walk in enumerate(traversals):
-        parts.fill_walk[(1,)](table, k, *parts.walk_words(walk), enable_fp_fusion=True)
+    words = [parts.walk_words(walk) for walk in call.traversals]
+    if not call.u.is_cuda:
+        return torch.tensor(words, dtype=torch.int32)
+    table = torch.empty((len(words), parts.WORDS), dtype=torch.int32, device=call.u.device)
+    for k, row in enumerate(words):
+        parts.fill_walk[(1,)](table, k, *row, enable_fp_fusion=True)
     return table
