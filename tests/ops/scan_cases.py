@@ -16,7 +16,23 @@ from vision_ssm.ops.cpu import CpuBackend
 KERNEL_MISSING = CpuBackend().missing
 needs_kernel = pytest.mark.skipif(KERNEL_MISSING is not None, reason=f"no C++ kernel: {KERNEL_MISSING}")
 
+GPU = torch.cuda.is_available()
+needs_gpu = pytest.mark.skipif(not GPU, reason="needs a GPU")
+
 NAMES = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")
+
+
+def device_of(backend: str | None) -> torch.device:
+    """Where a test of the backend keeps its tensors."""
+    return torch.device("cuda" if GPU and backend == "triton" else "cpu")
+
+
+def placed(x: Tensor | None, device: torch.device) -> Tensor | None:
+    """The tensor on a device with its strides, which ``to`` would tidy up."""
+    if x is None or x.device == device:
+        return x
+    storage = torch.tensor([], dtype=x.dtype).set_(x.untyped_storage()).to(device)
+    return storage.as_strided(x.size(), x.stride(), x.storage_offset())
 
 
 def both_ways(length: int) -> tuple[Traversal, ...]:
@@ -64,7 +80,8 @@ class Case:
 
     def run(self, backend: str | None = None) -> dict[str, Tensor]:
         """Return the output under 'y' and every input's gradient for a fixed output gradient."""
-        leaves = {n: None if x is None else x.detach().requires_grad_() for n, x in self.tensors.items()}
+        here = {n: placed(x, device_of(backend)) for n, x in self.tensors.items()}
+        leaves = {n: None if x is None else x.detach().requires_grad_() for n, x in here.items()}
         y = selective_scan(
             **leaves,
             traversals=self.traversals,
@@ -72,10 +89,10 @@ class Case:
             delta_softplus=self.delta_softplus,
             backend=backend,
         )
-        weights = torch.linspace(-1, 1, max(y.numel(), 1), dtype=torch.float64)[: y.numel()].view(y.shape).to(y.dtype)
+        weights = torch.linspace(-1, 1, max(y.numel(), 1), dtype=torch.float64)[: y.numel()].view(y.shape).to(y)
         present = {n: x for n, x in leaves.items() if x is not None}
         gradients = torch.autograd.grad((y * weights).sum(), list(present.values()))
-        return {"y": y.detach(), **dict(zip(present, gradients, strict=True))}
+        return {n: x.cpu() for n, x in zip(("y", *present), (y.detach(), *gradients), strict=True)}
 
 
 @cache

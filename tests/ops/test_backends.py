@@ -7,13 +7,15 @@ from collections.abc import Iterator
 import pytest
 import torch
 from scan_cases import (
-    KERNEL_MISSING,
+    GPU,
     Case,
     atrous,
     both_ways,
     check_against_reference,
     cross,
+    device_of,
     each_line,
+    needs_gpu,
     needs_kernel,
     random_case,
 )
@@ -26,9 +28,11 @@ from vision_ssm.ops.native import INSTRUCTION_SETS
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(params=["chunked", *(f"cpu-{name}" for name in INSTRUCTION_SETS)])
+@pytest.fixture(
+    params=["chunked", *(f"cpu-{name}" for name in INSTRUCTION_SETS), pytest.param("triton", marks=needs_gpu)]
+)
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Each backend, the kernel once per instruction set."""
+    """Each backend, the CPU's kernel once per instruction set; test_triton.py does without a GPU."""
     name, _, instruction_set = request.param.partition("-")
     if instruction_set:
         kernel = CpuBackend(instruction_set)
@@ -47,8 +51,9 @@ def test_sequence_lengths(backend: str, tokens: int) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_dtypes(backend: str, dtype: torch.dtype) -> None:
-    if backend == "cpu" and dtype != torch.bfloat16:
-        with pytest.raises(BackendError, match="computes float32 and bfloat16"):
+    reason = next(b for b in backends._BACKENDS if b.name == backend).why_not(device_of(backend), dtype)
+    if reason is not None:
+        with pytest.raises(BackendError, match=r"computes float32.* and .*float16, not float"):
             random_case(5, both_ways(5)).to(dtype).run(backend)
         return
     check_against_reference(random_case(130, both_ways(130)), dtype, backend)
@@ -146,7 +151,7 @@ def test_extreme_steps_stay_finite(backend: str) -> None:
 def test_autocast_does_not_reach_the_state(backend: str) -> None:
     case = random_case(130, both_ways(130)).to(torch.float32)
     expected = case.run(backend)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(device_of(backend).type, torch.bfloat16):
         found = case.run(backend)
     for name, value in expected.items():
         assert torch.equal(found[name], value), name
@@ -175,13 +180,13 @@ def test_output_bits_do_not_depend_on_the_thread_count() -> None:
 
 def test_unknown_names_are_refused_with_the_nearest(monkeypatch: pytest.MonkeyPatch) -> None:
     case = random_case(4, both_ways(4)).to(torch.float32)
-    with pytest.raises(ConfigError, match=r"must be one of auto, cpu, chunked, reference, got 'chunkd'.*'chunked'"):
+    with pytest.raises(
+        ConfigError, match=r"must be one of auto, triton, cpu, chunked, reference, got 'chunkd'.*'chunked'"
+    ):
         case.run("chunkd")
     monkeypatch.setenv("VISION_SSM_BACKEND", "cuda-core")
     with pytest.raises(ConfigError, match="VISION_SSM_BACKEND must be one of"):
         case.run()
-    with pytest.raises(BackendError, match="backend=triton cannot run: the GPU kernels are not in this version"):
-        case.run("triton")
 
 
 def test_the_environment_forces_a_backend(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -194,7 +199,8 @@ def test_the_environment_forces_a_backend(monkeypatch: pytest.MonkeyPatch) -> No
 
         monkeypatch.setattr(backend, "forward", record)
     case = random_case(4, both_ways(4)).to(torch.float32)
-    names = [name for name in available_backends() if name != "cpu" or KERNEL_MISSING is None]
+    here = torch.device("cpu")
+    names = [backend.name for backend in backends._BACKENDS if backend.why_not(here, torch.float32) is None]
     for name in names:
         monkeypatch.setenv("VISION_SSM_BACKEND", name)
         selective_scan(**case.tensors, traversals=case.traversals)  # type: ignore[arg-type]
@@ -207,7 +213,7 @@ def test_explain_names_one_backend_and_gives_every_reason(monkeypatch: pytest.Mo
         report = explain(device, dtype)
         assert [status.name for status in report] == available_backends()
         assert sum(status.chosen for status in report) == 1 and all(status.reason for status in report)
-    assert next(s for s in explain("cuda") if s.chosen).name == "chunked"
+    assert next(s for s in explain("cuda") if s.chosen).name == ("triton" if GPU else "chunked")
     monkeypatch.setenv("VISION_SSM_BACKEND", "reference")
     assert next(s for s in explain() if s.chosen).name == "reference"
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from scan_cases import NAMES, both_ways, cross, needs_kernel, random_case
+from scan_cases import NAMES, both_ways, cross, device_of, needs_gpu, needs_kernel, placed, random_case
 from torch import Tensor, library, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -14,7 +14,11 @@ from vision_ssm.errors import BackendError, ShapeError
 from vision_ssm.ops import Traversal, causal_conv1d, selective_scan
 from vision_ssm.ops.traversal import flatten
 
-BACKENDS = ["reference", "chunked", pytest.param("cpu", marks=needs_kernel)]
+BACKENDS = [
+    *("reference", "chunked"),
+    pytest.param("cpu", marks=needs_kernel),
+    pytest.param("triton", marks=needs_gpu),
+]
 
 
 @pytest.fixture(autouse=True)
@@ -28,7 +32,8 @@ def poisoned_memory() -> None:
 )
 def test_opcheck(backend: str, absent: tuple[str, ...], merge: bool, walks: tuple[Traversal, ...]) -> None:
     case = random_case(6, walks, batch=2, channels=3, states=2, absent=absent).to(torch.float32)
-    tensors = [None if x is None else x.clone().requires_grad_() for x in (case.tensors[name] for name in NAMES)]
+    here = (placed(case.tensors[name], device_of(backend)) for name in NAMES)
+    tensors = [None if x is None else x.clone().requires_grad_() for x in here]
     args = (*tensors, flatten(walks), True, merge, True, backend)
     library.opcheck(torch.ops.vision_ssm.selective_scan.default, args)
 

@@ -13,6 +13,7 @@ from vision_ssm.ops.chunked import ChunkedBackend
 from vision_ssm.ops.contract import Backend
 from vision_ssm.ops.cpu import CpuBackend
 from vision_ssm.ops.reference import ReferenceBackend
+from vision_ssm.ops.triton_backend import TritonBackend
 
 __all__ = ["AUTO", "ENVIRONMENT_VARIABLE", "BackendStatus", "available_backends", "choose", "explain"]
 
@@ -21,9 +22,8 @@ ENVIRONMENT_VARIABLE = "VISION_SSM_BACKEND"
 
 _CPU = CpuBackend()
 # In order of preference; the reference is never chosen by itself.
-_BACKENDS: tuple[Backend, ...] = (_CPU, ChunkedBackend(), ReferenceBackend())
+_BACKENDS: tuple[Backend, ...] = (TritonBackend(), _CPU, ChunkedBackend(), ReferenceBackend())
 _ON_REQUEST_ONLY = frozenset({"reference"})
-_NOT_IN_THIS_VERSION = {"triton": "the GPU kernels are not in this version; on a GPU the scan runs on 'chunked'"}
 
 
 @dataclass(frozen=True)
@@ -45,13 +45,10 @@ def requested(name: str = AUTO) -> str:
 
     Raises:
         ConfigError: no backend has that name.
-        BackendError: the backend is known, but not part of this version.
     """
     wanted = name if name != AUTO else os.environ.get(ENVIRONMENT_VARIABLE) or AUTO
     names = available_backends()
     source = "backend" if name != AUTO else ENVIRONMENT_VARIABLE
-    if wanted in _NOT_IN_THIS_VERSION:
-        raise BackendError(f"{source}={wanted} cannot run: {_NOT_IN_THIS_VERSION[wanted]}. Use 'auto'.")
     if wanted != AUTO and wanted not in names:
         raise ConfigError(
             f"{source} must be one of {', '.join([AUTO, *names])}, got {wanted!r}.{suggestion(wanted, names)}"

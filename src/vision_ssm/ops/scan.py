@@ -59,8 +59,8 @@ def selective_scan(
             zero from it.
         delta_softplus: apply softplus to delta.
         merge: sum the directions.
-        backend: 'reference', 'chunked' or 'cpu' to force one; default: the environment variable VISION_SSM_BACKEND,
-            else the fastest that runs on u's device.
+        backend: 'reference', 'chunked', 'cpu' or 'triton' to force one; default: the environment variable
+            VISION_SSM_BACKEND, else the fastest that runs on u's device.
 
     Returns:
         [B, L, C] if ``merge`` else [B, K, L, C], in u's dtype.

@@ -1,0 +1,62 @@
+"""Compile every Triton kernel for a GPU that need not be there: python compile_triton.py cuda:90 bf16.
+
+Prints the names of the kernels. Each is compiled as a scan with every option calls it, or with none and a single
+channel and direction, which triton makes constants of.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from vision_ssm.ops import triton_backward, triton_forward, triton_parts
+
+OPTIONS = ("z", "skip", "bias", "dz", "saved", "heads", "sums", "tails")
+STATE = ("a", "skip", "bias", "saved", "heads", "sums", "ends", "tails", "parts", "scratch", "db", "dc", "da")
+INPUT = ("u", "delta", "b", "c", "z", "y", "grad", "du", "ddelta", "dz")
+
+
+def compiled(kernel: Any, target: GPUTarget, dtype: str, constants: dict[str, Any], absent: Sequence[str] = ()) -> None:
+    """Compile with the types of a call: pointers and strides aligned, last axes contiguous."""
+    signature, values, aligned = {}, {}, {}
+    for at, name in enumerate(inspect.signature(kernel.fn).parameters):
+        if name in constants or name in absent or name.endswith(("_c", "_n")):
+            signature[name], values[(at,)] = "constexpr", constants.get(name, None if name in absent else 1)
+        elif name in (*STATE, "dskip", "dbias"):
+            signature[name] = "*fp32"
+        elif name in ("walks", "table"):
+            signature[name] = "*i32"
+        else:
+            signature[name] = f"*{dtype}" if name in INPUT else "i32"
+        if signature[name].startswith("*") or name.endswith(("_b", "_k", "_l")):
+            aligned[(at,)] = [["tt.divisibility", 16]]
+    source = ASTSource(fn=kernel, signature=signature, constexprs=values, attrs=aligned)
+    triton.compile(source, target=target, options={"num_warps": 1, "enable_fp_fusion": True})
+    print(kernel.fn.__name__, flush=True)
+
+
+def main(where: str, dtype: str) -> None:
+    """Compile all kernels for one device and dtype."""
+    backend, _, arch = where.partition(":")
+    target = GPUTarget(backend, int(arch) if backend == "cuda" else arch, 32 if backend == "cuda" else 64)
+    scan = {"STATES": 5, "PADDED": 8, "BLOCK": 32, "SOFTPLUS": True}
+    bare = {"STATES": 1, "PADDED": 1, "BLOCK": 8, "SOFTPLUS": False, "channels": 1, "directions": 1}
+    compiled(triton_parts.fill_walk, target, dtype, {})
+    compiled(triton_forward.scan_segments, target, dtype, {**scan, "OUTPUT": True}, ["sums"])
+    compiled(triton_forward.scan_segments, target, dtype, {**bare, "OUTPUT": False}, ["z", "skip", "bias", "saved"])
+    link = {name: value for name, value in scan.items() if name != "SOFTPLUS"}
+    compiled(triton_parts.link_segments, target, dtype, {**link, "REVERSE": True})
+    compiled(triton_parts.sum_directions, target, dtype, {"ROWS": 8, "BLOCK": 128})
+    compiled(triton_backward.adjoint_ends, target, dtype, scan)
+    compiled(triton_backward.scan_adjoint, target, dtype, scan)
+    compiled(triton_backward.scan_adjoint, target, dtype, bare, [name for name in OPTIONS if name != "saved"])
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
