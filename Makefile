@@ -1,5 +1,5 @@
 # One entry for people and machines. Every target sets up .venv first when something it depends on has changed.
-#   make demo      train, evaluate and predict on handwritten digits; results in runs/demo
+#   make demo      train, evaluate and predict on handwritten digits; a photograph to the shipped weights; all in runs/demo
 #   make test      the test suite without its slow part   (make test ARGS="tests/ops -x", ARGS="-m slow")
 #   make lint      ruff and the import-direction check
 #   make types     mypy --strict on src
@@ -45,6 +45,8 @@ demo: $(READY)
 	@$(BIN)/vision-ssm evaluate runs/demo/best.safetensors digits
 	@$(BIN)/python examples/digit_files.py runs/demo/samples
 	@$(BIN)/vision-ssm predict runs/demo/best.safetensors runs/demo/samples --output runs/demo/predictions.json
+	@$(BIN)/python examples/cat_photograph.py runs/demo/photograph.png
+	@$(BIN)/vision-ssm predict runs/demo/photograph.png
 
 test: $(READY)
 	$(BIN)/python -m pytest -m "not slow" $(ARGS)

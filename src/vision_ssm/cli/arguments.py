@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 from vision_ssm.errors import ConfigError, suggestion
 
-__all__ = ["Parser", "image_size", "output_file", "whole_number"]
+__all__ = ["Parser", "add_inputs", "image_size", "output_file", "split_inputs", "take_inputs", "whole_number"]
 
 
 class Parser(argparse.ArgumentParser):
@@ -87,3 +87,39 @@ def output_file(*suffixes: str) -> Callable[[str], Path]:
         return path
 
     return parse
+
+
+def add_inputs(parser: argparse.ArgumentParser) -> None:
+    """Declare what `take_inputs` and `split_inputs` sort: optional weights, then images."""
+    parser.add_argument(
+        "weights", nargs="?", metavar="WEIGHTS", help="weights file, or the name of shipped weights; may be left out"
+    )
+    parser.add_argument("images", nargs="*", metavar="IMAGES", help="image files, or folders searched for images")
+
+
+def take_inputs(options: argparse.Namespace, unknown: Sequence[str]) -> Sequence[str]:
+    """Add the files that argparse did not understand to ``options.images``; return the rest, options.
+
+    After an option argparse assigns no further files to an argument that may be empty.
+    """
+    options.images = [*options.images, *(text for text in unknown if not text.startswith("-"))]
+    return [text for text in unknown if text.startswith("-")]
+
+
+def split_inputs(options: argparse.Namespace) -> tuple[str | None, list[str]]:
+    """Return (weights, images): the first argument is an image unless it names weights.
+
+    Raises:
+        ConfigError: no images.
+    """
+    from vision_ssm.inference.shipped import names_weights
+
+    weights: str | None = options.weights
+    images: list[str] = options.images
+    if weights is not None and not names_weights(weights, model=options.model):
+        weights, images = None, [weights, *images]
+    if not images:
+        raise ConfigError(
+            f"the following arguments are required: IMAGES. See `vision-ssm {options.command} --help`."
+        )
+    return weights, images

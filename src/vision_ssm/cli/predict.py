@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vision_ssm.cli.arguments import image_size, output_file, whole_number
+from vision_ssm.cli.arguments import add_inputs, image_size, output_file, split_inputs, take_inputs, whole_number
 from vision_ssm.cli.console import console, percent, print_json, print_table, progress_bar
+from vision_ssm.cli.weights import open_weights
 from vision_ssm.storage import require_writable
 
 if TYPE_CHECKING:
@@ -17,8 +18,10 @@ if TYPE_CHECKING:
 NAME = "predict"
 SUMMARY = "Classify image files and folders of images."
 EXAMPLES = """WEIGHTS is best.safetensors or last.safetensors of a run, or a published checkpoint together with --model.
+Without it, the shipped weights are used: a small model that knows the ten classes of CIFAR-10 and nothing else.
 
 examples:
+  vision-ssm predict cat.jpg dog.png
   vision-ssm predict runs/demo/best.safetensors cat.jpg dog.png
   vision-ssm predict runs/demo/best.safetensors photos/ --top-k 3 --output predictions.csv
   vision-ssm predict vim_t_midclstok_76p1acc.pth photos/ --model vim_tiny_patch16_224
@@ -28,8 +31,7 @@ Files that cannot be read are listed at the end, and the exit code is then 1."""
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
-    parser.add_argument("weights", metavar="WEIGHTS", help="weights file")
-    parser.add_argument("images", nargs="+", metavar="IMAGES", help="image files, or folders searched for images")
+    add_inputs(parser)
     parser.add_argument("--top-k", type=whole_number(1), default=5, metavar="K", help="classes per image (default: 5)")
     parser.add_argument(
         "--output",
@@ -55,27 +57,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
 
-def accept(_: argparse.Namespace, unknown: Sequence[str]) -> Sequence[str]:
-    """Return the arguments that this command does not understand."""
-    return unknown
+def accept(options: argparse.Namespace, unknown: Sequence[str]) -> Sequence[str]:
+    """Take images that follow an option; return the arguments that this command does not understand."""
+    return take_inputs(options, unknown)
 
 
 def run(options: argparse.Namespace) -> int:
     """Predict and print; 1 when some of the images could not be used."""
     from vision_ssm.inference.predict import predict
 
+    weights, images = split_inputs(options)
     if options.output:  # found out now rather than after the work
         require_writable(options.output.parent)
+    loaded = open_weights(weights, options)
     with progress_bar("predicting", shown=not options.json) as on_progress:
         found = predict(
-            options.weights,
-            options.images,
+            loaded,
+            images,
             top_k=options.top_k,
             batch_size=options.batch_size,
             img_size=options.img_size,
             device=options.device,
             amp=options.amp,
-            model=options.model,
             on_progress=on_progress,
             **({} if options.max_pixels is None else {"max_pixels": options.max_pixels}),
         )

@@ -93,8 +93,8 @@ class Predictions:
 
 
 def predict(
-    weights: str | Path | Loaded,
-    images: ImageLike | Iterable[ImageLike],
+    weights: str | Path | Loaded | None = None,
+    images: ImageLike | Iterable[ImageLike] = (),
     *,
     top_k: int = 5,
     batch_size: int = 16,
@@ -108,8 +108,10 @@ def predict(
     """Classify images. Files that cannot be read do not stop the others; they are listed in ``failures``.
 
     Args:
-        weights: a weights file, a loaded model (`vision_ssm.inference.opening.open_model`), or with ``model`` a
-            checkpoint without description, such as the published ones.
+        weights: a weights file, the name of one that ships with the package, a loaded model
+            (`vision_ssm.inference.opening.open_model`), or with ``model`` a checkpoint without description, such as
+            the published ones. None takes the shipped model of ten everyday classes:
+            ``predict(images=["cat.jpg"])``; ``vision_ssm.load_model().info`` tells what it knows.
         images: one image or several, see `ImageLike`.
         top_k: number of classes to report per image; all of them if the model has fewer.
         batch_size: images per run of the model.
@@ -129,7 +131,7 @@ def predict(
     failures: list[Failure] = []
     found = list(_files(_as_list(images), failures))
     if not found and not failures:
-        raise DataError("no images to predict; give image files or folders.")
+        raise DataError("no images to predict; give image files or folders: predict(weights, images) or predict(images=...).")
     loaded = open_model(weights, model=model, device=device)
     preprocessing = loaded.info.preprocessing
     if img_size is not None:
