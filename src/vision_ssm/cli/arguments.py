@@ -114,12 +114,9 @@ def split_inputs(options: argparse.Namespace) -> tuple[str | None, list[str]]:
     """
     from vision_ssm.inference.shipped import names_weights
 
-    weights: str | None = options.weights
-    images: list[str] = options.images
-    if weights is not None and not names_weights(weights, model=options.model):
-        weights, images = None, [weights, *images]
+    files: list[str] = [*([] if options.weights is None else [options.weights]), *options.images]
+    named = bool(files) and names_weights(files[0], model=options.model)
+    weights, images = (files[0], files[1:]) if named else (None, files)
     if not images:
-        raise ConfigError(
-            f"the following arguments are required: IMAGES. See `vision-ssm {options.command} --help`."
-        )
+        raise ConfigError(f"the following arguments are required: IMAGES. See `vision-ssm {options.command} --help`.")
     return weights, images

@@ -131,7 +131,9 @@ def predict(
     failures: list[Failure] = []
     found = list(_files(_as_list(images), failures))
     if not found and not failures:
-        raise DataError("no images to predict; give image files or folders: predict(weights, images) or predict(images=...).")
+        raise DataError(
+            "no images to predict; give image files or folders: predict(weights, images) or predict(images=...)."
+        )
     loaded = open_model(weights, model=model, device=device)
     preprocessing = loaded.info.preprocessing
     if img_size is not None:
