@@ -34,7 +34,7 @@ $(READY): pyproject.toml CMakeLists.txt constraints.txt $(wildcard csrc/*) $(she
 	  $$(command -v cmake > /dev/null || echo cmake) $$(command -v ninja > /dev/null || echo ninja)
 	@echo "installing into $(VENV); the first time this downloads PyTorch"
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt \
-	  --no-build-isolation -e '.[demo,segmentation,dev]'
+	  --no-build-isolation -e '.[demo,large,segmentation,dev]'
 	@$(BIN)/python -c 'import pathlib, sys, vision_ssm as v; \
 	  sys.exit(not any(list(pathlib.Path(p).glob("libvision_ssm_cpu.*")) for p in v.__path__))' \
 	  || echo "note: no C++ kernel could be built, so the slower pure-torch scan will be used (see: $(BIN)/vision-ssm doctor)"

@@ -254,7 +254,7 @@ class Hierarchical(nn.Module):
     def embed(self, x: Tensor | Patches) -> Tensor:
         """Check images [B, in_chans, H, W] and return the first stage's input [B, h, w, C]; or lay out patches so."""
         if isinstance(x, Patches):
-            return x.tokens.unflatten(1, x.grid)
+            return x.tokens.reshape(x.tokens.shape[0], *x.grid, -1)
         embedded: Tensor = self.patch_embed(checked_images(x, self.in_chans))
         return embedded
 
