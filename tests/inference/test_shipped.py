@@ -43,7 +43,7 @@ def test_no_weights_named_and_weights_by_name_are_the_shipped_ones(
 @pytest.mark.usefixtures("folder")
 def test_weights_without_images() -> None:
     for call in (predict, lambda: predict("cat.jpg")):
-        with pytest.raises(DataError, match=r"no images to predict.*predict\(images=\.\.\.\)"):
+        with pytest.raises(DataError, match=r"no images; give image files.*as images=\.\.\."):
             call()
 
 
@@ -72,6 +72,9 @@ def test_which_first_argument_is_weights(folder: Path, tmp_path: Path) -> None:
         assert names_weights(text), text
     for text in ("cat.jpg", "cat", "gone/", str(tmp_path), "scan.npy"):
         assert not names_weights(text), text
+    for text in ("vim_tiny_patch16_224", "vim_tiny_patch16_224.tag", "vim_tiny_patch16_24"):
+        assert names_weights(text, models=["vim_tiny_patch16_224"]), text
+        assert not names_weights(f"{text}.jpg", models=["vim_tiny_patch16_224"]), text
     assert names_weights("vim_t.pth.tar", model="vim_tiny_patch16_224")
     assert not names_weights("cat.jpg", model="vim_tiny_patch16_224")
 

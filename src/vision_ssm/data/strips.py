@@ -27,7 +27,7 @@ from vision_ssm.data.strips_raw import raw_bands
 from vision_ssm.data.strips_tiff import is_tiff, missing_packages, tiff_bands
 from vision_ssm.errors import DataError
 
-__all__ = ["ARRAY_SUFFIX", "Strips", "open_strips", "rgb_array"]
+__all__ = ["ARRAY_SUFFIX", "Strips", "open_strips", "read_array", "rgb_array"]
 
 ARRAY_SUFFIX = ".npy"
 
@@ -70,7 +70,7 @@ def open_strips(image: str | Path | Image.Image | NDArray[Any], *, max_pixels: i
     elif isinstance(image, np.ndarray):
         yield _from_array(rgb_array(image))
     elif Path(image).suffix.lower() == ARRAY_SUFFIX:
-        yield _from_array(_mapped(Path(image), max_pixels))
+        yield _from_array(read_array(image, max_pixels=max_pixels))
     else:
         with _file_strips(Path(image), max_pixels) as strips:
             yield strips
@@ -86,6 +86,18 @@ def rgb_array(pixels: NDArray[Any]) -> NDArray[np.uint8]:
     if pixels.dtype != np.uint8 or not is_image or pixels.size == 0:
         raise DataError(f"an array must be uint8 of shape [H, W] or [H, W, 3], got {pixels.dtype} {list(pixels.shape)}")
     return pixels if pixels.ndim == 3 else np.broadcast_to(pixels[:, :, None], (*pixels.shape, 3))
+
+
+def read_array(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
+    """Map a .npy file of a uint8 array [H, W] or [H, W, 3] into memory, as [H, W, 3]; nothing is loaded yet.
+
+    Raises:
+        DataError: naming the file and the reason.
+    """
+    with reading(Path(path), max_pixels):
+        pixels = rgb_array(np.load(path, mmap_mode="r", allow_pickle=False))
+        check_pixels(pixels.shape[1], pixels.shape[0], max_pixels)
+        return pixels
 
 
 @contextmanager
@@ -120,13 +132,6 @@ def _file_strips(path: Path, max_pixels: int) -> Iterator[Strips]:
                 )
     whole = _from_picture(read_image(path, max_pixels=max_pixels))
     yield Strips(whole.height, whole.width, whole.bands, note)
-
-
-def _mapped(path: Path, max_pixels: int) -> NDArray[np.uint8]:
-    with reading(path, max_pixels):
-        pixels = rgb_array(np.load(path, mmap_mode="r", allow_pickle=False))
-        check_pixels(pixels.shape[1], pixels.shape[0], max_pixels)
-        return pixels
 
 
 def _from_array(pixels: NDArray[np.uint8]) -> Strips:

@@ -32,8 +32,9 @@ def open_model(
 
     Args:
         weights: a weights file of this library, or the name of one that ships with it; None for the one that is
-            used where none is named (`vision_ssm.inference.shipped`). With ``model``, a checkpoint without
-            description, such as the published files. Or a model that is loaded already.
+            used where none is named (`vision_ssm.inference.shipped`). The name of a model takes its published
+            weights, from the hub or the cache. With ``model``, a checkpoint without description, such as the
+            published files. Or a model that is loaded already.
         model: registered name of the model that a checkpoint belongs to.
         model_options: further options of that model, such as ``{"num_classes": 10}``.
         device: see `choose_device`.
@@ -45,19 +46,24 @@ def open_model(
     chosen = choose_device(device)
     if isinstance(weights, Loaded):
         return Loaded(weights.model.eval().to(chosen), weights.info)
-    if model is None:
-        return load_weights(find_weights(weights), chosen)
-    if weights is None:
-        raise ConfigError(f"model={model!r} says which model a checkpoint belongs to; name the checkpoint as well.")
     from vision_ssm.checkpoints import load_published, read_checkpoint
-    from vision_ssm.models.registry import create_model
+    from vision_ssm.models.registry import create_model, list_models
 
     options = dict(model_options or {})
-    network = create_model(model, **options)
-    try:
-        load_published(network, read_checkpoint(weights).weights)
-    except CheckpointError as error:
-        raise CheckpointError(f"cannot load {str(weights)!r} into {model!r}: {error}") from error
+    if model is None:
+        models = list_models()
+        if not (isinstance(weights, str) and weights.partition(".")[0] in models and not Path(weights).exists()):
+            return load_weights(find_weights(weights, models=models), chosen)
+        model = weights
+        network = create_model(model, pretrained=True, **options)
+    elif weights is None:
+        raise ConfigError(f"model={model!r} says which model a checkpoint belongs to; name the checkpoint as well.")
+    else:
+        network = create_model(model, **options)
+        try:
+            load_published(network, read_checkpoint(weights).weights)
+        except CheckpointError as error:
+            raise CheckpointError(f"cannot load {str(weights)!r} into {model!r}: {error}") from error
     outputs = int(getattr(network, "num_classes", 0))
     names = imagenet_names() if outputs == IMAGENET_CLASSES else tuple(f"class {index}" for index in range(outputs))
     info = WeightsInfo(model, options, names, preprocessing_of(network))

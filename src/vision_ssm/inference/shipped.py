@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,11 +26,11 @@ def shipped_weights() -> dict[str, Path]:
     return {path.stem: path for path in sorted(FOLDER.glob("*.safetensors"))}
 
 
-def find_weights(weights: str | Path | None = None) -> Path:
+def find_weights(weights: str | Path | None = None, *, models: Collection[str] = ()) -> Path:
     """The weights file that is meant: `DEFAULT` by None, a shipped file by its name, any other by its path.
 
     A name goes before a file of the same name; for that file write ``./NAME``. Whether the file can be used shows when
-    it is opened.
+    it is opened. ``models`` are further names that would have been right, for the message.
 
     Raises:
         CheckpointError: neither a file nor a shipped name, or the package was installed without its weights.
@@ -49,30 +50,31 @@ def find_weights(weights: str | Path | None = None) -> Path:
         known = ", ".join(shipped) or "none in this installation"
         raise CheckpointError(
             f"cannot open weights file {str(weights)!r}: No such file or directory; weights that ship with vision-ssm: "
-            f"{known}.{suggestion(str(weights), shipped)}"
+            f"{known}.{suggestion(str(weights), [*shipped, *models])}"
         )
     return path
 
 
-def names_weights(text: str, *, model: str | None = None) -> bool:
+def names_weights(text: str, *, model: str | None = None, models: Collection[str] = ()) -> bool:
     """Whether the first of several files on a command line is the weights rather than an image.
 
-    It is when it is called like a weights file, names shipped weights, or is one of two frequent slips, which opening
-    then explains: such a name misspelt, or the folder of a run. With ``model``, weights are expected, so everything is
-    that is not called like an image.
+    It is when it is called like a weights file, names shipped weights or one of ``models``, or is one of two frequent
+    slips, which opening then explains: such a name misspelt, or the folder of a run. With ``model``, weights are
+    expected, so everything is that is not called like an image.
     """
+    from vision_ssm.data.images import IMAGE_SUFFIXES
+
     path = Path(text)
     if path.suffix.lower() in WEIGHTS_SUFFIXES or text in shipped_weights():
         return True
     if path.is_dir():
         return any(path.glob("*.safetensors"))
-    if not path.exists() and suggestion(text, shipped_weights()):
-        return True
-    if model is None:
+    if path.suffix.lower() in IMAGE_SUFFIXES:
         return False
-    from vision_ssm.data.images import IMAGE_SUFFIXES
-
-    return path.suffix.lower() not in IMAGE_SUFFIXES
+    name = text.partition(".")[0]  # a pretrained tag may follow
+    if not path.exists() and (name in models or suggestion(name, [*shipped_weights(), *models])):
+        return True
+    return model is not None
 
 
 def describe(name: str, info: WeightsInfo) -> str:
