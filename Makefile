@@ -1,5 +1,5 @@
 # One entry for people and machines. Every target sets up .venv first when something it depends on has changed.
-#   make demo      train, evaluate and predict on handwritten digits; results in runs/demo
+#   make demo      train, evaluate and predict on handwritten digits; a photograph to the shipped weights; all in runs/demo
 #   make test      the test suite without its slow part   (make test ARGS="tests/ops -x", ARGS="-m slow")
 #   make lint      ruff and the import-direction check
 #   make types     mypy --strict on src
@@ -34,7 +34,7 @@ $(READY): pyproject.toml CMakeLists.txt constraints.txt $(wildcard csrc/*) $(she
 	  $$(command -v cmake > /dev/null || echo cmake) $$(command -v ninja > /dev/null || echo ninja)
 	@echo "installing into $(VENV); the first time this downloads PyTorch"
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt \
-	  --no-build-isolation -e '.[demo,segmentation,dev]'
+	  --no-build-isolation -e '.[demo,large,segmentation,dev]'
 	@$(BIN)/python -c 'import pathlib, sys, vision_ssm as v; \
 	  sys.exit(not any(list(pathlib.Path(p).glob("libvision_ssm_cpu.*")) for p in v.__path__))' \
 	  || echo "note: no C++ kernel could be built, so the slower pure-torch scan will be used (see: $(BIN)/vision-ssm doctor)"
@@ -45,6 +45,8 @@ demo: $(READY)
 	@$(BIN)/vision-ssm evaluate runs/demo/best.safetensors digits
 	@$(BIN)/python examples/digit_files.py runs/demo/samples
 	@$(BIN)/vision-ssm predict runs/demo/best.safetensors runs/demo/samples --output runs/demo/predictions.json
+	@$(BIN)/python examples/cat_photograph.py runs/demo/photograph.png
+	@$(BIN)/vision-ssm predict runs/demo/photograph.png
 
 test: $(READY)
 	$(BIN)/python -m pytest -m "not slow" $(ARGS)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vision_ssm.analysis import cost as cost
     from vision_ssm.inference.evaluate import evaluate as evaluate
+    from vision_ssm.inference.features import features as features
     from vision_ssm.inference.opening import open_model as load_model
     from vision_ssm.inference.predict import predict as predict
     from vision_ssm.models.registry import create_model as create_model
@@ -25,12 +26,23 @@ if TYPE_CHECKING:
     from vision_ssm.ops import selective_scan as selective_scan
     from vision_ssm.training import train as train
 
-__all__ = ["cost", "create_model", "evaluate", "list_models", "load_model", "predict", "selective_scan", "train"]
+__all__ = [
+    "cost",
+    "create_model",
+    "evaluate",
+    "features",
+    "list_models",
+    "load_model",
+    "predict",
+    "selective_scan",
+    "train",
+]
 
 _HOMES = {
     "cost": ("analysis", "cost"),
     "create_model": ("models.registry", "create_model"),
     "evaluate": ("inference.evaluate", "evaluate"),
+    "features": ("inference.features", "features"),
     "list_models": ("models.registry", "list_models"),
     "load_model": ("inference.opening", "open_model"),
     "predict": ("inference.predict", "predict"),

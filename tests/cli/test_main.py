@@ -46,13 +46,19 @@ def test_every_command_shows_examples_that_it_can_parse(name, monkeypatch):
     [
         (
             ["evalute"],
-            "one of train, evaluate, predict, models, cost, bench, doctor, got 'evalute'. Did you mean 'evaluate'?",
+            "one of train, evaluate, predict, features, models, cost, bench, doctor, got 'evalute'. "
+            "Did you mean 'evaluate'?",
         ),
         (["doctor", "--jsn"], "unknown option '--jsn'. Did you mean '--json'? See `vision-ssm doctor --help`."),
         (["predict", "w", "i", "--topk", "3"], "unknown option '--topk'. Did you mean '--top-k'?"),
-        (["predict", "w"], "the following arguments are required: IMAGES. See `vision-ssm predict --help`."),
+        (["predict", "w.pth"], "the following arguments are required: IMAGES. See `vision-ssm predict --help`."),
+        (["predict"], "the following arguments are required: IMAGES. See `vision-ssm predict --help`."),
         (["predict", "w", "i", "--batch-size", "0"], "--batch-size: must be at least 1, got 0"),
         (["predict", "w", "i", "--top-k", "many"], "--top-k: expected a whole number, got 'many'"),
+        (["features", "w.pth", "--output", "o"], "arguments are required: IMAGES. See `vision-ssm features --help`."),
+        (["features", "i.png"], "the following arguments are required: --output"),
+        (["features", "i.png", "--output", "o", "--maps", "last"], "expected layers such as 5,11 or -1, or all; got"),
+        (["predict", "w", "i", "--img-size", "big"], "expected a side such as 224 or HEIGHTxWIDTH"),
         (["predict", "w", "i", "--output", "p.txt"], "expected a file name that ends in .json or .csv, got 'p.txt'"),
         (["cost", "m", "--img-size", "-224"], "an image has at least one pixel per side, got -224"),
         (["cost", "m", "--img-size", "0x32"], "an image has at least one pixel per side, got 0x32"),

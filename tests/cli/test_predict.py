@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 
 import pytest
 import torch
@@ -98,3 +99,45 @@ def test_output_that_cannot_be_written_is_told_before_the_work(run, trained, ima
     assert outcome.code == 2
     assert "cannot write to output folder" in outcome.err
     assert outcome.out == ""
+
+
+@pytest.fixture
+def shipped_run(trained, monkeypatch, tmp_path):
+    """The weights of the trained run in the place of those that the package ships."""
+    folder = tmp_path / "pretrained"
+    folder.mkdir()
+    shutil.copy(trained / "best.safetensors", folder / "vim_nano_cifar10.safetensors")
+    monkeypatch.setattr("vision_ssm.inference.shipped.FOLDER", folder)
+
+
+@pytest.mark.usefixtures("shipped_run")
+def test_without_weights_the_shipped_ones_predict_and_say_what_they_know(run, images):
+    file = images / "light" / "0.png"
+    outcome = run("predict", file, images / "dark", "--json")
+    assert outcome.code == 0, outcome.err
+    assert [r["classes"][0]["class"] for r in json.loads(outcome.out)["results"]] == ["light"] + ["dark"] * 12
+    assert outcome.err.startswith("no weights named; using vim_nano_cifar10: a vim_")
+    assert "knows 2 classes (dark, light); 100.00 % top-1 on its validation images" in outcome.err
+    assert outcome.err.count("\n") == 1
+    by_name = run("predict", "vim_nano_cifar10", file)
+    assert by_name.err == ""
+    assert "light" in by_name.out
+
+
+@pytest.mark.usefixtures("shipped_run")
+def test_options_may_stand_between_weights_and_images(run, trained, images):
+    files = [images / "dark" / "0.png", images / "light" / "0.png"]
+    expected = run("predict", trained / "best.safetensors", *files, "--top-k", 1).out
+    assert run("predict", "--top-k", 1, trained / "best.safetensors", *files).out == expected
+    assert run("predict", trained / "best.safetensors", "--top-k", 1, *files).out == expected
+    assert run("predict", files[0], "--top-k", 1, files[1]).out == expected
+
+
+@pytest.mark.usefixtures("shipped_run")
+def test_a_first_argument_that_is_neither(run, trained, images):
+    outcome = run("predict", trained, images)
+    assert outcome.code == 2
+    assert "is a folder; give the weights file, such as" in outcome.err
+    outcome = run("predict", "vim_nano_cifar", images)
+    assert outcome.code == 2
+    assert "Did you mean 'vim_nano_cifar10'?" in outcome.err

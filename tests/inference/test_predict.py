@@ -102,7 +102,7 @@ def test_refused_numbers(loaded: Loaded, option: dict[str, int]) -> None:
 
 
 def test_nothing_to_predict_and_bad_choices(loaded: Loaded) -> None:
-    with pytest.raises(DataError, match="no images to predict"):
+    with pytest.raises(DataError, match="no images; give image files or folders"):
         predict(loaded, [])
     with pytest.raises(ConfigError, match=r"unknown amp 'bf61'.*Did you mean 'bf16'"):
         predict(loaded, Image.new("RGB", (1, 1)), amp="bf61")

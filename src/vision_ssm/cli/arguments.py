@@ -6,11 +6,22 @@ import argparse
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 from vision_ssm.errors import ConfigError, suggestion
 
-__all__ = ["Parser", "image_size", "output_file", "whole_number"]
+__all__ = [
+    "Parser",
+    "add_image_options",
+    "add_inputs",
+    "image_options",
+    "image_size",
+    "layer_list",
+    "output_file",
+    "split_inputs",
+    "take_inputs",
+    "whole_number",
+]
 
 
 class Parser(argparse.ArgumentParser):
@@ -77,6 +88,51 @@ def image_size(text: str) -> tuple[int, int]:
     return height, width
 
 
+def image_size_or_native(text: str) -> tuple[int, int] | Literal["native"]:
+    """Parse ``native``, or a size as `image_size` does."""
+    return "native" if text == "native" else image_size(text)
+
+
+def layer_list(text: str) -> list[int] | None:
+    """Parse ``all`` into None, and ``5,11,-1`` into whole numbers."""
+    if text == "all":
+        return None
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected layers such as 5,11 or -1, or all; got {text!r}") from None
+
+
+def add_image_options(parser: argparse.ArgumentParser) -> None:
+    """Declare what every command that runs a model on files of images understands."""
+    parser.add_argument("--model", metavar="NAME", help="model of a published checkpoint, which does not say it itself")
+    parser.add_argument(
+        "--batch-size", type=whole_number(1), default=16, metavar="N", help="images at a time (default: 16)"
+    )
+    parser.add_argument(
+        "--img-size",
+        type=image_size_or_native,
+        metavar="N|HxW|native",
+        help="another size than that of training; native: each image at its own",
+    )
+    parser.add_argument(
+        "--amp", choices=("none", "bf16", "fp16"), default="none", help="mixed precision (default: none)"
+    )
+    parser.add_argument("--device", metavar="DEVICE", help="cpu, cuda, cuda:1, mps; default: the best there is")
+    parser.add_argument(
+        "--max-pixels",
+        type=whole_number(1),
+        metavar="N",
+        help="refuse images that unpack to more pixels than this (default: 2^29)",
+    )
+
+
+def image_options(options: argparse.Namespace) -> dict[str, Any]:
+    """Return what `add_image_options` declared as the keywords of the Python calls; the model is opened before."""
+    names = ("batch_size", "img_size", "device", "amp", *(["max_pixels"] if options.max_pixels is not None else []))
+    return {name: getattr(options, name) for name in names}
+
+
 def output_file(*suffixes: str) -> Callable[[str], Path]:
     """Return an argument type: a path with one of these suffixes."""
 
@@ -87,3 +143,35 @@ def output_file(*suffixes: str) -> Callable[[str], Path]:
         return path
 
     return parse
+
+
+def add_inputs(parser: argparse.ArgumentParser) -> None:
+    """Declare what `take_inputs` and `split_inputs` sort: optional weights, then images."""
+    parser.add_argument("weights", nargs="?", metavar="WEIGHTS", help="weights file or name; may be left out")
+    parser.add_argument("images", nargs="*", metavar="IMAGES", help="image files, or folders searched for images")
+
+
+def take_inputs(options: argparse.Namespace, unknown: Sequence[str]) -> Sequence[str]:
+    """Add the files that argparse did not understand to ``options.images``; return the rest, options.
+
+    After an option argparse assigns no further files to an argument that may be empty.
+    """
+    options.images = [*options.images, *(text for text in unknown if not text.startswith("-"))]
+    return [text for text in unknown if text.startswith("-")]
+
+
+def split_inputs(options: argparse.Namespace) -> tuple[str | None, list[str]]:
+    """Return (weights, images): the first argument is an image unless it names weights.
+
+    Raises:
+        ConfigError: no images.
+    """
+    from vision_ssm.inference.shipped import names_weights
+    from vision_ssm.models.registry import list_models
+
+    files: list[str] = [*([] if options.weights is None else [options.weights]), *options.images]
+    named = bool(files) and names_weights(files[0], model=options.model, models=list_models())
+    weights, images = (files[0], files[1:]) if named else (None, files)
+    if not images:
+        raise ConfigError(f"the following arguments are required: IMAGES. See `vision-ssm {options.command} --help`.")
+    return weights, images

@@ -15,13 +15,14 @@ EXAMPLES = """DATA is a folder of class folders (with or without train/ and val/
 
 examples:
   vision-ssm evaluate runs/demo/best.safetensors digits
+  vision-ssm evaluate vim_nano_cifar10 cifar10
   vision-ssm evaluate runs/pets/best.safetensors images/ --split val --output scores.json
   vision-ssm evaluate vim_t_midclstok_76p1acc.pth imagenet/ --model vim_tiny_patch16_224"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
-    parser.add_argument("weights", metavar="WEIGHTS", help="weights file")
+    parser.add_argument("weights", metavar="WEIGHTS", help="weights file, or the name of shipped weights")
     parser.add_argument("data", metavar="DATA", help="folder of class folders, or the name of a data set")
     parser.add_argument("--split", default="val", metavar="NAME", help="train, val or test (default: val)")
     parser.add_argument("--model", metavar="NAME", help="model of a published checkpoint, which does not say it itself")

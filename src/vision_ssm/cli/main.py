@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from vision_ssm.cli import bench, cost, doctor, evaluate, models, predict, train
+from vision_ssm.cli import bench, cost, doctor, evaluate, features, models, predict, train
 from vision_ssm.cli.arguments import Parser
 from vision_ssm.cli.console import complain
 from vision_ssm.errors import VisionSSMError
@@ -16,7 +16,7 @@ from vision_ssm.errors import VisionSSMError
 __all__ = ["build_parser", "entry_point", "main"]
 
 OK, SOME_FAILED, WRONG_USE, INTERRUPTED = 0, 1, 2, 130
-COMMANDS = {module.NAME: module for module in (train, evaluate, predict, models, cost, bench, doctor)}
+COMMANDS = {module.NAME: module for module in (train, evaluate, predict, features, models, cost, bench, doctor)}
 
 
 def build_parser() -> tuple[Parser, dict[str, Parser]]:

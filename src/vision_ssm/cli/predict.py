@@ -7,8 +7,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vision_ssm.cli.arguments import image_size, output_file, whole_number
+from vision_ssm.cli.arguments import (
+    add_image_options,
+    add_inputs,
+    image_options,
+    output_file,
+    split_inputs,
+    take_inputs,
+    whole_number,
+)
 from vision_ssm.cli.console import console, percent, print_json, print_table, progress_bar
+from vision_ssm.cli.images import open_weights, print_failures
 from vision_ssm.storage import require_writable
 
 if TYPE_CHECKING:
@@ -16,20 +25,23 @@ if TYPE_CHECKING:
 
 NAME = "predict"
 SUMMARY = "Classify image files and folders of images."
-EXAMPLES = """WEIGHTS is best.safetensors or last.safetensors of a run, or a published checkpoint together with --model.
+EXAMPLES = """WEIGHTS is best.safetensors or last.safetensors of a run, a published checkpoint together with --model, or
+the name of a model for its published weights. Without it, the shipped weights are used: a small model that knows the
+ten classes of CIFAR-10 and nothing else.
 
 examples:
+  vision-ssm predict cat.jpg dog.png
   vision-ssm predict runs/demo/best.safetensors cat.jpg dog.png
   vision-ssm predict runs/demo/best.safetensors photos/ --top-k 3 --output predictions.csv
   vision-ssm predict vim_t_midclstok_76p1acc.pth photos/ --model vim_tiny_patch16_224
+  vision-ssm predict runs/scans/best.safetensors scan.tif --img-size native
 
 Files that cannot be read are listed at the end, and the exit code is then 1."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
-    parser.add_argument("weights", metavar="WEIGHTS", help="weights file")
-    parser.add_argument("images", nargs="+", metavar="IMAGES", help="image files, or folders searched for images")
+    add_inputs(parser)
     parser.add_argument("--top-k", type=whole_number(1), default=5, metavar="K", help="classes per image (default: 5)")
     parser.add_argument(
         "--output",
@@ -37,48 +49,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="also write the predictions to this .json or .csv file",
     )
-    parser.add_argument("--model", metavar="NAME", help="model of a published checkpoint, which does not say it itself")
-    parser.add_argument(
-        "--batch-size", type=whole_number(1), default=16, metavar="N", help="images at a time (default: 16)"
-    )
-    parser.add_argument("--img-size", type=image_size, metavar="N|HxW", help="another size than that of training")
-    parser.add_argument(
-        "--amp", choices=("none", "bf16", "fp16"), default="none", help="mixed precision (default: none)"
-    )
-    parser.add_argument("--device", metavar="DEVICE", help="cpu, cuda, cuda:1, mps; default: the best there is")
-    parser.add_argument(
-        "--max-pixels",
-        type=whole_number(1),
-        metavar="N",
-        help="refuse images that unpack to more pixels than this (default: 2^29)",
-    )
+    add_image_options(parser)
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
 
-def accept(_: argparse.Namespace, unknown: Sequence[str]) -> Sequence[str]:
-    """Return the arguments that this command does not understand."""
-    return unknown
+def accept(options: argparse.Namespace, unknown: Sequence[str]) -> Sequence[str]:
+    """Take images that follow an option; return the arguments that this command does not understand."""
+    return take_inputs(options, unknown)
 
 
 def run(options: argparse.Namespace) -> int:
     """Predict and print; 1 when some of the images could not be used."""
     from vision_ssm.inference.predict import predict
 
+    weights, images = split_inputs(options)
     if options.output:  # found out now rather than after the work
         require_writable(options.output.parent)
+    loaded = open_weights(weights, options)
     with progress_bar("predicting", shown=not options.json) as on_progress:
-        found = predict(
-            options.weights,
-            options.images,
-            top_k=options.top_k,
-            batch_size=options.batch_size,
-            img_size=options.img_size,
-            device=options.device,
-            amp=options.amp,
-            model=options.model,
-            on_progress=on_progress,
-            **({} if options.max_pixels is None else {"max_pixels": options.max_pixels}),
-        )
+        found = predict(loaded, images, top_k=options.top_k, on_progress=on_progress, **image_options(options))
     if options.output:
         found.write(options.output)
     if options.json:
@@ -106,10 +95,4 @@ def _print(found: Predictions, output: Path | None) -> None:
         )
     if output:
         console().print(f"written to {output}", soft_wrap=True)
-    if found.failures:
-        total = len(found.results) + len(found.failures)
-        out = console(stderr=True)
-        out.print(f"{len(found.failures)} of {total} could not be used:", style="bold red")
-        for failure in found.failures:
-            reason = failure.reason if failure.path in failure.reason else f"{failure.path}: {failure.reason}"
-            out.print(f"  {reason}", soft_wrap=True)
+    print_failures(found.failures, len(found.results))

@@ -21,7 +21,18 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from vision_ssm.errors import DataError
 
-__all__ = ["IMAGE_SUFFIXES", "MAX_PIXELS", "check_image", "decoding", "read_image", "to_rgb"]
+__all__ = [
+    "DECODER_ERRORS",
+    "IMAGE_SUFFIXES",
+    "MAX_PIXELS",
+    "check_image",
+    "check_pixels",
+    "decoding",
+    "open_image",
+    "read_image",
+    "reading",
+    "to_rgb",
+]
 
 MAX_PIXELS = 2**29
 """Refuse to decode more pixels than this (23,170 x 23,170; 1.6 GB as RGB). 16,384 x 16,384 scans are half of it."""
@@ -46,7 +57,7 @@ _KNOWN = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "JPEG2000", "AVIF"
 _FORMATS = tuple(name for name in _KNOWN if name in Image.OPEN)
 
 # What Pillow's decoders are known to raise on damaged files: they parse binary structures in Python and C.
-_DECODER_ERRORS = (
+DECODER_ERRORS = (
     OSError,
     SyntaxError,
     ValueError,
@@ -82,14 +93,10 @@ def read_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Image.Image
         DataError: naming the file and the reason.
     """
     path = Path(path)
-    with decoding(max_pixels):
-        try:
-            with _open(path, max_pixels) as image:
-                with _silent_libtiff(image):
-                    image.load()
-                return to_rgb(_upright(image))
-        except _DECODER_ERRORS as error:
-            raise DataError(f"cannot read image {str(path)!r}: {_reason(error)}.") from error
+    with reading(path, max_pixels), open_image(path, max_pixels) as image:
+        with _silent_libtiff(image):
+            image.load()
+        return to_rgb(_upright(image))
 
 
 def check_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
@@ -99,11 +106,17 @@ def check_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> tuple[int,
         DataError: naming the file and the reason. Damage behind the header goes unnoticed.
     """
     path = Path(path)
+    with reading(path, max_pixels), open_image(path, max_pixels) as image:
+        return image.size
+
+
+@contextmanager
+def reading(path: Path, max_pixels: int) -> Iterator[None]:
+    """Within the block, images may be decoded, and what decoders raise becomes a DataError naming file and reason."""
     with decoding(max_pixels):
         try:
-            with _open(path, max_pixels) as image:
-                return image.size
-        except _DECODER_ERRORS as error:
+            yield
+        except DECODER_ERRORS as error:
             raise DataError(f"cannot read image {str(path)!r}: {_reason(error)}.") from error
 
 
@@ -184,8 +197,8 @@ def _silent_libtiff(image: Image.Image) -> Iterator[None]:
             os.close(kept)
 
 
-# Raises any of _DECODER_ERRORS with the bare reason; the callers add the file's name.
-def _open(path: Path, max_pixels: int) -> Image.Image:
+def open_image(path: Path, max_pixels: int) -> Image.Image:
+    """Read the header. Raises any of `DECODER_ERRORS` with the bare reason; the caller adds the file's name."""
     status = path.stat()
     if stat.S_ISDIR(status.st_mode):
         raise DataError("it is a folder")
@@ -204,10 +217,18 @@ def _open(path: Path, max_pixels: int) -> Image.Image:
     if width < 1 or height < 1:
         image.close()
         raise DataError(f"its header announces {width} x {height} pixels")
-    if width * height > max_pixels:
+    try:
+        check_pixels(width, height, max_pixels)
+    except DataError:
         image.close()
-        raise _too_large(width * height, max_pixels)
+        raise
     return image
+
+
+def check_pixels(width: int, height: int, max_pixels: int) -> None:
+    """Raise DataError, without the file's name, if these are more pixels than ``max_pixels``."""
+    if width * height > max_pixels:
+        raise _too_large(width * height, max_pixels)
 
 
 def _too_large(pixels: int, max_pixels: int) -> DataError:
@@ -222,7 +243,7 @@ def _upright(image: Image.Image) -> Image.Image:
         ImageOps.exif_transpose(image, in_place=True)
     except MemoryError:
         raise
-    except _DECODER_ERRORS:
+    except DECODER_ERRORS:
         return image
     return image
 

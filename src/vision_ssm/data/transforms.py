@@ -23,7 +23,7 @@ from torchvision import transforms
 
 from vision_ssm.data.preprocessing import SMALL_IMAGE_SIDE, Augmentation, Preprocessing
 
-__all__ = ["Transform", "build_eval_transform", "build_train_transform"]
+__all__ = ["Normalise", "Transform", "build_eval_transform", "build_train_transform"]
 
 Transform = Callable[[Image.Image], Tensor]
 """RGB image of any size -> float32 tensor [3, H, W], normalised."""
@@ -119,16 +119,25 @@ def _posterize(image: Image.Image, bits_to_keep: int, **_: object) -> Image.Imag
     return image if bits_to_keep >= 8 else ImageOps.posterize(image, bits_to_keep)
 
 
-class _ToTensor:
-    """RGB image -> normalised float32 [3, H, W]; the same numbers as timm's to within rounding."""
+class Normalise:
+    """Pixels uint8 [H, W, 3] -> normalised float32 [3, H, W]; the same numbers as timm's to within rounding."""
 
     def __init__(self, preprocessing: Preprocessing) -> None:
         self.mean = 255 * torch.tensor(preprocessing.mean).view(3, 1, 1)
         self.scale = 1 / (255 * torch.tensor(preprocessing.std).view(3, 1, 1))
 
+    def __call__(self, pixels: NDArray[np.uint8]) -> Tensor:
+        """Convert all pixels, or a strip of them."""
+        planes = torch.from_numpy(np.array(pixels)).permute(2, 0, 1)  # torch shares no memory that is only to be read
+        return planes.to(torch.float32, memory_format=torch.contiguous_format).sub_(self.mean).mul_(self.scale)
+
+
+class _ToTensor:
+    def __init__(self, preprocessing: Preprocessing) -> None:
+        self.normalise = Normalise(preprocessing)
+
     def __call__(self, image: Image.Image) -> Tensor:
-        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
-        return pixels.to(torch.float32, memory_format=torch.contiguous_format).sub_(self.mean).mul_(self.scale)
+        return self.normalise(np.asarray(image))
 
 
 class _RandomShift:

@@ -95,8 +95,9 @@ def evaluate(
     """Score a model on one split of a data set.
 
     Args:
-        weights: a weights file, a loaded model (`vision_ssm.inference.opening.open_model`), or with ``model`` a
-            checkpoint without description, such as the published ones.
+        weights: a weights file, the name of one that ships with the package, a loaded model
+            (`vision_ssm.inference.opening.open_model`), or with ``model`` a checkpoint without description, such as
+            the published ones.
         data: folder or name, see `vision_ssm.data.sources.open_dataset`; or a data set that is open already.
         split: see `open_dataset`; without effect on an open data set.
         batch_size: images per run of the model.

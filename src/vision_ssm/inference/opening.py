@@ -13,6 +13,7 @@ from torch import nn
 from vision_ssm.data.preprocessing import Preprocessing
 from vision_ssm.errors import CheckpointError, ConfigError, suggestion
 from vision_ssm.inference.classes import IMAGENET_CLASSES, imagenet_names
+from vision_ssm.inference.shipped import find_weights
 from vision_ssm.inference.weights import Loaded, WeightsInfo, load_weights
 
 __all__ = ["AMP_TYPES", "autocast", "choose_device", "open_model", "preprocessing_of"]
@@ -21,7 +22,7 @@ AMP_TYPES = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def open_model(
-    weights: str | Path | Loaded,
+    weights: str | Path | Loaded | None = None,
     *,
     model: str | None = None,
     model_options: Mapping[str, Any] | None = None,
@@ -30,29 +31,39 @@ def open_model(
     """Return a model in evaluation mode on ``device``, and what is known about it.
 
     Args:
-        weights: a weights file of this library; with ``model``, a checkpoint without description, such as the
-            published files; or a model that is loaded already.
+        weights: a weights file of this library, or the name of one that ships with it; None for the one that is
+            used where none is named (`vision_ssm.inference.shipped`). The name of a model takes its published
+            weights, from the hub or the cache. With ``model``, a checkpoint without description, such as the
+            published files. Or a model that is loaded already.
         model: registered name of the model that a checkpoint belongs to.
         model_options: further options of that model, such as ``{"num_classes": 10}``.
         device: see `choose_device`.
 
     Raises:
-        CheckpointError: the file cannot be used; ConfigError: unknown model, option or device.
+        CheckpointError: the file cannot be used; ConfigError: unknown model, option or device, or a model without
+            a checkpoint.
     """
     chosen = choose_device(device)
     if isinstance(weights, Loaded):
         return Loaded(weights.model.eval().to(chosen), weights.info)
-    if model is None:
-        return load_weights(weights, chosen)
     from vision_ssm.checkpoints import load_published, read_checkpoint
-    from vision_ssm.models.registry import create_model
+    from vision_ssm.models.registry import create_model, list_models
 
     options = dict(model_options or {})
-    network = create_model(model, **options)
-    try:
-        load_published(network, read_checkpoint(weights).weights)
-    except CheckpointError as error:
-        raise CheckpointError(f"cannot load {str(weights)!r} into {model!r}: {error}") from error
+    if model is None:
+        models = list_models()
+        if not (isinstance(weights, str) and weights.partition(".")[0] in models and not Path(weights).exists()):
+            return load_weights(find_weights(weights, models=models), chosen)
+        model = weights
+        network = create_model(model, pretrained=True, **options)
+    elif weights is None:
+        raise ConfigError(f"model={model!r} says which model a checkpoint belongs to; name the checkpoint as well.")
+    else:
+        network = create_model(model, **options)
+        try:
+            load_published(network, read_checkpoint(weights).weights)
+        except CheckpointError as error:
+            raise CheckpointError(f"cannot load {str(weights)!r} into {model!r}: {error}") from error
     outputs = int(getattr(network, "num_classes", 0))
     names = imagenet_names() if outputs == IMAGENET_CLASSES else tuple(f"class {index}" for index in range(outputs))
     info = WeightsInfo(model, options, names, preprocessing_of(network))

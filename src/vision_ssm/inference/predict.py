@@ -4,28 +4,22 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
-from vision_ssm.data.folders import image_files
-from vision_ssm.data.images import MAX_PIXELS, decoding, read_image, to_rgb
-from vision_ssm.data.transforms import Transform, build_eval_transform
-from vision_ssm.errors import ConfigError, DataError
+from vision_ssm.data.images import MAX_PIXELS
+from vision_ssm.errors import ConfigError
+from vision_ssm.inference.inputs import Failure, ImageLike, ImageSize, ModelInput, find_images, prepare_images
 from vision_ssm.inference.opening import autocast, open_model
 from vision_ssm.inference.weights import Loaded
 from vision_ssm.storage import whole_file
 
 __all__ = ["Failure", "ImageLike", "Prediction", "Predictions", "predict"]
-
-ImageLike = str | Path | Image.Image | np.ndarray[Any, Any]
-"""A file, a folder (searched with its subfolders), a PIL image, or a uint8 array [H, W] or [H, W, 3]."""
 
 
 @dataclass(frozen=True)
@@ -34,14 +28,6 @@ class Prediction:
 
     path: str
     classes: tuple[tuple[str, float], ...]
-
-
-@dataclass(frozen=True)
-class Failure:
-    """An image that could not be classified, and why."""
-
-    path: str
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -93,12 +79,12 @@ class Predictions:
 
 
 def predict(
-    weights: str | Path | Loaded,
-    images: ImageLike | Iterable[ImageLike],
+    weights: str | Path | Loaded | None = None,
+    images: ImageLike | Iterable[ImageLike] = (),
     *,
     top_k: int = 5,
     batch_size: int = 16,
-    img_size: int | tuple[int, int] | None = None,
+    img_size: ImageSize = None,
     device: str | torch.device | None = None,
     amp: str = "none",
     model: str | None = None,
@@ -108,12 +94,15 @@ def predict(
     """Classify images. Files that cannot be read do not stop the others; they are listed in ``failures``.
 
     Args:
-        weights: a weights file, a loaded model (`vision_ssm.inference.opening.open_model`), or with ``model`` a
-            checkpoint without description, such as the published ones.
+        weights: a weights file, the name of one that ships with the package, a loaded model
+            (`vision_ssm.inference.opening.open_model`), or with ``model`` a checkpoint without description, such as
+            the published ones. None takes the shipped model of ten everyday classes:
+            ``predict(images=["cat.jpg"])``; ``vision_ssm.load_model().info`` tells what it knows.
         images: one image or several, see `ImageLike`.
         top_k: number of classes to report per image; all of them if the model has fewer.
         batch_size: images per run of the model.
-        img_size: side, or (height, width), to resize to instead of the size of training.
+        img_size: side, or (height, width), to resize to instead of the size of training; ``native`` for every image
+            at its own size, one by one, embedded in strips as it is read (docs/large_images.md).
         device: None takes a GPU if there is one, else the CPU.
         amp: ``none``, ``bf16`` or ``fp16`` autocast.
         model: registered name of the model that a checkpoint belongs to.
@@ -122,84 +111,39 @@ def predict(
 
     Raises:
         DataError: no image at all; ConfigError: an option is out of range; CheckpointError: unusable weights;
-        ShapeError: ``img_size`` is too small for the model.
+        ShapeError: ``img_size`` is too small for the model; with ``native`` that is a failure of the image.
     """
     if batch_size < 1 or top_k < 1:
         raise ConfigError(f"batch_size and top_k must be at least 1, got {batch_size} and {top_k}.")
     failures: list[Failure] = []
-    found = list(_files(_as_list(images), failures))
-    if not found and not failures:
-        raise DataError("no images to predict; give image files or folders.")
+    found = find_images(images, failures)
     loaded = open_model(weights, model=model, device=device)
-    preprocessing = loaded.info.preprocessing
-    if img_size is not None:
-        preprocessing = preprocessing.with_size(img_size)
-    transform = build_eval_transform(preprocessing)
+    batches = prepare_images(
+        found,
+        loaded,
+        failures,
+        batch_size=batch_size,
+        img_size=img_size,
+        amp=amp,
+        max_pixels=max_pixels,
+        on_progress=on_progress,
+    )
     results: list[Prediction] = []
-    done = 0
-    for start in range(0, len(found), batch_size):
-        names, tensors = [], []
-        for name, image in found[start : start + batch_size]:
-            try:
-                tensors.append(_tensor(image, transform, max_pixels))
-                names.append(name)
-            except DataError as error:
-                failures.append(Failure(name, str(error)))
-        if tensors:
-            probabilities = _probabilities(loaded.model, torch.stack(tensors), amp)
-            for name, row in zip(names, probabilities, strict=True):
-                if row.isfinite().all():
-                    results.append(_prediction(name, row, loaded.info.class_names, top_k))
-                else:
-                    failures.append(Failure(name, "the model's output is not finite"))
-        done = min(start + batch_size, len(found))
-        if on_progress is not None:
-            on_progress(done, len(found))
+    for names, inputs in batches:
+        probabilities = _probabilities(loaded.model, inputs, amp)
+        for name, row in zip(names, probabilities, strict=True):
+            if row.isfinite().all():
+                results.append(_prediction(name, row, loaded.info.class_names, top_k))
+            else:
+                failures.append(Failure(name, "the model's output is not finite"))
     return Predictions(tuple(results), tuple(failures))
 
 
-def _as_list(images: ImageLike | Iterable[ImageLike]) -> list[ImageLike]:
-    if isinstance(images, (str, Path, Image.Image, np.ndarray)):
-        return [images]
-    return list(images)
-
-
-def _files(images: list[ImageLike], failures: list[Failure]) -> Iterator[tuple[str, ImageLike]]:
-    for number, image in enumerate(images):
-        if isinstance(image, (Image.Image, np.ndarray)):
-            yield f"image {number}", image
-        elif Path(image).is_dir():
-            files = image_files(Path(image))
-            if not files:
-                failures.append(Failure(str(image), "no image files in this folder"))
-            yield from ((str(file), file) for file in files)
-        else:
-            yield str(image), image
-
-
-def _tensor(image: ImageLike, transform: Transform, max_pixels: int) -> Tensor:
-    if isinstance(image, (str, Path)):
-        picture = read_image(image, max_pixels=max_pixels)
-    elif isinstance(image, Image.Image):
-        picture = to_rgb(image)
-    else:
-        picture = to_rgb(_from_array(image))
-    with decoding():  # transforms of large images meet Pillow's own pixel limit
-        return transform(picture)
-
-
-def _from_array(pixels: np.ndarray[Any, Any]) -> Image.Image:
-    is_image = pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] == 3)
-    if pixels.dtype != np.uint8 or not is_image or pixels.size == 0:
-        raise DataError(f"an array must be uint8 of shape [H, W] or [H, W, 3], got {pixels.dtype} {list(pixels.shape)}")
-    return Image.fromarray(np.ascontiguousarray(pixels))
-
-
 @torch.inference_mode()
-def _probabilities(model: nn.Module, images: Tensor, amp: str) -> Tensor:
+def _probabilities(model: nn.Module, images: ModelInput, amp: str) -> Tensor:
     device = next(model.parameters()).device
     with autocast(device, amp):
-        logits: Tensor = model(images.to(device))
+        logits: Tensor = model(images)
     return logits.float().softmax(dim=1).cpu()
 
 

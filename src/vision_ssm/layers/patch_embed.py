@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vision_ssm.errors import ConfigError, ShapeError
+from vision_ssm.layers.strips import Patches, convolved_strips, gather_patches
 
 __all__ = ["PatchEmbed", "as_size"]
 
@@ -84,21 +85,36 @@ class PatchEmbed(nn.Module):
         Raises:
             ShapeError: not four axes, another number of channels, smaller than a patch, or a fixed size is missed.
         """
-        self._check(x)
+        if x.dim() != 4 or x.shape[1] != self.in_chans:
+            raise ShapeError(f"expected images [B, {self.in_chans}, H, W], got {list(x.shape)}")
         height, width = x.shape[-2:]
-        grid = self.dynamic_feat_size((height, width))
-        bottom, right = (
-            (count - 1) * self.stride + self.patch_size[0] - size
-            for count, size in zip(grid, (height, width), strict=True)
-        )
+        grid, (bottom, right) = self._layout(height, width)
         if bottom or right:
             x = F.pad(x, (0, right, 0, bottom))
         return self.proj(x).flatten(2).transpose(1, 2), grid
 
-    def _check(self, x: Tensor) -> None:
-        if x.dim() != 4 or x.shape[1] != self.in_chans:
-            raise ShapeError(f"expected images [B, {self.in_chans}, H, W], got {list(x.shape)}")
-        height, width = x.shape[-2:]
+    def embed_strips(self, strips: Iterable[Tensor], size: tuple[int, int]) -> Patches:
+        """Embed images that come in strips [B, C, r, W] of any heights, top to bottom; ``size`` is the whole (H, W).
+
+        The result equals :meth:`forward` of the whole images to rounding.
+
+        Raises:
+            ShapeError: as :meth:`forward`, or the strips are not of that size.
+        """
+        grid, (bottom, right) = self._layout(*size)
+        rows = convolved_strips(self.proj, strips, bottom=bottom, right=right)
+        return gather_patches((row.permute(0, 2, 3, 1) for row in rows), grid)
+
+    def _layout(self, height: int, width: int) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Check a size; return the grid and the zeros to add at the bottom and right."""
+        self._check(height, width)
+        rows, columns = self.dynamic_feat_size((height, width))
+        bottom, right = (
+            (count - 1) * self.stride + self.patch_size[0] - size for count, size in ((rows, height), (columns, width))
+        )
+        return (rows, columns), (bottom, right)
+
+    def _check(self, height: int, width: int) -> None:
         if height < self.patch_size[0] or width < self.patch_size[0]:
             raise ShapeError(
                 f"an image of {height}x{width} is smaller than a patch of {self.patch_size[0]}x{self.patch_size[0]}; "

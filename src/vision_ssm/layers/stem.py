@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vision_ssm.errors import ConfigError
 from vision_ssm.layers.options import check_choice
+from vision_ssm.layers.strips import Patches, convolved_strips, gather_patches
 
 __all__ = ["STEMS", "ConvStem", "PatchStem", "make_stem"]
 
@@ -42,6 +45,19 @@ class PatchStem(nn.Module):
         result: Tensor = self.norm1(_convolved(self.conv1, x))
         return result
 
+    def embed_strips(self, strips: Iterable[Tensor], size: tuple[int, int]) -> Patches:
+        """Embed images that come in strips [B, in_chans, r, W], top to bottom; ``size`` is the whole (H, W).
+
+        The result equals :meth:`forward` of the whole images to rounding.
+
+        Raises:
+            ShapeError: the strips are not of that size.
+        """
+        bottom, right = (-side % self.patch_size for side in size)
+        rows = convolved_strips(self.conv1, strips, bottom=bottom, right=right)
+        grid = ((size[0] + bottom) // self.patch_size, (size[1] + right) // self.patch_size)
+        return gather_patches((self.norm1(row.permute(0, 2, 3, 1)) for row in rows), grid)
+
 
 class ConvStem(nn.Module):
     """Two 3 x 3 convolutions, each with LayerNorm over the channels, GELU between them ('v2').
@@ -65,6 +81,7 @@ class ConvStem(nn.Module):
             raise ConfigError(f"stem='v2' starts with half the width, and embed_dim={channels} leaves none of it")
         self.conv1 = nn.Conv2d(in_chans, channels // 2, 3, 2, 1)
         self.norm1 = nn.LayerNorm(channels // 2)
+        self.patch_size = patch_size
         self.act = nn.GELU()
         self.conv2 = nn.Conv2d(channels // 2, channels, 3, patch_size // 2, 1)
         self.norm2 = nn.LayerNorm(channels)
@@ -74,6 +91,14 @@ class ConvStem(nn.Module):
         x = self.act(self.norm1(_convolved(self.conv1, x)))
         result: Tensor = self.norm2(_convolved(self.conv2, x.permute(0, 3, 1, 2)))
         return result
+
+    def embed_strips(self, strips: Iterable[Tensor], size: tuple[int, int]) -> Patches:
+        """Embed images that come in strips, as :meth:`PatchStem.embed_strips`."""
+        first = convolved_strips(self.conv1, strips)
+        hidden = (self.act(self.norm1(row.permute(0, 2, 3, 1))).permute(0, 3, 1, 2) for row in first)
+        second = convolved_strips(self.conv2, hidden)
+        grid = (-(-size[0] // self.patch_size), -(-size[1] // self.patch_size))
+        return gather_patches((self.norm2(row.permute(0, 2, 3, 1)) for row in second), grid)
 
 
 def make_stem(version: str, in_chans: int, channels: int, patch_size: int = 4) -> nn.Module:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from vision_ssm.layers.downsample import ConvDownsample, PatchMerging
 from vision_ssm.layers.options import check_choice, check_count, check_flags, check_rates
 from vision_ssm.layers.patch_embed import as_size
 from vision_ssm.layers.stem import PatchStem
+from vision_ssm.layers.strips import Patches
 
 __all__ = ["POOLS", "Hierarchical", "Stage", "check_depths", "drop_path_rates"]
 
@@ -168,11 +169,11 @@ class Hierarchical(nn.Module):
 
     # --------------------------------------------------------------------------------------------------- forward
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Classify images [B, in_chans, H, W]; returns logits [B, num_classes]."""
+    def forward(self, x: Tensor | Patches) -> Tensor:
+        """Classify images [B, in_chans, H, W], or what :meth:`embed_strips` returned; logits [B, num_classes]."""
         return self.forward_head(self.forward_features(x))
 
-    def forward_features(self, x: Tensor) -> Tensor:
+    def forward_features(self, x: Tensor | Patches) -> Tensor:
         """Return the last stage's normalised map [B, h, w, C]."""
         x = self.embed(x)
         for stage in self.stages:
@@ -187,7 +188,7 @@ class Hierarchical(nn.Module):
 
     def forward_intermediates(
         self,
-        x: Tensor,
+        x: Tensor | Patches,
         indices: int | list[int] | None = None,
         norm: bool = False,
         stop_early: bool = False,
@@ -197,7 +198,7 @@ class Hierarchical(nn.Module):
         """Return the final map and the maps of chosen stages, each before any further downsampling.
 
         Args:
-            x: images [B, in_chans, H, W].
+            x: images [B, in_chans, H, W], or patches.
             indices: the last n stages if a number, all if None, else those.
             norm: apply the final norm to the last stage's map. With ``stage_norms`` every map has its own norm
                 applied, whatever this says.
@@ -250,10 +251,24 @@ class Hierarchical(nn.Module):
             self.reset_classifier(0, "")
         return list(taken)
 
-    def embed(self, x: Tensor) -> Tensor:
-        """Check images [B, in_chans, H, W] and return the first stage's input [B, h, w, C]."""
+    def embed(self, x: Tensor | Patches) -> Tensor:
+        """Check images [B, in_chans, H, W] and return the first stage's input [B, h, w, C]; or lay out patches so."""
+        if isinstance(x, Patches):
+            return x.tokens.reshape(x.tokens.shape[0], *x.grid, -1)
         embedded: Tensor = self.patch_embed(checked_images(x, self.in_chans))
         return embedded
+
+    def embed_strips(self, strips: Iterable[Tensor], size: tuple[int, int]) -> Patches:
+        """Embed images that come in strips [B, in_chans, r, W], top to bottom; ``size`` is the whole (H, W).
+
+        All forward methods take the result in the place of the images.
+
+        Raises:
+            ShapeError: the strips are not of that size.
+        """
+        stem: Any = self.patch_embed
+        patches: Patches = stem.embed_strips(strips, size)
+        return patches
 
 
 def checked_images(x: Tensor, in_chans: int) -> Tensor:

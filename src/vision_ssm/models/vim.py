@@ -7,7 +7,7 @@ this differs and which oddities are kept because trained weights depend on them.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -29,6 +29,7 @@ from vision_ssm.layers.positions import (
     resample_table,
     split_rows,
 )
+from vision_ssm.layers.strips import Patches
 
 __all__ = ["DIRECTIONS", "POOLS", "Vim"]
 
@@ -240,11 +241,18 @@ class Vim(nn.Module):
 
     # --------------------------------------------------------------------------------------------------- forward
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Classify images [B, in_chans, H, W]; returns logits [B, num_classes]."""
+    def forward(self, x: Tensor | Patches) -> Tensor:
+        """Classify images [B, in_chans, H, W], or what :meth:`embed_strips` returned; logits [B, num_classes]."""
         return self.forward_head(self.forward_features(x))
 
-    def forward_features(self, x: Tensor) -> Tensor:
+    def embed_strips(self, strips: Iterable[Tensor], size: tuple[int, int]) -> Patches:
+        """Embed images that come in strips, see :meth:`PatchEmbed.embed_strips`.
+
+        All forward methods take the result in the place of the images.
+        """
+        return self.patch_embed.embed_strips(strips, size)
+
+    def forward_features(self, x: Tensor | Patches) -> Tensor:
         """Return the normalised tokens [B, T + M, D], class tokens first, then the patches row by row."""
         tokens, _ = self._embed(x)
         for step in self._steps():
@@ -269,7 +277,7 @@ class Vim(nn.Module):
 
     def forward_intermediates(
         self,
-        x: Tensor,
+        x: Tensor | Patches,
         indices: int | list[int] | None = None,
         return_prefix_tokens: bool = False,
         norm: bool = False,
@@ -280,7 +288,7 @@ class Vim(nn.Module):
         """Return the final tokens and the stream after chosen blocks (after chosen pairs with 'layerwise').
 
         Args:
-            x: images [B, in_chans, H, W].
+            x: images [B, in_chans, H, W], or patches.
             indices: the last n if a number, all if None, else those.
             return_prefix_tokens: give (map, class tokens) pairs; maps alone if there is no class token.
             norm: apply the final norm to each.
@@ -341,9 +349,9 @@ class Vim(nn.Module):
         result: Tensor = checkpoint(step, tokens) if self.grad_checkpointing else step(tokens)
         return result
 
-    def _embed(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        """Images to the residual stream [B, M + T, D], at least float32, and the patch grid."""
-        patches, grid = self.patch_embed(x)
+    def _embed(self, x: Tensor | Patches) -> tuple[Tensor, tuple[int, int]]:
+        """Images or patches to the residual stream [B, M + T, D], at least float32, and the patch grid."""
+        patches, grid = x if isinstance(x, Patches) else self.patch_embed(x)
         tokens = insert_rows(patches, self._class_rows(patches), self.class_token)
         table = resample_table(
             self.pos_embed,

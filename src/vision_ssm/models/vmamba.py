@@ -20,6 +20,7 @@ from vision_ssm.layers.mlp import TiledMlp
 from vision_ssm.layers.options import check_flags, check_rates, check_ratio
 from vision_ssm.layers.ss2d import SS2D
 from vision_ssm.layers.stem import make_stem
+from vision_ssm.layers.strips import Patches
 from vision_ssm.models.hierarchical import EPS, Hierarchical, Stage, check_depths, drop_path_rates
 
 __all__ = ["VMamba", "VMambaBlock"]
@@ -163,8 +164,8 @@ class VMamba(Hierarchical):
         if self.pos_embed is not None:
             trunc_normal_(self.pos_embed, std=0.02)
 
-    def embed(self, x: Tensor) -> Tensor:
-        """Return the first stage's input [B, h, w, C] of images x, positions added."""
+    def embed(self, x: Tensor | Patches) -> Tensor:
+        """Return the first stage's input [B, h, w, C] of images or patches x, positions added."""
         embedded = super().embed(x)
         return embedded if self.pos_embed is None else add_positions(embedded, self.pos_embed)
 

@@ -1,0 +1,82 @@
+"""``vision-ssm features``: one feature vector per image, and feature maps of chosen layers, as .npz files."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from vision_ssm.cli.arguments import (
+    add_image_options,
+    add_inputs,
+    image_options,
+    layer_list,
+    split_inputs,
+    take_inputs,
+)
+from vision_ssm.cli.console import console, print_json, progress_bar
+from vision_ssm.cli.images import open_weights, print_failures
+from vision_ssm.storage import require_writable
+
+NAME = "features"
+SUMMARY = "Extract feature vectors and feature maps from images."
+EXAMPLES = """WEIGHTS is a weights file, a published checkpoint together with --model, or the name of a model for its
+published weights. Without it, the shipped weights are used. DIR gets one .npz file per image, named after it, with
+the vector `embedding` and one `map_LAYER` [channels, height, width] per layer, and index.json, which says what belongs
+to what.
+
+examples:
+  vision-ssm features photos/ --output features
+  vision-ssm features runs/scans/best.safetensors scan.tif --img-size native --maps=-1 --output features
+  vision-ssm features vim_t_midclstok_76p1acc.pth photos/ --model vim_tiny_patch16_224 --maps 5,11,17,23 --output maps
+
+Files that cannot be read are listed at the end, and the exit code is then 1."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    add_inputs(parser)
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder for the results")
+    parser.add_argument(
+        "--maps",
+        type=layer_list,
+        default=[],
+        metavar="LAYERS",
+        help="also the maps of these layers: 5,11, counted from the end if negative (--maps=-1), or all",
+    )
+    add_image_options(parser)
+    parser.add_argument("--json", action="store_true", help="print the index as JSON")
+
+
+def accept(options: argparse.Namespace, unknown: Sequence[str]) -> Sequence[str]:
+    """Take images that follow an option; return the arguments that this command does not understand."""
+    return take_inputs(options, unknown)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Extract and write; 1 when some of the images could not be used."""
+    from vision_ssm.inference.features import INDEX, features
+
+    weights, images = split_inputs(options)
+    require_writable(options.output)  # found out now rather than after the model is open
+    loaded = open_weights(weights, options)
+    with progress_bar("extracting", shown=not options.json) as on_progress:
+        found = features(
+            loaded,
+            images,
+            layers=options.maps,
+            output=options.output,
+            on_progress=on_progress,
+            **image_options(options),
+        )
+    if options.json:
+        print_json(found.to_dict())
+        return 1 if found.failures else 0
+    if found.results:
+        length = len(found.results[0].embedding)
+        maps = f", maps of layers {', '.join(map(str, found.layers))}" if found.layers else ""
+        console().print(
+            f"{len(found.results)} images, {length} numbers each{maps}: {options.output / INDEX}", soft_wrap=True
+        )
+    print_failures(found.failures, len(found.results))
+    return 1 if found.failures else 0

@@ -1,0 +1,37 @@
+"""What the commands that run a model on files of images share: opening its weights, and listing what went wrong."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from vision_ssm.cli.console import console
+
+if TYPE_CHECKING:
+    from vision_ssm.inference.inputs import Failure
+    from vision_ssm.inference.weights import Loaded
+
+__all__ = ["open_weights", "print_failures"]
+
+
+def open_weights(weights: str | None, options: argparse.Namespace) -> Loaded:
+    """Open ``weights`` for ``options.model`` on ``options.device``; None takes the shipped ones and tells on stderr."""
+    from vision_ssm.inference.opening import open_model
+    from vision_ssm.inference.shipped import DEFAULT, describe
+
+    loaded = open_model(weights, model=options.model, device=options.device)
+    if weights is None:
+        console(stderr=True).print(f"no weights named; using {describe(DEFAULT, loaded.info)}", soft_wrap=True)
+    return loaded
+
+
+def print_failures(failures: Sequence[Failure], successes: int) -> None:
+    """List on stderr which images could not be used, and why."""
+    if not failures:
+        return
+    out = console(stderr=True)
+    out.print(f"{len(failures)} of {len(failures) + successes} could not be used:", style="bold red")
+    for failure in failures:
+        reason = failure.reason if failure.path in failure.reason else f"{failure.path}: {failure.reason}"
+        out.print(f"  {reason}", soft_wrap=True)

@@ -1,0 +1,185 @@
+"""From the images a user names to what a model takes: found, read, prepared; in batches, or in strips at own size."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from vision_ssm.data.folders import image_files
+from vision_ssm.data.images import decoding, read_image, to_rgb
+from vision_ssm.data.strips import ARRAY_SUFFIX, Strips, open_strips, read_array, rgb_array
+from vision_ssm.data.transforms import Normalise, Transform, build_eval_transform
+from vision_ssm.errors import ConfigError, DataError, ShapeError
+from vision_ssm.inference.opening import autocast
+from vision_ssm.inference.weights import Loaded
+from vision_ssm.layers.strips import Patches
+
+__all__ = [
+    "NATIVE",
+    "EmbedsStrips",
+    "Failure",
+    "ImageLike",
+    "ImageSize",
+    "ModelInput",
+    "Named",
+    "find_images",
+    "prepare_images",
+]
+
+ImageLike = str | Path | Image.Image | np.ndarray[Any, Any]
+"""A file, a folder (searched with its subfolders), a PIL image, or a uint8 array [H, W] or [H, W, 3]."""
+
+NATIVE = "native"
+ImageSize = int | tuple[int, int] | Literal["native"] | None
+"""A side or (height, width) to resize to, 'native' for every image at its own size, None for the size of training."""
+
+ModelInput = Tensor | Patches
+"""Images [B, 3, H, W], or patches that were embedded in strips."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An image that could not be used, and why."""
+
+    path: str
+    reason: str
+
+
+class Named(NamedTuple):
+    """An image, or the file that holds it, and how it is called in results."""
+
+    name: str
+    image: ImageLike
+
+
+@runtime_checkable
+class EmbedsStrips(Protocol):
+    """A model that embeds images as they are read, and takes the result in the place of the images."""
+
+    def embed_strips(self, strips: Iterable[Tensor], size: tuple[int, int]) -> Patches:
+        """Embed images that come in strips [B, 3, r, W], top to bottom; ``size`` is the whole (H, W)."""
+
+
+def find_images(images: ImageLike | Iterable[ImageLike], failures: list[Failure]) -> list[Named]:
+    """List images with their names, folders replaced by the image files in them; empty folders join ``failures``.
+
+    Raises:
+        DataError: no image at all.
+    """
+    listed = [images] if isinstance(images, (str, Path, Image.Image, np.ndarray)) else list(images)
+    found: list[Named] = []
+    for number, image in enumerate(listed):
+        if isinstance(image, (Image.Image, np.ndarray)):
+            found.append(Named(f"image {number}", image))
+        elif Path(image).is_dir():
+            files = image_files(Path(image))
+            if not files:
+                failures.append(Failure(str(image), "no image files in this folder"))
+            found += [Named(str(file), file) for file in files]
+        else:
+            found.append(Named(str(image), image))
+    if not found and not failures:
+        raise DataError("no images; give image files or folders: after the weights, or as images=...")
+    return found
+
+
+def prepare_images(
+    found: Sequence[Named],
+    loaded: Loaded,
+    failures: list[Failure],
+    *,
+    batch_size: int,
+    img_size: ImageSize,
+    amp: str,
+    max_pixels: int,
+    on_progress: Callable[[int, int], None] | None,
+) -> Iterator[tuple[list[str], ModelInput]]:
+    """Yield (names, input of the model on its device) for one batch after the other.
+
+    Images that cannot be used join ``failures``. With ``img_size="native"`` each image makes a batch of its own.
+
+    Args:
+        found: what `find_images` returned.
+        loaded: the model and its preprocessing.
+        failures: extended.
+        batch_size: images per batch, at least 1.
+        img_size: see `ImageSize`.
+        amp: precision in which strips are embedded.
+        max_pixels: see `vision_ssm.data.images.read_image`.
+        on_progress: called with (images done, images in all) when the next batch is asked for.
+
+    Raises:
+        ConfigError: an option is out of range.
+    """
+    if batch_size < 1:
+        raise ConfigError(f"batch_size must be at least 1, got {batch_size}.")
+    prepare: Callable[[ImageLike], ModelInput]
+    if isinstance(img_size, str):
+        if img_size != NATIVE:
+            raise ConfigError(f"img_size must be a side, a (height, width) pair or {NATIVE!r}, got {img_size!r}.")
+        native, size = True, 1
+        normalise = Normalise(loaded.info.preprocessing)
+        prepare = partial(_at_own_size, loaded=loaded, normalise=normalise, amp=amp, max_pixels=max_pixels)
+    else:
+        native, size = False, batch_size
+        own = loaded.info.preprocessing
+        transform = build_eval_transform(own if img_size is None else own.with_size(img_size))
+        prepare = partial(_resized, transform=transform, max_pixels=max_pixels)
+    device = next(loaded.model.parameters()).device
+    for start in range(0, len(found), size):
+        names: list[str] = []
+        inputs: list[ModelInput] = []
+        for name, image in found[start : start + size]:
+            try:
+                inputs.append(prepare(image))
+                names.append(name)
+            except (DataError, ShapeError) as error:  # ShapeError: smaller than a patch, or not the one size allowed
+                failures.append(Failure(name, str(error)))
+        if inputs:
+            yield names, (inputs[0] if native else torch.stack(inputs).to(device))  # type: ignore[arg-type]
+        if on_progress is not None:
+            on_progress(min(start + size, len(found)), len(found))
+
+
+def _resized(image: ImageLike, transform: Transform, max_pixels: int) -> Tensor:
+    if isinstance(image, (str, Path)) and Path(image).suffix.lower() != ARRAY_SUFFIX:
+        picture = read_image(image, max_pixels=max_pixels)
+    elif isinstance(image, Image.Image):
+        picture = to_rgb(image)
+    else:
+        pixels = image if isinstance(image, np.ndarray) else read_array(image, max_pixels=max_pixels)
+        picture = Image.fromarray(np.ascontiguousarray(rgb_array(pixels)))
+    with decoding():  # transforms of large images meet Pillow's own pixel limit
+        return transform(picture)
+
+
+@torch.inference_mode()
+def _at_own_size(image: ImageLike, loaded: Loaded, normalise: Normalise, amp: str, max_pixels: int) -> ModelInput:
+    model = loaded.model
+    device = next(model.parameters()).device
+    with open_strips(image, max_pixels=max_pixels) as opened:
+        if opened.note is not None:
+            warnings.warn(opened.note, stacklevel=2)
+        if not isinstance(model, EmbedsStrips):
+            return _joined(opened, normalise).to(device)
+        strips = (normalise(band)[None].to(device) for band in opened.bands)
+        with autocast(device, amp):
+            return model.embed_strips(strips, (opened.height, opened.width))
+
+
+def _joined(opened: Strips, normalise: Normalise) -> Tensor:
+    whole = torch.empty(1, 3, opened.height, opened.width)
+    top = 0
+    for band in opened.bands:
+        whole[0, :, top : top + len(band)] = normalise(band)
+        top += len(band)
+    return whole

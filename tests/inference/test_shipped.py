@@ -1,0 +1,100 @@
+"""The weights inside the package: found by name or by no name at all, and what they promise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+import vision_ssm
+from vision_ssm.errors import CheckpointError, ConfigError, DataError
+from vision_ssm.inference import shipped
+from vision_ssm.inference.evaluate import evaluate
+from vision_ssm.inference.opening import open_model
+from vision_ssm.inference.predict import predict
+from vision_ssm.inference.shipped import DEFAULT, describe, find_weights, names_weights, shipped_weights
+from vision_ssm.inference.weights import Loaded, save_weights
+
+CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+
+
+@pytest.fixture
+def folder(tmp_path: Path, loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A tiny model in the place of the shipped one."""
+    place = tmp_path / "pretrained"
+    save_weights(place / f"{DEFAULT}.safetensors", loaded.model, info=loaded.info)
+    monkeypatch.setattr(shipped, "FOLDER", place)
+    return place
+
+
+@pytest.mark.usefixtures("folder")
+def test_no_weights_named_and_weights_by_name_are_the_shipped_ones(
+    weights: Path, colour_folder: Callable[..., Path]
+) -> None:
+    root = colour_folder()
+    expected = predict(weights, root)
+    assert predict(None, root) == predict(images=root) == predict(DEFAULT, root) == expected
+    assert open_model().info == open_model(weights).info
+    assert evaluate(DEFAULT, root, "all").top1 == 1
+
+
+@pytest.mark.usefixtures("folder")
+def test_weights_without_images() -> None:
+    for call in (predict, lambda: predict("cat.jpg")):
+        with pytest.raises(DataError, match=r"no images; give image files.*as images=\.\.\."):
+            call()
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_model_needs_its_checkpoint() -> None:
+    with pytest.raises(ConfigError, match="model='vim_nano' says which model a checkpoint belongs to; name the check"):
+        predict(images=Image.new("RGB", (8, 8)), model="vim_nano")
+
+
+def test_names_and_paths(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert shipped_weights() == {DEFAULT: folder / f"{DEFAULT}.safetensors"}
+    monkeypatch.chdir(tmp_path)
+    Path(DEFAULT).touch()
+    assert find_weights(DEFAULT) == find_weights() == folder / f"{DEFAULT}.safetensors"
+    assert find_weights(f"./{DEFAULT}/x.pth") == Path(DEFAULT, "x.pth")
+    assert find_weights("none.safetensors") == Path("none.safetensors")
+    with pytest.raises(CheckpointError, match=r"cannot open weights file 'vim_nano_cifar': No such file.*Did you mean"):
+        find_weights("vim_nano_cifar")
+    (folder / f"{DEFAULT}.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"\(vim_nano_cifar10\) are missing from this installation.*install"):
+        find_weights()
+
+
+def test_which_first_argument_is_weights(folder: Path, tmp_path: Path) -> None:
+    for text in ("best.safetensors", "a/b.PTH", "x.pt", "x.bin", "x.ckpt", DEFAULT, "vim_nano_cifar", str(folder)):
+        assert names_weights(text), text
+    for text in ("cat.jpg", "cat", "gone/", str(tmp_path), "scan.npy"):
+        assert not names_weights(text), text
+    for text in ("vim_tiny_patch16_224", "vim_tiny_patch16_224.tag", "vim_tiny_patch16_24"):
+        assert names_weights(text, models=["vim_tiny_patch16_224"]), text
+        assert not names_weights(f"{text}.jpg", models=["vim_tiny_patch16_224"]), text
+    assert names_weights("vim_t.pth.tar", model="vim_tiny_patch16_224")
+    assert not names_weights("cat.jpg", model="vim_tiny_patch16_224")
+
+
+def test_description(loaded: Loaded) -> None:
+    told = describe("x", loaded.info)
+    assert told == "x: a vim_nano that knows 3 classes (blue, green, red); 100.00 % top-1 on its validation images"
+    loaded.info.metrics.clear()
+    assert describe("x", loaded.info).endswith("(blue, green, red)")
+    loaded.info.metrics["top1"] = 1.0
+
+
+def test_the_file_in_the_package() -> None:
+    file = find_weights()
+    assert file.parent == Path(vision_ssm.__path__[-1]) / "pretrained"
+    assert file.stat().st_size <= 8_000_000
+    model, info = open_model()
+    assert info.model == "vim_nano"
+    assert info.class_names == CIFAR10
+    assert info.metrics["top1"] >= 0.85
+    assert file.with_suffix(".md").read_text(encoding="utf-8").startswith("# vim_nano_cifar10")
+    (result,) = predict(Loaded(model, info), Image.new("RGB", (64, 48), "green")).results
+    assert sum(probability for _, probability in result.classes) <= 1
