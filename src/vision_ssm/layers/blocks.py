@@ -16,8 +16,8 @@ class Block(nn.Module):
 
     Args:
         norm: pre-normalisation.
-        mixer: maps [B, L, D] to [B, L, D]; its ``forward_residual(x, norm)`` runs the whole block in one call or
-            returns None.
+        mixer: maps [B, L, D] to [B, L, D]; its ``forward_residual(x, norm)``, where it has one, runs
+            the whole block in one call or returns None.
         drop_path: probability of dropping the mixer's output, per image.
     """
 
@@ -35,7 +35,8 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Run the block on the stream x [B, L, D]."""
         if isinstance(self.drop_path, nn.Identity) or not self.training:
-            whole: Tensor | None = self.mixer.forward_residual(x, self.norm)
+            in_one_call = getattr(self.mixer, "forward_residual", None)
+            whole: Tensor | None = in_one_call(x, self.norm) if in_one_call is not None else None
             if whole is not None:
                 return whole
         return x + self.branch(x)

@@ -116,7 +116,7 @@ def _wants_gradient(x: Tensor, tensors: Sequence[Tensor]) -> bool:
 
 
 def _intercepted() -> bool:
-    """Tell whether someone watches or transforms operations (a dispatch mode, torch.func, a trace): kernels escape it."""
+    """Tell whether something watches or transforms operations: a dispatch mode, torch.func, a trace."""
     modes, transforms = torch._C._len_torch_dispatch_stack(), torch._C._are_functorch_transforms_active()
     return bool(modes or transforms or torch._C._get_tracing_state())
 

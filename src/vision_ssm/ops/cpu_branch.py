@@ -1,4 +1,4 @@
-"""Training through a Vim block on the CPU: what the forward pass keeps, and a backward pass that recomputes the rest."""
+"""Training through a Vim block on the CPU: what the forward keeps, and a backward that recomputes the rest."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def train(
 ) -> Tensor:
     """Return the stream [B, L, D] after the block, differentiable once."""
     plan = _Plan(weights.norm.kind, weights.norm.eps, scale, traversals, tuple(looks_back), backend)
-    result: Tensor = _Branch.apply(  # type: ignore[no-untyped-call]
+    result: Tensor = _Branch.apply(
         x, plan, weights.norm.weight, weights.norm.bias, weights.in_proj, weights.out_proj, *weights.ssm
     )
     return result
@@ -55,7 +55,7 @@ class _Branch(torch.autograd.Function):
     """The block as one node. Rows are [B * L]; directions are outermost where each has its own."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,
         x: Tensor,
         plan: _Plan,
@@ -77,7 +77,7 @@ class _Branch(torch.autograd.Function):
         return torch.addmm(rows, y.view(rows.shape[0], -1), out_proj.t(), alpha=plan.scale).view_as(x)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         plan: _Plan = ctx.plan
         x, xz, y, states, norm_weight, norm_bias, in_proj, out_proj, *ssm = ctx.saved_tensors

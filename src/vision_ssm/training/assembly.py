@@ -198,6 +198,8 @@ def make_optimizer(config: TrainConfig, model: nn.Module, processes: Processes) 
     for name, applies in (("betas", facts.has_betas), ("eps", facts.has_eps)):
         if name in options and not applies:  # timm would drop it without a word
             raise ConfigError(f"optim.{name} does not apply to {optim.name}; leave it null.")
+    if "muon" in optim.name:
+        options["fallback_list"] = _not_for_muon(model)
     try:
         return create_optimizer_v2(
             model,
@@ -210,3 +212,15 @@ def make_optimizer(config: TrainConfig, model: nn.Module, processes: Processes) 
         )
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{optim.name} refuses these optim settings: {error}") from error
+
+
+def _not_for_muon(model: nn.Module) -> list[str]:
+    """Names that Muon leaves to its Adam: all but the matrices between embedding and head.
+
+    Muon makes an update orthogonal, which means something for a matrix of a linear layer; timm would flatten the
+    stacked parameters of the scan directions to matrices of no meaning. Source: Muon's author leaves embeddings and
+    heads to Adam (https://kellerjordan.github.io/posts/muon/).
+    """
+    classifier = getattr(model, "get_classifier", None)
+    head = {id(p) for p in classifier().parameters()} if classifier is not None else set()
+    return [name for name, p in model.named_parameters() if p.dim() != 2 or id(p) in head]
