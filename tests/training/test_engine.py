@@ -92,6 +92,16 @@ def test_layer_decay_and_weight_decay_reach_the_optimiser(tiny: Tiny) -> None:
         assert groups[id(parameter)] == (0.0 if spared else 0.3), name
 
 
+def test_muon_takes_the_inner_matrices_only(tiny: Tiny) -> None:
+    made = engine(tiny(**{"optim.name": "nmuon"}))
+    by_adam = {id(p) for group in made.optimizer.param_groups if group.get("use_fallback") for p in group["params"]}
+    taken = {name for name, p in made.model.named_parameters() if id(p) not in by_adam}
+    assert taken == {f"blocks.{j}.mixer.{name}.weight" for j in (0, 1) for name in ("in_proj", "out_proj")}
+    before = weights(made)
+    assert math.isfinite(made.update(made.batches()).loss)
+    assert not torch.equal(before, weights(made))
+
+
 def test_average_follows_the_weights(tiny: Tiny) -> None:
     made = engine(tiny(**{"ema.decay": 0.75}))
     start = weights(made)

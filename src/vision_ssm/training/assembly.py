@@ -223,4 +223,5 @@ def _not_for_muon(model: nn.Module) -> list[str]:
     """
     classifier = getattr(model, "get_classifier", None)
     head = {id(p) for p in classifier().parameters()} if classifier is not None else set()
-    return [name for name, p in model.named_parameters() if p.dim() != 2 or id(p) in head]
+    spared = getattr(model, "no_weight_decay", set)()  # biases, some of them stacked over directions
+    return [name for name, p in model.named_parameters() if p.dim() != 2 or id(p) in head or name in spared]

@@ -1,0 +1,121 @@
+"""One image of growing size through a model in one pass, from the file to the answer: time and memory against tokens.
+
+    python benchmarks/large_images.py --threads 2 --output results/large_images.json
+
+Every size runs in a process of its own, which reads the whole of an uncompressed image from the disk in strips
+(`vision_ssm.predict(..., img_size="native")`); its pixels and the weights are random. Seconds are those of the call,
+from opened weights to classes: the second call of the process below 8192 pixels, the first from there on. Memory is the
+process's highest resident memory, weights and libraries included. `slope` is the least-squares slope of log(seconds)
+against log(tokens): 1 is linear, 2 quadratic.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+
+import vision_ssm
+from vision_ssm.analysis.machine import environment
+from vision_ssm.inference.opening import preprocessing_of
+from vision_ssm.inference.weights import WeightsInfo, load_weights, save_weights
+from vision_ssm.storage import whole_file
+
+SIDES = (512, 1024, 2048, 4096, 8192, 16384)
+LARGE = 8192  # from this side on, one call and one run are enough
+STRIP = 256
+
+
+def write_image(path: Path, side: int) -> None:
+    pixels = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=(side, side, 3))
+    generator = np.random.default_rng(side)
+    for row in range(0, side, STRIP):
+        pixels[row : row + STRIP] = generator.integers(0, 256, pixels[row : row + STRIP].shape, dtype=np.uint8)
+    pixels.flush()
+
+
+def write_weights(path: Path, name: str) -> None:
+    torch.manual_seed(0)
+    model = timm.create_model(name, num_classes=10)
+    names = tuple(f"class {i}" for i in range(10))
+    save_weights(path, model, info=WeightsInfo(name, {"num_classes": 10}, names, preprocessing_of(model)))
+
+
+def run_one(weights: str, image: str, threads: int) -> dict[str, float]:
+    """What the process of one size does."""
+    torch.set_num_threads(threads)
+    model, seconds = load_weights(weights), 0.0
+    for _ in range(2 if Path(image).stat().st_size < 3 * LARGE**2 else 1):
+        before = time.perf_counter()
+        found = vision_ssm.predict(model, image, img_size="native", device="cpu")
+        seconds = time.perf_counter() - before
+        if found.failures:
+            raise SystemExit(f"{image}: {found.failures[0].reason}")
+    return {"seconds": seconds, "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+
+
+def measure(arguments: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
+    weights, rows = folder / "weights.safetensors", []
+    write_weights(weights, arguments.model)
+    for side in arguments.sides:
+        image = folder / f"{side}.npy"
+        write_image(image, side)
+        command = [sys.executable, __file__, "--one", str(weights), str(image), "--threads", str(arguments.threads)]
+        repeats = arguments.repeats if side < LARGE else 1
+        runs = [json.loads(subprocess.run(command, check=True, capture_output=True).stdout) for _ in range(repeats)]
+        image.unlink()
+        run = sorted(runs, key=lambda run: run["seconds"])[len(runs) // 2]
+        rows.append({"side": side, "tokens": (side // 16) ** 2 + 1, "runs": len(runs), **run})
+        peak = run["peak_bytes"] / 2**30
+        print(f"{side:>6} px {rows[-1]['tokens']:>9,} tokens {run['seconds']:8.2f} s {peak:6.2f} GiB", flush=True)
+    return rows
+
+
+def slope(rows: list[dict[str, Any]]) -> float:
+    x, y = ([math.log(row[name]) for row in rows] for name in ("tokens", "seconds"))
+    return float(np.polyfit(x, y, 1)[0])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="vim_tiny_patch16_224")
+    parser.add_argument("--sides", type=int, nargs="+", default=SIDES)
+    parser.add_argument("--repeats", type=int, default=3, help="runs below 8192 pixels, of which the median counts")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--output", type=Path)
+    parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.one:
+        print(json.dumps(run_one(*arguments.one, arguments.threads)))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        rows = measure(arguments, Path(folder))
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    result = {
+        "command": "python " + " ".join(["benchmarks/large_images.py", *sys.argv[1:]]),
+        "commit": commit,
+        "machine": environment().to_dict(),
+        "threads": arguments.threads,
+        "model": arguments.model,
+        "rows": rows,
+        "slope": slope(rows) if len(rows) > 1 else None,
+    }
+    print(f"slope {result['slope']}")
+    if arguments.output:
+        with whole_file(arguments.output) as part:
+            part.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
