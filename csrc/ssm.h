@@ -40,7 +40,7 @@ enum vssm_norm : int32_t { VSSM_NORM_RMS = 0, VSSM_NORM_LAYER = 1 };
 //
 //   (x, z) = in_proj norm(stream)     out = stream + scale * gamma * out_proj y
 //
-// Every walk is the sequence, forwards or backwards, and the first walks the way its convolution looks.
+// Every walk is the sequence, forwards or backwards.
 struct vssm_branch {
     vssm_ssm ssm;             // x, z, y and sum are unused
     int64_t width;            // D, channels of the stream

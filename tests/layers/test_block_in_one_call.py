@@ -59,6 +59,51 @@ def test_a_replaced_projection_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
         assert modules_called(model, x, monkeypatch)
 
 
+@needs_kernel
+def test_what_a_subclass_or_a_patch_changes_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Doubled(VimMixer):
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * super().forward(x)
+
+    class Silent(Block):
+        def branch(self, x: Tensor) -> Tensor:
+            return torch.zeros_like(x)
+
+    model, x = block(), torch.randn(1, 9, 32)
+    with torch.no_grad():
+        doubled = Block(model.norm, Doubled(32, states=4)).eval()
+        doubled.mixer.load_state_dict(model.mixer.state_dict())
+        assert torch.allclose(doubled(x) - x, 2 * (model(x) - x), atol=1e-5)
+        assert torch.equal(Silent(model.norm, model.mixer).eval()(x), x)
+        model.mixer.out_proj.bias = nn.Parameter(torch.ones(32))
+        assert modules_called(model, x, monkeypatch)
+        model.mixer.out_proj.bias = None
+        assert not modules_called(model, x, monkeypatch)
+        plain = model.mixer.in_proj.forward
+        model.mixer.in_proj.forward = lambda x: 1 * plain(x)
+        assert modules_called(model, x, monkeypatch)
+
+
+@needs_kernel
+def test_global_hooks_see_the_modules(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = block(), torch.randn(1, 9, 32)
+    handle = torch.nn.modules.module.register_module_forward_hook(lambda *_: None)
+    try:
+        with torch.no_grad():
+            assert modules_called(model, x, monkeypatch)
+    finally:
+        handle.remove()
+
+
+def test_stochastic_depth_turned_on_by_itself_drops_the_branch() -> None:
+    torch.manual_seed(0)
+    model = Block(make_norm("rms", 32), VimMixer(32, states=4), drop_path=0.999999).eval()
+    model.drop_path.train()
+    x = torch.randn(4, 9, 32)
+    with torch.no_grad():
+        assert torch.equal(model(x), x)
+
+
 def test_stochastic_depth_drops_the_branch(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     model = Block(make_norm("rms", 32), VimMixer(32, states=4), drop_path=0.999999).train()

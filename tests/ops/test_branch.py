@@ -11,6 +11,7 @@ from scan_cases import FLOORS, needs_kernel, relative_error
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from vision_ssm.errors import BackendError, ShapeError
 from vision_ssm.ops import (
     BranchWeights,
     NormWeights,
@@ -245,7 +246,6 @@ def test_stands_back_where_it_would_be_wrong_or_unseen() -> None:
     assert not branch_applies(x.to("meta"), weights, *way)
     assert not branch_applies(x[:, :0], weights, *way)
     assert not branch_applies(x, cast(weights, torch.float16), *way)
-    assert not branch_applies(x, weights, (False, True), (True, False))  # the convolution looks where no walk has been
     with FlopCounterMode(display=False):
         assert not branch_applies(x, weights, *way)
 
@@ -254,6 +254,78 @@ def test_stands_back_where_it_would_be_wrong_or_unseen() -> None:
         return x
 
     torch.func.vmap(image)(x)
+
+
+def test_weights_that_do_not_fit_are_named() -> None:
+    way = WAYS["bidirectional"]
+    weights = random_weights("bidirectional", width=16, inner=16, states=2)
+    x = stream(1, 9, 16)
+    many_taps = weights.ssm._replace(conv_weight=torch.zeros(2, 16, 9))
+    for wrong, message in (
+        (weights._replace(out_proj=torch.zeros(8, 16)), r"out_proj must be \[16, 16\]"),
+        (weights._replace(in_proj=torch.zeros(16, 16)), r"in_proj must be \[32, 16\]"),
+        (weights._replace(gamma=torch.zeros(8)), r"gamma must be \[16\]"),
+        (weights._replace(ssm=many_taps), "1 to 8 taps"),
+    ):
+        assert not branch_applies(x, wrong, *way)
+        with pytest.raises(ShapeError, match=message):
+            residual_branch(x, wrong, 1.0, *way)
+    for stretched in (stream(1, 9, 24), x[0]):
+        assert not branch_applies(stretched, weights, *way)
+        with pytest.raises(ShapeError, match=r"to fit the stream|takes a stream"):
+            residual_branch(stretched, weights, 1.0, *way)
+
+
+def test_weights_without_memory_of_their_own_are_left_to_the_modules() -> None:
+    class Wrapped(Tensor):
+        pass
+
+    weights = random_weights("forward", width=16, inner=16, states=2)
+    wrapped = weights._replace(in_proj=weights.in_proj.as_subclass(Wrapped))
+    assert not branch_applies(stream(1, 9, 16), wrapped, *WAYS["forward"])
+
+
+def test_forward_mode_differentiation_is_not_lost() -> None:
+    weights, x = random_weights("forward", width=16, inner=16, states=2), stream(1, 9, 16)
+    with torch.autograd.forward_ad.dual_level():
+        assert not branch_applies(x, weights, *WAYS["forward"])
+
+
+def test_a_backward_pass_under_autocast_is_computed_in_full() -> None:
+    weights = random_weights("bidirectional", width=24, inner=40, states=16)
+    leaves = [w.requires_grad_() for w in weights.tensors()]
+    y = residual_branch(stream(1, 40, 24), weights, 0.5, *WAYS["bidirectional"])
+    plain = torch.autograd.grad(y.sum(), leaves, retain_graph=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        under = torch.autograd.grad(y.sum(), leaves)
+    assert all(torch.equal(a, b) for a, b in zip(plain, under, strict=True))
+
+
+@pytest.mark.parametrize("default", [torch.float64, torch.bfloat16])
+def test_gradients_do_not_follow_the_default_dtype(default: torch.dtype) -> None:
+    weights, x = random_weights("bidirectional", width=24, inner=40, states=16), stream(2, 40, 24)
+    expected = gradients(x.clone(), weights, "bidirectional", one_call=True)
+    torch.set_default_dtype(default)
+    try:
+        found = gradients(x.clone(), weights, "bidirectional", one_call=True)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
+
+
+def test_a_gradient_of_a_gradient_is_refused_rather_than_lost() -> None:
+    weights, x = random_weights("forward", width=16, inner=16, states=2), stream(1, 9, 16).requires_grad_()
+    y = residual_branch(x, weights, 1.0, *WAYS["forward"])
+    with pytest.raises(BackendError, match="differentiates a Vim block once"):
+        torch.autograd.grad(y.sum(), x, create_graph=True)
+
+
+def test_the_result_may_be_changed_in_place() -> None:
+    weights, x = random_weights("forward", width=16, inner=16, states=2), stream(1, 9, 16).requires_grad_()
+    y = residual_branch(x, weights, 1.0, *WAYS["forward"])
+    y += 1
+    y.sum().backward()
+    assert x.grad is not None
 
 
 def test_another_backend_asked_for_is_respected(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,13 +6,14 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 
 from vision_ssm.errors import ConfigError, TrainingDiverged
 from vision_ssm.tasks.classification import Classification
 from vision_ssm.training import train
-from vision_ssm.training.assembly import assemble
+from vision_ssm.training.assembly import assemble, make_optimizer
 from vision_ssm.training.checkpoint import read_state
 from vision_ssm.training.config import TrainConfig
 from vision_ssm.training.distributed import Processes
@@ -94,12 +95,26 @@ def test_layer_decay_and_weight_decay_reach_the_optimiser(tiny: Tiny) -> None:
 
 def test_muon_takes_the_inner_matrices_only(tiny: Tiny) -> None:
     made = engine(tiny(**{"optim.name": "nmuon"}))
-    by_adam = {id(p) for group in made.optimizer.param_groups if group.get("use_fallback") for p in group["params"]}
-    taken = {name for name, p in made.model.named_parameters() if id(p) not in by_adam}
-    assert taken == {f"blocks.{j}.mixer.{name}.weight" for j in (0, 1) for name in ("in_proj", "out_proj")}
+    assert by_muon(made.optimizer, made.model) == {
+        f"blocks.{j}.mixer.{name}.weight" for j in (0, 1) for name in ("in_proj", "out_proj")
+    }
     before = weights(made)
     assert math.isfinite(made.update(made.batches()).loss)
     assert not torch.equal(before, weights(made))
+
+
+@pytest.mark.parametrize("name", ["vmamba_nano", "efficientvmamba_nano"])
+def test_muon_leaves_stacked_parameters_of_other_families_too(tiny: Tiny, name: str) -> None:
+    model = timm.create_model(name)
+    made = make_optimizer(tiny(**{"optim.name": "nmuon"}), model, Processes(0, 1, torch.device("cpu")))
+    taken = by_muon(made, model)
+    assert taken
+    assert all(name.endswith(".weight") and "head" not in name and "ssm" not in name for name in taken)
+
+
+def by_muon(optimizer: torch.optim.Optimizer, model: torch.nn.Module) -> set[str]:
+    by_adam = {id(p) for group in optimizer.param_groups if group.get("use_fallback") for p in group["params"]}
+    return {name for name, p in model.named_parameters() if id(p) not in by_adam}
 
 
 def test_average_follows_the_weights(tiny: Tiny) -> None:

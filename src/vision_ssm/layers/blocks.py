@@ -5,6 +5,8 @@ from __future__ import annotations
 from timm.layers.drop import DropPath
 from torch import Tensor, nn
 
+from vision_ssm.layers.options import is_plain
+
 __all__ = ["Block", "run_mirrored_pair"]
 
 
@@ -32,9 +34,15 @@ class Block(nn.Module):
         added: Tensor = self.drop_path(self.mixer(self.norm(x)))
         return added
 
+    def _keeps_branch(self) -> bool:
+        """Tell whether the block is x + mixer(norm(x)) now: nothing drops the mixer's output, or looks at it."""
+        drop = self.drop_path
+        inactive = type(drop) is nn.Identity or (type(drop) is DropPath and not drop.training)
+        return inactive and is_plain(drop) and type(self).branch is Block.branch
+
     def forward(self, x: Tensor) -> Tensor:
         """Run the block on the stream x [B, L, D]."""
-        if isinstance(self.drop_path, nn.Identity) or not self.training:
+        if self._keeps_branch():
             in_one_call = getattr(self.mixer, "forward_residual", None)
             whole: Tensor | None = in_one_call(x, self.norm) if in_one_call is not None else None
             if whole is not None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vision_ssm.layers.norms import RMSNorm, StreamLayerNorm
-from vision_ssm.layers.options import check_choice
+from vision_ssm.layers.options import check_choice, has_global_hooks, is_plain
 from vision_ssm.layers.ssm import SelectiveSSM
 from vision_ssm.ops import (
     BranchWeights,
@@ -36,13 +36,6 @@ MIXER_DIRECTIONS: dict[str, tuple[tuple[bool, ...], tuple[bool, ...]]] = {
 STEP_INITS = ("published", "fixed")
 
 NORM_KINDS = {RMSNorm: "rms", StreamLayerNorm: "layer"}
-
-
-def _is_plain(module: nn.Module) -> bool:
-    """Tell whether calling a module does no more than its forward."""
-    return not (
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    )
 
 
 class VimMixer(nn.Module):
@@ -113,18 +106,20 @@ class VimMixer(nn.Module):
     def forward_residual(self, x: Tensor, norm: nn.Module) -> Tensor | None:
         """Return x + self(norm(x)) in one call where that is possible, else None; x [B, L, D].
 
-        It is not where a module inside has hooks or has been replaced: those must see what passes.
+        It is not where a module inside has hooks or has been replaced or patched: those must see what passes.
         """
+        if has_global_hooks() or type(self).forward is not VimMixer.forward or type(self.ssm) is not SelectiveSSM:
+            return None
         if not isinstance(norm, (RMSNorm, StreamLayerNorm)) or type(norm) not in NORM_KINDS:
             return None
-        if not all(_is_plain(m) for m in (norm, self, self.ssm)):
+        projections = (self.in_proj, self.out_proj)
+        if any(type(m) is not nn.Linear or m.bias is not None for m in projections):
             return None
-        if not all(_is_plain(m) and type(m) is nn.Linear for m in (self.in_proj, self.out_proj)):
+        if not all(is_plain(m) for m in (norm, self, self.ssm, *projections)):
             return None
+        bias = norm.bias if isinstance(norm, StreamLayerNorm) else None
         weights = BranchWeights(
-            NormWeights(
-                NORM_KINDS[type(norm)], norm.eps, norm.weight, norm.bias if isinstance(norm, StreamLayerNorm) else None
-            ),
+            NormWeights(NORM_KINDS[type(norm)], norm.eps, norm.weight, bias),
             self.in_proj.weight,
             SsmWeights(*self.ssm.weights(), self.conv_weight, self.conv_bias),
             self.out_proj.weight,

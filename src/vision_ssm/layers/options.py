@@ -1,13 +1,25 @@
-"""Checks of the options that layers and models share; every error says what was expected and what came."""
+"""Checks that layers and models share: of options (errors say what was expected and what came), and of modules."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
 
+from torch import nn
+from torch.nn.modules import module as torch_module
+
 from vision_ssm.errors import ConfigError, suggestion
 
-__all__ = ["check_choice", "check_count", "check_flags", "check_rates", "check_ratio", "checked_inner"]
+__all__ = [
+    "check_choice",
+    "check_count",
+    "check_flags",
+    "check_rates",
+    "check_ratio",
+    "checked_inner",
+    "has_global_hooks",
+    "is_plain",
+]
 
 
 def check_choice(option: str, value: object, allowed: Iterable[str]) -> None:
@@ -62,3 +74,14 @@ def _number(option: str, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise ConfigError(f"{option} must be a finite number, got {value!r}")
     return value
+
+
+def is_plain(module: nn.Module) -> bool:
+    """Tell whether calling a module does no more than the forward of its class."""
+    hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    return not hooks and "forward" not in vars(module)
+
+
+def has_global_hooks() -> bool:
+    """Tell whether some hook is to see every module there is."""
+    return bool(torch_module._has_any_global_hook())  # type: ignore[no-untyped-call]

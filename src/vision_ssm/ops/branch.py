@@ -9,15 +9,19 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vision_ssm.errors import BackendError
+from vision_ssm.errors import BackendError, ShapeError
 from vision_ssm.ops import cpu_branch, cpu_ssm
 from vision_ssm.ops.backends import AUTO, choose
 from vision_ssm.ops.cpu import CpuBackend
-from vision_ssm.ops.cpu_ssm import NormWeights, SsmWeights
+from vision_ssm.ops.cpu_ssm import MOST_TAPS, NormWeights, SsmWeights
 from vision_ssm.ops.native import DTYPES
 from vision_ssm.ops.traversal import Traversal
 
 __all__ = ["BranchWeights", "NormWeights", "SsmWeights", "branch_applies", "residual_branch"]
+
+
+_PLAIN = (Tensor, torch.nn.Parameter)
+_NAMES = ("norm weight", "in_proj", *SsmWeights._fields, "out_proj")
 
 
 class BranchWeights(NamedTuple):
@@ -40,20 +44,24 @@ def branch_applies(
 ) -> bool:
     """Tell whether :func:`residual_branch` can stand in for a block's modules: same result, less memory and time.
 
-    It does for plain float32 streams on the CPU where the C++ kernel is the backend and nothing is traced, counted or
-    transformed. Weights are float32; for inference bfloat16 too, unless the processor multiplies bfloat16 natively,
-    which torch's products then do faster. Training takes float32 without autocast and without ``gamma``.
+    It does for plain float32 streams on the CPU where the C++ kernel is the backend, the shapes fit, and nothing is
+    traced, watched or transformed. Weights are float32; for inference bfloat16 too, unless the processor multiplies
+    bfloat16 natively, which torch's products then do faster. Training takes float32 without autocast and without
+    ``gamma``.
     """
     tensors = weights.tensors()
-    if type(x) is not Tensor or x.device.type != "cpu" or x.dtype != torch.float32 or x.numel() == 0:
+    if type(x) is not Tensor or any(type(w) not in _PLAIN for w in tensors):  # subclasses need not have memory
+        return False
+    if x.device.type != "cpu" or x.dtype != torch.float32 or x.numel() == 0:
         return False
     if torch.compiler.is_compiling() or _intercepted():
         return False
     dtype = tensors[0].dtype
     if dtype not in DTYPES or any(w.dtype != dtype or w.device != x.device for w in tensors):
         return False
-    # The first walk meets tokens in the order in which its convolution looks at them.
-    if looks_back[0] != walks_reversed[0] or not isinstance(choose(AUTO, x.device, x.dtype), CpuBackend):
+    if _misfit(x, weights, walks_reversed, looks_back) is not None:
+        return False
+    if not isinstance(choose(AUTO, x.device, x.dtype), CpuBackend):
         return False
     half = dtype == torch.bfloat16 or torch.is_autocast_enabled("cpu")
     if _wants_gradient(x, tensors):
@@ -84,8 +92,12 @@ def residual_branch(
     Call it where :func:`branch_applies`.
 
     Raises:
+        ShapeError: a weight does not fit the stream or the directions.
         BackendError: the kernel cannot run, or there is not enough memory for its working space.
     """
+    misfit = _misfit(x, weights, walks_reversed, looks_back)
+    if misfit is not None:
+        raise ShapeError(misfit)
     traversals = _sequences(x.shape[1], tuple(walks_reversed))
     backend = choose(AUTO, x.device, x.dtype)
     if not isinstance(backend, CpuBackend):
@@ -115,9 +127,39 @@ def _wants_gradient(x: Tensor, tensors: Sequence[Tensor]) -> bool:
     return torch.is_grad_enabled() and (x.requires_grad or any(w.requires_grad for w in tensors))
 
 
+def _misfit(
+    x: Tensor, weights: BranchWeights, walks_reversed: Sequence[bool], looks_back: Sequence[bool]
+) -> str | None:
+    """Return what does not fit, or None. The kernel takes its sizes from few of the tensors and trusts the others."""
+    ssm, directions, sets = weights.ssm, len(walks_reversed), len(looks_back)
+    if x.dim() != 3 or ssm.A_log.dim() != 3 or ssm.dt_proj_weight.dim() != 3 or sets not in (1, directions):
+        return f"a block takes a stream [B, L, D] and A_log [{directions}, C, N], got {_show(x)} and {_show(ssm.A_log)}"
+    if ssm.conv_weight is None or ssm.conv_weight.dim() != 3 or not 1 <= ssm.conv_weight.shape[2] <= MOST_TAPS:
+        return f"a block in one call needs a convolution of 1 to {MOST_TAPS} taps, got {_show(ssm.conv_weight)}"
+    width, (_, inner, states) = x.shape[2], ssm.A_log.shape
+    rank, taps = ssm.dt_proj_weight.shape[2], ssm.conv_weight.shape[2]
+    found = (weights.norm.weight, weights.in_proj, *ssm, weights.out_proj)
+    expected = (
+        *((width,), (2 * inner, width), (directions, inner, states), (sets, inner), (sets, rank + 2 * states, inner)),
+        *((sets, inner, rank), (sets, inner), (sets, inner, taps), (sets, inner), (width, inner)),
+    )
+    for name, tensor, shape in zip(_NAMES, found, expected, strict=True):
+        if tensor is None or tensor.shape != shape:
+            return f"{name} must be {list(shape)} to fit the stream and A_log, got {_show(tensor)}"
+    for name, tensor in (("norm bias", weights.norm.bias), ("gamma", weights.gamma)):
+        if tensor is not None and tensor.shape != (width,):
+            return f"{name} must be [{width}] to fit the stream, got {_show(tensor)}"
+    return None
+
+
+def _show(x: Tensor | None) -> str:
+    return "None" if x is None else str(list(x.shape))
+
+
 def _intercepted() -> bool:
-    """Tell whether something watches or transforms operations: a dispatch mode, torch.func, a trace."""
-    modes, transforms = torch._C._len_torch_dispatch_stack(), torch._C._are_functorch_transforms_active()
+    """Tell whether something watches or transforms operations, which the kernel would escape."""
+    modes = torch._C._len_torch_dispatch_stack() or torch._C._len_torch_function_stack()
+    transforms = torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
     return bool(modes or transforms or torch._C._get_tracing_state())
 
 

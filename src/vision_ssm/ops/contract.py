@@ -24,8 +24,8 @@ __all__ = [
     "saved_states_shape",
 ]
 
-# Training keeps the state at every CHUNK-th step (and where a walk starts anew) and recomputes the steps between: N/16
-# bytes per token, channel and direction in float32, a quarter of one activation at 16 states.
+# Training keeps the state at every CHUNK-th step (and where a walk starts anew) and recomputes the steps between: N/8
+# bytes per token, channel and direction in float32, half of one activation at 16 states.
 CHUNK = 32
 
 

@@ -120,7 +120,7 @@ class CpuBackend:
         def fresh(shape: Sequence[int], own: bool, dtype: torch.dtype) -> Tensor:
             """What the directions share is added to where they overlap; of its own, each fills the visited tokens."""
             empty = cover == Cover.EACH or (cover == Cover.ONCE and not own)
-            return torch.empty(shape, dtype=dtype) if empty else torch.zeros(shape, dtype=dtype)
+            return (torch.empty if empty else torch.zeros)(shape, dtype=dtype, device="cpu")
 
         def gradient_of(x: Tensor) -> Tensor:
             own = x.shape[1] > 1
@@ -134,8 +134,8 @@ class CpuBackend:
         if call.z is not None:
             dz = gradient_of(call.z[:, None])[:, 0] if dz is None else dz
         db, dc = (fresh((scan.groups, *x.shape), x.shape[1] > 1, torch.float32) for x in (call.B, call.C))
-        da = torch.empty(call.batch, directions, call.states, call.channels)
-        dskip, dbias = torch.zeros(2, call.batch, directions, call.channels)
+        da = torch.empty(call.batch, directions, call.states, call.channels, dtype=torch.float32, device="cpu")
+        dskip, dbias = torch.zeros(2, call.batch, directions, call.channels, dtype=torch.float32, device="cpu")
         kernel.set(grad=_directions(grad, call), du=du, ddelta=ddelta, dz=None if dz is None else dz[:, None])
         scan.saved, scan.db, scan.dc = states.data_ptr(), db.data_ptr(), dc.data_ptr()
         scan.db_directions, scan.dc_directions = call.B.shape[1], call.C.shape[1]

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from vision_ssm.errors import ShapeError
+from vision_ssm.errors import BackendError, ShapeError
 from vision_ssm.ops import cpu_conv
 from vision_ssm.ops.contract import ScanCall, ScanGradients
 from vision_ssm.ops.cpu import CpuBackend
@@ -74,49 +73,62 @@ class _Branch(torch.autograd.Function):
         y, states = plan.backend.forward(inputs.call, True)
         ctx.plan = plan
         ctx.save_for_backward(x, xz, y, states, norm_weight, norm_bias, in_proj, out_proj, *ssm)
-        return torch.addmm(rows, y.view(rows.shape[0], -1), out_proj.t(), alpha=plan.scale).view_as(x)
+        out = torch.empty_like(x, memory_format=torch.contiguous_format)  # no view, which in-place operations refuse
+        torch.addmm(rows, y.view(rows.shape[0], -1), out_proj.t(), alpha=plan.scale, out=out.view(-1, width))
+        return out
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        plan: _Plan = ctx.plan
-        x, xz, y, states, norm_weight, norm_bias, in_proj, out_proj, *ssm = ctx.saved_tensors
-        weights = SsmWeights(*ssm)
-        batch, tokens, width = x.shape
-        rows, grad_rows = x.reshape(-1, width), grad.reshape(-1, width)
-        xz = xz.view(batch, tokens, -1)
-        inner = xz.shape[2] // 2
-        dout_proj = (grad_rows.t() @ y.view(grad_rows.shape[0], inner)).mul_(plan.scale)
-        dy = grad_rows @ (out_proj * plan.scale)
+        if torch.is_grad_enabled():  # create_graph
+            raise BackendError(
+                "the 'cpu' backend differentiates a Vim block once; create_graph=True (a gradient of a gradient) is "
+                "not supported"
+            )
+        with torch.autocast("cpu", enabled=False):  # the backward pass may be called where the forward pass was not
+            return _backward(ctx, grad)
 
-        inputs = _inputs(plan, xz, weights)
-        dxz = torch.empty_like(xz)
-        scan = plan.backend.backward(
-            inputs.call, states, dy.view(batch, tokens, inner), dz=dxz[..., inner:], directions_outermost=True
-        )
-        del dy
-        dx_proj, ddt_proj = _through_projections(inputs, scan, weights)
-        _, dconv_weight, dconv_bias = cpu_conv.backward(
-            scan.u,
-            xz[..., :inner],
-            *_taps(weights),
-            plan.looks_back,
-            True,
-            plan.backend.isa,
-            dx=dxz[..., :inner],
-        )
-        dxz_rows = dxz.view(-1, 2 * inner)
-        norm = NormWeights(plan.norm, plan.eps, norm_weight, norm_bias)
-        normed, statistics = _normalise(rows, norm)
-        din_proj = dxz_rows.t() @ normed
-        dx, dnorm_weight, dnorm_bias = _normalise_backward(dxz_rows @ in_proj, rows, statistics, norm)
-        dx += grad_rows
-        once = weights.D.shape[0] == 1  # one set of parameters for all directions
-        dD, dbias = (x.sum(0, keepdim=True) if once and x is not None else x for x in (scan.D, scan.delta_bias))
-        return (
-            *(dx.view_as(x), None, dnorm_weight, dnorm_bias, din_proj, dout_proj),
-            *(scan.A * inputs.call.A, dD, dx_proj, ddt_proj, dbias, dconv_weight, dconv_bias),
-        )
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    plan: _Plan = ctx.plan
+    x, xz, y, states, norm_weight, norm_bias, in_proj, out_proj, *ssm = ctx.saved_tensors
+    weights = SsmWeights(*ssm)
+    batch, tokens, width = x.shape
+    rows, grad_rows = x.reshape(-1, width), grad.reshape(-1, width)
+    xz = xz.view(batch, tokens, -1)
+    inner = xz.shape[2] // 2
+    dout_proj = None
+    if ctx.needs_input_grad[5]:
+        dout_proj = (grad_rows.t() @ y.view(grad_rows.shape[0], inner)).mul_(plan.scale)
+    dy = grad_rows @ (out_proj * plan.scale)
+
+    inputs = _inputs(plan, xz, weights)
+    dxz = torch.empty_like(xz)
+    scan = plan.backend.backward(
+        inputs.call, states, dy.view(batch, tokens, inner), dz=dxz[..., inner:], directions_outermost=True
+    )
+    del dy
+    dx_proj, ddt_proj = _through_projections(inputs, scan, weights)
+    _, dconv_weight, dconv_bias = cpu_conv.backward(
+        scan.u,
+        xz[..., :inner],
+        *_taps(weights),
+        plan.looks_back,
+        True,
+        plan.backend.isa,
+        dx=dxz[..., :inner],
+    )
+    dxz_rows = dxz.view(-1, 2 * inner)
+    norm = NormWeights(plan.norm, plan.eps, norm_weight, norm_bias)
+    normed, statistics = _normalise(rows, norm)
+    din_proj = dxz_rows.t() @ normed if ctx.needs_input_grad[4] else None
+    dx, dnorm_weight, dnorm_bias = _normalise_backward(dxz_rows @ in_proj, rows, statistics, norm)
+    dx += grad_rows
+    once = weights.D.shape[0] == 1  # one set of parameters for all directions
+    dD, dbias = (x.sum(0, keepdim=True) if once and x is not None else x for x in (scan.D, scan.delta_bias))
+    return (
+        *(dx.view_as(x), None, dnorm_weight, dnorm_bias, din_proj, dout_proj),
+        *(scan.A * inputs.call.A, dD, dx_proj, ddt_proj, dbias, dconv_weight, dconv_bias),
+    )
 
 
 def _taps(weights: SsmWeights) -> tuple[Tensor, Tensor]:

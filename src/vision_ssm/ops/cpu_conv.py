@@ -50,8 +50,9 @@ def backward(
     """Return the gradients of x, weight and bias; the first is written into ``dx`` (float32) if given."""
     directions, channels, taps = weight.shape
     kernel = _describe(x, weight, bias, reverse, activation, isa)
-    dx = torch.empty(x.shape, dtype=torch.float32) if dx is None else dx
-    parts = torch.empty(x.shape[0] * kernel.structure.groups, directions, taps + 1, channels)
+    dx = torch.empty(x.shape, dtype=torch.float32, device="cpu") if dx is None else dx
+    tasks = x.shape[0] * kernel.structure.groups
+    parts = torch.empty(tasks, directions, taps + 1, channels, dtype=torch.float32, device="cpu")
     kernel.set(grad=grad, dx=dx[:, None])
     kernel.structure.dparameters = parts.data_ptr()
     kernel.run("vssm_conv_backward")

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from vision_ssm.ops.contract import Cover, cover_of
 from vision_ssm.ops.cpu import Walk, kernel_walks
+from vision_ssm.ops.cpu_conv import MOST_TAPS
 from vision_ssm.ops.native import DTYPES, KernelCall, TensorArgument
 from vision_ssm.ops.traversal import Traversal
 
 __all__ = ["MOST_TAPS", "NORMS", "NormWeights", "SsmWeights", "branch", "forward"]
 
-MOST_TAPS = 8
 NORMS = ("rms", "layer")  # by the numbers of csrc/ssm.h
 
 

@@ -88,13 +88,16 @@ class KernelCall:
         """Call the kernel.
 
         Raises:
-            BackendError: there is no library, or the instruction set asked for is not available.
+            BackendError: there is no library, it lacks the instruction set asked for, or memory is short.
         """
         status = MISSING_ISA if LIBRARY is None else getattr(LIBRARY, function)(ctypes.byref(self.structure))
         if status == MISSING_ISA:
             raise BackendError(f"the C++ kernel cannot run: {MISSING or 'this machine lacks the instruction set'}")
         if status == NO_MEMORY:
-            raise BackendError("the C++ kernel cannot run: there is not enough memory for its working space")
+            raise BackendError(
+                "the C++ kernel cannot run: there is not enough memory for its working space; "
+                "use a smaller batch or image"
+            )
 
     def _describe(self, x: Tensor) -> TensorArgument:
         if x.shape[-1] > 1 and x.stride(-1) != 1:

@@ -163,12 +163,12 @@ def _checked(call: ScanCall) -> ScanCall:
     if call.states > MOST_STATES:
         raise BackendError(
             f"scan backend 'triton' holds up to {MOST_STATES} states per channel, and this scan has {call.states}; "
-            "name backend='chunked' for it"
+            "name backend='chunked' for it, or set VISION_SSM_BACKEND=chunked"
         )
     if call.tokens >= MOST_TOKENS:
         raise BackendError(
             f"scan backend 'triton' counts fewer than {MOST_TOKENS} tokens per image, and this scan has {call.tokens}; "
-            "name backend='chunked' for it"
+            "name backend='chunked' for it, or set VISION_SSM_BACKEND=chunked"
         )
     return replace(
         call,

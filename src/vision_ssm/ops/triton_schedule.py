@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vision_ssm.ops.contract import ScanCall, chunk_count
+from vision_ssm.ops.contract import CHUNK, ScanCall, chunk_count
 
 __all__ = ["Schedule", "plan"]
 
 WARPS_WANTED = 8  # per multiprocessor: with the 16 independent exponentials of a step, enough to hide its latencies
 WARPS_HELD = 8  # of the backward kernel, whose lanes take the 255 registers that there are for each
-FEWEST_CHUNKS = 8  # below this a walk is so short that two more launches cost more than cutting it saves
+FEWEST_CHUNKS = 512 // CHUNK  # below this a walk is so short that two more launches cost more than cutting it saves
 
 
 @dataclass(frozen=True)

@@ -215,13 +215,13 @@ def make_optimizer(config: TrainConfig, model: nn.Module, processes: Processes) 
 
 
 def _not_for_muon(model: nn.Module) -> list[str]:
-    """Names that Muon leaves to its Adam: all but the matrices between embedding and head.
+    """Names that Muon leaves to its Adam: all but the matrices of linear layers before the head.
 
-    Muon makes an update orthogonal, which means something for a matrix of a linear layer; timm would flatten the
+    Muon makes an update orthogonal, which means something for a matrix that maps vectors; timm would flatten the
     stacked parameters of the scan directions to matrices of no meaning. Source: Muon's author leaves embeddings and
     heads to Adam (https://kellerjordan.github.io/posts/muon/).
     """
     classifier = getattr(model, "get_classifier", None)
     head = {id(p) for p in classifier().parameters()} if classifier is not None else set()
-    spared = getattr(model, "no_weight_decay", set)()  # biases, some of them stacked over directions
-    return [name for name, p in model.named_parameters() if p.dim() != 2 or id(p) in head or name in spared]
+    matrices = {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear)} - head
+    return [name for name, p in model.named_parameters() if id(p) not in matrices]
