@@ -76,8 +76,8 @@ def residual_branch(
 
     Without gradients everything is computed in float32 a few tiles of tokens at a time, and only the first half of
     in_proj and the running sum of the directions are held for the whole sequence. With gradients the input, the result
-    of in_proj, the result of the scan and the states at chunk boundaries are kept, nine times x's size at 16 states;
-    convolution, projections and scan are recomputed in the backward pass.
+    of the scan and the states at chunk boundaries are kept, five times x's size at 16 states; everything else is
+    recomputed in the backward pass.
 
     Args:
         x: stream, [B, L, D], float32.

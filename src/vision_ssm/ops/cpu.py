@@ -105,13 +105,14 @@ class CpuBackend:
         states: Tensor,
         grad: Tensor,
         *,
+        du: Tensor | None = None,
+        ddelta: Tensor | None = None,
         dz: Tensor | None = None,
-        directions_outermost: bool = False,
     ) -> ScanGradients:
         """Run the backward kernel and sum its per-task parts, always in the same order.
 
-        The gradient of z goes into ``dz`` [B, L, C] if given; only where every walk visits all tokens. Gradients of u
-        and delta lie in memory as [B, K, L, C], or as [K, B, L, C] if asked for.
+        Gradients of u, delta and z go into ``du``, ``ddelta`` [B, K|1, L, C] and ``dz`` [B, L, C], float32, where
+        given; only where every walk visits all tokens.
         """
         kernel = _describe(call, self.isa)
         scan = kernel.structure
@@ -125,12 +126,10 @@ class CpuBackend:
         def gradient_of(x: Tensor) -> Tensor:
             own = x.shape[1] > 1
             summed = not own and directions > 1 and cover != Cover.ONCE
-            dtype = torch.float32 if summed else x.dtype
-            if directions_outermost:
-                return fresh(x.transpose(0, 1).shape, own, dtype).transpose(0, 1)
-            return fresh(x.shape, own, dtype)
+            return fresh(x.shape, own, torch.float32 if summed else x.dtype)
 
-        du, ddelta = gradient_of(call.u), gradient_of(call.delta)
+        du = gradient_of(call.u) if du is None else du
+        ddelta = gradient_of(call.delta) if ddelta is None else ddelta
         if call.z is not None:
             dz = gradient_of(call.z[:, None])[:, 0] if dz is None else dz
         db, dc = (fresh((scan.groups, *x.shape), x.shape[1] > 1, torch.float32) for x in (call.B, call.C))

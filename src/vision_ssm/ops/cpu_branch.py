@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -50,8 +52,32 @@ def train(
     return result
 
 
+class _Scratch(threading.local):
+    """Memory for what lives within one call, kept from block to block: fresh pages cost a third of a training step."""
+
+    def __init__(self) -> None:
+        self._buffers: dict[str, Tensor] = {}
+
+    def take(self, name: str, *shape: int) -> Tensor:
+        """Return float32 memory of that shape; what an earlier taker of the name had is overwritten."""
+        count = math.prod(shape)
+        buffer = self._buffers.pop(name, None)
+        if buffer is None or buffer.numel() < count:
+            buffer = torch.empty(count, dtype=torch.float32, device="cpu")
+        if count * 4 <= MOST_KEPT:
+            self._buffers[name] = buffer
+        return buffer[:count].view(shape)
+
+
+MOST_KEPT = 2**25  # bytes per buffer
+_scratch = _Scratch()
+
+
 class _Branch(torch.autograd.Function):
-    """The block as one node. Rows are [B * L]; directions are outermost where each has its own."""
+    """The block as one node. Rows are [B * L]; directions are outermost where each has its own.
+
+    Kept for the backward pass, in units of x: x, the scan's result 2, the states at chunk boundaries 2 at 16 states.
+    """
 
     @staticmethod
     def forward(
@@ -64,15 +90,13 @@ class _Branch(torch.autograd.Function):
         out_proj: Tensor,
         *ssm: Tensor,
     ) -> Tensor:
-        batch, tokens, width = x.shape
+        width = x.shape[2]
         rows = x.reshape(-1, width)
         normed, _ = _normalise(rows, NormWeights(plan.norm, plan.eps, norm_weight, norm_bias))
-        xz = normed @ in_proj.t()
-        del normed
-        inputs = _inputs(plan, xz.view(batch, tokens, -1), SsmWeights(*ssm))
+        inputs = _inputs(plan, _project_in(normed, in_proj, x), SsmWeights(*ssm))
         y, states = plan.backend.forward(inputs.call, True)
         ctx.plan = plan
-        ctx.save_for_backward(x, xz, y, states, norm_weight, norm_bias, in_proj, out_proj, *ssm)
+        ctx.save_for_backward(x, y, states, norm_weight, norm_bias, in_proj, out_proj, *ssm)
         out = torch.empty_like(x, memory_format=torch.contiguous_format)  # no view, which in-place operations refuse
         torch.addmm(rows, y.view(rows.shape[0], -1), out_proj.t(), alpha=plan.scale, out=out.view(-1, width))
         return out
@@ -90,23 +114,26 @@ class _Branch(torch.autograd.Function):
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     plan: _Plan = ctx.plan
-    x, xz, y, states, norm_weight, norm_bias, in_proj, out_proj, *ssm = ctx.saved_tensors
+    x, y, states, norm_weight, norm_bias, in_proj, out_proj, *ssm = ctx.saved_tensors
     weights = SsmWeights(*ssm)
     batch, tokens, width = x.shape
     rows, grad_rows = x.reshape(-1, width), grad.reshape(-1, width)
-    xz = xz.view(batch, tokens, -1)
-    inner = xz.shape[2] // 2
+    inner = y.shape[-1]
     dout_proj = None
     if ctx.needs_input_grad[5]:
         dout_proj = (grad_rows.t() @ y.view(grad_rows.shape[0], inner)).mul_(plan.scale)
-    dy = grad_rows @ (out_proj * plan.scale)
+    dy = torch.mm(grad_rows, out_proj * plan.scale, out=_scratch.take("dy", len(rows), inner))
 
+    norm = NormWeights(plan.norm, plan.eps, norm_weight, norm_bias)
+    normed, statistics = _normalise(rows, norm)
+    xz = _project_in(normed, in_proj, x)
     inputs = _inputs(plan, xz, weights)
-    dxz = torch.empty_like(xz)
+    sets = weights.dt_proj_weight.shape[0]
+    dxz = _scratch.take("dxz", batch, tokens, 2 * inner)
+    du, ddelta = (_scratch.take(name, sets, batch, tokens, inner).transpose(0, 1) for name in ("du", "ddelta"))
     scan = plan.backend.backward(
-        inputs.call, states, dy.view(batch, tokens, inner), dz=dxz[..., inner:], directions_outermost=True
+        inputs.call, states, dy.view(batch, tokens, inner), du=du, ddelta=ddelta, dz=dxz[..., inner:]
     )
-    del dy
     dx_proj, ddt_proj = _through_projections(inputs, scan, weights)
     _, dconv_weight, dconv_bias = cpu_conv.backward(
         scan.u,
@@ -118,8 +145,6 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         dx=dxz[..., :inner],
     )
     dxz_rows = dxz.view(-1, 2 * inner)
-    norm = NormWeights(plan.norm, plan.eps, norm_weight, norm_bias)
-    normed, statistics = _normalise(rows, norm)
     din_proj = dxz_rows.t() @ normed if ctx.needs_input_grad[4] else None
     dx, dnorm_weight, dnorm_bias = _normalise_backward(dxz_rows @ in_proj, rows, statistics, norm)
     dx += grad_rows
@@ -145,14 +170,22 @@ class _Inputs(NamedTuple):
     call: ScanCall
 
 
+def _project_in(normed: Tensor, in_proj: Tensor, x: Tensor) -> Tensor:
+    xz = torch.mm(normed, in_proj.t(), out=_scratch.take("xz", normed.shape[0], in_proj.shape[0]))
+    return xz.view(x.shape[0], x.shape[1], -1)
+
+
 def _inputs(plan: _Plan, xz: Tensor, weights: SsmWeights) -> _Inputs:
     batch, tokens, inner = xz.shape[0], xz.shape[1], xz.shape[2] // 2
     directions, _, states = weights.A_log.shape
     sets, _, rank = weights.dt_proj_weight.shape
-    u = cpu_conv.forward(xz[..., :inner], *_taps(weights), plan.looks_back, True, plan.backend.isa)
-    rows = u.transpose(0, 1).view(sets, batch * tokens, inner)
-    projected = torch.bmm(rows, weights.x_proj_weight.transpose(1, 2))
-    delta = torch.bmm(projected[..., :rank], weights.dt_proj_weight.transpose(1, 2))
+    count = batch * tokens
+    rows = _scratch.take("u", sets, count, inner)
+    u = rows.view(sets, batch, tokens, inner).transpose(0, 1)
+    cpu_conv.forward(xz[..., :inner], *_taps(weights), plan.looks_back, True, plan.backend.isa, y=u)
+    projected, delta = _scratch.take("projected", sets, count, rank + 2 * states), _scratch.take("delta", *rows.shape)
+    torch.bmm(rows, weights.x_proj_weight.transpose(1, 2), out=projected)
+    torch.bmm(projected[..., :rank], weights.dt_proj_weight.transpose(1, 2), out=delta)
 
     def of_images(x: Tensor) -> Tensor:
         return x.view(sets, batch, tokens, x.shape[-1]).transpose(0, 1)

@@ -27,9 +27,21 @@ class _Conv(ctypes.Structure):
     )
 
 
-def forward(x: Tensor, weight: Tensor, bias: Tensor, reverse: Sequence[bool], activation: bool, isa: int) -> Tensor:
-    """Return [B, K, L, C] with the directions outermost in memory; weight [K, C, T] and bias [K, C] in float32."""
-    y = x.new_empty((len(reverse), *x.shape)).transpose(0, 1)
+def forward(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    reverse: Sequence[bool],
+    activation: bool,
+    isa: int,
+    *,
+    y: Tensor | None = None,
+) -> Tensor:
+    """Return [B, K, L, C]; weight [K, C, T] and bias [K, C] in float32.
+
+    The result is written into ``y`` if given, else it has the directions outermost in memory.
+    """
+    y = x.new_empty((len(reverse), *x.shape)).transpose(0, 1) if y is None else y
     kernel = _describe(x, weight, bias, reverse, activation, isa)
     kernel.set(y=y)
     kernel.run("vssm_conv_forward")
