@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -17,14 +15,11 @@ from vision_ssm.ops import (
     NormWeights,
     SsmWeights,
     Traversal,
-    backends,
     branch_applies,
     causal_conv1d,
     residual_branch,
     selective_scan,
 )
-from vision_ssm.ops.cpu import CpuBackend
-from vision_ssm.ops.native import INSTRUCTION_SETS
 
 pytestmark = needs_kernel
 
@@ -35,25 +30,6 @@ WAYS = {
     "forward": ((False,), (False,)),
     "backward": ((True,), (True,)),
 }
-
-
-@pytest.fixture(params=INSTRUCTION_SETS)
-def instruction_set(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    kernel = CpuBackend(request.param)
-    reason = kernel.why_not(torch.device("cpu"), torch.float32)
-    if reason is not None:
-        pytest.skip(reason)
-    kept = tuple(b for b in backends._BACKENDS if b.name != "cpu")
-    monkeypatch.setattr(backends, "_BACKENDS", (kernel, *kept))
-    yield request.param
-
-
-@pytest.fixture(params=[1, 2, 3])
-def threads(request: pytest.FixtureRequest) -> Iterator[int]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
 
 
 def random_weights(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
@@ -12,29 +11,9 @@ from scan_cases import FLOORS, atrous, both_ways, cross, each_line, needs_kernel
 from torch import Tensor
 
 from vision_ssm.errors import BackendError, ShapeError
-from vision_ssm.ops import Traversal, backends, one_pass, one_pass_applies, selective_scan
-from vision_ssm.ops.cpu import CpuBackend
-from vision_ssm.ops.native import INSTRUCTION_SETS
+from vision_ssm.ops import Traversal, one_pass, one_pass_applies, selective_scan
 
 pytestmark = needs_kernel
-
-
-@pytest.fixture(params=INSTRUCTION_SETS)
-def instruction_set(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    kernel = CpuBackend(request.param)
-    reason = kernel.why_not(torch.device("cpu"), torch.float32)
-    if reason is not None:
-        pytest.skip(reason)
-    monkeypatch.setattr(backends, "_BACKENDS", (kernel, *backends._BACKENDS[1:]))
-    yield request.param
-
-
-@pytest.fixture(params=[1, 3])
-def threads(request: pytest.FixtureRequest) -> Iterator[int]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
 
 
 @dataclass
