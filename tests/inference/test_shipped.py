@@ -94,7 +94,9 @@ def test_the_file_in_the_package() -> None:
     model, info = open_model()
     assert info.model == "vim_nano"
     assert info.class_names == CIFAR10
-    assert info.metrics["top1"] >= 0.85
-    assert file.with_suffix(".md").read_text(encoding="utf-8").startswith("# vim_nano_cifar10")
+    assert info.metrics["top1"] >= 0.8
+    card = file.with_suffix(".md").read_text(encoding="utf-8")
+    assert card.startswith("# vim_nano_cifar10")
+    assert f"{100 * info.metrics['top1']:.2f} %" in card
     (result,) = predict(Loaded(model, info), Image.new("RGB", (64, 48), "green")).results
     assert sum(probability for _, probability in result.classes) <= 1
