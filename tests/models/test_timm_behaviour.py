@@ -190,7 +190,8 @@ def test_symbolic_tracing(class_token):
     traced = create_feature_extractor(model, return_nodes=nodes[-1:], tracer_kwargs=tracer).eval()
     for size in ((32, 32), (40, 27)):
         x = torch.randn(2, 3, *size)
-        assert torch.equal(next(iter(traced(x).values())), model(x))
+        # Not bit for bit: the traced graph runs a block's modules one by one, the model the block in one call.
+        torch.testing.assert_close(next(iter(traced(x).values())), model(x), rtol=1e-5, atol=1e-6)
 
 
 @torch.no_grad()
