@@ -53,7 +53,7 @@ def train(
 
 
 class _Scratch(threading.local):
-    """Memory for what lives within one call, kept from block to block: fresh pages cost a third of a training step."""
+    """Memory for what lives within one call, kept from block to block: the system clears every fresh page first."""
 
     def __init__(self) -> None:
         self._buffers: dict[str, Tensor] = {}
