@@ -15,9 +15,8 @@ from vision_ssm.ops import (
     NormWeights,
     SsmWeights,
     Traversal,
-    branch_applies,
     causal_conv1d,
-    residual_branch,
+    try_residual_branch,
 )
 
 __all__ = ["MIXER_DIRECTIONS", "STEP_INITS", "VimMixer"]
@@ -35,6 +34,7 @@ MIXER_DIRECTIONS: dict[str, tuple[tuple[bool, ...], tuple[bool, ...]]] = {
 
 STEP_INITS = ("published", "fixed")
 
+SSM_PARAMETERS = SsmWeights._fields[:5]
 NORM_KINDS = {RMSNorm: "rms", StreamLayerNorm: "layer"}
 
 
@@ -108,27 +108,32 @@ class VimMixer(nn.Module):
 
         It is not where a module inside has hooks or has been replaced or patched: those must see what passes.
         """
-        if has_global_hooks() or type(self).forward is not VimMixer.forward or type(self.ssm) is not SelectiveSSM:
+        if has_global_hooks() or type(self).forward is not VimMixer.forward:
             return None
         if not isinstance(norm, (RMSNorm, StreamLayerNorm)) or type(norm) not in NORM_KINDS:
             return None
-        projections = (self.in_proj, self.out_proj)
-        if any(type(m) is not nn.Linear or m.bias is not None for m in projections):
+        modules = self._modules
+        ssm, in_proj, out_proj = modules["ssm"], modules["in_proj"], modules["out_proj"]
+        if type(ssm) is not SelectiveSSM or type(in_proj) is not nn.Linear or type(out_proj) is not nn.Linear:
             return None
-        if not all(is_plain(m) for m in (norm, self, self.ssm, *projections)):
+        if not (is_plain(norm) and is_plain(self) and is_plain(ssm) and is_plain(in_proj) and is_plain(out_proj)):
             return None
-        bias = norm.bias if isinstance(norm, StreamLayerNorm) else None
-        weights = BranchWeights(
-            NormWeights(NORM_KINDS[type(norm)], norm.eps, norm.weight, bias),
-            self.in_proj.weight,
-            SsmWeights(*self.ssm.weights(), self.conv_weight, self.conv_bias),
-            self.out_proj.weight,
-            self.gamma,
-        )
-        walks, looks_back = self.walks_reversed, self.convolutions_reversed
-        if not branch_applies(x, weights, walks, looks_back):
+        if in_proj.bias is not None or out_proj.bias is not None:
             return None
-        return residual_branch(x, weights, 0.5 if self.halve else 1.0, walks, looks_back)
+        # The modules' own dictionaries: looking every weight up as an attribute takes as long as several tokens.
+        of_norm, of_ssm, own = norm._parameters, ssm._parameters, self._parameters
+        try:
+            weights = BranchWeights(
+                NormWeights(NORM_KINDS[type(norm)], norm.eps, of_norm["weight"], of_norm.get("bias")),
+                in_proj._parameters["weight"],
+                SsmWeights(*(of_ssm[n] for n in SSM_PARAMETERS), own["conv_weight"], own["conv_bias"]),
+                out_proj._parameters["weight"],
+                self.gamma,
+            )
+        except KeyError:  # a weight is computed instead
+            return None
+        scale = 0.5 if self.halve else 1.0
+        return try_residual_branch(x, weights, scale, self.walks_reversed, self.convolutions_reversed)
 
     def forward(self, x: Tensor) -> Tensor:
         """Mix tokens x [B, L, D] along L; returns [B, L, D]."""

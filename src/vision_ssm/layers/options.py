@@ -78,8 +78,10 @@ def _number(option: str, value: object) -> float:
 
 def is_plain(module: nn.Module) -> bool:
     """Tell whether calling a module does no more than the forward of its class."""
-    hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    return not hooks and "forward" not in vars(module)
+    own = module.__dict__
+    return "forward" not in own and not (
+        own["_forward_hooks"] or own["_forward_pre_hooks"] or own["_backward_hooks"] or own["_backward_pre_hooks"]
+    )
 
 
 def has_global_hooks() -> bool:

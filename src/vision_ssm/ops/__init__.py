@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 from vision_ssm.ops.backends import BackendStatus, available_backends, explain
-from vision_ssm.ops.branch import BranchWeights, NormWeights, SsmWeights, branch_applies, residual_branch
+from vision_ssm.ops.branch import (
+    BranchWeights,
+    NormWeights,
+    SsmWeights,
+    branch_applies,
+    residual_branch,
+    try_residual_branch,
+)
 from vision_ssm.ops.conv import causal_conv1d
 from vision_ssm.ops.scan import selective_scan
 from vision_ssm.ops.ssm import one_pass, one_pass_applies
@@ -23,4 +30,5 @@ __all__ = [
     "one_pass_applies",
     "residual_branch",
     "selective_scan",
+    "try_residual_branch",
 ]

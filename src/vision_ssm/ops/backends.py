@@ -47,9 +47,11 @@ def requested(name: str = AUTO) -> str:
         ConfigError: no backend has that name.
     """
     wanted = name if name != AUTO else os.environ.get(ENVIRONMENT_VARIABLE) or AUTO
+    if wanted == AUTO:
+        return AUTO
     names = available_backends()
     source = "backend" if name != AUTO else ENVIRONMENT_VARIABLE
-    if wanted != AUTO and wanted not in names:
+    if wanted not in names:
         raise ConfigError(
             f"{source} must be one of {', '.join([AUTO, *names])}, got {wanted!r}.{suggestion(wanted, names)}"
         )

@@ -21,7 +21,7 @@ __all__ = ["BranchWeights", "NormWeights", "SsmWeights", "branch_applies", "resi
 
 
 _PLAIN = (Tensor, torch.nn.Parameter)
-_NAMES = ("norm weight", "in_proj", *SsmWeights._fields, "out_proj")
+_NAMES = ("norm weight", "in_proj", *SsmWeights._fields, "out_proj", "norm bias", "gamma")
 
 
 class BranchWeights(NamedTuple):
@@ -34,9 +34,14 @@ class BranchWeights(NamedTuple):
     gamma: Tensor | None = None
 
     def tensors(self) -> list[Tensor]:
-        """Return all of them, in a fixed order."""
-        flat = (self.norm.weight, self.norm.bias, self.in_proj, *self.ssm, self.out_proj, self.gamma)
-        return [x for x in flat if x is not None]
+        """Return all that there are, in a fixed order."""
+        return [w for w in _all(self) if w is not None]
+
+
+def _all(weights: BranchWeights) -> tuple[Tensor | None, ...]:
+    """Return the weights in the order of _NAMES."""
+    norm = weights.norm
+    return (norm.weight, weights.in_proj, *weights.ssm, weights.out_proj, norm.bias, weights.gamma)
 
 
 def branch_applies(
@@ -49,24 +54,43 @@ def branch_applies(
     bfloat16 natively, which torch's products then do faster. Training takes float32 without autocast and without
     ``gamma``.
     """
-    tensors = weights.tensors()
-    if type(x) is not Tensor or any(type(w) not in _PLAIN for w in tensors):  # subclasses need not have memory
-        return False
-    if x.device.type != "cpu" or x.dtype != torch.float32 or x.numel() == 0:
-        return False
+    return _applicable(x, weights, tuple(walks_reversed), tuple(looks_back)) is not None
+
+
+def try_residual_branch(
+    x: Tensor, weights: BranchWeights, scale: float, walks_reversed: tuple[bool, ...], looks_back: tuple[bool, ...]
+) -> Tensor | None:
+    """Return :func:`residual_branch` where :func:`branch_applies`, else None; everything is checked once."""
+    backend = _applicable(x, weights, walks_reversed, looks_back)
+    return None if backend is None else _run(x, weights, scale, walks_reversed, looks_back, backend)
+
+
+def _applicable(
+    x: Tensor, weights: BranchWeights, walks_reversed: tuple[bool, ...], looks_back: tuple[bool, ...]
+) -> CpuBackend | None:
+    """Return the backend that runs the block in one call, or None where it does not apply."""
+    if type(x) is not Tensor or not x.is_cpu or x.dtype != torch.float32 or x.numel() == 0:
+        return None
     if torch.compiler.is_compiling() or _intercepted():
-        return False
-    dtype = tensors[0].dtype
-    if dtype not in DTYPES or any(w.dtype != dtype or w.device != x.device for w in tensors):
-        return False
-    if _misfit(x, weights, walks_reversed, looks_back) is not None:
-        return False
-    if not isinstance(choose(AUTO, x.device, x.dtype), CpuBackend):
-        return False
+        return None
+    dtype = weights.in_proj.dtype
+    if dtype not in DTYPES:
+        return None
+    tensors = _all(weights)
+    for w in tensors:  # subclasses need not have memory
+        if w is not None and (type(w) not in _PLAIN or w.dtype is not dtype or not w.is_cpu):
+            return None
+    if _misfit(x, tensors, walks_reversed, looks_back) is not None:
+        return None
+    backend = choose(AUTO, x.device, x.dtype)
+    if not isinstance(backend, CpuBackend):
+        return None
     half = dtype == torch.bfloat16 or torch.is_autocast_enabled("cpu")
     if _wants_gradient(x, tensors):
-        return not half and weights.gamma is None
-    return not (half and _multiplies_bfloat16())
+        applies = not half and weights.gamma is None
+    else:
+        applies = not (half and _multiplies_bfloat16())
+    return backend if applies else None
 
 
 def residual_branch(
@@ -95,14 +119,26 @@ def residual_branch(
         ShapeError: a weight does not fit the stream or the directions.
         BackendError: the kernel cannot run, or there is not enough memory for its working space.
     """
-    misfit = _misfit(x, weights, walks_reversed, looks_back)
+    walks_reversed, looks_back = tuple(walks_reversed), tuple(looks_back)
+    misfit = _misfit(x, _all(weights), walks_reversed, looks_back)
     if misfit is not None:
         raise ShapeError(misfit)
-    traversals = _sequences(x.shape[1], tuple(walks_reversed))
     backend = choose(AUTO, x.device, x.dtype)
     if not isinstance(backend, CpuBackend):
         raise BackendError(f"a block in one call runs on the 'cpu' backend only, not on {backend.name!r}")
-    if _wants_gradient(x, weights.tensors()):
+    return _run(x, weights, scale, walks_reversed, looks_back, backend)
+
+
+def _run(
+    x: Tensor,
+    weights: BranchWeights,
+    scale: float,
+    walks_reversed: tuple[bool, ...],
+    looks_back: tuple[bool, ...],
+    backend: CpuBackend,
+) -> Tensor:
+    traversals = _sequences(x.shape[1], walks_reversed)
+    if _wants_gradient(x, _all(weights)):
         return cpu_branch.train(x, weights, scale, traversals, looks_back, backend)
     return cpu_ssm.branch(
         x,
@@ -123,37 +159,46 @@ def _sequences(length: int, walks_reversed: tuple[bool, ...]) -> tuple[Traversal
     return tuple(Traversal.sequence(length, reverse=back) for back in walks_reversed)
 
 
-def _wants_gradient(x: Tensor, tensors: Sequence[Tensor]) -> bool:
-    return torch.is_grad_enabled() and (x.requires_grad or any(w.requires_grad for w in tensors))
+def _wants_gradient(x: Tensor, tensors: Sequence[Tensor | None]) -> bool:
+    return torch.is_grad_enabled() and (x.requires_grad or any(w is not None and w.requires_grad for w in tensors))
 
 
 def _misfit(
-    x: Tensor, weights: BranchWeights, walks_reversed: Sequence[bool], looks_back: Sequence[bool]
+    x: Tensor, tensors: Sequence[Tensor | None], walks_reversed: tuple[bool, ...], looks_back: tuple[bool, ...]
 ) -> str | None:
     """Return what does not fit, or None. The kernel takes its sizes from few of the tensors and trusts the others."""
-    ssm, directions, sets = weights.ssm, len(walks_reversed), len(looks_back)
-    if x.dim() != 3 or ssm.A_log.dim() != 3 or ssm.dt_proj_weight.dim() != 3 or sets not in (1, directions):
-        return f"a block takes a stream [B, L, D] and A_log [{directions}, C, N], got {_show(x)} and {_show(ssm.A_log)}"
-    if ssm.conv_weight is None or ssm.conv_weight.dim() != 3 or not 1 <= ssm.conv_weight.shape[2] <= MOST_TAPS:
-        return f"a block in one call needs a convolution of 1 to {MOST_TAPS} taps, got {_show(ssm.conv_weight)}"
-    width, (_, inner, states) = x.shape[2], ssm.A_log.shape
-    rank, taps = ssm.dt_proj_weight.shape[2], ssm.conv_weight.shape[2]
-    found = (weights.norm.weight, weights.in_proj, *ssm, weights.out_proj)
+    if x.dim() != 3:
+        return f"a block takes a stream [B, L, D], got {_show(x.shape)}"
+    shapes = tuple(None if w is None else w.shape for w in tensors)
+    return _misfit_of(x.shape[2], shapes, len(walks_reversed), len(looks_back))
+
+
+@lru_cache(maxsize=1024)
+def _misfit_of(width: int, shapes: tuple[torch.Size | None, ...], directions: int, sets: int) -> str | None:
+    found = dict(zip(_NAMES, shapes, strict=True))
+    a_log, dt_proj, conv = found["A_log"], found["dt_proj_weight"], found["conv_weight"]
+    if a_log is None or len(a_log) != 3 or dt_proj is None or len(dt_proj) != 3 or sets not in (1, directions):
+        return (
+            f"a block in one call takes A_log [{directions}, C, N] and dt_proj_weight [1 or {directions}, C, R], "
+            f"got {_show(a_log)} and {_show(dt_proj)}"
+        )
+    if conv is None or len(conv) != 3 or not 1 <= conv[2] <= MOST_TAPS:
+        return f"a block in one call needs a convolution of 1 to {MOST_TAPS} taps, got {_show(conv)}"
+    (_, inner, states), rank, taps = a_log, dt_proj[2], conv[2]
     expected = (
         *((width,), (2 * inner, width), (directions, inner, states), (sets, inner), (sets, rank + 2 * states, inner)),
-        *((sets, inner, rank), (sets, inner), (sets, inner, taps), (sets, inner), (width, inner)),
+        *((sets, inner, rank), (sets, inner), (sets, inner, taps), (sets, inner), (width, inner), (width,), (width,)),
     )
-    for name, tensor, shape in zip(_NAMES, found, expected, strict=True):
-        if tensor is None or tensor.shape != shape:
-            return f"{name} must be {list(shape)} to fit the stream and A_log, got {_show(tensor)}"
-    for name, tensor in (("norm bias", weights.norm.bias), ("gamma", weights.gamma)):
-        if tensor is not None and tensor.shape != (width,):
-            return f"{name} must be [{width}] to fit the stream, got {_show(tensor)}"
+    for (name, shape), wanted in zip(found.items(), expected, strict=True):
+        if shape is None and name in ("norm bias", "gamma"):
+            continue
+        if shape != wanted:
+            return f"{name} must be {list(wanted)} to fit the stream and A_log, got {_show(shape)}"
     return None
 
 
-def _show(x: Tensor | None) -> str:
-    return "None" if x is None else str(list(x.shape))
+def _show(shape: torch.Size | None) -> str:
+    return "None" if shape is None else str(list(shape))
 
 
 def _intercepted() -> bool:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from typing import NamedTuple
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -79,14 +80,15 @@ def forward(
     isa: int,
 ) -> Tensor:
     """Return [B, L, C] for x [B, L, C]; parameters as in ``ops.ssm.selective_ssm``, all of one dtype."""
-    ssm = _Ssm()
-    kernel = KernelCall(ssm)
     weights = SsmWeights(A_log, D, x_proj_weight, dt_proj_weight, dt_proj_bias, conv_weight, conv_bias)
-    _describe(kernel, ssm, weights, traversals, reverse, x.shape[0], x.shape[1], isa)
+    kept, template = _prepared(weights, traversals, tuple(reverse), x.shape[1])
+    ssm = _Ssm.from_buffer_copy(template)
+    ssm.batch, ssm.threads, ssm.isa = x.shape[0], torch.get_num_threads(), isa
     y = torch.empty_like(x, memory_format=torch.contiguous_format)
     narrow = y.dtype != torch.float32 and len(traversals) > 1 and ssm.cover == Cover.EACH
     total = torch.empty_like(y, dtype=torch.float32) if narrow else y
-    kernel.set(x=x[:, None], y=y[:, None], sum=total[:, None], z=None if z is None else z[:, None])
+    kernel = KernelCall(ssm, kept)
+    kernel.set(x=x, y=y, sum=total, z=z)
     kernel.run("vssm_ssm_forward")
     return y
 
@@ -104,40 +106,52 @@ def branch(
     isa: int,
 ) -> Tensor:
     """Return stream [B, L, D] plus what a Vim block adds to it; arguments as in ``ops.branch.residual_branch``."""
-    call = _Branch()
-    kernel = KernelCall(call)
-    _describe(kernel, call.ssm, weights, traversals, reverse, stream.shape[0], stream.shape[1], isa)
+    kept, template = _prepared(weights, traversals, tuple(reverse), stream.shape[1])
+    call = _Branch(ssm=template)
+    call.ssm.batch, call.ssm.threads, call.ssm.isa = stream.shape[0], torch.get_num_threads(), isa
     call.width, call.scale, call.norm, call.eps = stream.shape[2], scale, NORMS.index(norm.kind), norm.eps
+    kernel = KernelCall(call, kept)
     call.norm_weight, call.norm_bias = kernel.pointer(norm.weight), kernel.pointer(norm.bias)
     call.in_proj, call.out_proj = kernel.pointer(in_proj_weight), kernel.pointer(out_proj_weight)
     call.gamma = kernel.pointer(gamma)
     out = torch.empty_like(stream, memory_format=torch.contiguous_format)
-    kernel.set(stream=stream[:, None], out=out[:, None])
+    kernel.set(stream=stream, out=out)
     kernel.run("vssm_branch_forward")
     return out
 
 
-def _describe(
-    kernel: KernelCall,
-    ssm: _Ssm,
-    weights: SsmWeights,
+def _prepared(
+    weights: SsmWeights, traversals: tuple[Traversal, ...], reverse: tuple[bool, ...], tokens: int
+) -> tuple[list[object], _Ssm]:
+    """Return the SSM's part of a call without images, and what must outlive the call."""
+    held = [None if w is None else w.contiguous() for w in weights]
+    pointers = tuple(None if w is None else w.data_ptr() for w in held)
+    shapes = tuple(None if w is None else w.shape for w in held)
+    template = _template(pointers, shapes, DTYPES[weights.A_log.dtype], traversals, reverse, tokens)
+    return [held, template], template
+
+
+@lru_cache(maxsize=1024)
+def _template(
+    pointers: tuple[int | None, ...],
+    shapes: tuple[Any, ...],
+    dtype: int,
     traversals: tuple[Traversal, ...],
-    reverse: Sequence[bool],
-    batch: int,
+    reverse: tuple[bool, ...],
     tokens: int,
-    isa: int,
-) -> None:
-    """Fill in everything but the tensors that are read and written."""
-    ssm.batch, ssm.tokens = batch, tokens
-    ssm.directions, ssm.channels, ssm.states = weights.A_log.shape
-    ssm.projections, _, ssm.rank = weights.dt_proj_weight.shape
-    ssm.threads, ssm.isa = torch.get_num_threads(), isa
-    ssm.cover, ssm.parameter_dtype = cover_of(traversals, tokens), DTYPES[weights.A_log.dtype]
+) -> _Ssm:
+    """Return a call with everything filled in that stays as long as the weights lie where they lie.
+
+    Filling it in anew for every call takes as long as a dozen tokens.
+    """
+    ssm = _Ssm(tokens=tokens, parameter_dtype=dtype)
+    ssm.a_log, ssm.skip, ssm.x_proj, ssm.dt_proj, ssm.dt_bias, ssm.conv_weight, ssm.conv_bias = pointers
+    of = dict(zip(SsmWeights._fields, shapes, strict=True))
+    ssm.directions, ssm.channels, ssm.states = of["A_log"]
+    ssm.projections, _, ssm.rank = of["dt_proj_weight"]
+    ssm.cover = cover_of(traversals, tokens)
     ssm.walks, _ = kernel_walks(traversals)
-    if weights.conv_weight is not None:
-        ssm.convolutions, _, ssm.taps = weights.conv_weight.shape
-        ssm.reverse = (ctypes.c_int32 * len(traversals))(*(tuple(reverse) * (len(traversals) // len(reverse))))
-        ssm.conv_weight, ssm.conv_bias = kernel.pointer(weights.conv_weight), kernel.pointer(weights.conv_bias)
-    ssm.x_proj, ssm.dt_proj = kernel.pointer(weights.x_proj_weight), kernel.pointer(weights.dt_proj_weight)
-    ssm.dt_bias, ssm.a_log = kernel.pointer(weights.dt_proj_bias), kernel.pointer(weights.A_log)
-    ssm.skip = kernel.pointer(weights.D)
+    if of["conv_weight"] is not None:
+        ssm.convolutions, _, ssm.taps = of["conv_weight"]
+        ssm.reverse = (ctypes.c_int32 * len(traversals))(*(reverse * (len(traversals) // len(reverse))))
+    return ssm

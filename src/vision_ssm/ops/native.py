@@ -65,14 +65,14 @@ def task_groups(batch: int, pieces: int) -> int:
 
 
 class KernelCall:
-    """One call of a kernel: its C structure, and the tensors that must outlive it."""
+    """One call of a kernel: its C structure, and what must outlive it (``kept``)."""
 
-    def __init__(self, structure: ctypes.Structure) -> None:
+    def __init__(self, structure: ctypes.Structure, kept: list[object] | None = None) -> None:
         self.structure = structure
-        self._kept: list[Tensor] = []
+        self._kept = kept or []
 
     def set(self, **tensors: Tensor | None) -> None:
-        """Describe tensors [B, K|1, L, last] to the kernel; a copy is made only if the last axis is strided."""
+        """Describe tensors [B, K|1, L, last] or [B, L, last]; a copy is made only if the last axis is strided."""
         for name, x in tensors.items():
             setattr(self.structure, name, TensorArgument() if x is None else self._describe(x))
 
@@ -103,5 +103,6 @@ class KernelCall:
         if x.shape[-1] > 1 and x.stride(-1) != 1:
             x = x.contiguous()
         self._kept.append(x)
-        batch, direction, token, _ = x.stride()
-        return TensorArgument(x.data_ptr(), batch, direction if x.shape[1] > 1 else 0, token, DTYPES[x.dtype])
+        batch, *direction, token, _ = x.stride()
+        step = direction[0] if direction and x.shape[1] > 1 else 0
+        return TensorArgument(x.data_ptr(), batch, step, token, DTYPES[x.dtype])
