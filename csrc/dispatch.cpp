@@ -5,6 +5,10 @@
 
 #include <initializer_list>
 
+#if defined(__SSE2__)
+#include <immintrin.h>
+#endif
+
 #define DECLARE(isa)                        \
     namespace isa {                         \
     int scan_forward(const vssm_scan&);    \
@@ -47,7 +51,7 @@ int32_t best_isa() {
 
 }  // namespace
 
-int32_t vssm_abi_version(void) { return 5; }
+int32_t vssm_abi_version(void) { return 6; }
 int32_t vssm_has_isa(int32_t isa) { return has_isa(isa) ? 1 : 0; }
 int32_t vssm_best_isa(void) { return best_isa(); }
 
@@ -80,3 +84,14 @@ int vssm_conv_forward(const vssm_conv* conv) { RUN(conv->isa, conv_forward(*conv
 int vssm_conv_backward(const vssm_conv* conv) { RUN(conv->isa, conv_backward(*conv)) }
 int vssm_ssm_forward(const vssm_ssm* ssm) { RUN(ssm->isa, ssm_forward(*ssm)) }
 int vssm_branch_forward(const vssm_branch* branch) { RUN(branch->ssm.isa, branch_forward(*branch)) }
+
+void vssm_flush_denormals([[maybe_unused]] int32_t threads, [[maybe_unused]] int32_t on) {
+#if defined(__SSE2__)
+    static thread_local unsigned before = _mm_getcsr();
+#pragma omp parallel num_threads(threads)
+    {
+        if (on) before = _mm_getcsr();
+        _mm_setcsr(on ? before | 0x8040 : before);
+    }
+#endif
+}

@@ -81,12 +81,6 @@ struct Ends {
     }
 };
 
-float sum_of(Vec x) {
-    alignas(64) float lanes[W];
-    x.store(lanes);
-    return std::accumulate(lanes, lanes + W, 0.f);
-}
-
 // The steps of one image outside the scan.
 class Branch {
   public:
@@ -96,6 +90,7 @@ class Branch {
     // Rows of hidden for the tokens [first, end), at most ROWS.
     void enter(int64_t first, int64_t end, const Desk& desk) const {
         for (int64_t t = first; t < end; ++t) normalise(t, desk.normed + (t - first) * desk.width);
+        for (int64_t t = end; t < 2 * end - first; ++t) fetch_row(stream_, t);
         ends_.hidden_proj.multiply(desk.normed, desk.width, groups(end - first), rooms_.hidden + first * rooms_.stride,
                                    rooms_.stride);
     }
@@ -103,6 +98,10 @@ class Branch {
     void gate(const vssm_walk& walk, int64_t start, int first, int end, float* z, const Desk& desk) const {
         for (int t = first; t < end; ++t)
             normalise(walk.start + (start + t) * walk.inner_stride, desk.normed + (t - first) * desk.width);
+        for (int t = first; t < end; ++t) {
+            fetch_row(out_, walk.start + (start + t) * walk.inner_stride);
+            fetch_row(stream_, walk.start + (start + t + end - first) * walk.inner_stride);
+        }
         ends_.gate_proj.multiply(desk.normed, desk.width, groups(end - first), z + first * rooms_.stride, rooms_.stride);
     }
     // Rows of the output for the tokens [first, end), at most ROWS.
@@ -123,32 +122,43 @@ class Branch {
     static int groups(int64_t rows) { return static_cast<int>((rows + TOKENS - 1) / TOKENS); }
     int lanes_at(int64_t d) const { return static_cast<int>(std::min<int64_t>(s_.width - d, W)); }
 
+    // Bring a row that is soon needed, if there is one, into the second-level cache while a product runs.
+    void fetch_row(const Rows<float>& rows, int64_t token) const {
+        if (token < 0 || token >= s_.ssm.tokens) return;
+        for (int64_t d = 0; d < s_.width; d += Arena::LINE) prefetch<2>(rows.row(token) + d);
+    }
+
+    // f(d, lanes) for every vector of a row, whole ones apart so that they need no mask.
+    template <class F>
+    void over_row(F&& f) const {
+        int64_t d = 0;
+        for (; d + W <= s_.width; d += W) f(d, W);
+        if (d < s_.width) f(d, static_cast<int>(s_.width - d));
+    }
+
     void normalise(int64_t token, float* out) const {
         const float* x = stream_.row(token);
-        const float count = static_cast<float>(s_.width);
-        float mean = 0.f;
+        const Vec share = Vec::set(1.f / static_cast<float>(s_.width));
+        Vec mean = Vec::set(0.f), sum = mean, squares = mean;
         if (s_.norm == VSSM_NORM_LAYER) {
-            Vec sum = Vec::set(0.f);
-            for (int64_t d = 0; d < s_.width; d += W) sum = sum + load(x + d, lanes_at(d));
-            mean = sum_of(sum) / count;
+            over_row([&](int64_t d, int lanes) { sum = sum + load(x + d, lanes); });
+            mean = sum_everywhere(sum) * share;
         }
-        const auto centred = [&](int64_t d) {  // the mean taken from the lanes that there are
-            const int lanes = lanes_at(d);
-            const Vec v = load(x + d, lanes) - Vec::set(mean);
-            v.store(out + d, lanes);
-            return load(out + d, lanes);
-        };
-        Vec squares = Vec::set(0.f);
-        for (int64_t d = 0; d < s_.width; d += W) {
-            const Vec v = centred(d);
+        over_row([&](int64_t d, int lanes) {
+            Vec v = load(x + d, lanes) - mean;
+            if (lanes < W) {  // the mean taken from the lanes that there are
+                v.store(out + d, lanes);
+                v = load(out + d, lanes);
+            }
             squares = fma(v, v, squares);
-        }
-        const Vec scale = Vec::set(1.f / std::sqrt(sum_of(squares) / count + s_.eps));
-        for (int64_t d = 0; d < s_.width; d += W) {
-            const int lanes = lanes_at(d);
-            const Vec v = load(out + d, lanes) * scale;
+        });
+        float variance[W];
+        (sum_everywhere(squares) * share).store(variance);
+        const Vec scale = Vec::set(1.f / std::sqrt(variance[0] + s_.eps));
+        over_row([&](int64_t d, int lanes) {
+            const Vec v = (load(x + d, lanes) - mean) * scale;
             store(fma(v, Vec::load(ends_.norm_weight + d), Vec::load(ends_.norm_bias + d)), out + d, lanes);
-        }
+        });
     }
 
     const vssm_branch& s_;
@@ -190,7 +200,7 @@ void walk_alone(const Branch& branch, const vssm_ssm& s, const Parameters& param
     mine.take_blocks(0, (s.channels + W - 1) / W);
     for (int64_t tile = 0; tile < mine.tiles(); ++tile) {
         const int64_t first = mine.first(tile), end = first + mine.steps(tile);
-        for (int piece = 0; piece < T / PIECE; ++piece) mine.project_piece(tile, piece, 0);
+        mine.project(tile, 0, mine.steps(tile), 0);
         const bool last = visit == Visit::LAST || visit == Visit::ONLY;
         if (last) branch.gate(walk, first, 0, mine.steps(tile), desk.z, desk);
         mine.advance_tile(tile, 0);
@@ -216,9 +226,9 @@ bool mirrored(const vssm_ssm& s) {
 
 void run_mirrored(const Branch& branch, const vssm_ssm& s, const std::vector<Parameters>& parameters, Scratch& scratch,
                   const Rooms& rooms, const Desk& desk, const int64_t* slots, const Team& team) {
-#pragma omp for schedule(static)
-    for (int64_t piece = 0; piece < pieces(s.tokens, PIECE); ++piece)
-        branch.enter(piece * PIECE, std::min((piece + 1) * PIECE, s.tokens), desk);
+    const int64_t half = round_up(pieces(s.tokens, 2), TOKENS), end = std::min((team.self + 1) * half, s.tokens);
+    for (int64_t t = team.self * half; t < end; t += ROWS) branch.enter(t, std::min(t + ROWS, end), desk);
+#pragma omp barrier
     const int64_t k = team.self, middle = s.tokens / 2 / TOKENS * TOKENS;
     const auto part = [&](int64_t from, int64_t length) {
         vssm_walk walk = s.walks[k];

@@ -292,6 +292,16 @@ inline Vec sum_lanes(const Vec* x) {
         return fold<Distance>(sum_lanes<Count / 2, 2 * Distance>(x), sum_lanes<Count / 2, 2 * Distance>(x + Count / 2));
 }
 
+// Every lane of the result is the sum of all of x's.
+template <int Distance = Vec::W / 2>
+inline Vec sum_everywhere(Vec x) {
+    const Vec folded = fold<Distance>(x, x);
+    if constexpr (Distance == 1)
+        return folded;
+    else
+        return sum_everywhere<Distance / 2>(folded);
+}
+
 #if defined(__AVX512F__)
 inline Vec exp2(Vec t) { return Exp2()(t, Vec::set(1.f)); }
 #else
@@ -325,9 +335,9 @@ struct Exp2 {
 
 constexpr float LOG2E = 1.44269504088896f, LN2 = 0.693147180559945f;
 
-// The exponent's bound keeps the reciprocal's argument finite; sigmoid is below 1e-37 there.
+// The bound keeps the reciprocal's argument finite; sigmoid is below 1e-37 there.
 inline Vec sigmoid(Vec x) {
-    return reciprocal(Vec::set(1.f) + exp2(maximum(Vec::set(-125.f), x * Vec::set(LOG2E)) * Vec::set(-1.f)));
+    return reciprocal(Vec::set(1.f) + Exp2()(maximum(Vec::set(-86.f), x), Vec::set(-LOG2E)));
 }
 
 // log(1 + exp(x)) = max(x, 0) + log1p(w), w = exp(-|x|) in (0, 1]. log1p(w) = w p(w) with p fitted for the least relative
@@ -346,7 +356,7 @@ inline Vec softplus(Vec x, Vec w) {
     return fma(p, w, maximum(x, Vec::set(0.f)));
 }
 
-inline Vec fading(Vec x) { return exp2(absolute(x) * Vec::set(-LOG2E)); }  // exp(-|x|)
+inline Vec fading(Vec x) { return Exp2()(absolute(x), Vec::set(-LOG2E)); }  // exp(-|x|)
 
 inline Vec softplus(Vec x) { return softplus(x, fading(x)); }
 

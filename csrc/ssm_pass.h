@@ -113,7 +113,10 @@ class DirectionPass {
 
     // The first step for one piece of a tile, into the tile's slot of the scratch.
     void project_piece(int64_t tile, int piece, int64_t slot) {
-        const int first = piece * PIECE, end = std::min(first + PIECE, tiles_.steps(tile));
+        project(tile, piece * PIECE, std::min((piece + 1) * PIECE, tiles_.steps(tile)), slot);
+    }
+    // The same for the steps [first, end), first a multiple of PIECE.
+    void project(int64_t tile, int first, int end, int64_t slot) {
         if (first >= end) return;
         Places places;
         places.set(walk_, tiles_.first(tile), end);
@@ -161,16 +164,20 @@ class DirectionPass {
             rows[used] = x_.row(from);
             weights[used++] = p_.conv + tap * padded_;
         }
-        for (int64_t c = 0; c < s_.channels; c += W) {
-            const int lanes = lanes_at(c);
-            if (!s_.taps) {
-                load(x_.row(token) + c, lanes).store(out + c);
-                continue;
+        const auto convolve = [&](auto taps) {
+            for (int64_t c = 0; c < s_.channels; c += W) {
+                const int lanes = lanes_at(c);
+                Vec a = Vec::load(p_.conv_bias + c);
+                for (int i = 0; i < taps; ++i) a = fma(Vec::load(weights[i] + c), load(rows[i] + c, lanes), a);
+                (a * sigmoid(a)).store(out + c);
             }
-            Vec a = Vec::load(p_.conv_bias + c);
-            for (int i = 0; i < used; ++i) a = fma(Vec::load(weights[i] + c), load(rows[i] + c, lanes), a);
-            (a * sigmoid(a)).store(out + c);
-        }
+        };
+        if (!s_.taps)
+            for (int64_t c = 0; c < s_.channels; c += W) load(x_.row(token) + c, lanes_at(c)).store(out + c);
+        else if (used == 4)  // the usual number, as a constant
+            convolve(std::integral_constant<int, 4>{});
+        else
+            convolve(used);
     }
 
     // Steps [at, at + count) of the tile, which are rows from `row` on of the scratch.

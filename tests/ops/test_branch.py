@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import platform
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -20,6 +22,7 @@ from vision_ssm.ops import (
     residual_branch,
     selective_scan,
 )
+from vision_ssm.ops.native import denormals_flushed
 
 pytestmark = needs_kernel
 
@@ -287,6 +290,22 @@ def test_gradients_do_not_follow_the_default_dtype(default: torch.dtype) -> None
     finally:
         torch.set_default_dtype(torch.float32)
     assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
+
+
+def test_denormals_are_flushed_in_every_thread_and_only_for_the_time() -> None:
+    if platform.machine() not in ("x86_64", "AMD64"):
+        pytest.skip("the flag is x86's")
+    small = torch.full((1 << 20,), 1e-30)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with denormals_flushed():
+            flushed = small * 1e-12
+        kept = small * 1e-12
+    finally:
+        torch.set_num_threads(before)
+    assert not flushed.count_nonzero()
+    assert kept.count_nonzero() == len(kept)
 
 
 def test_a_gradient_of_a_gradient_is_refused_rather_than_lost() -> None:

@@ -16,6 +16,7 @@ from vision_ssm.ops import cpu_conv
 from vision_ssm.ops.contract import ScanCall, ScanGradients
 from vision_ssm.ops.cpu import CpuBackend
 from vision_ssm.ops.cpu_ssm import NormWeights, SsmWeights
+from vision_ssm.ops.native import denormals_flushed
 from vision_ssm.ops.traversal import Traversal
 
 if TYPE_CHECKING:
@@ -108,7 +109,8 @@ class _Branch(torch.autograd.Function):
                 "the 'cpu' backend differentiates a Vim block once; create_graph=True (a gradient of a gradient) is "
                 "not supported"
             )
-        with torch.autocast("cpu", enabled=False):  # the backward pass may be called where the forward pass was not
+        # The backward pass may be called under autocast though the forward pass was not.
+        with torch.autocast("cpu", enabled=False), denormals_flushed():
             return _backward(ctx, grad)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -11,9 +13,18 @@ from torch import Tensor
 
 from vision_ssm.errors import BackendError
 
-__all__ = ["BEST", "INSTRUCTION_SETS", "LIBRARY", "MISSING", "KernelCall", "TensorArgument", "task_groups"]
+__all__ = [
+    "BEST",
+    "INSTRUCTION_SETS",
+    "LIBRARY",
+    "MISSING",
+    "KernelCall",
+    "TensorArgument",
+    "denormals_flushed",
+    "task_groups",
+]
 
-ABI_VERSION = 5
+ABI_VERSION = 6
 INSTRUCTION_SETS = ("portable", "avx2", "avx512")  # by the numbers of csrc/scan.h
 BEST = -1
 DTYPES = {torch.float32: 0, torch.bfloat16: 1}
@@ -62,6 +73,24 @@ def task_groups(batch: int, pieces: int) -> int:
     """Return into how many tasks to split one image of ``batch``: two per thread in all, at most ``pieces`` each."""
     threads = torch.get_num_threads()
     return 1 if threads == 1 else max(1, min(pieces, -(-2 * threads // max(1, batch))))
+
+
+@contextmanager
+def denormals_flushed() -> Iterator[None]:
+    """Let the threads of torch's operations take denormal numbers for zero, as the kernels do.
+
+    Gradients fade along a sequence down to such numbers, which some processors compute a hundred times slower: half of
+    the time of products in training. ``torch.set_flush_denormal`` reaches the calling thread only.
+    """
+    if LIBRARY is None:
+        yield
+        return
+    threads = torch.get_num_threads()
+    LIBRARY.vssm_flush_denormals(threads, 1)
+    try:
+        yield
+    finally:
+        LIBRARY.vssm_flush_denormals(threads, 0)
 
 
 class KernelCall:
