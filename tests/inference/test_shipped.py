@@ -94,7 +94,7 @@ def test_the_file_in_the_package() -> None:
     model, info = open_model()
     assert info.model == "vim_nano"
     assert info.class_names == CIFAR10
-    assert info.metrics["top1"] >= 0.8
+    assert info.metrics["top1"] >= 0.85
     card = file.with_suffix(".md").read_text(encoding="utf-8")
     assert card.startswith("# vim_nano_cifar10")
     assert f"{100 * info.metrics['top1']:.2f} %" in card
