@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from vision_ssm.layers import Block, VimMixer, make_norm
 from vision_ssm.ops.native import MISSING
@@ -110,3 +111,38 @@ def test_stochastic_depth_drops_the_branch(monkeypatch: pytest.MonkeyPatch) -> N
     x = torch.randn(4, 9, 32)
     assert torch.equal(model(x), x)
     assert not torch.equal(model.eval()(x), x)
+
+
+@needs_kernel
+@pytest.mark.parametrize("where", ["mixer.conv_weight", "mixer.in_proj.weight", "mixer.ssm.A_log", "norm.weight"])
+def test_a_weight_that_is_computed_is_left_to_the_modules(monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    class Halved(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x / 2
+
+    model, x = block(), torch.randn(1, 9, 32)
+    module, name = where.rsplit(".", 1)
+    with torch.no_grad():
+        expected = block()
+        expected.get_submodule(module).get_parameter(name).div_(2)
+        parametrize.register_parametrization(model.get_submodule(module), name, Halved())
+        assert modules_called(model, x, monkeypatch)
+        assert torch.allclose(model(x), expected(x), rtol=1e-5, atol=1e-6)
+
+
+@needs_kernel
+def test_weights_put_elsewhere_or_changed_in_place_are_the_ones_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = block(), torch.randn(1, 9, 32)
+    with torch.no_grad():
+        before = model(x)
+        for change in ("moved", "in place"):
+            for weight in model.parameters():
+                if change == "moved":
+                    weight.data = weight * 1.1
+                else:
+                    weight.data.mul_(0.8)
+            assert not modules_called(model, x, monkeypatch)
+            after = model(x)
+            assert not torch.allclose(after, before, rtol=1e-3)
+            assert torch.allclose(after, x + model.branch(x), rtol=1e-5, atol=1e-6)
+            before = after

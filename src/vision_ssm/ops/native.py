@@ -79,8 +79,8 @@ def task_groups(batch: int, pieces: int) -> int:
 def denormals_flushed() -> Iterator[None]:
     """Let the threads of torch's operations take denormal numbers for zero, as the kernels do.
 
-    Gradients fade along a sequence down to such numbers, which some processors compute a hundred times slower: half of
-    the time of products in training. ``torch.set_flush_denormal`` reaches the calling thread only.
+    Gradients fade along a sequence down to such numbers, which some processors compute a hundred times slower; what
+    that costs is in docs/performance.md. ``torch.set_flush_denormal`` reaches the calling thread only. Do not nest.
     """
     if LIBRARY is None:
         yield
