@@ -284,3 +284,50 @@ def test_the_residual_stream_is_float32_whatever_the_rest_is():
     assert set(seen) == {torch.float32}
     assert logits.dtype == torch.bfloat16
     assert torch.isfinite(logits).all()
+
+
+# ------------------------------------------------------------------------------------------------------- final norm
+
+
+@pytest.mark.parametrize("norm_layer", ["rms", "layer"])
+@pytest.mark.parametrize("class_token", ["middle", "head", "double"])
+def test_logits_and_gradients_are_those_of_all_tokens_normalised(class_token, norm_layer):
+    """forward normalises the class tokens only; forward_features, which forward_head is given here, all."""
+    model, images = small(class_token=class_token, norm_layer=norm_layer), torch.randn(2, 3, 16, 20)
+
+    def run(logits):
+        gradients = torch.autograd.grad(logits.square().sum(), list(model.parameters()))
+        return logits.detach(), gradients
+
+    assert model._needs_class_rows_only()
+    torch.testing.assert_close(run(model(images)), run(model.forward_head(model.forward_features(images))))
+
+
+def test_who_looks_at_the_final_norm_sees_every_token():
+    model, images, seen = small(), torch.randn(2, 3, 16, 16), []
+    expected = model(images)
+    handle = model.norm.register_forward_hook(lambda *args: seen.append(args[2].shape))
+    torch.testing.assert_close(model(images), expected)
+    handle.remove()
+    with torch.nn.modules.module.register_module_forward_hook(
+        lambda module, _, out: seen.append(out.shape) if module is model.norm else None
+    ):
+        model(images)
+    assert seen == [(2, 17, 16)] * 2
+
+
+def test_replaced_parts_are_called():
+    class Doubling(Vim):
+        def forward_features(self, x):
+            return 2 * super().forward_features(x)
+
+    images = torch.randn(1, 3, 16, 16)
+    doubling, plain = Doubling(**SMALL).eval(), small()
+    doubling.load_state_dict(plain.state_dict())
+    features = plain.forward_features(images)
+    torch.testing.assert_close(doubling(images), plain.forward_head(2 * features))
+    plain.forward_features = lambda x: features * 0
+    torch.testing.assert_close(plain(images), plain.forward_head(features * 0))
+    plain = small()
+    plain.norm = torch.nn.Softmax(dim=1)  # over the tokens: all of them are needed
+    torch.testing.assert_close(plain(images), plain.forward_head(plain.forward_features(images)))

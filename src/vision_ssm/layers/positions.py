@@ -14,6 +14,7 @@ from vision_ssm.errors import ShapeError
 __all__ = [
     "CLASS_TOKENS",
     "class_indices",
+    "class_rows",
     "insert_rows",
     "published_interpolation",
     "resample_grid",
@@ -48,14 +49,23 @@ def insert_rows(patches: Tensor, rows: Tensor | None, class_token: str) -> Tenso
     return torch.cat([patches[:, :at], rows, patches[:, at:]], dim=1)
 
 
+def class_rows(x: Tensor, class_token: str) -> Tensor:
+    """Return the class rows [B, T, D] of a sequence [B, M + T, D]."""
+    if class_token == "double":
+        return torch.cat([x[:, :1], x[:, -1:]], dim=1)
+    at = (x.shape[1] - 1) // 2 if class_token == "middle" else 0
+    return x[:, at : at + CLASS_TOKENS[class_token]]
+
+
 def split_rows(x: Tensor, class_token: str) -> tuple[Tensor, Tensor]:
     """Undo :func:`insert_rows`: sequence [B, M + T, D] to patch rows [B, M, D] and class rows [B, T, D]."""
+    rows = class_rows(x, class_token)
     if class_token == "none":
-        return x, x[:, :0]
+        return x, rows
     if class_token == "double":
-        return x[:, 1:-1], torch.cat([x[:, :1], x[:, -1:]], dim=1)
+        return x[:, 1:-1], rows
     at = (x.shape[1] - 1) // 2 if class_token == "middle" else 0
-    return torch.cat([x[:, :at], x[:, at + 1 :]], dim=1), x[:, at : at + 1]
+    return torch.cat([x[:, :at], x[:, at + 1 :]], dim=1), rows
 
 
 def resample_table(

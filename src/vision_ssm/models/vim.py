@@ -19,10 +19,11 @@ from timm.models._input import update_model_input_size
 from torch import Tensor, nn
 
 from vision_ssm.errors import CheckpointError, ConfigError
-from vision_ssm.layers import Block, PatchEmbed, VimMixer, make_norm, run_mirrored_pair
-from vision_ssm.layers.options import check_choice, check_count, check_flags, check_rates
+from vision_ssm.layers import NORMS, Block, PatchEmbed, VimMixer, make_norm, run_mirrored_pair
+from vision_ssm.layers.options import check_choice, check_count, check_flags, check_rates, has_global_hooks, is_plain
 from vision_ssm.layers.positions import (
     CLASS_TOKENS,
+    class_rows,
     insert_rows,
     published_interpolation,
     resample_grid,
@@ -243,6 +244,9 @@ class Vim(nn.Module):
 
     def forward(self, x: Tensor | Patches) -> Tensor:
         """Classify images [B, in_chans, H, W], or what :meth:`embed_strips` returned; logits [B, num_classes]."""
+        if self._needs_class_rows_only():
+            # The norm takes each token by itself, so the others need not be normalised, nor copied to new places.
+            return self.forward_head(self.norm(class_rows(self._tokens(x), self.class_token)))
         return self.forward_head(self.forward_features(x))
 
     def embed_strips(self, strips: Iterable[Tensor], size: tuple[int, int]) -> Patches:
@@ -254,10 +258,7 @@ class Vim(nn.Module):
 
     def forward_features(self, x: Tensor | Patches) -> Tensor:
         """Return the normalised tokens [B, T + M, D], class tokens first, then the patches row by row."""
-        tokens, _ = self._embed(x)
-        for step in self._steps():
-            tokens = self._run(step, tokens)
-        return self._prefix_first(self.norm(tokens))
+        return self._prefix_first(self.norm(self._tokens(x)))
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Pool and classify what :meth:`forward_features` returned.
@@ -344,6 +345,20 @@ class Vim(nn.Module):
         layers: Any = self.blocks
         for there, back in zip(layers[::2], layers[1::2], strict=True):
             yield partial(run_mirrored_pair, there, back)
+
+    def _tokens(self, x: Tensor | Patches) -> Tensor:
+        """The stream after the last block, [B, M + T, D]."""
+        tokens, _ = self._embed(x)
+        for step in self._steps():
+            tokens = self._run(step, tokens)
+        return tokens
+
+    def _needs_class_rows_only(self) -> bool:
+        """Tell whether the head reads class tokens only and nobody sees the others after the norm: hooks would."""
+        norm, replaced = self.norm, {"forward_features", "forward_head"} & self.__dict__.keys()
+        own = type(self).forward_features is Vim.forward_features and type(self).forward_head is Vim.forward_head
+        plain = type(norm) in NORMS.values() and is_plain(norm) and not has_global_hooks()
+        return self.global_pool == "token" and own and not replaced and plain
 
     def _run(self, step: Callable[[Tensor], Tensor], tokens: Tensor) -> Tensor:
         result: Tensor = checkpoint(step, tokens) if self.grad_checkpointing else step(tokens)
