@@ -85,7 +85,17 @@ struct Ends {
 class Branch {
   public:
     Branch(const vssm_branch& s, const Ends& ends, const Rooms& rooms, int64_t image)
-        : s_(s), ends_(ends), rooms_(rooms), stream_(s.stream, image, 0), out_(s.out, image, 0) {}
+        : s_(s), ends_(ends), rooms_(rooms), image_(image), stream_(s.stream, image, 0), out_(s.out, image, 0) {}
+
+    // The rows that out_proj takes.
+    Rows<float> results() const {
+        return s_.y.data ? Rows<float>(s_.y, image_, 0) : Rows<float>({rooms_.sum, 0, 0, rooms_.stride, VSSM_FLOAT32}, 0, 0);
+    }
+    // Where direction k saves its states, or null.
+    float* saved(int64_t k) const {
+        const int64_t chunks = (s_.ssm.tokens + T - 1) / T;
+        return s_.saved ? s_.saved + (image_ * s_.ssm.directions + k) * chunks * s_.ssm.states * s_.ssm.channels : nullptr;
+    }
 
     // Rows of hidden for the tokens [first, end), at most ROWS.
     void enter(int64_t first, int64_t end, const Desk& desk) const {
@@ -106,8 +116,8 @@ class Branch {
     }
     // Rows of the output for the tokens [first, end), at most ROWS.
     void leave(int64_t first, int64_t end, const Desk& desk) const {
-        ends_.out_proj.multiply(rooms_.sum + first * rooms_.stride, rooms_.stride, groups(end - first), desk.normed,
-                                desk.width);
+        const Rows<float> y = results();
+        ends_.out_proj.multiply(y.row(first), y.stride, groups(end - first), desk.normed, desk.width);
         for (int64_t t = first; t < end; ++t) {
             const float *added = desk.normed + (t - first) * desk.width, *x = stream_.row(t);
             float* out = out_.row(t);
@@ -164,20 +174,23 @@ class Branch {
     const vssm_branch& s_;
     const Ends& ends_;
     const Rooms& rooms_;
+    const int64_t image_;
     const Rows<float> stream_, out_;
 };
 
 enum class Visit { FIRST, AGAIN, LAST, ONLY };  // whether the directions before have summed here, and others will
 
-DirectionPass<float> pass(const vssm_ssm& s, const Parameters& parameters, int64_t k, const vssm_walk& walk,
+DirectionPass<float> pass(const Branch& branch, const vssm_ssm& s, const Parameters& parameters, int64_t k, const vssm_walk& walk,
                           bool continues, Visit visit, Scratch& scratch, const Rooms& rooms, const Desk& desk,
                           const int64_t* slots) {
     const auto rows = [&](float* base) {
         return Rows<float>({base, 0, 0, rooms.stride, VSSM_FLOAT32}, 0, 0);
     };
-    const Sink<float> sink{rows(rooms.sum), rows(desk.z), rows(rooms.sum), visit == Visit::FIRST || visit == Visit::AGAIN,
+    const Sink<float> sink{branch.results(), rows(desk.z), rows(rooms.sum), visit == Visit::FIRST || visit == Visit::AGAIN,
                            visit == Visit::AGAIN || visit == Visit::LAST, true};
-    return DirectionPass<float>(s, parameters, k, walk, continues, scratch, rows(rooms.hidden), sink, slots);
+    DirectionPass<float> made(s, parameters, k, walk, continues, scratch, rows(rooms.hidden), sink, slots);
+    made.save_to(branch.saved(k));
+    return made;
 }
 
 Visit visit_of(const vssm_ssm& s, int64_t k) {
@@ -196,7 +209,7 @@ int64_t pieces(int64_t tokens, int64_t each) { return (tokens + each - 1) / each
 void walk_alone(const Branch& branch, const vssm_ssm& s, const Parameters& parameters, int64_t k, const vssm_walk& walk,
                 bool continues, Visit visit, Scratch& scratch, const Rooms& rooms, const Desk& desk,
                 const int64_t* slots) {
-    DirectionPass<float> mine = pass(s, parameters, k, walk, continues, visit, scratch, rooms, desk, slots);
+    DirectionPass<float> mine = pass(branch, s, parameters, k, walk, continues, visit, scratch, rooms, desk, slots);
     mine.take_blocks(0, (s.channels + W - 1) / W);
     for (int64_t tile = 0; tile < mine.tiles(); ++tile) {
         const int64_t first = mine.first(tile), end = first + mine.steps(tile);
@@ -257,8 +270,8 @@ void run_shared(const Branch& branch, const vssm_ssm& s, const std::vector<Param
     for (int64_t piece = 0; piece < pieces(s.tokens, rows); ++piece)
         branch.enter(piece * rows, std::min((piece + 1) * rows, s.tokens), own);
     for (int64_t k = 0; k < s.directions; ++k) {
-        DirectionPass<float> mine = pass(s, parameters[static_cast<size_t>(k)], k, s.walks[k], false, visit_of(s, k),
-                                         scratch, rooms, desk, slots);
+        DirectionPass<float> mine = pass(branch, s, parameters[static_cast<size_t>(k)], k, s.walks[k], false,
+                                         visit_of(s, k), scratch, rooms, desk, slots);
         mine.take_blocks(blocks * team.self / team.size, blocks * (team.self + 1) / team.size);
         const bool last = k + 1 == s.directions;
         int64_t done = 0, done_end = 0;  // tokens of the group before, which wait for out_proj
@@ -298,9 +311,9 @@ void run_shared(const Branch& branch, const vssm_ssm& s, const std::vector<Param
 int branch_forward(const vssm_branch& s) {
     const vssm_ssm& ssm = s.ssm;
     const bool share = ssm.batch < ssm.threads;
-    const bool pair = share && ssm.threads == 2 && mirrored(ssm);
+    const bool pair = share && ssm.threads == 2 && mirrored(ssm) && !s.saved;  // halves begin anywhere in a chunk
     const int64_t images = share ? 1 : ssm.threads, teams = pair ? 2 : images;
-    const int64_t tiles_each = share ? std::max<int64_t>(SHARED_ROWS / (T * Scratch::stride_of(ssm.channels)), 1) : 1;
+    const int64_t tiles_each = share && !pair ? std::max<int64_t>(SHARED_ROWS / (T * Scratch::stride_of(ssm.channels)), 1) : 1;
     thread_local Arena arena;
     if (!arena.reserve(ssm.directions * Parameters::size(ssm) + Ends::size(s) +
                        teams * Scratch::size(ssm, tiles_each) + images * Rooms::size(ssm) +

@@ -72,8 +72,8 @@ class DirectionScan {
         const int64_t first = share_.channel(0);
         ahead_.add(u_, first, false);
         ahead_.add(delta_, first, false);
-        if (sink_.to_sum || sink_.add_sum) ahead_.add(sink_.sum, first, true);
-        if (!sink_.to_sum && !sink_.add_sum) ahead_.add(sink_.y, first, true);
+        if (sink_.reaches_sum()) ahead_.add(sink_.sum, first, true);
+        if (sink_.reaches_output()) ahead_.add(sink_.y, first, true);
         if (!sink_.to_sum && sink_.gate) ahead_.add(sink_.z, first, true);
         copy_rates(s_, k_, share_, rate_);
     }
@@ -92,8 +92,8 @@ class DirectionScan {
         Slice slice;
         prepare(s_, slice, reads, count, u_, delta_, k_, channel, lanes);
         Near near;
-        if (sink_.to_sum || sink_.add_sum) near.add(sink_.sum, channel, writes, count);
-        if (!sink_.to_sum && !sink_.add_sum) near.add(sink_.y, channel, writes, count);
+        if (sink_.reaches_sum()) near.add(sink_.sum, channel, writes, count);
+        if (sink_.reaches_output()) near.add(sink_.y, channel, writes, count);
         if (!sink_.to_sum && sink_.gate) near.add(sink_.z, channel, writes, count);
         const bool last = at + S >= tile_count;  // then the next slice is the next block's first
         const int64_t next = last ? channel + W : channel;

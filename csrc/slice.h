@@ -78,6 +78,11 @@ struct Sink {
     Rows<E> y, z;
     Rows<float> sum;
     bool to_sum, add_sum, gate;
+
+    bool reaches_sum() const { return to_sum || add_sum; }
+    bool reaches_output() const {  // besides
+        return !to_sum && !(add_sum && static_cast<const void*>(y.base) == static_cast<const void*>(sum.base));
+    }
 };
 
 // Results of steps go to the rows `tokens`, gated by the rows `gates` of z.

@@ -53,6 +53,9 @@ struct vssm_branch {
     const void* gamma;        // [D] or null
     vssm_tensor stream;       // [B, 1, L, D], float32
     vssm_tensor out;          // the same, or the stream itself
+    // For a backward pass, both or neither:
+    vssm_tensor y;            // [B, 1, L, C], float32: what out_proj takes; up to 7 rows beyond its end are read
+    float* saved;             // [B, K, chunks, N, C]: the states before every chunk of VSSM_CHUNK steps
 };
 
 VSSM_API int vssm_ssm_forward(const vssm_ssm* ssm);

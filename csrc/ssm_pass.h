@@ -107,6 +107,9 @@ class DirectionPass {
           reversed_(s.taps && s.reverse[k]),
           padded_(round_up(s.channels, W)) {}
 
+    // Save the states before every tile there, [tiles][N][C], for a backward pass.
+    void save_to(float* saved) { saved_ = saved; }
+
     int64_t tiles() const { return tiles_.count(); }
     int steps(int64_t tile) const { return tiles_.steps(tile); }
     int64_t first(int64_t tile) const { return tiles_.first(tile); }
@@ -132,8 +135,8 @@ class DirectionPass {
         first_block_ = first;
         end_block_ = end;
         if (tiles() > 0) next_.set(walk_, 0, tiles_.steps(0));
-        if (sink_.to_sum || sink_.add_sum) ahead_.add(sink_.sum, first * W, true);
-        if (!sink_.to_sum && !sink_.add_sum) ahead_.add(sink_.y, first * W, true);
+        if (sink_.reaches_sum()) ahead_.add(sink_.sum, first * W, true);
+        if (sink_.reaches_output()) ahead_.add(sink_.y, first * W, true);
         if (!sink_.to_sum && sink_.gate && !gate_slots_) ahead_.add(sink_.z, first * W, true);
         ahead_.add(x_, first * W, false);
     }
@@ -148,8 +151,10 @@ class DirectionPass {
         if (tiles_.starts_anew(tile) && !(continues_ && tile == 0))
             std::fill_n(scratch_.h + first_block_ * states, (end_block_ - first_block_) * states, 0.f);
         const int count = tiles_.steps(tile);
-        for (int64_t block = first_block_; block < end_block_; ++block)
+        for (int64_t block = first_block_; block < end_block_; ++block) {
+            if (saved_) save(tile, block);
             for (int at = 0; at < count; at += S) advance_slice(block, at, std::min(count - at, S), slot * T + at);
+        }
     }
 
   private:
@@ -180,6 +185,13 @@ class DirectionPass {
             convolve(used);
     }
 
+    void save(int64_t tile, int64_t block) const {
+        const float* h = scratch_.h + block * s_.states * W;
+        float* out = saved_ + tile * s_.states * s_.channels + block * W;
+        for (int64_t n = 0; n < s_.states; ++n)
+            store(Vec::load(h + n * W), out + n * s_.channels, lanes_at(block * W));
+    }
+
     // Steps [at, at + count) of the tile, which are rows from `row` on of the scratch.
     void advance_slice(int64_t block, int at, int count, int64_t row) {
         const int64_t channel = block * W, R = s_.rank, N = s_.states;
@@ -196,8 +208,8 @@ class DirectionPass {
             (skip * x).store(slice.y + t * W);
         }
         Near near;
-        if (sink_.to_sum || sink_.add_sum) near.add(sink_.sum, channel, writes, count);
-        if (!sink_.to_sum && !sink_.add_sum) near.add(sink_.y, channel, writes, count);
+        if (sink_.reaches_sum()) near.add(sink_.sum, channel, writes, count);
+        if (sink_.reaches_output()) near.add(sink_.y, channel, writes, count);
         if (!sink_.to_sum && sink_.gate) near.add(sink_.z, channel, gates, count);
         for_state_groups<STATE_GROUP>(N, [&](int64_t n, auto size) {
             const int64_t state = (block * N + n) * W;
@@ -234,6 +246,7 @@ class DirectionPass {
     const int64_t* gate_slots_;
     const bool reversed_;
     const int64_t padded_;
+    float* saved_ = nullptr;
     int64_t first_block_ = 0, end_block_ = 0;
     Places places_ = {}, next_ = {};
     Ahead ahead_;

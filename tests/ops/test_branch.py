@@ -22,6 +22,7 @@ from vision_ssm.ops import (
     residual_branch,
     selective_scan,
 )
+from vision_ssm.ops.cpu_ssm import SLACK
 from vision_ssm.ops.native import denormals_flushed
 
 pytestmark = needs_kernel
@@ -172,10 +173,10 @@ def gradients(
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("norm", ["rms", "layer"])
-@pytest.mark.parametrize("tokens", [1, 33, 70])
-def test_gradients_of_everything(threads: int, way: str, norm: str, tokens: int) -> None:
+@pytest.mark.parametrize(("batch", "tokens"), [(3, 1), (3, 33), (1, 70)])
+def test_gradients_of_everything(threads: int, way: str, norm: str, batch: int, tokens: int) -> None:
     weights = random_weights(way, width=24, inner=40, states=16, norm=norm)
-    x = stream(3, tokens, 24)
+    x = stream(batch, tokens, 24)
     found = gradients(x.clone(), cast(weights, torch.float32), way, one_call=True)
     plain = gradients(x.clone(), cast(weights, torch.float32), way, one_call=False)
     exact = gradients(x.double(), cast(weights, torch.float64), way, one_call=False)
@@ -213,7 +214,8 @@ def test_keeps_five_times_the_stream_for_the_backward_pass() -> None:
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         residual_branch(x, weights, 0.5, *WAYS["bidirectional"])
     own = {w.untyped_storage().data_ptr() for w in weights.tensors()}
-    assert sum(size for at, size in kept.items() if at not in own) == 5 * x.untyped_storage().size()
+    unit, slack = x.untyped_storage().size(), SLACK * 2 * width * x.itemsize
+    assert sum(size for at, size in kept.items() if at not in own) == 5 * unit + slack
 
 
 def test_stands_back_where_it_would_be_wrong_or_unseen() -> None:

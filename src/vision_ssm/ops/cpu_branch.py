@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from vision_ssm.errors import BackendError, ShapeError
-from vision_ssm.ops import cpu_conv
+from vision_ssm.ops import cpu_conv, cpu_ssm
 from vision_ssm.ops.contract import ScanCall, ScanGradients
 from vision_ssm.ops.cpu import CpuBackend
-from vision_ssm.ops.cpu_ssm import NormWeights, SsmWeights
+from vision_ssm.ops.cpu_ssm import Kept, NormWeights, SsmWeights
 from vision_ssm.ops.native import denormals_flushed
 from vision_ssm.ops.traversal import Traversal
 
@@ -91,15 +91,24 @@ class _Branch(torch.autograd.Function):
         out_proj: Tensor,
         *ssm: Tensor,
     ) -> Tensor:
-        width = x.shape[2]
-        rows = x.reshape(-1, width)
-        normed, _ = _normalise(rows, NormWeights(plan.norm, plan.eps, norm_weight, norm_bias))
-        inputs = _inputs(plan, _project_in(normed, in_proj, x), SsmWeights(*ssm))
-        y, states = plan.backend.forward(inputs.call, True)
+        weights = SsmWeights(*ssm)
+        keep = Kept.empty(x, weights)
+        norm = NormWeights(plan.norm, plan.eps, norm_weight, norm_bias)
+        out = cpu_ssm.branch(
+            x,
+            norm,
+            in_proj,
+            weights,
+            out_proj,
+            None,
+            plan.scale,
+            plan.traversals,
+            plan.looks_back,
+            plan.backend.isa,
+            keep,
+        )
         ctx.plan = plan
-        ctx.save_for_backward(x, y, states, norm_weight, norm_bias, in_proj, out_proj, *ssm)
-        out = torch.empty_like(x, memory_format=torch.contiguous_format)  # no view, which in-place operations refuse
-        torch.addmm(rows, y.view(rows.shape[0], -1), out_proj.t(), alpha=plan.scale, out=out.view(-1, width))
+        ctx.save_for_backward(x, *keep, norm_weight, norm_bias, in_proj, out_proj, *ssm)
         return out
 
     @staticmethod

@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from vision_ssm.ops.contract import Cover, cover_of
+from vision_ssm.ops.contract import CHUNK, Cover, cover_of
 from vision_ssm.ops.cpu import Walk, kernel_walks
 from vision_ssm.ops.cpu_conv import MOST_TAPS
 from vision_ssm.ops.native import DTYPES, KernelCall, TensorArgument
 from vision_ssm.ops.traversal import Traversal
 
-__all__ = ["MOST_TAPS", "NORMS", "NormWeights", "SsmWeights", "branch", "forward"]
+__all__ = ["MOST_TAPS", "NORMS", "Kept", "NormWeights", "SsmWeights", "branch", "forward"]
 
 NORMS = ("rms", "layer")  # by the numbers of csrc/ssm.h
 
@@ -42,6 +42,28 @@ class NormWeights(NamedTuple):
     bias: Tensor | None = None
 
 
+class Kept(NamedTuple):
+    """What the forward pass of a block leaves for the backward pass.
+
+    ``y`` [B, L, C] is the gated sum of the directions, which out_proj takes; ``states`` [B, K, chunks, N, C] are those
+    before every chunk of steps.
+    """
+
+    y: Tensor
+    states: Tensor
+
+    @classmethod
+    def empty(cls, stream: Tensor, weights: SsmWeights) -> Kept:
+        """Make room for a stream [B, L, D]."""
+        (batch, tokens, _), (directions, channels, states) = stream.shape, weights.A_log.shape
+        rows = stream.new_empty(batch * tokens + SLACK, channels)[: batch * tokens]
+        chunks = -(-tokens // CHUNK)
+        return cls(rows.view(batch, tokens, channels), stream.new_empty(batch, directions, chunks, states, channels))
+
+
+SLACK = 7  # rows that the kernel reads beyond y
+
+
 class _Ssm(ctypes.Structure):
     _fields_ = (
         *((n, ctypes.c_int64) for n in ("batch", "directions", "tokens", "channels", "states", "rank", "taps")),
@@ -61,7 +83,8 @@ class _Branch(ctypes.Structure):
         ("norm", ctypes.c_int32),
         *((n, ctypes.c_float) for n in ("eps", "scale")),
         *((n, ctypes.c_void_p) for n in ("norm_weight", "norm_bias", "in_proj", "out_proj", "gamma")),
-        *((n, TensorArgument) for n in ("stream", "out")),
+        *((n, TensorArgument) for n in ("stream", "out", "y")),
+        ("saved", ctypes.c_void_p),
     )
 
 
@@ -104,8 +127,12 @@ def branch(
     traversals: tuple[Traversal, ...],
     reverse: Sequence[bool],
     isa: int,
+    keep: Kept | None = None,
 ) -> Tensor:
-    """Return stream [B, L, D] plus what a Vim block adds to it; arguments as in ``ops.branch.residual_branch``."""
+    """Return stream [B, L, D] plus what a Vim block adds to it; arguments as in ``ops.branch.residual_branch``.
+
+    What a backward pass needs is written into ``keep``, if given.
+    """
     kept, template = _prepared(weights, traversals, tuple(reverse), stream.shape[1])
     call = _Branch(ssm=template)
     call.ssm.batch, call.ssm.threads, call.ssm.isa = stream.shape[0], torch.get_num_threads(), isa
@@ -116,6 +143,9 @@ def branch(
     call.gamma = kernel.pointer(gamma)
     out = torch.empty_like(stream, memory_format=torch.contiguous_format)
     kernel.set(stream=stream, out=out)
+    if keep is not None:
+        kernel.set(y=keep.y)
+        call.saved = keep.states.data_ptr()
     kernel.run("vssm_branch_forward")
     return out
 
