@@ -1,7 +1,7 @@
 """Compile every Triton kernel for a GPU that need not be there: python compile_triton.py cuda:90 bf16.
 
-Prints the names of the kernels. Each is compiled as a scan with every option calls it, or with none and a single
-channel and direction, which triton makes constants of.
+Prints the names of the kernels. Each is compiled as a call with every option has it, or with none and a single channel
+and direction, which triton makes constants of.
 """
 
 from __future__ import annotations
@@ -15,29 +15,35 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from vision_ssm.ops import triton_backward, triton_forward, triton_parts
+from vision_ssm.ops import triton_backward, triton_conv, triton_forward, triton_norm, triton_parts
 
 OPTIONS = ("z", "skip", "bias", "dz", "saved", "heads", "sums", "tails")
-STATE = ("a", "skip", "bias", "saved", "heads", "sums", "ends", "tails", "parts", "scratch", "db", "dc", "da")
-INPUT = ("u", "delta", "b", "c", "z", "y", "grad", "du", "ddelta", "dz")
+STATE = ("a", "weight", "skip", "bias", "saved", "heads", "sums", "ends", "tails", "parts", "scratch", "db", "dc", "da")
+STREAM = ("stream", "grad_stream", "dweight")
+INPUT = ("x", "u", "delta", "b", "c", "z", "y", "grad", "dx", "du", "ddelta", "dz")
+ADDED = ("added", "scale", "shift", "normalised", "dadded")
 
 
-def compiled(kernel: Any, target: GPUTarget, dtype: str, constants: dict[str, Any], absent: Sequence[str] = ()) -> None:
+def compiled(
+    kernel: Any, target: GPUTarget, dtype: str, constants: dict[str, Any], absent: Sequence[str] = (), warps: int = 1
+) -> None:
     """Compile with the types of a call: pointers and strides aligned, last axes contiguous."""
     signature, values, aligned = {}, {}, {}
     for at, name in enumerate(inspect.signature(kernel.fn).parameters):
         if name in constants or name in absent or name.endswith(("_c", "_n")):
             signature[name], values[(at,)] = "constexpr", constants.get(name, None if name in absent else 1)
-        elif name in (*STATE, "dskip", "dbias"):
+        elif name == "eps":
+            signature[name] = "fp32"
+        elif name in (*STATE, *STREAM, "dskip", "dbias"):
             signature[name] = "*fp32"
         elif name in ("walks", "table"):
             signature[name] = "*i32"
         else:
-            signature[name] = f"*{dtype}" if name in INPUT else "i32"
+            signature[name] = f"*{dtype}" if name in (*INPUT, *ADDED) else "i32"
         if signature[name].startswith("*") or name.endswith(("_b", "_k", "_l")):
             aligned[(at,)] = [["tt.divisibility", 16]]
     source = ASTSource(fn=kernel, signature=signature, constexprs=values, attrs=aligned)
-    triton.compile(source, target=target, options={"num_warps": 1, "enable_fp_fusion": True})
+    triton.compile(source, target=target, options={"num_warps": warps, "enable_fp_fusion": True})
     print(kernel.fn.__name__, flush=True)
 
 
@@ -53,6 +59,23 @@ def main(where: str, dtype: str) -> None:
     link = {name: value for name, value in scan.items() if name != "SOFTPLUS"}
     compiled(triton_parts.link_segments, target, dtype, {**link, "REVERSE": True})
     compiled(triton_parts.sum_directions, target, dtype, {"ROWS": 8, "BLOCK": 128})
+    block = {"BLOCK": triton_conv.BLOCK}
+    both = {"K": 2, "TAPS": 4, "REVERSE": 0b10, "ACTIVATION": True, **block}
+    least = {"K": 1, "TAPS": 1, "REVERSE": 0, "ACTIVATION": False, **block, "channels": 1}
+    most = {"K": 2, "TAPS": 8, "REVERSE": 0b01, "ACTIVATION": True, **block}
+    for constants in (both, least, most):
+        compiled(triton_conv.conv_tiles, target, dtype, {**constants, "ROWS": triton_conv.ROWS}, warps=4)
+        compiled(triton_conv.conv_adjoint, target, dtype, {**constants, "LINES": triton_conv.LINES}, warps=4)
+    for channels, centred, absent in (
+        (192, True, ()),
+        (1, False, ("shift", "grad_stream", "dadded", "dweight", "dbias")),
+    ):
+        shape = triton_norm.launch_shape(channels)
+        constants = {"ROWS": shape["ROWS"], "BLOCK": shape["BLOCK"], "CENTRED": centred}
+        constants |= {"channels": 1, "x_l": 1, "added_l": 1, "grad_stream_l": 0, "grad_l": 1} if channels == 1 else {}
+        for kernel in (triton_norm.add_norm_rows, triton_norm.add_norm_adjoint):
+            taken = {n: c for n, c in constants.items() if n in inspect.signature(kernel.fn).parameters}
+            compiled(kernel, target, dtype, taken, absent, shape["num_warps"])
     compiled(triton_backward.adjoint_ends, target, dtype, scan)
     compiled(triton_backward.scan_adjoint, target, dtype, scan)
     compiled(triton_backward.scan_adjoint, target, dtype, bare, [name for name in OPTIONS if name != "saved"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 from dataclasses import dataclass, replace
 from functools import cache
@@ -10,14 +11,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from vision_ssm.ops import Traversal, selective_scan
+from vision_ssm.ops import Traversal, backends, norm, selective_scan
 from vision_ssm.ops.cpu import CpuBackend
+from vision_ssm.ops.triton_backend import TritonBackend
 
 KERNEL_MISSING = CpuBackend().missing
 needs_kernel = pytest.mark.skipif(KERNEL_MISSING is not None, reason=f"no C++ kernel: {KERNEL_MISSING}")
 
 GPU = torch.cuda.is_available()
 needs_gpu = pytest.mark.skipif(not GPU, reason="needs a GPU")
+needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 
 NAMES = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")
 
@@ -25,6 +28,17 @@ NAMES = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")
 def device_of(backend: str | None) -> torch.device:
     """Where a test of the backend keeps its tensors."""
     return torch.device("cuda" if GPU and backend == "triton" else "cpu")
+
+
+def use(monkeypatch: pytest.MonkeyPatch, segment_chunks: int | None = None) -> TritonBackend:
+    """Put a triton backend that runs here in the place of the package's."""
+    kernels = TritonBackend(interpret=not GPU, segment_chunks=segment_chunks)
+    reason = kernels.why_not(device_of("triton"), torch.float32)
+    if reason is not None:
+        pytest.skip(reason)
+    monkeypatch.setattr(norm, "LEAST_ELEMENTS", 0)
+    monkeypatch.setattr(backends, "_BACKENDS", (kernels, *(b for b in backends._BACKENDS if b.name != "triton")))
+    return kernels
 
 
 def placed(x: Tensor | None, device: torch.device) -> Tensor | None:

@@ -24,8 +24,10 @@ from scan_cases import (
     device_of,
     each_line,
     needs_gpu,
+    needs_triton,
     placed,
     random_case,
+    use,
 )
 from torch import Tensor, nn
 
@@ -36,18 +38,7 @@ from vision_ssm.ops.contract import CHUNK, ScanCall
 from vision_ssm.ops.triton_backend import TritonBackend
 from vision_ssm.ops.triton_schedule import WARPS_HELD, WARPS_WANTED, plan
 
-needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 pytestmark = needs_triton
-
-
-def use(monkeypatch: pytest.MonkeyPatch, segment_chunks: int | None = None) -> TritonBackend:
-    """Put a backend that runs here in the place of the package's."""
-    kernels = TritonBackend(interpret=not GPU, segment_chunks=segment_chunks)
-    reason = kernels.why_not(device_of("triton"), torch.float32)
-    if reason is not None:
-        pytest.skip(reason)
-    monkeypatch.setattr(backends, "_BACKENDS", (kernels, *(b for b in backends._BACKENDS if b.name != "triton")))
-    return kernels
 
 
 @pytest.fixture(autouse=True)
@@ -297,6 +288,7 @@ def test_the_kernels_compile_for_gpus(target: str, dtype: str, tmp_path: Path) -
     assert done.returncode == 0, done.stderr[-4000:]
     *names, last = done.stdout.split()
     expected = {"fill_walk", "scan_segments", "link_segments", "sum_directions", "adjoint_ends", "scan_adjoint"}
+    expected |= {"conv_tiles", "conv_adjoint", "add_norm_rows", "add_norm_adjoint"}
     assert set(names) == expected and last == "scan_adjoint"
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from timm.layers.drop import DropPath
 from torch import Tensor, nn
 
-from vision_ssm.layers.options import is_plain
+from vision_ssm.layers.norms import add_and_norm
+from vision_ssm.layers.options import has_global_hooks, is_plain
+from vision_ssm.ops import fuses_norms
 
-__all__ = ["Block", "run_mirrored_pair"]
+__all__ = ["Block", "joins_norms", "run_column", "run_mirrored_pair"]
 
 
 class Block(nn.Module):
@@ -48,6 +52,25 @@ class Block(nn.Module):
             if whole is not None:
                 return whole
         return x + self.branch(x)
+
+
+def joins_norms(blocks: Iterable[nn.Module], x: Tensor) -> bool:
+    """Tell whether :func:`run_column` saves passes over the stream x and nothing looks at a block or has changed it."""
+    if not fuses_norms(x) or has_global_hooks():
+        return False
+    return all(type(block) is Block and is_plain(block) and "branch" not in block.__dict__ for block in blocks)
+
+
+def run_column(blocks: Iterable[Block], x: Tensor) -> Tensor:
+    """Run the blocks one after the other on the stream x [B, L, D], each addition joined to the next block's norm.
+
+    Call it where :func:`joins_norms`.
+    """
+    added: Tensor | None = None
+    for block in blocks:
+        x, normalised = add_and_norm(block.norm, x, added)
+        added = block.drop_path(block.mixer(normalised))
+    return x if added is None else x + added
 
 
 def run_mirrored_pair(forward: Block, backward: Block, x: Tensor) -> Tensor:

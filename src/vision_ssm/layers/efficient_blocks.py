@@ -9,6 +9,7 @@ from timm.layers.mlp import Mlp
 from torch import Tensor, nn
 
 from vision_ssm.errors import ConfigError
+from vision_ssm.layers.norms import add_and_norm
 
 __all__ = ["DualBranchBlock", "InvertedResidual", "PointwiseConv", "SqueezeExcite", "SqueezeGate"]
 
@@ -91,10 +92,12 @@ class DualBranchBlock(nn.Module):
         convolved = self.branch_norm(self.branch_dw(normalised.permute(0, 3, 1, 2))).permute(0, 2, 3, 1)
         convolved = self.branch_pw(F.gelu(convolved))
         mixed = self.mixer(normalised)
-        x = x + self.drop_path(mixed * self.se(mixed) + convolved * self.se(convolved))
-        if self.mlp is not None and self.norm2 is not None:
-            x = x + self.drop_path(self.mlp(self.norm2(x)))
-        return x
+        added: Tensor = self.drop_path(mixed * self.se(mixed) + convolved * self.se(convolved))
+        if self.mlp is None or self.norm2 is None:
+            return x + added
+        x, normalised = add_and_norm(self.norm2, x, added)
+        transformed: Tensor = self.drop_path(self.mlp(normalised))
+        return x + transformed
 
 
 class SqueezeExcite(nn.Module):

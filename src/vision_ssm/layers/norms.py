@@ -6,9 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vision_ssm.layers.options import check_choice
+from vision_ssm.layers.options import check_choice, has_global_hooks, is_plain
+from vision_ssm.ops import add_norm, add_norm_applies
 
-__all__ = ["NORMS", "RMSNorm", "StreamLayerNorm", "make_norm"]
+__all__ = ["NORMS", "RMSNorm", "StreamLayerNorm", "add_and_norm", "make_norm"]
 
 EPS = 1e-5
 
@@ -54,3 +55,38 @@ def make_norm(name: str, channels: int) -> nn.Module:
     """Build the norm called ``name``; raise ConfigError if there is none."""
     check_choice("norm_layer", name, NORMS)
     return NORMS[name](channels)
+
+
+FUSED_KINDS: dict[type[nn.Module], str] = {RMSNorm: "rms", StreamLayerNorm: "layer", nn.LayerNorm: "layer"}
+
+
+def add_and_norm(norm: nn.Module, x: Tensor, added: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return (x + added, norm(x + added)), or (x, norm(x)) where nothing is added; x [..., C].
+
+    One pass over the stream where the Triton backend runs and nothing looks at the norm or has replaced it.
+    """
+    if added is not None:
+        fused = _fused(norm, x, added)
+        if fused is not None:
+            return fused
+        x = x + added
+    return x, norm(x)
+
+
+def _fused(norm: nn.Module, x: Tensor, added: Tensor) -> tuple[Tensor, Tensor] | None:
+    """The two in one pass, with the dtypes that they have one after the other, or None where that is not possible."""
+    if not isinstance(norm, (RMSNorm, nn.LayerNorm)) or type(norm) not in FUSED_KINDS:
+        return None
+    weight, bias = norm._parameters.get("weight"), getattr(norm, "bias", None)
+    if weight is None or not add_norm_applies(x, added, weight, bias):
+        return None
+    if has_global_hooks() or not is_plain(norm):
+        return None
+    scale: Tensor = weight
+    if type(norm) is nn.LayerNorm:
+        stream = torch.promote_types(x.dtype, added.dtype)
+        if x.is_cuda and torch.is_autocast_enabled("cuda"):
+            scale, bias = weight.float(), None if bias is None else bias.float()
+        elif weight.dtype != stream or (bias is not None and bias.dtype != stream):
+            return None  # torch has a rule of its own, or an error
+    return add_norm(x, added, scale, bias, norm.eps, FUSED_KINDS[type(norm)])

@@ -19,7 +19,7 @@ from timm.models._input import update_model_input_size
 from torch import Tensor, nn
 
 from vision_ssm.errors import CheckpointError, ConfigError
-from vision_ssm.layers import NORMS, Block, PatchEmbed, VimMixer, make_norm, run_mirrored_pair
+from vision_ssm.layers import NORMS, Block, PatchEmbed, VimMixer, joins_norms, make_norm, run_column, run_mirrored_pair
 from vision_ssm.layers.options import check_choice, check_count, check_flags, check_rates, has_global_hooks, is_plain
 from vision_ssm.layers.positions import (
     CLASS_TOKENS,
@@ -349,6 +349,9 @@ class Vim(nn.Module):
     def _tokens(self, x: Tensor | Patches) -> Tensor:
         """The stream after the last block, [B, M + T, D]."""
         tokens, _ = self._embed(x)
+        blocks: Any = self.blocks
+        if self._layers_per_step == 1 and not self.grad_checkpointing and joins_norms(blocks, tokens):
+            return run_column(blocks, tokens)
         for step in self._steps():
             tokens = self._run(step, tokens)
         return tokens

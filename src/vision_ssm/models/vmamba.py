@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from vision_ssm.layers import resample_grid
 from vision_ssm.layers.downsample import make_downsample
 from vision_ssm.layers.mlp import TiledMlp
+from vision_ssm.layers.norms import add_and_norm
 from vision_ssm.layers.options import check_flags, check_rates, check_ratio
 from vision_ssm.layers.ss2d import SS2D
 from vision_ssm.layers.stem import make_stem
@@ -50,10 +51,12 @@ class VMambaBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Run the block on a map x [B, H, W, C]."""
-        x = x + self.drop_path(self.mixer(self.norm(x)))
-        if self.norm2 is not None and self.mlp is not None:
-            x = x + self.drop_path(self.mlp(self.norm2(x)))
-        return x
+        added: Tensor = self.drop_path(self.mixer(self.norm(x)))
+        if self.norm2 is None or self.mlp is None:
+            return x + added
+        x, normalised = add_and_norm(self.norm2, x, added)
+        transformed: Tensor = self.drop_path(self.mlp(normalised))
+        return x + transformed
 
 
 class VMamba(Hierarchical):

@@ -12,6 +12,7 @@ from vision_ssm.ops.branch import (
     try_residual_branch,
 )
 from vision_ssm.ops.conv import causal_conv1d
+from vision_ssm.ops.norm import add_norm, add_norm_applies, fuses_norms
 from vision_ssm.ops.scan import selective_scan
 from vision_ssm.ops.ssm import one_pass, one_pass_applies
 from vision_ssm.ops.traversal import Traversal
@@ -22,10 +23,13 @@ __all__ = [
     "NormWeights",
     "SsmWeights",
     "Traversal",
+    "add_norm",
+    "add_norm_applies",
     "available_backends",
     "branch_applies",
     "causal_conv1d",
     "explain",
+    "fuses_norms",
     "one_pass",
     "one_pass_applies",
     "residual_branch",

@@ -15,7 +15,7 @@ from vision_ssm.ops.cpu import CpuBackend
 from vision_ssm.ops.reference import ReferenceBackend
 from vision_ssm.ops.triton_backend import TritonBackend
 
-__all__ = ["AUTO", "ENVIRONMENT_VARIABLE", "BackendStatus", "available_backends", "choose", "explain"]
+__all__ = ["AUTO", "ENVIRONMENT_VARIABLE", "BackendStatus", "available_backends", "choose", "explain", "intercepted"]
 
 AUTO = "auto"
 ENVIRONMENT_VARIABLE = "VISION_SSM_BACKEND"
@@ -104,6 +104,13 @@ def explain(device: str | torch.device = "cpu", dtype: torch.dtype = torch.float
         else:
             report.append(BackendStatus(backend.name, False, reason))
     return report
+
+
+def intercepted() -> bool:
+    """Tell whether something watches or transforms operations, which a kernel would escape."""
+    modes = torch._C._len_torch_dispatch_stack() or torch._C._len_torch_function_stack()
+    transforms = torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
+    return bool(modes or transforms or torch._C._get_tracing_state())
 
 
 _warned = False

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vision_ssm.errors import BackendError, ShapeError
 from vision_ssm.ops import cpu_branch, cpu_ssm
-from vision_ssm.ops.backends import AUTO, choose
+from vision_ssm.ops.backends import AUTO, choose, intercepted
 from vision_ssm.ops.cpu import CpuBackend
 from vision_ssm.ops.cpu_ssm import MOST_TAPS, NormWeights, SsmWeights
 from vision_ssm.ops.native import DTYPES
@@ -71,7 +71,7 @@ def _applicable(
     """Return the backend that runs the block in one call, or None where it does not apply."""
     if type(x) is not Tensor or not x.is_cpu or x.dtype != torch.float32 or x.numel() == 0:
         return None
-    if torch.compiler.is_compiling() or _intercepted():
+    if torch.compiler.is_compiling() or intercepted():
         return None
     dtype = weights.in_proj.dtype
     if dtype not in DTYPES:
@@ -199,13 +199,6 @@ def _misfit_of(width: int, shapes: tuple[torch.Size | None, ...], directions: in
 
 def _show(shape: torch.Size | None) -> str:
     return "None" if shape is None else str(list(shape))
-
-
-def _intercepted() -> bool:
-    """Tell whether something watches or transforms operations, which the kernel would escape."""
-    modes = torch._C._len_torch_dispatch_stack() or torch._C._len_torch_function_stack()
-    transforms = torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
-    return bool(modes or transforms or torch._C._get_tracing_state())
 
 
 def _multiplies_bfloat16() -> bool:

@@ -9,12 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vision_ssm.errors import ShapeError
+from vision_ssm.errors import BackendError, ShapeError
 from vision_ssm.ops import cpu_conv
 from vision_ssm.ops.backends import AUTO, choose
 from vision_ssm.ops.cpu import CpuBackend
 from vision_ssm.ops.native import BEST
 from vision_ssm.ops.registration import Operator, register
+from vision_ssm.ops.triton_backend import TritonBackend
 
 __all__ = ["causal_conv1d"]
 
@@ -53,7 +54,7 @@ def causal_conv1d(
         bias = weight.new_zeros(weight.shape[:2])
     if tuple(bias.shape) != tuple(weight.shape[:2]):
         raise ShapeError(f"causal_conv1d expects bias {list(weight.shape[:2])}, got {list(bias.shape)}")
-    if weight.shape[2] <= cpu_conv.MOST_TAPS and isinstance(choose(AUTO, x.device, x.dtype), CpuBackend):
+    if weight.shape[2] <= cpu_conv.MOST_TAPS and _has_kernels(x.device, x.dtype):
         result: Tensor = torch.ops.vision_ssm.causal_conv1d(
             x, weight.to(torch.float32), bias.to(torch.float32), list(reverse), activation
         )
@@ -78,19 +79,40 @@ def _shifted_products(x: Tensor, weight: Tensor, bias: Tensor, reverse: Sequence
     return torch.stack(results).transpose(0, 1)
 
 
-def _instruction_set(x: Tensor) -> int:
+# Asked for its answer where a call is traced: tracing need not see through the properties of a device.
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _has_kernels(device: torch.device, dtype: torch.dtype) -> bool:
+    return isinstance(choose(AUTO, device, dtype), (CpuBackend, TritonBackend))
+
+
+def _instruction_set(x: Tensor) -> int | None:
+    """Return the C++ kernel's instruction set for x, or None where the Triton kernels take it."""
     backend = choose(AUTO, x.device, x.dtype)
+    if isinstance(backend, TritonBackend):
+        return None
+    if x.device.type != "cpu":
+        raise BackendError(f"vision_ssm::causal_conv1d has no kernel for {x.device} on the backend {backend.name!r}")
     return backend.isa if isinstance(backend, CpuBackend) else BEST
 
 
 def _forward(x: Tensor, weight: Tensor, bias: Tensor, reverse: Sequence[bool], activation: bool) -> Tensor:
-    return cpu_conv.forward(x, weight, bias, reverse, activation, _instruction_set(x))
+    isa = _instruction_set(x)
+    if isa is not None:
+        return cpu_conv.forward(x, weight, bias, reverse, activation, isa)
+    from vision_ssm.ops import triton_conv
+
+    return triton_conv.forward(x, weight, bias, reverse, activation)
 
 
 def _backward(
     grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, reverse: Sequence[bool], activation: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return cpu_conv.backward(grad, x, weight, bias, reverse, activation, _instruction_set(x))
+    isa = _instruction_set(x)
+    if isa is not None:
+        return cpu_conv.backward(grad, x, weight, bias, reverse, activation, isa)
+    from vision_ssm.ops import triton_conv
+
+    return triton_conv.backward(grad, x, weight, bias, reverse, activation)
 
 
 def _forward_fake(x: Tensor, weight: Tensor, bias: Tensor, reverse: Sequence[bool], activation: bool) -> Tensor:

@@ -23,14 +23,14 @@ from vision_ssm.errors import BackendError
 from vision_ssm.ops.contract import CHUNK, Cover, ScanCall, ScanGradients, cover_of, saved_states_shape
 from vision_ssm.ops.triton_schedule import Schedule, plan
 
-__all__ = ["TritonBackend"]
+__all__ = ["TritonBackend", "on_device_of", "processors"]
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MOST_STATES = 64
 MOST_TOKENS = 2**31 - CHUNK  # the kernels count steps in 32 bits; offsets in memory have 64
 OLDEST = (8, 0)  # compute capability: bfloat16 in hardware
 INTERPRET = "TRITON_INTERPRET"
-_INTERPRETED_PROCESSORS = 2  # what the schedule takes the interpreter for
+_INTERPRETED_PROCESSORS = 2  # what the interpreter is taken for
 
 
 class TritonBackend:
@@ -82,10 +82,8 @@ class TritonBackend:
         )
         if cover == Cover.SOME or (cover == Cover.ONCE and not call.merge):
             parts.zero_()
-        with _on(call.u):
-            launch = _Launch(
-                call, plan(call, self._processors(call), backward=False, segment_chunks=self._segment_chunks)
-            )
+        with on_device_of(call.u):
+            launch = _Launch(call, plan(call, processors(call.u), backward=False, segment_chunks=self._segment_chunks))
             launch.forward(parts, states if save_states else None, gated=not apart)
             if apart:
                 launch.sum_directions(parts, y)
@@ -96,16 +94,11 @@ class TritonBackend:
         call = _checked(call)
         if call.batch == 0 or call.tokens == 0 or call.channels == 0:
             return _zeros(call)
-        with _on(call.u):
-            schedule = plan(call, self._processors(call), backward=True, segment_chunks=self._segment_chunks)
+        with on_device_of(call.u):
+            schedule = plan(call, processors(call.u), backward=True, segment_chunks=self._segment_chunks)
             found = _Gradients(call, schedule)
             _Launch(call, schedule).backward(states, grad if not call.merge else grad[:, None], found)
             return found.summed(call)
-
-    def _processors(self, call: ScanCall) -> int:
-        if self._interpret:
-            return _INTERPRETED_PROCESSORS
-        return torch.cuda.get_device_properties(call.u.device).multi_processor_count
 
 
 class _Gradients:
@@ -178,7 +171,12 @@ def _checked(call: ScanCall) -> ScanCall:
     )
 
 
-def _on(x: Tensor) -> AbstractContextManager[Any]:
+def processors(x: Tensor) -> int:
+    """How many multiprocessors x's device has."""
+    return torch.cuda.get_device_properties(x.device).multi_processor_count if x.is_cuda else _INTERPRETED_PROCESSORS
+
+
+def on_device_of(x: Tensor) -> AbstractContextManager[Any]:
     """Make x's device the current one, where triton launches."""
     return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
 
