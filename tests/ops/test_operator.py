@@ -124,6 +124,18 @@ def test_an_operator_call_that_saved_nothing_has_no_gradient() -> None:
         y.sum().backward()
 
 
+def test_a_gradient_of_a_gradient_is_refused_rather_than_wrong() -> None:
+    case = random_case(5, both_ways(5)).to(torch.float32)
+    u, x = case.tensors["u"], torch.randn(2, 5, 3, requires_grad=True)
+    assert u is not None
+    u = u.clone().requires_grad_()
+    scanned = selective_scan(**{**case.tensors, "u": u}, traversals=case.traversals)
+    for leaf, y in ((u, scanned), (x, causal_conv1d(x, torch.randn(1, 3, 4)))):
+        (gradient,) = torch.autograd.grad(y.square().sum(), leaf, create_graph=True)
+        with pytest.raises(BackendError, match="differentiated once"):
+            torch.autograd.grad(gradient.sum(), leaf)
+
+
 def test_shape_errors_name_the_tensor_and_the_expected_shape() -> None:
     case = random_case(10, both_ways(10), channels=3, states=4).to(torch.float32)
 

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import library
 
+from vision_ssm.errors import BackendError
+
 __all__ = ["Operator", "register"]
 
 NAMESPACE = "vision_ssm"
@@ -25,7 +27,10 @@ class Operator(NamedTuple):
 
 
 def register(name: str, schema: str, backward_schema: str | None, operator: Operator) -> None:
-    """Define ``vision_ssm::name`` and, given its schema, ``vision_ssm::name_backward``, for every device."""
+    """Define ``vision_ssm::name`` and, given its schema, ``vision_ssm::name_backward``, for every device.
+
+    It can be differentiated once: a gradient of its gradient raises BackendError.
+    """
     forms = [(name, schema, operator.forward, operator.forward_fake)]
     if backward_schema is not None:
         forms.append((f"{name}_backward", backward_schema, operator.backward, operator.backward_fake))
@@ -35,3 +40,13 @@ def register(name: str, schema: str, backward_schema: str | None, operator: Oper
         library.impl(qualified, "default", real)
         library.register_fake(qualified, fake)
     library.register_autograd(f"{NAMESPACE}::{name}", operator.autograd, setup_context=operator.setup_context)
+    if backward_schema is not None:
+
+        def refuse(*_: Any) -> Any:
+            raise BackendError(
+                f"vision_ssm::{name} is differentiated once; a gradient of its gradient (create_graph=True) is not "
+                "supported"
+            )
+
+        # Without this torch would only warn, and return gradients with that part missing.
+        library.register_autograd(f"{NAMESPACE}::{name}_backward", refuse)
