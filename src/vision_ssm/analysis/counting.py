@@ -23,7 +23,8 @@ __all__ = ["LiveBytes", "MacCounter", "Macs", "saved_bytes"]
 SCAN = torch.ops.vision_ssm.selective_scan
 TAP = torch.ops.aten.addcmul
 NORM = torch.ops.aten.native_layer_norm
-BATCH_NORM = torch.ops.aten.native_batch_norm
+# The counter takes the first apart into the second in some versions of torch (2.11 is one).
+BATCH_NORMS = (torch.ops.aten.native_batch_norm, torch.ops.aten._native_batch_norm_legit_no_training)
 
 
 def _scan_flops(
@@ -73,7 +74,8 @@ class MacCounter:
 
     def __init__(self, model: nn.Module) -> None:
         self._root = type(model).__name__
-        mapping = {SCAN: _scan_flops, TAP: _tap_flops, NORM: _norm_flops, BATCH_NORM: _batch_norm_flops}
+        mapping: dict[Any, Any] = {SCAN: _scan_flops, TAP: _tap_flops, NORM: _norm_flops}
+        mapping |= dict.fromkeys(BATCH_NORMS, _batch_norm_flops)
         self._counter = FlopCounterMode(display=False, custom_mapping=mapping)
 
     def __enter__(self) -> MacCounter:
@@ -87,7 +89,7 @@ class MacCounter:
         """Return what was counted inside the module of that dotted name, or in the whole model for ``''``."""
         counts = self._counter.get_flop_counts()
         by_operator = counts.get(f"{self._root}.{module}" if module else "Global", {})
-        scans, taps, *both = (by_operator.get(operator, 0) // 2 for operator in (SCAN, TAP, NORM, BATCH_NORM))
+        scans, taps, *both = (by_operator.get(operator, 0) // 2 for operator in (SCAN, TAP, NORM, *BATCH_NORMS))
         norms = sum(both)
         return Macs(sum(by_operator.values()) // 2 - norms, scans, taps, norms)
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from timm.layers.weight_init import trunc_normal_
 from torch import Tensor, nn
 
 from vision_ssm.errors import ConfigError, ShapeError
+from vision_ssm.layers.initial import truncated_normal_
 from vision_ssm.layers.options import check_choice
 
 __all__ = ["DOWNSAMPLES", "ConvDownsample", "PatchMerging", "make_downsample"]
@@ -32,7 +32,7 @@ class PatchMerging(nn.Module):
         super().__init__()
         self.norm = nn.LayerNorm(4 * channels)
         self.reduction = nn.Linear(4 * channels, out_channels or 2 * channels, bias=False)
-        trunc_normal_(self.reduction.weight, std=0.02)
+        truncated_normal_(self.reduction.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         """Halve x [B, H, W, C] to [B, ceil(H/2), ceil(W/2), out_channels]."""

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from timm.layers.classifier import ClassifierHead
-from timm.layers.weight_init import trunc_normal_
 from timm.models import checkpoint, register_notrace_function, register_notrace_module
 from timm.models._features import feature_take_indices
 from timm.models._input import update_model_input_size
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from vision_ssm.errors import ConfigError, ShapeError
 from vision_ssm.layers.downsample import ConvDownsample, PatchMerging
+from vision_ssm.layers.initial import truncated_normal_
 from vision_ssm.layers.options import check_choice, check_count, check_flags, check_rates
 from vision_ssm.layers.patch_embed import as_size
 from vision_ssm.layers.stem import PatchStem
@@ -304,6 +304,6 @@ def check_depths(depths: Sequence[int], embed_dim: int) -> None:
 
 @torch.no_grad()
 def _init_linear(module: nn.Linear) -> None:
-    trunc_normal_(module.weight, std=0.02)
+    truncated_normal_(module.weight)
     if module.bias is not None:
         module.bias.zero_()

@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from timm.layers.weight_init import lecun_normal_, trunc_normal_
+from timm.layers.weight_init import lecun_normal_
 from timm.models import checkpoint, register_notrace_function, register_notrace_module
 from timm.models._features import feature_take_indices
 from timm.models._input import update_model_input_size
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from vision_ssm.errors import CheckpointError, ConfigError
 from vision_ssm.layers import NORMS, Block, PatchEmbed, VimMixer, joins_norms, make_norm, run_column, run_mirrored_pair
+from vision_ssm.layers.initial import truncated_normal_
 from vision_ssm.layers.options import check_choice, check_count, check_flags, check_rates, has_global_hooks, is_plain
 from vision_ssm.layers.positions import (
     CLASS_TOKENS,
@@ -162,7 +163,7 @@ class Vim(nn.Module):
             self.patch_embed.proj.bias.zero_()
         for name, parameter in self.named_parameters(recurse=False):
             if name == "pos_embed" or name.startswith("cls_token"):
-                trunc_normal_(parameter, std=0.02)
+                truncated_normal_(parameter)
         _init_head(self.head)
 
     def no_weight_decay(self) -> set[str]:
@@ -358,8 +359,9 @@ class Vim(nn.Module):
 
     def _needs_class_rows_only(self) -> bool:
         """Tell whether the head reads class tokens only and nobody sees the others after the norm: hooks would."""
-        norm, replaced = self.norm, {"forward_features", "forward_head"} & self.__dict__.keys()
+        norm, mine = self.norm, self.__dict__
         own = type(self).forward_features is Vim.forward_features and type(self).forward_head is Vim.forward_head
+        replaced = "forward_features" in mine or "forward_head" in mine
         plain = type(norm) in NORMS.values() and is_plain(norm) and not has_global_hooks()
         return self.global_pool == "token" and own and not replaced and plain
 
@@ -412,5 +414,5 @@ class Vim(nn.Module):
 
 def _init_head(head: nn.Module) -> None:
     if isinstance(head, nn.Linear):
-        trunc_normal_(head.weight, std=0.02)
+        truncated_normal_(head.weight)
         nn.init.zeros_(head.bias)

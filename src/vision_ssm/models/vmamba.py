@@ -10,12 +10,12 @@ from collections.abc import Sequence
 
 import torch
 from timm.layers.drop import DropPath
-from timm.layers.weight_init import trunc_normal_
 from timm.models import register_notrace_function, register_notrace_module
 from torch import Tensor, nn
 
 from vision_ssm.layers import resample_grid
 from vision_ssm.layers.downsample import make_downsample
+from vision_ssm.layers.initial import truncated_normal_
 from vision_ssm.layers.mlp import TiledMlp
 from vision_ssm.layers.norms import add_and_norm
 from vision_ssm.layers.options import check_flags, check_rates, check_ratio
@@ -165,7 +165,7 @@ class VMamba(Hierarchical):
         """Draw the published initial values of what does not draw its own."""
         super().init_weights()
         if self.pos_embed is not None:
-            trunc_normal_(self.pos_embed, std=0.02)
+            truncated_normal_(self.pos_embed)
 
     def embed(self, x: Tensor | Patches) -> Tensor:
         """Return the first stage's input [B, h, w, C] of images or patches x, positions added."""
