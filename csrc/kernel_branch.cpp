@@ -89,12 +89,13 @@ class Branch {
 
     // The rows that out_proj takes.
     Rows<float> results() const {
-        return s_.y.data ? Rows<float>(s_.y, image_, 0) : Rows<float>({rooms_.sum, 0, 0, rooms_.stride, VSSM_FLOAT32}, 0, 0);
+        if (s_.y.data) return Rows<float>(s_.y, image_, 0);
+        return Rows<float>({rooms_.sum, 0, 0, rooms_.stride, VSSM_FLOAT32}, 0, 0);
     }
     // Where direction k saves its states, or null.
     float* saved(int64_t k) const {
-        const int64_t chunks = (s_.ssm.tokens + T - 1) / T;
-        return s_.saved ? s_.saved + (image_ * s_.ssm.directions + k) * chunks * s_.ssm.states * s_.ssm.channels : nullptr;
+        const int64_t chunks = (s_.ssm.tokens + T - 1) / T, each = chunks * s_.ssm.states * s_.ssm.channels;
+        return s_.saved ? s_.saved + (image_ * s_.ssm.directions + k) * each : nullptr;
     }
 
     // Rows of hidden for the tokens [first, end), at most ROWS.
@@ -180,9 +181,9 @@ class Branch {
 
 enum class Visit { FIRST, AGAIN, LAST, ONLY };  // whether the directions before have summed here, and others will
 
-DirectionPass<float> pass(const Branch& branch, const vssm_ssm& s, const Parameters& parameters, int64_t k, const vssm_walk& walk,
-                          bool continues, Visit visit, Scratch& scratch, const Rooms& rooms, const Desk& desk,
-                          const int64_t* slots) {
+DirectionPass<float> pass(const Branch& branch, const vssm_ssm& s, const Parameters& parameters, int64_t k,
+                          const vssm_walk& walk, bool continues, Visit visit, Scratch& scratch, const Rooms& rooms,
+                          const Desk& desk, const int64_t* slots) {
     const auto rows = [&](float* base) {
         return Rows<float>({base, 0, 0, rooms.stride, VSSM_FLOAT32}, 0, 0);
     };
@@ -313,7 +314,8 @@ int branch_forward(const vssm_branch& s) {
     const bool share = ssm.batch < ssm.threads;
     const bool pair = share && ssm.threads == 2 && mirrored(ssm) && !s.saved;  // halves begin anywhere in a chunk
     const int64_t images = share ? 1 : ssm.threads, teams = pair ? 2 : images;
-    const int64_t tiles_each = share && !pair ? std::max<int64_t>(SHARED_ROWS / (T * Scratch::stride_of(ssm.channels)), 1) : 1;
+    const int64_t together = std::max<int64_t>(SHARED_ROWS / (T * Scratch::stride_of(ssm.channels)), 1);
+    const int64_t tiles_each = share && !pair ? together : 1;
     thread_local Arena arena;
     if (!arena.reserve(ssm.directions * Parameters::size(ssm) + Ends::size(s) +
                        teams * Scratch::size(ssm, tiles_each) + images * Rooms::size(ssm) +

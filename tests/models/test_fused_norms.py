@@ -113,6 +113,25 @@ def test_vim_gives_the_same_in_half_precision(
     assert len(fused) == 1
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_mixed_precision_trains_without_nan(dtype: torch.dtype, fused: list[tuple[int, ...]]) -> None:
+    """Convolution, scan and norms together, as a trainer runs them; float16 with a scaled loss."""
+    model, target = column(depth=2), torch.tensor([0, 2], device=DEVICE)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    scaler = torch.amp.GradScaler(DEVICE.type, init_scale=2.0**10, enabled=dtype == torch.float16)
+    losses = []
+    for _ in range(4):
+        with torch.autocast(DEVICE.type, dtype):
+            loss = nn.functional.cross_entropy(model(images()).float(), target)
+        optimiser.zero_grad()
+        scaler.scale(loss).backward()
+        assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+        scaler.step(optimiser)
+        scaler.update()
+        losses.append(loss.item())
+    assert losses[-1] < 0.9 * losses[0] and len(fused) == 4
+
+
 @pytest.mark.parametrize(("family", "calls"), [(VMamba, 4), (EfficientVMamba, 2)])
 def test_the_pyramids_give_the_same(
     family: type[nn.Module], calls: int, monkeypatch: pytest.MonkeyPatch, fused: list[tuple[int, ...]]
