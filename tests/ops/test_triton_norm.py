@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from scan_cases import FLOORS, device_of, needs_triton, placed, relative_error, use
-from torch import Tensor
+from torch import Tensor, library
 from torch.utils.flop_counter import FlopCounterMode
 
 from vision_ssm.errors import BackendError, ConfigError, ShapeError
@@ -271,12 +271,12 @@ def test_the_operator_keeps_torchs_rules(dtypes: tuple[torch.dtype, ...]) -> Non
     tensors = [x.requires_grad_() for x in _here(case((5,), 12, "layer", dtypes))]
     # Not test_autograd_registration: it wants a kernel of its own for every device.
     tests = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
-    torch.library.opcheck(torch.ops.vision_ssm.add_norm.default, (*tensors, 1e-5, "layer"), test_utils=tests)
+    library.opcheck(torch.ops.vision_ssm.add_norm.default, (*tensors, 1e-5, "layer"), test_utils=tests)
     stream, normalised = (y.detach() for y in add_norm(*tensors, 1e-5, "layer"))
     _, _, weight, bias = (x.detach() for x in tensors)
     for passed, parameters in ((None, True), (stream, False)):
         arguments = (passed, normalised, stream, weight, bias, 1e-5, "layer", dtypes[0], dtypes[1], parameters)
-        torch.library.opcheck(torch.ops.vision_ssm.add_norm_backward.default, arguments, test_utils=tests[:2])
+        library.opcheck(torch.ops.vision_ssm.add_norm_backward.default, arguments, test_utils=tests[:2])
 
 
 def _here(of: Case) -> list[Tensor]:
