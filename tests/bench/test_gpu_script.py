@@ -40,6 +40,16 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 @pytest.fixture
+def steps(gpu: Any) -> Any:
+    return importlib.import_module("gpu_steps")
+
+
+@pytest.fixture
+def timing(gpu: Any) -> Any:
+    return importlib.import_module("gpu_timing")
+
+
+@pytest.fixture
 def ceilings(gpu: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     """benchmarks/gpu_ceilings.py with made-up rates, and a clock by which a call takes its turn's number in ms."""
     module = importlib.import_module("gpu_ceilings")
@@ -98,9 +108,9 @@ def test_every_polynomial_takes_the_place_of_a_special_function(tmp_path):
     assert done.stdout.split() == ["16", "14", "12", "8"]
 
 
-def test_the_floor_of_a_convolution_is_its_bytes(gpu):
-    step = gpu.conv_step("", (2, 5, 6), (False, True), "bfloat16", "cpu")
-    x, y, parameters = BF16 * 60, BF16 * 120, BF16 * 2 * 6 * (gpu.TAPS + 1)
+def test_the_floor_of_a_convolution_is_its_bytes(steps):
+    step = steps.conv_step("", (2, 5, 6), (False, True), "bfloat16", "cpu")
+    x, y, parameters = BF16 * 60, BF16 * 120, BF16 * 2 * 6 * (steps.TAPS + 1)
     forward = x + parameters + y
     assert step.bytes == {"forward": forward, "forward and backward": 2 * forward + x + parameters}
 
@@ -115,8 +125,8 @@ def test_the_floor_of_a_convolution_is_its_bytes(gpu):
         ("rms", "bfloat16 on float32", 2 * 60 * (F32 + BF16) + BF16 * 6, 60 * (3 * F32 + 2 * BF16) + BF16 * 2 * 6),
     ],
 )
-def test_the_floor_of_an_addition_and_norm_is_its_bytes(gpu, kind, dtypes, forward, backward):
-    step = gpu.norm_step((2, 5, 6), kind, dtypes, "cpu")
+def test_the_floor_of_an_addition_and_norm_is_its_bytes(steps, kind, dtypes, forward, backward):
+    step = steps.norm_step((2, 5, 6), kind, dtypes, "cpu")
     assert step.bytes == {"forward": forward, "forward and backward": forward + backward}
 
 
@@ -130,72 +140,74 @@ def test_the_floor_of_a_scan_is_the_larger_of_bytes_and_exponentials(gpu):
     assert gpu.floors(arguments, 1e9, 1e3)["forward and backward"]["seconds"] == 2 * count / 1e3
 
 
-def test_rows_take_turns_and_compare_medians(gpu, ceilings, capsys):
+def test_rows_take_turns_and_compare_medians(timing, ceilings, capsys):
     called = []
     runs = {who: tuple(lambda who=who: called.append(who) for _ in range(2)) for who in ("vision_ssm", "torch")}
-    least = {form: {"bytes": 2e-3, "seconds": 2e-3} for form in gpu.FORMS}
-    first, second = gpu.rows_of({"step": "a step", "dtype": "float32"}, runs, least, "torch", 3)
+    least = {form: {"bytes": 2e-3, "seconds": 2e-3} for form in timing.FORMS}
+    first, second = timing.rows_of({"step": "a step", "dtype": "float32"}, runs, least, "torch", 3)
     assert called == ["vision_ssm", "torch"] * 6
     assert first["samples"] == {"vision_ssm": [1e-3, 3e-3, 5e-3], "torch": [2e-3, 4e-3, 6e-3]}
     assert first["seconds"] == {"vision_ssm": 3e-3, "torch": 4e-3} and first["pass"] == "forward"
     assert (first["over_floor"], first["over_torch"]) == (1.5, 0.75) and first["floor"] == least["forward"]
     assert second["over_torch"] == pytest.approx(0.9) and second["pass"] == "forward and backward"
     assert "1.50 x floor, 0.75 x torch" in capsys.readouterr().out
-    alone = gpu.rows_of({"scan": "a scan", "dtype": "float32"}, {"vision_ssm": runs["torch"]}, least, "mamba_ssm", 1)
+    alone = timing.rows_of({"scan": "a scan", "dtype": "float32"}, {"vision_ssm": runs["torch"]}, least, "mamba_ssm", 1)
     assert alone[0]["over_mamba_ssm"] is None
 
 
-def test_a_crossing_is_the_least_size_that_no_larger_one_contradicts(gpu):
+def test_a_crossing_is_the_least_size_that_no_larger_one_contradicts(steps):
     def rows(form: str, *over: float) -> list[dict[str, Any]]:
         sizes = enumerate(over)
         return [
             {"norm": "rms", "dtype": "float32", "pass": form, "elements": 10**at, "over_torch": x} for at, x in sizes
         ]
 
-    found = gpu.crossings([*rows("a", 0.9, 1.1, 0.9, 0.8), *rows("b", 0.9, 0.9, 1.0), *rows("c", 0.5), {"dtype": "x"}])
+    found = steps.crossings(
+        [*rows("a", 0.9, 1.1, 0.9, 0.8), *rows("b", 0.9, 0.9, 1.0), *rows("c", 0.5), {"dtype": "x"}]
+    )
     assert [(case["pass"], case["elements"]) for case in found] == [("a", 100), ("b", None), ("c", 1)]
 
 
 @needs_triton
-def test_steps_are_checked_measured_and_written(gpu, ceilings, monkeypatch, tmp_path, capsys):
+def test_steps_are_checked_measured_and_written(steps, timing, ceilings, monkeypatch, tmp_path, capsys):
     use(monkeypatch)
-    monkeypatch.setattr(gpu.norm, "LEAST_ELEMENTS", 2**20)
-    monkeypatch.setattr(gpu, "CONVS", {"1 x 5 x 8": (1, 5, 8, (True,))})
-    monkeypatch.setattr(gpu, "NORMS", ((1, 5, 8), (2, 5, 8)))
-    monkeypatch.setattr(gpu, "DRAWN", 80)
-    monkeypatch.delitem(gpu.STREAMS, "bfloat16")  # the others are enough, and the interpreter slow
-    found = gpu.measure_steps(2, str(device_of("triton")))
+    monkeypatch.setattr(steps.norm, "LEAST_ELEMENTS", 2**20)
+    monkeypatch.setattr(steps, "CONVS", {"1 x 5 x 8": (1, 5, 8, (True,))})
+    monkeypatch.setattr(steps, "NORMS", ((1, 5, 8), (2, 5, 8)))
+    monkeypatch.setattr(timing, "DRAWN", 80)
+    monkeypatch.delitem(steps.STREAMS, "bfloat16")  # the others are enough, and the interpreter slow
+    found = steps.measure_steps(2, str(device_of("triton")))
     assert len(found["rows"]) == 2 * (2 + 2 * 2 * 2)
     assert {tuple(row["seconds"]) for row in found["rows"]} == {("vision_ssm", "torch")}
-    moved = F32 * (40 + 8 * (gpu.TAPS + 1) + 40)  # x, parameters, y
+    moved = F32 * (40 + 8 * (steps.TAPS + 1) + 40)  # x, parameters, y
     assert found["rows"][0]["floor"] == {"bytes": moved / 1e9, "seconds": moved / 1e9}
-    assert found["least_elements"] == gpu.norm.LEAST_ELEMENTS == 2**20
+    assert found["least_elements"] == steps.norm.LEAST_ELEMENTS == 2**20
     printed = capsys.readouterr().out
     assert "1/4 of them polynomials: 4.00 T/s" in printed and "LEAST_ELEMENTS is 1,048,576" in printed
     assert printed.count("add_norm is faster") == len(found["add_norm_faster_from"]) == 2 * 2 * 2
-    gpu.save(found, "torch", tmp_path / "gpu_steps.json")
+    timing.save(found, "torch", tmp_path / "gpu_steps.json")
     assert json.loads((tmp_path / "gpu_steps.json").read_text()) == found
     assert sorted(path.name for path in tmp_path.iterdir()) == ["gpu_steps.json", "gpu_steps.png"]
 
 
 @needs_triton
-def test_scans_are_measured(gpu, ceilings, monkeypatch):
+def test_scans_are_measured(timing, gpu, ceilings, monkeypatch):
     use(monkeypatch)
     monkeypatch.setattr(gpu, "SCANS", {"small": (1, (1, 5), 8, 2, "one")})
     monkeypatch.setattr(gpu, "check", lambda device: None)
     found = gpu.measure_scans(1, str(device_of("triton")))
     assert [(row["scan"], row["dtype"], row["pass"]) for row in found["rows"]] == [
-        ("small", dtype, form) for dtype in ("bfloat16", "float32") for form in gpu.FORMS
+        ("small", dtype, form) for dtype in ("bfloat16", "float32") for form in timing.FORMS
     ]
 
 
 @needs_triton
-def test_a_wrong_result_is_not_timed(gpu, ceilings, monkeypatch):
+def test_a_wrong_result_is_not_timed(steps, ceilings, monkeypatch):
     use(monkeypatch)
 
     def wrong(x: Tensor, *args: Any, **named: Any) -> Any:
-        return gpu.separate_add_norm(x * 1.001, *args, **named)
+        return steps.separate_add_norm(x * 1.001, *args, **named)
 
-    monkeypatch.setattr(gpu, "asked_add_norm", wrong)
+    monkeypatch.setattr(steps, "asked_add_norm", wrong)
     with pytest.raises(SystemExit, match="add_norm 2 x 37 x 72, rms, float32: output 0 is off"):
-        gpu.check_steps(str(device_of("triton")))
+        steps.check_steps(str(device_of("triton")))

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from timm.layers import DropPath
+from timm.models._features_fx import create_feature_extractor
 from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 
 from vision_ssm.errors import ConfigError, ShapeError
@@ -314,6 +315,7 @@ def test_who_looks_at_the_final_norm_sees_every_token():
     ):
         model(images)
     assert seen == [(2, 17, 16)] * 2
+    assert create_feature_extractor(model, ["norm"])(images)["norm"].shape == (2, 17, 16)
 
 
 def test_replaced_parts_are_called():

@@ -17,6 +17,7 @@ from timm.models import checkpoint, register_notrace_function, register_notrace_
 from timm.models._features import feature_take_indices
 from timm.models._input import update_model_input_size
 from torch import Tensor, nn
+from torch.fx import Proxy
 
 from vision_ssm.errors import CheckpointError, ConfigError
 from vision_ssm.layers import NORMS, Block, PatchEmbed, VimMixer, joins_norms, make_norm, run_column, run_mirrored_pair
@@ -245,7 +246,8 @@ class Vim(nn.Module):
 
     def forward(self, x: Tensor | Patches) -> Tensor:
         """Classify images [B, in_chans, H, W], or what :meth:`embed_strips` returned; logits [B, num_classes]."""
-        if self._needs_class_rows_only():
+        # Who traces symbolically may take the norm's output as features.
+        if self._needs_class_rows_only() and not isinstance(x, Proxy):
             # The norm takes each token by itself, so the others need not be normalised, nor copied to new places.
             return self.forward_head(self.norm(class_rows(self._tokens(x), self.class_token)))
         return self.forward_head(self.forward_features(x))
