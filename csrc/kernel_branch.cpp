@@ -84,8 +84,9 @@ struct Ends {
 // The steps of one image outside the scan.
 class Branch {
   public:
-    Branch(const vssm_branch& s, const Ends& ends, const Rooms& rooms, int64_t image)
-        : s_(s), ends_(ends), rooms_(rooms), image_(image), stream_(s.stream, image, 0), out_(s.out, image, 0) {}
+    Branch(const vssm_branch& s, const vssm_tensor& stream, const vssm_tensor& out, const Ends& ends, const Rooms& rooms,
+           int64_t image)
+        : s_(s), ends_(ends), rooms_(rooms), image_(image), stream_(stream, image, 0), out_(out, image, 0) {}
 
     // The rows that out_proj takes.
     Rows<float> results() const {
@@ -307,58 +308,87 @@ void run_shared(const Branch& branch, const vssm_ssm& s, const std::vector<Param
     }
 }
 
-}  // namespace
-
-int branch_forward(const vssm_branch& s) {
-    const vssm_ssm& ssm = s.ssm;
-    const bool share = ssm.batch < ssm.threads;
-    const bool pair = share && ssm.threads == 2 && mirrored(ssm) && !s.saved;  // halves begin anywhere in a chunk
-    const int64_t images = share ? 1 : ssm.threads, teams = pair ? 2 : images;
-    const int64_t together = std::max<int64_t>(SHARED_ROWS / (T * Scratch::stride_of(ssm.channels)), 1);
-    const int64_t tiles_each = share && !pair ? together : 1;
-    thread_local Arena arena;
-    if (!arena.reserve(ssm.directions * Parameters::size(ssm) + Ends::size(s) +
-                       teams * Scratch::size(ssm, tiles_each) + images * Rooms::size(ssm) +
-                       ssm.threads * Desk::size(s, tiles_each)))
-        return VSSM_NO_MEMORY;
+// What all blocks of a column use in turn.
+struct Workplace {
+    bool share, pair;  // whether threads share an image, and whether they take a direction each
+    int64_t tiles_each;
     std::vector<Parameters> parameters;
     std::vector<Scratch> scratch;
     std::vector<Rooms> rooms;
     std::vector<Desk> desks;
-    for (int64_t k = 0; k < ssm.directions; ++k) parameters.emplace_back(ssm, arena);
-    for (int64_t i = 0; i < teams; ++i) scratch.emplace_back(ssm, tiles_each, arena);
-    for (int64_t i = 0; i < images; ++i) rooms.emplace_back(ssm, arena);
-    for (int64_t i = 0; i < ssm.threads; ++i) desks.emplace_back(s, tiles_each, arena);
-    Ends ends(s, arena);
-    std::vector<int64_t> slots(static_cast<size_t>(tiles_each * T));
-    std::iota(slots.begin(), slots.end(), 0);
-#pragma omp parallel num_threads(ssm.threads)
+    std::vector<Ends> ends;
+    std::vector<int64_t> slots;
+
+    explicit Workplace(const vssm_branch& s)
+        : share(s.ssm.batch < s.ssm.threads),
+          pair(share && s.ssm.threads == 2 && mirrored(s.ssm) && !s.saved),  // halves begin anywhere in a chunk
+          tiles_each(share && !pair ? std::max<int64_t>(SHARED_ROWS / (T * Scratch::stride_of(s.ssm.channels)), 1) : 1),
+          slots(static_cast<size_t>(tiles_each * T)) {
+        std::iota(slots.begin(), slots.end(), 0);
+    }
+    bool furnish(const vssm_branch& s, Arena& arena) {
+        const vssm_ssm& ssm = s.ssm;
+        const int64_t images = share ? 1 : ssm.threads, teams = pair ? 2 : images;
+        if (!arena.reserve(ssm.directions * Parameters::size(ssm) + Ends::size(s) +
+                           teams * Scratch::size(ssm, tiles_each) + images * Rooms::size(ssm) +
+                           ssm.threads * Desk::size(s, tiles_each)))
+            return false;
+        for (int64_t k = 0; k < ssm.directions; ++k) parameters.emplace_back(ssm, arena);
+        for (int64_t i = 0; i < teams; ++i) scratch.emplace_back(ssm, tiles_each, arena);
+        for (int64_t i = 0; i < images; ++i) rooms.emplace_back(ssm, arena);
+        for (int64_t i = 0; i < ssm.threads; ++i) desks.emplace_back(s, tiles_each, arena);
+        ends.emplace_back(s, arena);
+        return true;
+    }
+};
+
+// One block, called by every thread of the team.
+void run_block(const vssm_branch& s, const vssm_tensor& stream, const vssm_tensor& out, Workplace& w, const Team& team) {
+    const vssm_ssm& ssm = s.ssm;
+    const auto self = static_cast<size_t>(team.self);
+    Ends& ends = w.ends[0];
+#pragma omp for schedule(dynamic, 1) nowait
+    for (int64_t part = 0; part < ends.parts(); ++part) {
+        if (ssm.parameter_dtype == VSSM_BFLOAT16)
+            ends.fill<bfloat16>(s, part);
+        else
+            ends.fill<float>(s, part);
+    }
+    fill_parameters(ssm, w.parameters);
+    if (w.pair && team.size == 2) {
+        for (int64_t image = 0; image < ssm.batch; ++image)
+            run_mirrored(Branch(s, stream, out, ends, w.rooms[0], image), ssm, w.parameters, w.scratch[self], w.rooms[0], w.desks[self],
+                         w.slots.data(), team);
+    } else if (w.share) {
+        for (int64_t image = 0; image < ssm.batch; ++image)
+            run_shared(Branch(s, stream, out, ends, w.rooms[0], image), ssm, w.parameters, w.scratch[0], w.rooms[0], w.desks[0],
+                       w.desks[self], w.slots.data(), w.tiles_each, team);
+    } else {
+#pragma omp for schedule(dynamic, 1)
+        for (int64_t image = 0; image < ssm.batch; ++image)
+            run_alone(Branch(s, stream, out, ends, w.rooms[self], image), ssm, w.parameters, w.scratch[self], w.rooms[self],
+                      w.desks[self], w.slots.data());
+    }
+}
+
+}  // namespace
+
+int column_forward(const vssm_column& column) {
+    const auto block = [&](int64_t i) {
+        vssm_branch s = *column.branches[i];
+        s.ssm.batch = column.batch;
+        s.ssm.threads = column.threads;
+        return s;
+    };
+    const vssm_branch first = block(0);
+    thread_local Arena arena;
+    Workplace workplace(first);
+    if (!workplace.furnish(first, arena)) return VSSM_NO_MEMORY;
+#pragma omp parallel num_threads(column.threads)
     {
         const FlushDenormals flush;
         const Team team;
-        const auto self = static_cast<size_t>(team.self);
-#pragma omp for schedule(dynamic, 1) nowait
-        for (int64_t part = 0; part < ends.parts(); ++part) {
-            if (ssm.parameter_dtype == VSSM_BFLOAT16)
-                ends.fill<bfloat16>(s, part);
-            else
-                ends.fill<float>(s, part);
-        }
-        fill_parameters(ssm, parameters);
-        if (pair && team.size == 2) {
-            for (int64_t image = 0; image < ssm.batch; ++image)
-                run_mirrored(Branch(s, ends, rooms[0], image), ssm, parameters, scratch[self], rooms[0], desks[self],
-                             slots.data(), team);
-        } else if (share) {
-            for (int64_t image = 0; image < ssm.batch; ++image)
-                run_shared(Branch(s, ends, rooms[0], image), ssm, parameters, scratch[0], rooms[0], desks[0], desks[self],
-                           slots.data(), tiles_each, team);
-        } else {
-#pragma omp for schedule(dynamic, 1)
-            for (int64_t image = 0; image < ssm.batch; ++image)
-                run_alone(Branch(s, ends, rooms[self], image), ssm, parameters, scratch[self], rooms[self], desks[self],
-                          slots.data());
-        }
+        for (int64_t i = 0; i < column.count; ++i) run_block(block(i), i ? column.out : column.stream, column.out, workplace, team);
     }
     arena.release_if_large();
     return VSSM_DONE;

@@ -8,7 +8,7 @@ namespace VISION_SSM_ISA {
 
 // Steps between two saved states are done in slices, small enough that a slice and the lines fetched ahead for the next
 // one stay in the first-level cache together.
-constexpr int S = 16;
+constexpr int S = 32;
 static_assert(T % S == 0, "a saved state stands at the start of a slice");
 
 struct Slice {

@@ -42,7 +42,7 @@ enum vssm_norm : int32_t { VSSM_NORM_RMS = 0, VSSM_NORM_LAYER = 1 };
 //
 // Every walk is the sequence, forwards or backwards.
 struct vssm_branch {
-    vssm_ssm ssm;             // x, z, y and sum are unused
+    vssm_ssm ssm;             // x, z, y and sum are unused, as are batch, threads and isa
     int64_t width;            // D, channels of the stream
     int32_t norm;             // vssm_norm
     float eps, scale;
@@ -51,13 +51,22 @@ struct vssm_branch {
     const void* in_proj;      // [2C, D]
     const void* out_proj;     // [D, C]
     const void* gamma;        // [D] or null
-    vssm_tensor stream;       // [B, 1, L, D], float32
-    vssm_tensor out;          // the same, or the stream itself
     // For a backward pass, both or neither:
     vssm_tensor y;            // [B, 1, L, C], float32: what out_proj takes; up to 7 rows beyond its end are read
     float* saved;             // [B, K, chunks, N, C]: the states before every chunk of VSSM_CHUNK steps
 };
 
+// Blocks one after the other, the first from `stream` to `out`, the others in place there. All have the sizes, walks
+// and parameter dtype of the first.
+struct vssm_column {
+    int64_t batch, count;
+    int32_t threads;
+    int32_t isa;                         // vssm_isa
+    const vssm_branch* const* branches;  // [count]
+    vssm_tensor stream;                  // [B, 1, L, D], float32
+    vssm_tensor out;                     // the same, or the stream itself
+};
+
 VSSM_API int vssm_ssm_forward(const vssm_ssm* ssm);
-VSSM_API int vssm_branch_forward(const vssm_branch* branch);
+VSSM_API int vssm_column_forward(const vssm_column* column);
 }

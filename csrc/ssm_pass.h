@@ -10,6 +10,7 @@
 namespace VISION_SSM_ISA {
 
 constexpr int MOST_TAPS = 8;
+constexpr int TOGETHER = 4;  // tokens that are convolved at a time
 constexpr int PIECE = 16;  // tokens that one thread makes rows of at a time
 static_assert(T % PIECE == 0 && PIECE % TOKENS == 0, "a tile is projected in whole groups of tokens");
 
@@ -124,7 +125,15 @@ class DirectionPass {
         Places places;
         places.set(walk_, tiles_.first(tile), end);
         float* u = scratch_.u + slot * T * scratch_.u_stride;
-        for (int t = first; t < end; ++t) make_row(places.reads[t], u + t * scratch_.u_stride);
+        for (int t = first; t < end;) {
+            float* rows = u + t * scratch_.u_stride;
+            if (end - t >= TOGETHER && make_rows(places.reads + t, rows)) {
+                t += TOGETHER;
+            } else {
+                make_row(places.reads[t], rows);
+                ++t;
+            }
+        }
         // The last group may end in rows of an earlier tile: no matter.
         p_.x_proj.multiply(u + first * scratch_.u_stride, scratch_.u_stride, (end - first + TOKENS - 1) / TOKENS,
                            scratch_.projected + (slot * T + first) * scratch_.width, scratch_.width);
@@ -158,6 +167,37 @@ class DirectionPass {
     }
 
   private:
+    // u of TOGETHER tokens, all channels, if they are neighbours and their taps, of the usual number, all lie inside the
+    // sequence: weights and rows are loaded once for all of them.
+    bool make_rows(const int64_t* tokens, float* out) const {
+        constexpr int TAPS = 4;
+        const int64_t step = tokens[1] - tokens[0], low = std::min(tokens[0], tokens[TOGETHER - 1]);
+        const int64_t begin = reversed_ ? low : low - (TAPS - 1);
+        if (s_.taps != TAPS || (step != 1 && step != -1) || begin < 0 || begin + TOGETHER + TAPS - 1 > s_.tokens) return false;
+        for (int t = 2; t < TOGETHER; ++t)
+            if (tokens[t] - tokens[t - 1] != step) return false;
+        float* first = step > 0 ? out : out + (TOGETHER - 1) * scratch_.u_stride;  // of the lowest token
+        const int64_t stride = step * scratch_.u_stride;
+        const float* weights[TAPS];  // in the order of the rows
+        for (int tap = 0; tap < TAPS; ++tap) weights[tap] = p_.conv + (reversed_ ? TAPS - 1 - tap : tap) * padded_;
+        const auto convolve = [&](int64_t c, int lanes) {
+            Vec w[TAPS], sum[TOGETHER];
+            unroll<TAPS>([&](auto tap) { w[tap] = Vec::load(weights[tap] + c); });
+            unroll<TOGETHER>([&](auto t) { sum[t] = Vec::load(p_.conv_bias + c); });
+            unroll<TOGETHER + TAPS - 1>([&](auto row) {
+                const Vec x = load(x_.row(begin + row) + c, lanes);
+                unroll<TOGETHER>([&](auto t) {
+                    if constexpr (row - t >= 0 && row - t < TAPS) sum[t] = fma(w[row - t], x, sum[t]);
+                });
+            });
+            unroll<TOGETHER>([&](auto t) { (sum[t] * sigmoid(sum[t])).store(first + t * stride + c); });
+        };
+        int64_t c = 0;
+        for (; c + W <= s_.channels; c += W) convolve(c, W);
+        if (c < s_.channels) convolve(c, lanes_at(c));
+        return true;
+    }
+
     // u of one token, all channels.
     void make_row(int64_t token, float* out) const {
         const E* rows[MOST_TAPS];

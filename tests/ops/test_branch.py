@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vision_ssm.errors import BackendError, ShapeError
 from vision_ssm.ops import (
+    Branch,
     BranchWeights,
     NormWeights,
     SsmWeights,
@@ -65,6 +66,11 @@ def random_weights(
     )
 
 
+def tensors_of(weights: BranchWeights) -> list[Tensor]:
+    parts = (weights.norm.weight, weights.norm.bias, weights.in_proj, *weights.ssm, weights.out_proj, weights.gamma)
+    return [w for w in parts if w is not None]
+
+
 def cast(weights: BranchWeights, dtype: torch.dtype) -> BranchWeights:
     norm = weights.norm
     return BranchWeights(
@@ -109,8 +115,8 @@ def stream(batch: int, tokens: int, width: int) -> Tensor:
 def check(x: Tensor, weights: BranchWeights, way: str, scale: float = 0.5) -> None:
     """An error of at most twice that of plain operations in float32 (on these very weights), plus the floor."""
     with torch.no_grad():
-        assert branch_applies(x, weights, *WAYS[way])
-        found = residual_branch(x, weights, scale, *WAYS[way])
+        assert branch_applies(x, Branch(weights, 1.0, *WAYS[way]))
+        found = residual_branch(x, Branch(weights, scale, *WAYS[way]))
         exact = composed(x.double(), cast(weights, torch.float64), scale, way)
         plain = composed(x, cast(weights, torch.float32), scale, way)
     bound = 2 * relative_error(plain, exact) + FLOORS[torch.float32]
@@ -128,8 +134,8 @@ def test_a_batch_is_its_images(threads: int, batch: int) -> None:
     weights = random_weights("bidirectional", width=24, inner=48, states=16)
     x = stream(batch, 70, 24)
     with torch.no_grad():
-        together = residual_branch(x, weights, 0.5, *WAYS["bidirectional"])
-        apart = [residual_branch(image[None], weights, 0.5, *WAYS["bidirectional"]) for image in x]
+        together = residual_branch(x, Branch(weights, 0.5, *WAYS["bidirectional"]))
+        apart = [residual_branch(image[None], Branch(weights, 0.5, *WAYS["bidirectional"])) for image in x]
     assert torch.allclose(together, torch.cat(apart), rtol=1e-5, atol=1e-6)
     check(x, weights, "bidirectional")
 
@@ -154,18 +160,18 @@ def test_a_strided_stream_is_read_in_place() -> None:
     weights = random_weights("forward", width=16, inner=16, states=2)
     wide = stream(2, 40, 32)
     with torch.no_grad():
-        found = residual_branch(wide[..., 8:24], weights, 1.0, *WAYS["forward"])
-        expected = residual_branch(wide[..., 8:24].contiguous(), weights, 1.0, *WAYS["forward"])
+        found = residual_branch(wide[..., 8:24], Branch(weights, 1.0, *WAYS["forward"]))
+        expected = residual_branch(wide[..., 8:24].contiguous(), Branch(weights, 1.0, *WAYS["forward"]))
     assert torch.equal(found, expected)
 
 
 def gradients(
     x: Tensor, weights: BranchWeights, way: str, *, one_call: bool, backend: str = "reference"
 ) -> list[Tensor]:
-    leaves = [x, *weights.tensors()]
+    leaves = [x, *tensors_of(weights)]
     for leaf in leaves:
         leaf.requires_grad_()
-    y = residual_branch(x, weights, 0.5, *WAYS[way]) if one_call else composed(x, weights, 0.5, way, backend)
+    y = residual_branch(x, Branch(weights, 0.5, *WAYS[way])) if one_call else composed(x, weights, 0.5, way, backend)
     target = torch.randn(y.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     found = torch.autograd.grad((y * target.to(y.dtype)).sum(), leaves)
     return [y.detach(), *found]
@@ -194,7 +200,7 @@ def test_equal_calls_give_equal_gradients(threads: int) -> None:
 def test_frozen_weights_get_no_gradient_and_others_do() -> None:
     weights = random_weights("bidirectional", width=24, inner=40, states=16)
     weights.out_proj.requires_grad_()
-    y = residual_branch(stream(1, 20, 24), weights, 0.5, *WAYS["bidirectional"])
+    y = residual_branch(stream(1, 20, 24), Branch(weights, 0.5, *WAYS["bidirectional"]))
     y.sum().backward()
     assert weights.out_proj.grad is not None
     assert weights.in_proj.grad is None
@@ -212,8 +218,8 @@ def test_keeps_five_times_the_stream_for_the_backward_pass() -> None:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        residual_branch(x, weights, 0.5, *WAYS["bidirectional"])
-    own = {w.untyped_storage().data_ptr() for w in weights.tensors()}
+        residual_branch(x, Branch(weights, 0.5, *WAYS["bidirectional"]))
+    own = {w.untyped_storage().data_ptr() for w in tensors_of(weights)}
     unit, slack = x.untyped_storage().size(), SLACK * 2 * width * x.itemsize
     assert sum(size for at, size in kept.items() if at not in own) == 5 * unit + slack
 
@@ -222,16 +228,16 @@ def test_stands_back_where_it_would_be_wrong_or_unseen() -> None:
     way = WAYS["bidirectional"]
     weights = random_weights("bidirectional", width=16, inner=16, states=2)
     x = stream(1, 9, 16)
-    assert branch_applies(x, weights, *way)
-    assert not branch_applies(x.double(), weights, *way)
-    assert not branch_applies(x.to("meta"), weights, *way)
-    assert not branch_applies(x[:, :0], weights, *way)
-    assert not branch_applies(x, cast(weights, torch.float16), *way)
+    assert branch_applies(x, Branch(weights, 1.0, *way))
+    assert not branch_applies(x.double(), Branch(weights, 1.0, *way))
+    assert not branch_applies(x.to("meta"), Branch(weights, 1.0, *way))
+    assert not branch_applies(x[:, :0], Branch(weights, 1.0, *way))
+    assert not branch_applies(x, Branch(cast(weights, torch.float16), 1.0, *way))
     with FlopCounterMode(display=False):
-        assert not branch_applies(x, weights, *way)
+        assert not branch_applies(x, Branch(weights, 1.0, *way))
 
     def image(x: Tensor) -> Tensor:
-        assert not branch_applies(x[None], weights, *way)
+        assert not branch_applies(x[None], Branch(weights, 1.0, *way))
         return x
 
     torch.func.vmap(image)(x)
@@ -248,13 +254,13 @@ def test_weights_that_do_not_fit_are_named() -> None:
         (weights._replace(gamma=torch.zeros(8)), r"gamma must be \[16\]"),
         (weights._replace(ssm=many_taps), "1 to 8 taps"),
     ):
-        assert not branch_applies(x, wrong, *way)
+        assert not branch_applies(x, Branch(wrong, 1.0, *way))
         with pytest.raises(ShapeError, match=message):
-            residual_branch(x, wrong, 1.0, *way)
+            residual_branch(x, Branch(wrong, 1.0, *way))
     for stretched in (stream(1, 9, 24), x[0]):
-        assert not branch_applies(stretched, weights, *way)
+        assert not branch_applies(stretched, Branch(weights, 1.0, *way))
         with pytest.raises(ShapeError, match=r"to fit the stream|takes a stream"):
-            residual_branch(stretched, weights, 1.0, *way)
+            residual_branch(stretched, Branch(weights, 1.0, *way))
 
 
 def test_weights_without_memory_of_their_own_are_left_to_the_modules() -> None:
@@ -263,19 +269,19 @@ def test_weights_without_memory_of_their_own_are_left_to_the_modules() -> None:
 
     weights = random_weights("forward", width=16, inner=16, states=2)
     wrapped = weights._replace(in_proj=weights.in_proj.as_subclass(Wrapped))
-    assert not branch_applies(stream(1, 9, 16), wrapped, *WAYS["forward"])
+    assert not branch_applies(stream(1, 9, 16), Branch(wrapped, 1.0, *WAYS["forward"]))
 
 
 def test_forward_mode_differentiation_is_not_lost() -> None:
     weights, x = random_weights("forward", width=16, inner=16, states=2), stream(1, 9, 16)
     with torch.autograd.forward_ad.dual_level():
-        assert not branch_applies(x, weights, *WAYS["forward"])
+        assert not branch_applies(x, Branch(weights, 1.0, *WAYS["forward"]))
 
 
 def test_a_backward_pass_under_autocast_is_computed_in_full() -> None:
     weights = random_weights("bidirectional", width=24, inner=40, states=16)
-    leaves = [w.requires_grad_() for w in weights.tensors()]
-    y = residual_branch(stream(1, 40, 24), weights, 0.5, *WAYS["bidirectional"])
+    leaves = [w.requires_grad_() for w in tensors_of(weights)]
+    y = residual_branch(stream(1, 40, 24), Branch(weights, 0.5, *WAYS["bidirectional"]))
     plain = torch.autograd.grad(y.sum(), leaves, retain_graph=True)
     with torch.autocast("cpu", torch.bfloat16):
         under = torch.autograd.grad(y.sum(), leaves)
@@ -312,14 +318,14 @@ def test_denormals_are_flushed_in_every_thread_and_only_for_the_time() -> None:
 
 def test_a_gradient_of_a_gradient_is_refused_rather_than_lost() -> None:
     weights, x = random_weights("forward", width=16, inner=16, states=2), stream(1, 9, 16).requires_grad_()
-    y = residual_branch(x, weights, 1.0, *WAYS["forward"])
+    y = residual_branch(x, Branch(weights, 1.0, *WAYS["forward"]))
     with pytest.raises(BackendError, match="differentiates a Vim block once"):
         torch.autograd.grad(y.sum(), x, create_graph=True)
 
 
 def test_the_result_may_be_changed_in_place() -> None:
     weights, x = random_weights("forward", width=16, inner=16, states=2), stream(1, 9, 16).requires_grad_()
-    y = residual_branch(x, weights, 1.0, *WAYS["forward"])
+    y = residual_branch(x, Branch(weights, 1.0, *WAYS["forward"]))
     y += 1
     y.sum().backward()
     assert x.grad is not None
@@ -327,9 +333,8 @@ def test_the_result_may_be_changed_in_place() -> None:
 
 def test_another_backend_asked_for_is_respected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VISION_SSM_BACKEND", "chunked")
-    assert not branch_applies(
-        stream(1, 9, 16), random_weights("forward", width=16, inner=16, states=2), *WAYS["forward"]
-    )
+    weights = random_weights("forward", width=16, inner=16, states=2)
+    assert not branch_applies(stream(1, 9, 16), Branch(weights, 1.0, *WAYS["forward"]))
 
 
 def test_agrees_with_the_public_convolution_and_scan() -> None:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import torch
 from timm.layers.drop import DropPath
 from torch import Tensor, nn
 
 from vision_ssm.layers.norms import add_and_norm
 from vision_ssm.layers.options import has_global_hooks, is_plain
-from vision_ssm.ops import fuses_norms
+from vision_ssm.ops import Branch, fuses_norms, try_residual_branch, try_residual_column
 
-__all__ = ["Block", "joins_norms", "run_column", "run_mirrored_pair"]
+__all__ = ["Block", "joins_norms", "run_column", "run_mirrored_pair", "try_one_call"]
 
 
 class Block(nn.Module):
@@ -22,8 +23,8 @@ class Block(nn.Module):
 
     Args:
         norm: pre-normalisation.
-        mixer: maps [B, L, D] to [B, L, D]; its ``forward_residual(x, norm)``, where it has one, runs
-            the whole block in one call or returns None.
+        mixer: maps [B, L, D] to [B, L, D]; its ``residual_branch(norm)``, where it has one, describes the whole block
+            to the operators that run it in one call, or returns None.
         drop_path: probability of dropping the mixer's output, per image.
     """
 
@@ -38,19 +39,25 @@ class Block(nn.Module):
         added: Tensor = self.drop_path(self.mixer(self.norm(x)))
         return added
 
-    def _keeps_branch(self) -> bool:
-        """Tell whether the block is x + mixer(norm(x)) now: nothing drops the mixer's output, or looks at it."""
-        drop = self.drop_path
+    def described(self) -> Branch | None:
+        """What the block is now to the operators that run it in one call.
+
+        None where it is not x + mixer(norm(x)), since the mixer's output is dropped, say, or someone looks at it, or
+        where the mixer does not describe itself.
+        """
+        drop, describe = self.drop_path, getattr(self.mixer, "residual_branch", None)
         inactive = type(drop) is nn.Identity or (type(drop) is DropPath and not drop.training)
-        return inactive and is_plain(drop) and type(self).branch is Block.branch
+        if describe is None or not inactive or not is_plain(drop) or type(self).branch is not Block.branch:
+            return None
+        description: Branch | None = describe(self.norm)
+        return description
 
     def forward(self, x: Tensor) -> Tensor:
         """Run the block on the stream x [B, L, D]."""
-        if self._keeps_branch():
-            in_one_call = getattr(self.mixer, "forward_residual", None)
-            whole: Tensor | None = in_one_call(x, self.norm) if in_one_call is not None else None
-            if whole is not None:
-                return whole
+        described = self.described()
+        whole = None if described is None else try_residual_branch(x, described)
+        if whole is not None:
+            return whole
         return x + self.branch(x)
 
 
@@ -58,7 +65,27 @@ def joins_norms(blocks: Iterable[nn.Module], x: Tensor) -> bool:
     """Tell whether :func:`run_column` saves passes over the stream x and nothing looks at a block or has changed it."""
     if not fuses_norms(x) or has_global_hooks():
         return False
-    return all(type(block) is Block and is_plain(block) and "branch" not in block.__dict__ for block in blocks)
+    return all(_is_plain_block(block) for block in blocks)
+
+
+def _is_plain_block(block: nn.Module) -> bool:
+    return type(block) is Block and is_plain(block) and "branch" not in block.__dict__
+
+
+def try_one_call(blocks: Iterable[Block], x: Tensor) -> Tensor | None:
+    """Run the blocks one after the other on the stream x [B, L, D] in one call, for inference on the CPU.
+
+    None where that is not possible: gradients are wanted, say, or something looks at a block.
+    """
+    if type(x) is not Tensor or not x.is_cpu or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return None
+    branches = []
+    for block in blocks:
+        described = block.described() if _is_plain_block(block) else None
+        if described is None:
+            return None
+        branches.append(described)
+    return try_residual_column(x, branches)
 
 
 def run_column(blocks: Iterable[Block], x: Tensor) -> Tensor:

@@ -10,14 +10,7 @@ from torch import Tensor, nn
 from vision_ssm.layers.norms import RMSNorm, StreamLayerNorm
 from vision_ssm.layers.options import check_choice, has_global_hooks, is_plain
 from vision_ssm.layers.ssm import SelectiveSSM
-from vision_ssm.ops import (
-    BranchWeights,
-    NormWeights,
-    SsmWeights,
-    Traversal,
-    causal_conv1d,
-    try_residual_branch,
-)
+from vision_ssm.ops import Branch, BranchWeights, NormWeights, SsmWeights, Traversal, causal_conv1d
 
 __all__ = ["MIXER_DIRECTIONS", "STEP_INITS", "VimMixer"]
 
@@ -103,10 +96,10 @@ class VimMixer(nn.Module):
         if self.gamma is not None and self.layer_scale is not None:
             self.gamma.fill_(self.layer_scale)
 
-    def forward_residual(self, x: Tensor, norm: nn.Module) -> Tensor | None:
-        """Return x + self(norm(x)) in one call where that is possible, else None; x [B, L, D].
+    def residual_branch(self, norm: nn.Module) -> Branch | None:
+        """Describe x + self(norm(x)) to the operators that run it in one call, or return None.
 
-        It is not where a module inside has hooks or has been replaced or patched: those must see what passes.
+        None where a module inside has hooks or has been replaced or patched: those must see what passes.
         """
         if has_global_hooks() or type(self).forward is not VimMixer.forward:
             return None
@@ -132,8 +125,7 @@ class VimMixer(nn.Module):
             )
         except KeyError:  # a weight is computed instead
             return None
-        scale = 0.5 if self.halve else 1.0
-        return try_residual_branch(x, weights, scale, self.walks_reversed, self.convolutions_reversed)
+        return Branch(weights, 0.5 if self.halve else 1.0, self.walks_reversed, self.convolutions_reversed)
 
     def forward(self, x: Tensor) -> Tensor:
         """Mix tokens x [B, L, D] along L; returns [B, L, D]."""

@@ -20,7 +20,17 @@ from torch import Tensor, nn
 from torch.fx import Proxy
 
 from vision_ssm.errors import CheckpointError, ConfigError
-from vision_ssm.layers import NORMS, Block, PatchEmbed, VimMixer, joins_norms, make_norm, run_column, run_mirrored_pair
+from vision_ssm.layers import (
+    NORMS,
+    Block,
+    PatchEmbed,
+    VimMixer,
+    joins_norms,
+    make_norm,
+    run_column,
+    run_mirrored_pair,
+    try_one_call,
+)
 from vision_ssm.layers.initial import truncated_normal_
 from vision_ssm.layers.options import check_choice, check_count, check_flags, check_rates, has_global_hooks, is_plain
 from vision_ssm.layers.positions import (
@@ -353,8 +363,12 @@ class Vim(nn.Module):
         """The stream after the last block, [B, M + T, D]."""
         tokens, _ = self._embed(x)
         blocks: Any = self.blocks
-        if self._layers_per_step == 1 and not self.grad_checkpointing and joins_norms(blocks, tokens):
-            return run_column(blocks, tokens)
+        if self._layers_per_step == 1 and not self.grad_checkpointing:
+            whole = try_one_call(blocks, tokens)
+            if whole is not None:
+                return whole
+            if joins_norms(blocks, tokens):
+                return run_column(blocks, tokens)
         for step in self._steps():
             tokens = self._run(step, tokens)
         return tokens

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from vision_ssm.ops.backends import BackendStatus, available_backends, explain
 from vision_ssm.ops.branch import (
+    Branch,
     BranchWeights,
     NormWeights,
     SsmWeights,
     branch_applies,
     residual_branch,
     try_residual_branch,
+    try_residual_column,
 )
 from vision_ssm.ops.conv import causal_conv1d
 from vision_ssm.ops.norm import add_norm, add_norm_applies, fuses_norms
@@ -19,6 +21,7 @@ from vision_ssm.ops.traversal import Traversal
 
 __all__ = [
     "BackendStatus",
+    "Branch",
     "BranchWeights",
     "NormWeights",
     "SsmWeights",
@@ -35,4 +38,5 @@ __all__ = [
     "residual_branch",
     "selective_scan",
     "try_residual_branch",
+    "try_residual_column",
 ]

@@ -1,10 +1,9 @@
-"""A Vim block in one call on the CPU: from the residual stream and back to it, for inference and for training."""
+"""Vim blocks in one call on the CPU: from the residual stream and back to it, for inference and for training."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,29 +12,23 @@ from vision_ssm.errors import BackendError, ShapeError
 from vision_ssm.ops import cpu_branch, cpu_ssm
 from vision_ssm.ops.backends import AUTO, choose, intercepted
 from vision_ssm.ops.cpu import CpuBackend
-from vision_ssm.ops.cpu_ssm import MOST_TAPS, NormWeights, SsmWeights
+from vision_ssm.ops.cpu_ssm import MOST_TAPS, Branch, BranchWeights, NormWeights, SsmWeights
 from vision_ssm.ops.native import DTYPES
-from vision_ssm.ops.traversal import Traversal
 
-__all__ = ["BranchWeights", "NormWeights", "SsmWeights", "branch_applies", "residual_branch"]
+__all__ = [
+    "Branch",
+    "BranchWeights",
+    "NormWeights",
+    "SsmWeights",
+    "branch_applies",
+    "residual_branch",
+    "try_residual_branch",
+    "try_residual_column",
+]
 
 
 _PLAIN = (Tensor, torch.nn.Parameter)
 _NAMES = ("norm weight", "in_proj", *SsmWeights._fields, "out_proj", "norm bias", "gamma")
-
-
-class BranchWeights(NamedTuple):
-    """What a block learns: norm over D, in_proj [2C, D], the SSM over C channels, out_proj [D, C], ``gamma`` [D]."""
-
-    norm: NormWeights
-    in_proj: Tensor
-    ssm: SsmWeights
-    out_proj: Tensor
-    gamma: Tensor | None = None
-
-    def tensors(self) -> list[Tensor]:
-        """Return all that there are, in a fixed order."""
-        return [w for w in _all(self) if w is not None]
 
 
 def _all(weights: BranchWeights) -> tuple[Tensor | None, ...]:
@@ -44,9 +37,7 @@ def _all(weights: BranchWeights) -> tuple[Tensor | None, ...]:
     return (norm.weight, weights.in_proj, *weights.ssm, weights.out_proj, norm.bias, weights.gamma)
 
 
-def branch_applies(
-    x: Tensor, weights: BranchWeights, walks_reversed: Sequence[bool], looks_back: Sequence[bool]
-) -> bool:
+def branch_applies(x: Tensor, branch: Branch) -> bool:
     """Tell whether :func:`residual_branch` can stand in for a block's modules: same result, less memory and time.
 
     It does for plain float32 streams on the CPU where the C++ kernel is the backend, the shapes fit, and nothing is
@@ -54,33 +45,61 @@ def branch_applies(
     bfloat16 natively, which torch's products then do faster. Training takes float32 without autocast and without
     ``gamma``.
     """
-    return _applicable(x, weights, tuple(walks_reversed), tuple(looks_back)) is not None
+    return _applicable(x, branch) is not None
 
 
-def try_residual_branch(
-    x: Tensor, weights: BranchWeights, scale: float, walks_reversed: tuple[bool, ...], looks_back: tuple[bool, ...]
-) -> Tensor | None:
+def try_residual_branch(x: Tensor, branch: Branch) -> Tensor | None:
     """Return :func:`residual_branch` where :func:`branch_applies`, else None; everything is checked once."""
-    backend = _applicable(x, weights, walks_reversed, looks_back)
-    return None if backend is None else _run(x, weights, scale, walks_reversed, looks_back, backend)
+    backend = _applicable(x, branch)
+    return None if backend is None else _run(x, branch, backend)
 
 
-def _applicable(
-    x: Tensor, weights: BranchWeights, walks_reversed: tuple[bool, ...], looks_back: tuple[bool, ...]
-) -> CpuBackend | None:
+def try_residual_column(x: Tensor, branches: Sequence[Branch]) -> Tensor | None:
+    """Return the stream x [B, L, D] after the blocks, which one call runs one after the other, for inference.
+
+    None where gradients may be wanted, where not every block could run in one call by itself, or where the blocks
+    differ in shapes, dtype or directions.
+    """
+    if torch.is_grad_enabled() or not branches:
+        return None
+    first = branches[0]
+    backend = _applicable(x, first)
+    if backend is None or not all(_alike(branch, first) for branch in branches):
+        return None
+    return cpu_ssm.column(x, branches, backend.isa)
+
+
+def _alike(branch: Branch, first: Branch) -> bool:
+    """Tell whether a block can follow another for which everything was checked."""
+    if branch.walks_reversed != first.walks_reversed or branch.looks_back != first.looks_back:
+        return False
+    dtype = first.weights.in_proj.dtype
+    for w, like in zip(_all(branch.weights), _all(first.weights), strict=True):
+        if w is None or like is None:
+            if w is not like:
+                return False
+        elif not _is_plain(w, dtype) or w.shape != like.shape:
+            return False
+    return True
+
+
+def _is_plain(w: Tensor, dtype: torch.dtype) -> bool:
+    """Tell whether a weight is memory of that dtype that the kernel can read: subclasses need not have any."""
+    return type(w) in _PLAIN and w.dtype is dtype and w.is_cpu
+
+
+def _applicable(x: Tensor, branch: Branch) -> CpuBackend | None:
     """Return the backend that runs the block in one call, or None where it does not apply."""
     if type(x) is not Tensor or not x.is_cpu or x.dtype != torch.float32 or x.numel() == 0:
         return None
     if torch.compiler.is_compiling() or intercepted():
         return None
+    weights = branch.weights
     dtype = weights.in_proj.dtype
     if dtype not in DTYPES:
         return None
     tensors = _all(weights)
-    for w in tensors:  # subclasses need not have memory
-        if w is not None and (type(w) not in _PLAIN or w.dtype is not dtype or not w.is_cpu):
-            return None
-    if _misfit(x, tensors, walks_reversed, looks_back) is not None:
+    if not all(w is None or _is_plain(w, dtype) for w in tensors) or _misfit(x, branch) is not None:
         return None
     backend = choose(AUTO, x.device, x.dtype)
     if not isinstance(backend, CpuBackend):
@@ -93,9 +112,7 @@ def _applicable(
     return backend if applies else None
 
 
-def residual_branch(
-    x: Tensor, weights: BranchWeights, scale: float, walks_reversed: Sequence[bool], looks_back: Sequence[bool]
-) -> Tensor:
+def residual_branch(x: Tensor, branch: Branch) -> Tensor:
     """Return x + scale * gamma * out_proj(SSM(in_proj(norm(x)))), the SSM gated and summed over its directions.
 
     Without gradients everything is computed in float32 a few tiles of tokens at a time, and only the first half of
@@ -105,10 +122,7 @@ def residual_branch(
 
     Args:
         x: stream, [B, L, D], float32.
-        weights: of the block; the convolution has one set of taps per projection.
-        scale: of the branch.
-        walks_reversed: for each of the K directions, whether it walks from the last token.
-        looks_back: for each set of taps, whether it looks towards the end of the sequence.
+        branch: the block's; its convolution has one set of taps per projection.
 
     Returns:
         [B, L, D], float32.
@@ -119,58 +133,31 @@ def residual_branch(
         ShapeError: a weight does not fit the stream or the directions.
         BackendError: the kernel cannot run, or there is not enough memory for its working space.
     """
-    walks_reversed, looks_back = tuple(walks_reversed), tuple(looks_back)
-    misfit = _misfit(x, _all(weights), walks_reversed, looks_back)
+    misfit = _misfit(x, branch)
     if misfit is not None:
         raise ShapeError(misfit)
     backend = choose(AUTO, x.device, x.dtype)
     if not isinstance(backend, CpuBackend):
         raise BackendError(f"a block in one call runs on the 'cpu' backend only, not on {backend.name!r}")
-    return _run(x, weights, scale, walks_reversed, looks_back, backend)
+    return _run(x, branch, backend)
 
 
-def _run(
-    x: Tensor,
-    weights: BranchWeights,
-    scale: float,
-    walks_reversed: tuple[bool, ...],
-    looks_back: tuple[bool, ...],
-    backend: CpuBackend,
-) -> Tensor:
-    traversals = _sequences(x.shape[1], walks_reversed)
-    if _wants_gradient(x, _all(weights)):
-        return cpu_branch.train(x, weights, scale, traversals, looks_back, backend)
-    return cpu_ssm.branch(
-        x,
-        weights.norm,
-        weights.in_proj,
-        weights.ssm,
-        weights.out_proj,
-        weights.gamma,
-        scale,
-        traversals,
-        looks_back,
-        backend.isa,
-    )
-
-
-@lru_cache(maxsize=256)
-def _sequences(length: int, walks_reversed: tuple[bool, ...]) -> tuple[Traversal, ...]:
-    return tuple(Traversal.sequence(length, reverse=back) for back in walks_reversed)
+def _run(x: Tensor, branch: Branch, backend: CpuBackend) -> Tensor:
+    if _wants_gradient(x, _all(branch.weights)):
+        return cpu_branch.train(x, branch, backend)
+    return cpu_ssm.column(x, [branch], backend.isa)
 
 
 def _wants_gradient(x: Tensor, tensors: Sequence[Tensor | None]) -> bool:
     return torch.is_grad_enabled() and (x.requires_grad or any(w is not None and w.requires_grad for w in tensors))
 
 
-def _misfit(
-    x: Tensor, tensors: Sequence[Tensor | None], walks_reversed: tuple[bool, ...], looks_back: tuple[bool, ...]
-) -> str | None:
+def _misfit(x: Tensor, branch: Branch) -> str | None:
     """Return what does not fit, or None. The kernel takes its sizes from few of the tensors and trusts the others."""
     if x.dim() != 3:
         return f"a block takes a stream [B, L, D], got {_show(x.shape)}"
-    shapes = tuple(None if w is None else w.shape for w in tensors)
-    return _misfit_of(x.shape[2], shapes, len(walks_reversed), len(looks_back))
+    shapes = tuple(None if w is None else w.shape for w in _all(branch.weights))
+    return _misfit_of(x.shape[2], shapes, len(branch.walks_reversed), len(branch.looks_back))
 
 
 @lru_cache(maxsize=1024)

@@ -6,7 +6,7 @@ import math
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,12 +15,9 @@ from vision_ssm.errors import BackendError, ShapeError
 from vision_ssm.ops import cpu_conv, cpu_ssm
 from vision_ssm.ops.contract import ScanCall, ScanGradients
 from vision_ssm.ops.cpu import CpuBackend
-from vision_ssm.ops.cpu_ssm import Kept, NormWeights, SsmWeights
+from vision_ssm.ops.cpu_ssm import Branch, BranchWeights, Kept, NormWeights, SsmWeights
 from vision_ssm.ops.native import denormals_flushed
 from vision_ssm.ops.traversal import Traversal
-
-if TYPE_CHECKING:
-    from vision_ssm.ops.branch import BranchWeights
 
 __all__ = ["train"]
 
@@ -32,23 +29,20 @@ class _Plan:
     norm: str
     eps: float
     scale: float
-    traversals: tuple[Traversal, ...]
+    walks_reversed: tuple[bool, ...]
     looks_back: tuple[bool, ...]
     backend: CpuBackend
 
+    def traversals(self, tokens: int) -> tuple[Traversal, ...]:
+        return tuple(Traversal.sequence(tokens, reverse=back) for back in self.walks_reversed)
 
-def train(
-    x: Tensor,
-    weights: BranchWeights,
-    scale: float,
-    traversals: tuple[Traversal, ...],
-    looks_back: Sequence[bool],
-    backend: CpuBackend,
-) -> Tensor:
+
+def train(x: Tensor, branch: Branch, backend: CpuBackend) -> Tensor:
     """Return the stream [B, L, D] after the block, differentiable once."""
-    plan = _Plan(weights.norm.kind, weights.norm.eps, scale, traversals, tuple(looks_back), backend)
-    result: Tensor = _Branch.apply(
-        x, plan, weights.norm.weight, weights.norm.bias, weights.in_proj, weights.out_proj, *weights.ssm
+    weights, norm = branch.weights, branch.weights.norm
+    plan = _Plan(norm.kind, norm.eps, branch.scale, branch.walks_reversed, branch.looks_back, backend)
+    result: Tensor = _TrainedBranch.apply(
+        x, plan, norm.weight, norm.bias, weights.in_proj, weights.out_proj, *weights.ssm
     )
     return result
 
@@ -74,7 +68,7 @@ MOST_KEPT = 2**25  # bytes per buffer
 _scratch = _Scratch()
 
 
-class _Branch(torch.autograd.Function):
+class _TrainedBranch(torch.autograd.Function):
     """The block as one node. Rows are [B * L]; directions are outermost where each has its own.
 
     Kept for the backward pass, in units of x: x, the scan's result 2, the states at chunk boundaries 2 at 16 states.
@@ -94,19 +88,10 @@ class _Branch(torch.autograd.Function):
         weights = SsmWeights(*ssm)
         keep = Kept.empty(x, weights)
         norm = NormWeights(plan.norm, plan.eps, norm_weight, norm_bias)
-        out = cpu_ssm.branch(
-            x,
-            norm,
-            in_proj,
-            weights,
-            out_proj,
-            None,
-            plan.scale,
-            plan.traversals,
-            plan.looks_back,
-            plan.backend.isa,
-            keep,
+        branch = Branch(
+            BranchWeights(norm, in_proj, weights, out_proj), plan.scale, plan.walks_reversed, plan.looks_back
         )
+        out = cpu_ssm.column(x, [branch], plan.backend.isa, keep)
         ctx.plan = plan
         ctx.save_for_backward(x, *keep, norm_weight, norm_bias, in_proj, out_proj, *ssm)
         return out
@@ -205,7 +190,7 @@ def _inputs(plan: _Plan, xz: Tensor, weights: SsmWeights) -> _Inputs:
     D, bias = (x.expand(directions, -1) for x in (weights.D, weights.dt_proj_bias))
     A = -torch.exp(weights.A_log)
     call = ScanCall(
-        u, of_images(delta), A, of_images(b), of_images(c), D, xz[..., inner:], bias, plan.traversals, True, True
+        u, of_images(delta), A, of_images(b), of_images(c), D, xz[..., inner:], bias, plan.traversals(tokens), True, True
     )
     return _Inputs(rows, projected, call)
 

@@ -16,7 +16,7 @@ from vision_ssm.ops.cpu_conv import MOST_TAPS
 from vision_ssm.ops.native import DTYPES, KernelCall, TensorArgument
 from vision_ssm.ops.traversal import Traversal
 
-__all__ = ["MOST_TAPS", "NORMS", "Kept", "NormWeights", "SsmWeights", "branch", "forward"]
+__all__ = ["MOST_TAPS", "NORMS", "Branch", "BranchWeights", "Kept", "NormWeights", "SsmWeights", "column", "forward"]
 
 NORMS = ("rms", "layer")  # by the numbers of csrc/ssm.h
 
@@ -40,6 +40,29 @@ class NormWeights(NamedTuple):
     eps: float
     weight: Tensor
     bias: Tensor | None = None
+
+
+class BranchWeights(NamedTuple):
+    """What a block learns: norm over D, in_proj [2C, D], the SSM over C channels, out_proj [D, C], ``gamma`` [D]."""
+
+    norm: NormWeights
+    in_proj: Tensor
+    ssm: SsmWeights
+    out_proj: Tensor
+    gamma: Tensor | None = None
+
+
+class Branch(NamedTuple):
+    """What one block adds to the stream.
+
+    ``scale`` is a factor of the branch; ``walks_reversed`` tells of each of the K directions whether it walks from the
+    last token, ``looks_back`` of each set of taps whether it looks towards the end of the sequence.
+    """
+
+    weights: BranchWeights
+    scale: float
+    walks_reversed: tuple[bool, ...]
+    looks_back: tuple[bool, ...]
 
 
 class Kept(NamedTuple):
@@ -83,8 +106,17 @@ class _Branch(ctypes.Structure):
         ("norm", ctypes.c_int32),
         *((n, ctypes.c_float) for n in ("eps", "scale")),
         *((n, ctypes.c_void_p) for n in ("norm_weight", "norm_bias", "in_proj", "out_proj", "gamma")),
-        *((n, TensorArgument) for n in ("stream", "out", "y")),
+        ("y", TensorArgument),
         ("saved", ctypes.c_void_p),
+    )
+
+
+class _Column(ctypes.Structure):
+    _fields_ = (
+        *((n, ctypes.c_int64) for n in ("batch", "count")),
+        *((n, ctypes.c_int32) for n in ("threads", "isa")),
+        ("branches", ctypes.POINTER(ctypes.POINTER(_Branch))),
+        *((n, TensorArgument) for n in ("stream", "out")),
     )
 
 
@@ -116,38 +148,68 @@ def forward(
     return y
 
 
-def branch(
-    stream: Tensor,
-    norm: NormWeights,
-    in_proj_weight: Tensor,
-    weights: SsmWeights,
-    out_proj_weight: Tensor,
-    gamma: Tensor | None,
-    scale: float,
-    traversals: tuple[Traversal, ...],
-    reverse: Sequence[bool],
-    isa: int,
-    keep: Kept | None = None,
-) -> Tensor:
-    """Return stream [B, L, D] plus what a Vim block adds to it; arguments as in ``ops.branch.residual_branch``.
+def column(stream: Tensor, branches: Sequence[Branch], isa: int, keep: Kept | None = None) -> Tensor:
+    """Return the stream [B, L, D] after Vim blocks of equal sizes, which run one after the other.
 
-    What a backward pass needs is written into ``keep``, if given.
+    What a backward pass through a single block needs is written into ``keep``, if given.
     """
-    kept, template = _prepared(weights, traversals, tuple(reverse), stream.shape[1])
-    call = _Branch(ssm=template)
-    call.ssm.batch, call.ssm.threads, call.ssm.isa = stream.shape[0], torch.get_num_threads(), isa
-    call.width, call.scale, call.norm, call.eps = stream.shape[2], scale, NORMS.index(norm.kind), norm.eps
+    kept: list[object] = []
+    templates = [_branch_prepared(branch, stream.shape, kept) for branch in branches]
+    kept.append(templates)
+    call = _Column(batch=stream.shape[0], count=len(templates), threads=torch.get_num_threads(), isa=isa)
     kernel = KernelCall(call, kept)
-    call.norm_weight, call.norm_bias = kernel.pointer(norm.weight), kernel.pointer(norm.bias)
-    call.in_proj, call.out_proj = kernel.pointer(in_proj_weight), kernel.pointer(out_proj_weight)
-    call.gamma = kernel.pointer(gamma)
+    if keep is not None:
+        (template,) = templates
+        training = KernelCall(_Branch.from_buffer_copy(template), kept)
+        training.set(y=keep.y)
+        training.structure.saved = keep.states.data_ptr()
+        templates = [training.structure]
+    call.branches = (ctypes.POINTER(_Branch) * len(templates))(*map(ctypes.pointer, templates))
     out = torch.empty_like(stream, memory_format=torch.contiguous_format)
     kernel.set(stream=stream, out=out)
-    if keep is not None:
-        kernel.set(y=keep.y)
-        call.saved = keep.states.data_ptr()
-    kernel.run("vssm_branch_forward")
+    kernel.run("vssm_column_forward")
     return out
+
+
+def _branch_prepared(branch: Branch, shape: torch.Size, kept: list[object]) -> _Branch:
+    """Return a block's part of a call; what must outlive the call is added to ``kept``."""
+    weights, norm = branch.weights, branch.weights.norm
+    ends = (norm.weight, norm.bias, weights.in_proj, weights.out_proj, weights.gamma)
+    held = [None if w is None else w.contiguous() for w in (*weights.ssm, *ends)]
+    kept.append(held)
+    return _branch_template(
+        tuple(None if w is None else w.data_ptr() for w in held),
+        tuple(None if w is None else w.shape for w in weights.ssm),
+        DTYPES[weights.in_proj.dtype],
+        norm.kind,
+        norm.eps,
+        branch.scale,
+        branch.walks_reversed,
+        branch.looks_back,
+        *shape[1:],
+    )
+
+
+@lru_cache(maxsize=1024)
+def _branch_template(
+    pointers: tuple[int | None, ...],
+    shapes: tuple[Any, ...],
+    dtype: int,
+    norm: str,
+    eps: float,
+    scale: float,
+    walks_reversed: tuple[bool, ...],
+    looks_back: tuple[bool, ...],
+    tokens: int,
+    width: int,
+) -> _Branch:
+    """Return a block's part of a call, filled in for as long as its weights lie where they lie; see ``_template``."""
+    of_ssm, of_ends = pointers[: len(SsmWeights._fields)], pointers[len(SsmWeights._fields) :]
+    traversals = tuple(Traversal.sequence(tokens, reverse=back) for back in walks_reversed)
+    branch = _Branch(ssm=_template(of_ssm, shapes, dtype, traversals, looks_back, tokens))
+    branch.width, branch.scale, branch.norm, branch.eps = width, scale, NORMS.index(norm), eps
+    branch.norm_weight, branch.norm_bias, branch.in_proj, branch.out_proj, branch.gamma = of_ends
+    return branch
 
 
 def _prepared(
