@@ -103,7 +103,7 @@ class Branch {
     void enter(int64_t first, int64_t end, const Desk& desk) const {
         for (int64_t t = first; t < end; ++t) normalise(t, desk.normed + (t - first) * desk.width);
         for (int64_t t = end; t < 2 * end - first; ++t) fetch_row(stream_, t);
-        ends_.hidden_proj.multiply(desk.normed, desk.width, groups(end - first), rooms_.hidden + first * rooms_.stride,
+        ends_.hidden_proj.multiply(desk.normed, desk.width, static_cast<int>(end - first), rooms_.hidden + first * rooms_.stride,
                                    rooms_.stride);
     }
     // Rows of z for the steps [first, end) of a tile that starts at step `start` of the walk.
@@ -114,12 +114,12 @@ class Branch {
             fetch_row(out_, walk.start + (start + t) * walk.inner_stride);
             fetch_row(stream_, walk.start + (start + t + end - first) * walk.inner_stride);
         }
-        ends_.gate_proj.multiply(desk.normed, desk.width, groups(end - first), z + first * rooms_.stride, rooms_.stride);
+        ends_.gate_proj.multiply(desk.normed, desk.width, static_cast<int>(end - first), z + first * rooms_.stride, rooms_.stride);
     }
     // Rows of the output for the tokens [first, end), at most ROWS.
     void leave(int64_t first, int64_t end, const Desk& desk) const {
         const Rows<float> y = results();
-        ends_.out_proj.multiply(y.row(first), y.stride, groups(end - first), desk.normed, desk.width);
+        ends_.out_proj.multiply(y.row(first), y.stride, static_cast<int>(end - first), desk.normed, desk.width);
         for (int64_t t = first; t < end; ++t) {
             const float *added = desk.normed + (t - first) * desk.width, *x = stream_.row(t);
             float* out = out_.row(t);
@@ -131,7 +131,6 @@ class Branch {
     }
 
   private:
-    static int groups(int64_t rows) { return static_cast<int>((rows + TOKENS - 1) / TOKENS); }
     int lanes_at(int64_t d) const { return static_cast<int>(std::min<int64_t>(s_.width - d, W)); }
 
     // Bring a row that is soon needed, if there is one, into the second-level cache while a product runs.
@@ -207,19 +206,53 @@ int64_t lowest_token(const vssm_walk& walk, int64_t first, int64_t end) {
 
 int64_t pieces(int64_t tokens, int64_t each) { return (tokens + each - 1) / each; }
 
+// Makes hidden for the tokens [first, end), where a thread walks first, as it gets there, so that they are still in its
+// caches.
+class Entrance {
+  public:
+    Entrance(const Branch& branch, const Desk& desk, int64_t first, int64_t end, int64_t tokens, bool onwards)
+        : branch_(branch), desk_(desk), first_(first), end_(end), tokens_(tokens), onwards_(onwards) {}
+
+    // Make all of [low, high) that belong here, and all on the way.
+    void reach(int64_t low, int64_t high) {
+        if (onwards_)
+            for (const int64_t goal = std::min(high, end_); first_ < goal;) {
+                const int64_t to = std::min(first_ + ROWS, end_);
+                // A product writes rows up to a multiple of HALF: rather own ones anew than the other thread's.
+                make(to == end_ ? to - round_up(to - first_, HALF) : first_, to);
+                first_ = to;
+            }
+        else
+            for (const int64_t goal = std::max(low, first_); goal < end_;) {
+                const int64_t from = std::max(end_ - ROWS, first_);
+                make(from, std::min(from + round_up(end_ - from, HALF), tokens_));
+                end_ = from;
+            }
+    }
+
+  private:
+    void make(int64_t from, int64_t to) const { branch_.enter(from, to, desk_); }
+
+    const Branch& branch_;
+    const Desk& desk_;
+    int64_t first_, end_;  // what is still to be made
+    const int64_t tokens_;
+    const bool onwards_;
+};
+
 // Walk one direction, or a part of it, alone; where it passes last, the output is made.
 void walk_alone(const Branch& branch, const vssm_ssm& s, const Parameters& parameters, int64_t k, const vssm_walk& walk,
                 bool continues, Visit visit, Scratch& scratch, const Rooms& rooms, const Desk& desk,
-                const int64_t* slots) {
+                const int64_t* slots, Entrance* entrance = nullptr, Upcoming* upcoming = nullptr) {
     DirectionPass<float> mine = pass(branch, s, parameters, k, walk, continues, visit, scratch, rooms, desk, slots);
-    mine.take_blocks(0, (s.channels + W - 1) / W);
+    mine.take_blocks(0, (s.channels + W - 1) / W, upcoming);
     for (int64_t tile = 0; tile < mine.tiles(); ++tile) {
-        const int64_t first = mine.first(tile), end = first + mine.steps(tile);
+        const int64_t first = mine.first(tile), end = first + mine.steps(tile), token = lowest_token(walk, first, end);
+        if (entrance) entrance->reach(token, token + end - first);
         mine.project(tile, 0, mine.steps(tile), 0);
         const bool last = visit == Visit::LAST || visit == Visit::ONLY;
         if (last) branch.gate(walk, first, 0, mine.steps(tile), desk.z, desk);
         mine.advance_tile(tile, 0);
-        const int64_t token = lowest_token(walk, first, end);
         if (last) branch.leave(token, token + end - first, desk);
     }
 }
@@ -236,15 +269,22 @@ void run_alone(const Branch& branch, const vssm_ssm& s, const std::vector<Parame
 // One image by two threads and two opposite directions: each thread walks one and meets the other in the middle, so
 // that little passes from one core's cache to the other's.
 bool mirrored(const vssm_ssm& s) {
-    return s.directions == 2 && s.walks[0].inner_stride * s.walks[1].inner_stride < 0;
+    return s.directions == 2 && s.walks[0].inner_stride * s.walks[1].inner_stride < 0 && s.tokens >= 2 * TOKENS;
 }
 
-void run_mirrored(const Branch& branch, const vssm_ssm& s, const std::vector<Parameters>& parameters, Scratch& scratch,
-                  const Rooms& rooms, const Desk& desk, const int64_t* slots, const Team& team) {
-    const int64_t half = round_up(pieces(s.tokens, 2), TOKENS), end = std::min((team.self + 1) * half, s.tokens);
-    for (int64_t t = team.self * half; t < end; t += ROWS) branch.enter(t, std::min(t + ROWS, end), desk);
+// Whether the convolution of direction k reads tokens that the walk has passed, not those to come.
+bool looks_back(const vssm_ssm& s, int64_t k) { return (s.reverse[k] != 0) == (s.walks[k].inner_stride < 0); }
+
+void run_mirrored(const Branch& branch, const vssm_ssm& s, const Parameters& parameters, Scratch& scratch,
+                  const Rooms& rooms, const Desk& desk, const int64_t* slots, Upcoming& upcoming, const Team& team) {
+    const int64_t k = team.self, middle = s.tokens / 2;
+    const bool onwards = s.walks[k].inner_stride > 0;
+    const int64_t first = onwards ? middle : s.tokens - middle;
+    Entrance entrance(branch, desk, onwards ? 0 : middle, onwards ? middle : s.tokens, s.tokens, onwards);
+    if (!looks_back(s, 0) || !looks_back(s, 1)) {  // a convolution needs rows from ahead of its walk
+        entrance.reach(0, s.tokens);
 #pragma omp barrier
-    const int64_t k = team.self, middle = s.tokens / 2 / TOKENS * TOKENS;
+    }
     const auto part = [&](int64_t from, int64_t length) {
         vssm_walk walk = s.walks[k];
         walk.start += from * walk.inner_stride;
@@ -253,14 +293,13 @@ void run_mirrored(const Branch& branch, const vssm_ssm& s, const std::vector<Par
         walk.inner_count = std::max<int64_t>(length, 1);
         return walk;
     };
-    const int64_t first = s.walks[k].inner_stride > 0 ? middle : s.tokens - middle;
     const auto walk = [&](const vssm_walk& mine, bool continues, Visit visit) {
-        walk_alone(branch, s, parameters[static_cast<size_t>(k)], k, mine, continues, visit, scratch, rooms, desk, slots);
+        walk_alone(branch, s, parameters, k, mine, continues, visit, scratch, rooms, desk, slots, &entrance, &upcoming);
     };
     walk(part(0, first), false, Visit::FIRST);
 #pragma omp barrier
     walk(part(first, s.tokens - first), first > 0, Visit::LAST);
-#pragma omp barrier  // before the rooms are used for another image
+#pragma omp barrier  // before the rooms are used for another image, or the stream for another block
 }
 
 // One image by all threads. A group of tiles is made ready, and the group before it taken out, piece by piece.
@@ -308,8 +347,25 @@ void run_shared(const Branch& branch, const vssm_ssm& s, const std::vector<Param
     }
 }
 
+// What a thread that walks direction k of a block will rearrange, in that order.
+Upcoming weights_of(const vssm_branch& s, int64_t k) {
+    const vssm_ssm& ssm = s.ssm;
+    const int64_t element = ssm.parameter_dtype == VSSM_BFLOAT16 ? 2 : 4, set = ssm.projections == 1 ? 0 : k;
+    Upcoming upcoming;
+    const auto add = [&](const void* data, int64_t at, int64_t count) {
+        upcoming.add(static_cast<const char*>(data) + at * count * element, count * element);
+    };
+    add(s.in_proj, 0, 2 * ssm.channels * s.width);
+    add(s.out_proj, 0, ssm.channels * s.width);
+    add(ssm.dt_proj, set, ssm.channels * ssm.rank);
+    add(ssm.a_log, k, ssm.channels * ssm.states);
+    add(ssm.x_proj, set, (ssm.rank + 2 * ssm.states) * ssm.channels);
+    return upcoming;
+}
+
 // What all blocks of a column use in turn.
-struct Workplace {
+class Workplace {
+  public:
     bool share, pair;  // whether threads share an image, and whether they take a direction each
     int64_t tiles_each;
     std::vector<Parameters> parameters;
@@ -329,7 +385,7 @@ struct Workplace {
     bool furnish(const vssm_branch& s, Arena& arena) {
         const vssm_ssm& ssm = s.ssm;
         const int64_t images = share ? 1 : ssm.threads, teams = pair ? 2 : images;
-        if (!arena.reserve(ssm.directions * Parameters::size(ssm) + Ends::size(s) +
+        if (!arena.reserve(ssm.directions * Parameters::size(ssm) + sets_of_ends() * Ends::size(s) +
                            teams * Scratch::size(ssm, tiles_each) + images * Rooms::size(ssm) +
                            ssm.threads * Desk::size(s, tiles_each)))
             return false;
@@ -337,32 +393,57 @@ struct Workplace {
         for (int64_t i = 0; i < teams; ++i) scratch.emplace_back(ssm, tiles_each, arena);
         for (int64_t i = 0; i < images; ++i) rooms.emplace_back(ssm, arena);
         for (int64_t i = 0; i < ssm.threads; ++i) desks.emplace_back(s, tiles_each, arena);
-        ends.emplace_back(s, arena);
+        for (int64_t i = 0; i < sets_of_ends(); ++i) ends.emplace_back(s, arena);
         return true;
     }
+
+  private:
+    int64_t sets_of_ends() const { return pair ? 2 : 1; }
 };
 
-// One block, called by every thread of the team.
-void run_block(const vssm_branch& s, const vssm_tensor& stream, const vssm_tensor& out, Workplace& w, const Team& team) {
+template <class F>
+void with_parameter_type(const vssm_branch& s, F&& f) {
+    if (s.ssm.parameter_dtype == VSSM_BFLOAT16)
+        f(bfloat16{});
+    else
+        f(float{});
+}
+
+// One image after the other by two threads. Each rearranges for itself what it needs of the weights: to fetch from the
+// other core what that one rearranged, and to take the lines back for the next block, costs more.
+void run_pair(const vssm_branch& s, const vssm_branch* next, const vssm_tensor& stream, const vssm_tensor& out,
+              Workplace& w, const Team& team) {
+    const vssm_ssm& ssm = s.ssm;
+    const auto self = static_cast<size_t>(team.self);
+    Ends& ends = w.ends[self];
+    Parameters& parameters = w.parameters[self];
+    with_parameter_type(s, [&](auto p) {
+        using P = decltype(p);
+        for (int64_t part = 0; part < ends.parts(); ++part) ends.fill<P>(s, part);
+        for (int64_t part = 0; part < parameters.parts(ssm); ++part) parameters.fill<P>(ssm, team.self, part);
+    });
+    for (int64_t image = 0; image < ssm.batch; ++image) {
+        Upcoming upcoming = image + 1 == ssm.batch && next ? weights_of(*next, team.self) : Upcoming();
+        upcoming.finish_within(ssm.tokens * ((ssm.channels + W - 1) / W));
+        run_mirrored(Branch(s, stream, out, ends, w.rooms[0], image), ssm, parameters, w.scratch[self], w.rooms[0],
+                     w.desks[self], w.slots.data(), upcoming, team);
+    }
+}
+
+// One block by any team.
+void run_team(const vssm_branch& s, const vssm_tensor& stream, const vssm_tensor& out, Workplace& w, const Team& team) {
     const vssm_ssm& ssm = s.ssm;
     const auto self = static_cast<size_t>(team.self);
     Ends& ends = w.ends[0];
+    with_parameter_type(s, [&](auto p) {
 #pragma omp for schedule(dynamic, 1) nowait
-    for (int64_t part = 0; part < ends.parts(); ++part) {
-        if (ssm.parameter_dtype == VSSM_BFLOAT16)
-            ends.fill<bfloat16>(s, part);
-        else
-            ends.fill<float>(s, part);
-    }
+        for (int64_t part = 0; part < ends.parts(); ++part) ends.fill<decltype(p)>(s, part);
+    });
     fill_parameters(ssm, w.parameters);
-    if (w.pair && team.size == 2) {
+    if (w.share) {
         for (int64_t image = 0; image < ssm.batch; ++image)
-            run_mirrored(Branch(s, stream, out, ends, w.rooms[0], image), ssm, w.parameters, w.scratch[self], w.rooms[0], w.desks[self],
-                         w.slots.data(), team);
-    } else if (w.share) {
-        for (int64_t image = 0; image < ssm.batch; ++image)
-            run_shared(Branch(s, stream, out, ends, w.rooms[0], image), ssm, w.parameters, w.scratch[0], w.rooms[0], w.desks[0],
-                       w.desks[self], w.slots.data(), w.tiles_each, team);
+            run_shared(Branch(s, stream, out, ends, w.rooms[0], image), ssm, w.parameters, w.scratch[0], w.rooms[0],
+                       w.desks[0], w.desks[self], w.slots.data(), w.tiles_each, team);
     } else {
 #pragma omp for schedule(dynamic, 1)
         for (int64_t image = 0; image < ssm.batch; ++image)
@@ -388,7 +469,14 @@ int column_forward(const vssm_column& column) {
     {
         const FlushDenormals flush;
         const Team team;
-        for (int64_t i = 0; i < column.count; ++i) run_block(block(i), i ? column.out : column.stream, column.out, workplace, team);
+        for (int64_t i = 0; i < column.count; ++i) {
+            const vssm_branch s = block(i);
+            const vssm_tensor& stream = i ? column.out : column.stream;
+            if (workplace.pair && team.size == 2)
+                run_pair(s, i + 1 < column.count ? column.branches[i + 1] : nullptr, stream, column.out, workplace, team);
+            else
+                run_team(s, stream, column.out, workplace, team);
+        }
     }
     arena.release_if_large();
     return VSSM_DONE;

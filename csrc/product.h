@@ -11,6 +11,7 @@ constexpr int TOKENS = 8;
 #else
 constexpr int TOKENS = 4;
 #endif
+constexpr int HALF = TOKENS / 2;  // for a rest that is no longer than that
 constexpr int VECTORS = 3;
 constexpr int64_t PANEL = VECTORS * W;
 
@@ -30,21 +31,21 @@ void turn(const P* from, int64_t from_stride, int64_t rows, int64_t columns, flo
         }
 }
 
-// out [TOKENS][V * W] = rows [TOKENS][count] times w [count][stride], V vectors of it.
-template <int V>
+// out [M][V * W] = rows [M][count] times w [count][stride], V vectors of it.
+template <int M, int V>
 inline void multiply_panel(const float* rows, int64_t row_stride, int64_t count, const float* w, int64_t stride,
                            float* out, int64_t out_stride) {
-    Vec sum[TOKENS * V];
-    unroll<TOKENS * V>([&](auto i) { sum[i] = Vec::set(0.f); });
+    Vec sum[M * V];
+    unroll<M * V>([&](auto i) { sum[i] = Vec::set(0.f); });
     for (int64_t c = 0; c < count; ++c) {
         Vec row[V];
         unroll<V>([&](auto v) { row[v] = Vec::load(w + c * stride + v * W); });
-        unroll<TOKENS>([&](auto t) {
+        unroll<M>([&](auto t) {
             const Vec x = Vec::set(rows[t * row_stride + c]);
             unroll<V>([&](auto v) { sum[t * V + v] = fma(x, row[v], sum[t * V + v]); });
         });
     }
-    unroll<TOKENS>([&](auto t) { unroll<V>([&](auto v) { sum[t * V + v].store(out + t * out_stride + v * W); }); });
+    unroll<M>([&](auto t) { unroll<V>([&](auto v) { sum[t * V + v].store(out + t * out_stride + v * W); }); });
 }
 
 // A weight matrix [outputs][inputs] as panels [inputs][PANEL], the last as wide as is left: a panel is read in order,
@@ -64,21 +65,27 @@ struct Packed {
         turn(weights + first * inputs, inputs, std::min(outputs - first, PANEL), inputs, data + first * inputs,
              panel_width(panel));
     }
-    // out [groups * TOKENS][width()] = rows [groups * TOKENS][inputs] times the matrix.
-    void multiply(const float* rows, int64_t row_stride, int groups, float* out, int64_t out_stride) const {
+    // out [tokens][width()] = rows [tokens][inputs] times the matrix. Rows are read and written up to a multiple of HALF.
+    void multiply(const float* rows, int64_t row_stride, int tokens, float* out, int64_t out_stride) const {
         for (int64_t panel = 0; panel < panels(); ++panel) {
             const int64_t first = panel * PANEL, wide = panel_width(panel);
             const float* w = data + first * inputs;
-            for (int g = 0; g < groups; ++g) {
-                const float* from = rows + g * TOKENS * row_stride;
-                float* to = out + g * TOKENS * out_stride + first;
-                if (wide == PANEL)
-                    multiply_panel<VECTORS>(from, row_stride, inputs, w, wide, to, out_stride);
-                else if (wide == 2 * W)
-                    multiply_panel<2>(from, row_stride, inputs, w, wide, to, out_stride);
-                else
-                    multiply_panel<1>(from, row_stride, inputs, w, wide, to, out_stride);
-            }
+            const auto all = [&](auto vectors) {
+                for (int t = 0; t < tokens; t += TOKENS) {
+                    const float* from = rows + t * row_stride;
+                    float* to = out + t * out_stride + first;
+                    if (tokens - t > HALF)
+                        multiply_panel<TOKENS, vectors>(from, row_stride, inputs, w, wide, to, out_stride);
+                    else
+                        multiply_panel<HALF, vectors>(from, row_stride, inputs, w, wide, to, out_stride);
+                }
+            };
+            if (wide == PANEL)
+                all(std::integral_constant<int, VECTORS>{});
+            else if (wide == 2 * W)
+                all(std::integral_constant<int, 2>{});
+            else
+                all(std::integral_constant<int, 1>{});
         }
     }
 };

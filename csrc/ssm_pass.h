@@ -135,14 +135,15 @@ class DirectionPass {
             }
         }
         // The last group may end in rows of an earlier tile: no matter.
-        p_.x_proj.multiply(u + first * scratch_.u_stride, scratch_.u_stride, (end - first + TOKENS - 1) / TOKENS,
+        p_.x_proj.multiply(u + first * scratch_.u_stride, scratch_.u_stride, end - first,
                            scratch_.projected + (slot * T + first) * scratch_.width, scratch_.width);
     }
 
-    // The channels that the second step is for, from now on; tiles must follow in order.
-    void take_blocks(int64_t first, int64_t end) {
+    // The channels that the second step is for, from now on; tiles must follow in order. `upcoming` is fetched meanwhile.
+    void take_blocks(int64_t first, int64_t end, Upcoming* upcoming = nullptr) {
         first_block_ = first;
         end_block_ = end;
+        ahead_.then(upcoming);
         if (tiles() > 0) next_.set(walk_, 0, tiles_.steps(0));
         if (sink_.reaches_sum()) ahead_.add(sink_.sum, first * W, true);
         if (sink_.reaches_output()) ahead_.add(sink_.y, first * W, true);
@@ -238,7 +239,7 @@ class DirectionPass {
         const int64_t *writes = places_.writes + at, *gates = gate_slots_ ? gate_slots_ + row : writes;
         const float *projected = scratch_.projected + row * scratch_.width, *u = scratch_.u + row * scratch_.u_stride + channel;
         Slice slice;
-        widen_steps(projected, p_.dt_proj + block * R * W, Vec::load(p_.dt_bias + channel), slice.delta);
+        widen_steps(projected, count, p_.dt_proj + block * R * W, Vec::load(p_.dt_bias + channel), slice.delta);
         const Vec skip = Vec::load(p_.skip + channel);
         for (int t = 0; t < count; ++t) {
             const Vec x = Vec::load(u + t * scratch_.u_stride);
@@ -259,10 +260,10 @@ class DirectionPass {
         emit(slice, writes, gates, count, channel, lanes_at(channel), sink_);
     }
 
-    // The step sizes of a slice before softplus, [S][W], from their low-rank form: a few tokens side by side, so that
-    // the sums of different tokens overlap.
-    void widen_steps(const float* low_rank, const float* weight, Vec bias, float* out) const {
-        for (int t = 0; t < S; t += TOKENS) {
+    // The step sizes of a slice before softplus, [count][W], from their low-rank form: a few tokens side by side, so that
+    // the sums of different tokens overlap. Up to whole groups of tokens, which the slice has room for.
+    void widen_steps(const float* low_rank, int count, const float* weight, Vec bias, float* out) const {
+        for (int t = 0; t < count; t += TOKENS) {
             Vec sum[TOKENS];
             unroll<TOKENS>([&](auto i) { sum[i] = bias; });
             for (int64_t r = 0; r < s_.rank; ++r) {

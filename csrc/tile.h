@@ -105,6 +105,40 @@ struct Places {
     }
 };
 
+// Memory that is needed soon after, brought into the second-level cache a few lines with every step of the scan, which
+// leaves memory idle.
+class Upcoming {
+  public:
+    void add(const void* data, int64_t bytes) {
+        bytes = std::min(bytes, (MOST - lines_) * LINE);
+        if (bytes <= 0) return;
+        ranges_[count_++] = {static_cast<const char*>(data), static_cast<const char*>(data) + bytes};
+        lines_ += (bytes + LINE - 1) / LINE;
+    }
+    // There will be this many steps: begin so late that the last of them fetch.
+    void finish_within(int64_t steps) { wait_ = std::max<int64_t>(steps - lines_ / EACH, 0); }
+    void fetch() {
+        if (wait_ > 0) {
+            --wait_;
+            return;
+        }
+        if (at_ == count_) return;
+        auto& range = ranges_[at_];
+        for (int i = 0; i < EACH; ++i) prefetch<2>(range.next + i * LINE);
+        range.next += EACH * LINE;
+        if (range.next >= range.end) ++at_;
+    }
+
+  private:
+    static constexpr int64_t LINE = 64, MOST = (int64_t{1} << 20) / LINE;  // half of a second-level cache
+    static constexpr int EACH = 2;
+    struct {
+        const char *next, *end;
+    } ranges_[5];
+    int count_ = 0, at_ = 0;
+    int64_t lines_ = 0, wait_ = 0;
+};
+
 // Fetches the next tile's rows into the second-level cache while this one's states advance, one line of every tensor
 // a step. Whole rows in order: memory delivers those at more than twice the rate of one line out of every row, which
 // is what a block of channels reads.
@@ -116,6 +150,7 @@ class Ahead {
                               rows.stride * static_cast<int64_t>(sizeof(E)), W * static_cast<int64_t>(sizeof(E)),
                               written};
     }
+    void then(Upcoming* upcoming) { upcoming_ = upcoming; }
     void start(const Places& places, int rows, int64_t blocks) {
         places_ = &places;
         rows_ = rows;
@@ -124,6 +159,7 @@ class Ahead {
         block_ = 0;
     }
     void fetch() {
+        if (upcoming_) upcoming_->fetch();
         if (row_ >= rows_) return;
         const int64_t read = places_->reads[row_], write = places_->writes[row_];
         for (int i = 0; i < count_; ++i) {
@@ -145,6 +181,7 @@ class Ahead {
     int count_ = 0, rows_ = 0, row_ = 0;
     const Places* places_ = nullptr;
     int64_t blocks_ = 0, block_ = 0;
+    Upcoming* upcoming_ = nullptr;
 };
 
 // Whether direction k adds to a result that the directions share, rather than being the first to write it.
