@@ -45,11 +45,13 @@ class Block(nn.Module):
         None where it is not x + mixer(norm(x)), since the mixer's output is dropped, say, or someone looks at it, or
         where the mixer does not describe itself.
         """
-        drop, describe = self.drop_path, getattr(self.mixer, "residual_branch", None)
+        modules = self._modules  # looking each up as an attribute would take as long as a token
+        drop, mixer = modules["drop_path"], modules["mixer"]
         inactive = type(drop) is nn.Identity or (type(drop) is DropPath and not drop.training)
-        if describe is None or not inactive or not is_plain(drop) or type(self).branch is not Block.branch:
+        if not inactive or type(self).branch is not Block.branch or not is_plain(drop):
             return None
-        description: Branch | None = describe(self.norm)
+        describe = getattr(mixer, "residual_branch", None)
+        description: Branch | None = None if describe is None else describe(modules["norm"])
         return description
 
     def forward(self, x: Tensor) -> Tensor:

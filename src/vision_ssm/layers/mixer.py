@@ -119,7 +119,7 @@ class VimMixer(nn.Module):
             weights = BranchWeights(
                 NormWeights(NORM_KINDS[type(norm)], norm.eps, of_norm["weight"], of_norm.get("bias")),
                 in_proj._parameters["weight"],
-                SsmWeights(*(of_ssm[n] for n in SSM_PARAMETERS), own["conv_weight"], own["conv_bias"]),
+                SsmWeights(*[of_ssm[n] for n in SSM_PARAMETERS], own["conv_weight"], own["conv_bias"]),
                 out_proj._parameters["weight"],
                 self.gamma,
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from operator import attrgetter
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from vision_ssm.errors import BackendError, ShapeError
 from vision_ssm.ops import cpu_branch, cpu_ssm
 from vision_ssm.ops.backends import AUTO, choose, intercepted
 from vision_ssm.ops.cpu import CpuBackend
-from vision_ssm.ops.cpu_ssm import MOST_TAPS, Branch, BranchWeights, NormWeights, SsmWeights
+from vision_ssm.ops.cpu_ssm import BRANCH_WEIGHTS, MOST_TAPS, Branch, BranchWeights, NormWeights, SsmWeights
 from vision_ssm.ops.native import DTYPES
 
 __all__ = [
@@ -27,14 +28,8 @@ __all__ = [
 ]
 
 
-_PLAIN = (Tensor, torch.nn.Parameter)
-_NAMES = ("norm weight", "in_proj", *SsmWeights._fields, "out_proj", "norm bias", "gamma")
-
-
-def _all(weights: BranchWeights) -> tuple[Tensor | None, ...]:
-    """Return the weights in the order of _NAMES."""
-    norm = weights.norm
-    return (norm.weight, weights.in_proj, *weights.ssm, weights.out_proj, norm.bias, weights.gamma)
+_PLAIN = frozenset((Tensor, torch.nn.Parameter))  # subclasses need not have memory
+_dtype, _shape, _is_cpu = attrgetter("dtype"), attrgetter("shape"), attrgetter("is_cpu")
 
 
 def branch_applies(x: Tensor, branch: Branch) -> bool:
@@ -62,30 +57,30 @@ def try_residual_column(x: Tensor, branches: Sequence[Branch]) -> Tensor | None:
     """
     if torch.is_grad_enabled() or not branches:
         return None
-    first = branches[0]
-    backend = _applicable(x, first)
-    if backend is None or not all(_alike(branch, first) for branch in branches):
+    backend = _applicable(x, branches[0])
+    if backend is None or not _alike(branches):
         return None
     return cpu_ssm.column(x, branches, backend.isa)
 
 
-def _alike(branch: Branch, first: Branch) -> bool:
-    """Tell whether a block can follow another for which everything was checked."""
-    if branch.walks_reversed != first.walks_reversed or branch.looks_back != first.looks_back:
+def _alike(branches: Sequence[Branch]) -> bool:
+    """Tell whether the blocks can follow the first, for which everything was checked; a dozen looks for all of them."""
+    first = branches[0]
+    walks, looks, dtype = first.walks_reversed, first.looks_back, first.weights.in_proj.dtype
+    if any(branch.walks_reversed != walks or branch.looks_back != looks for branch in branches):
         return False
-    dtype = first.weights.in_proj.dtype
-    for w, like in zip(_all(branch.weights), _all(first.weights), strict=True):
-        if w is None or like is None:
-            if w is not like:
+    for same in zip(*[branch.weights.in_order() for branch in branches], strict=True):
+        if same[0] is None:
+            if any(w is not None for w in same):
                 return False
-        elif not _is_plain(w, dtype) or w.shape != like.shape:
+        elif not _are_plain(same, dtype) or len(set(map(_shape, same))) != 1:
             return False
     return True
 
 
-def _is_plain(w: Tensor, dtype: torch.dtype) -> bool:
-    """Tell whether a weight is memory of that dtype that the kernel can read: subclasses need not have any."""
-    return type(w) in _PLAIN and w.dtype is dtype and w.is_cpu
+def _are_plain(tensors: Sequence[Tensor | None], dtype: torch.dtype) -> bool:
+    """Tell whether all are memory of that dtype that the kernel can read."""
+    return _PLAIN.issuperset(map(type, tensors)) and set(map(_dtype, tensors)) == {dtype} and all(map(_is_cpu, tensors))
 
 
 def _applicable(x: Tensor, branch: Branch) -> CpuBackend | None:
@@ -98,8 +93,8 @@ def _applicable(x: Tensor, branch: Branch) -> CpuBackend | None:
     dtype = weights.in_proj.dtype
     if dtype not in DTYPES:
         return None
-    tensors = _all(weights)
-    if not all(w is None or _is_plain(w, dtype) for w in tensors) or _misfit(x, branch) is not None:
+    tensors = [w for w in weights.in_order() if w is not None]
+    if not _are_plain(tensors, dtype) or _misfit(x, branch) is not None:
         return None
     backend = choose(AUTO, x.device, x.dtype)
     if not isinstance(backend, CpuBackend):
@@ -143,7 +138,7 @@ def residual_branch(x: Tensor, branch: Branch) -> Tensor:
 
 
 def _run(x: Tensor, branch: Branch, backend: CpuBackend) -> Tensor:
-    if _wants_gradient(x, _all(branch.weights)):
+    if _wants_gradient(x, branch.weights.in_order()):
         return cpu_branch.train(x, branch, backend)
     return cpu_ssm.column(x, [branch], backend.isa)
 
@@ -156,13 +151,13 @@ def _misfit(x: Tensor, branch: Branch) -> str | None:
     """Return what does not fit, or None. The kernel takes its sizes from few of the tensors and trusts the others."""
     if x.dim() != 3:
         return f"a block takes a stream [B, L, D], got {_show(x.shape)}"
-    shapes = tuple(None if w is None else w.shape for w in _all(branch.weights))
+    shapes = tuple(None if w is None else w.shape for w in branch.weights.in_order())
     return _misfit_of(x.shape[2], shapes, len(branch.walks_reversed), len(branch.looks_back))
 
 
 @lru_cache(maxsize=1024)
 def _misfit_of(width: int, shapes: tuple[torch.Size | None, ...], directions: int, sets: int) -> str | None:
-    found = dict(zip(_NAMES, shapes, strict=True))
+    found = dict(zip(BRANCH_WEIGHTS, shapes, strict=True))
     a_log, dt_proj, conv = found["A_log"], found["dt_proj_weight"], found["conv_weight"]
     if a_log is None or len(a_log) != 3 or dt_proj is None or len(dt_proj) != 3 or sets not in (1, directions):
         return (
@@ -173,8 +168,9 @@ def _misfit_of(width: int, shapes: tuple[torch.Size | None, ...], directions: in
         return f"a block in one call needs a convolution of 1 to {MOST_TAPS} taps, got {_show(conv)}"
     (_, inner, states), rank, taps = a_log, dt_proj[2], conv[2]
     expected = (
-        *((width,), (2 * inner, width), (directions, inner, states), (sets, inner), (sets, rank + 2 * states, inner)),
-        *((sets, inner, rank), (sets, inner), (sets, inner, taps), (sets, inner), (width, inner), (width,), (width,)),
+        *((directions, inner, states), (sets, inner), (sets, rank + 2 * states, inner), (sets, inner, rank)),
+        *((sets, inner), (sets, inner, taps), (sets, inner)),
+        *((width,), (width,), (2 * inner, width), (width, inner), (width,)),
     )
     for (name, shape), wanted in zip(found.items(), expected, strict=True):
         if shape is None and name in ("norm bias", "gamma"):

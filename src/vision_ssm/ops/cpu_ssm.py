@@ -16,7 +16,18 @@ from vision_ssm.ops.cpu_conv import MOST_TAPS
 from vision_ssm.ops.native import DTYPES, KernelCall, TensorArgument
 from vision_ssm.ops.traversal import Traversal
 
-__all__ = ["MOST_TAPS", "NORMS", "Branch", "BranchWeights", "Kept", "NormWeights", "SsmWeights", "column", "forward"]
+__all__ = [
+    "BRANCH_WEIGHTS",
+    "MOST_TAPS",
+    "NORMS",
+    "Branch",
+    "BranchWeights",
+    "Kept",
+    "NormWeights",
+    "SsmWeights",
+    "column",
+    "forward",
+]
 
 NORMS = ("rms", "layer")  # by the numbers of csrc/ssm.h
 
@@ -50,6 +61,14 @@ class BranchWeights(NamedTuple):
     ssm: SsmWeights
     out_proj: Tensor
     gamma: Tensor | None = None
+
+    def in_order(self) -> tuple[Tensor | None, ...]:
+        """Return the weights in the order of BRANCH_WEIGHTS."""
+        norm = self.norm
+        return (*self.ssm, norm.weight, norm.bias, self.in_proj, self.out_proj, self.gamma)
+
+
+BRANCH_WEIGHTS = (*SsmWeights._fields, "norm weight", "norm bias", "in_proj", "out_proj", "gamma")
 
 
 class Branch(NamedTuple):
@@ -149,67 +168,66 @@ def forward(
 
 
 def column(stream: Tensor, branches: Sequence[Branch], isa: int, keep: Kept | None = None) -> Tensor:
-    """Return the stream [B, L, D] after Vim blocks of equal sizes, which run one after the other.
+    """Return the stream [B, L, D] after Vim blocks of equal sizes, dtypes and directions, one after the other.
 
     What a backward pass through a single block needs is written into ``keep``, if given.
     """
-    kept: list[object] = []
-    templates = [_branch_prepared(branch, stream.shape, kept) for branch in branches]
-    kept.append(templates)
-    call = _Column(batch=stream.shape[0], count=len(templates), threads=torch.get_num_threads(), isa=isa)
-    kernel = KernelCall(call, kept)
+    first = branches[0]
+    held = [None if w is None else w.contiguous() for branch in branches for w in branch.weights.in_order()]
+    templates, pointers = _column_template(
+        tuple([None if w is None else w.data_ptr() for w in held]),
+        tuple(None if w is None else w.shape for w in first.weights.ssm),
+        DTYPES[first.weights.in_proj.dtype],
+        tuple([(norm.kind, norm.eps, branch.scale) for branch in branches for norm in (branch.weights.norm,)]),
+        first.walks_reversed,
+        first.looks_back,
+        *stream.shape[1:],
+    )
+    kept: list[object] = [held, templates]
     if keep is not None:
-        (template,) = templates
-        training = KernelCall(_Branch.from_buffer_copy(template), kept)
+        training = KernelCall(_Branch.from_buffer_copy(templates[0]), kept)
         training.set(y=keep.y)
         training.structure.saved = keep.states.data_ptr()
-        templates = [training.structure]
-    call.branches = (ctypes.POINTER(_Branch) * len(templates))(*map(ctypes.pointer, templates))
+        pointers = _pointers([training.structure])
+    call = _Column(batch=stream.shape[0], count=len(branches), threads=torch.get_num_threads(), isa=isa)
+    call.branches = pointers
+    kernel = KernelCall(call, kept)
     out = torch.empty_like(stream, memory_format=torch.contiguous_format)
     kernel.set(stream=stream, out=out)
     kernel.run("vssm_column_forward")
     return out
 
 
-def _branch_prepared(branch: Branch, shape: torch.Size, kept: list[object]) -> _Branch:
-    """Return a block's part of a call; what must outlive the call is added to ``kept``."""
-    weights, norm = branch.weights, branch.weights.norm
-    ends = (norm.weight, norm.bias, weights.in_proj, weights.out_proj, weights.gamma)
-    held = [None if w is None else w.contiguous() for w in (*weights.ssm, *ends)]
-    kept.append(held)
-    return _branch_template(
-        tuple(None if w is None else w.data_ptr() for w in held),
-        tuple(None if w is None else w.shape for w in weights.ssm),
-        DTYPES[weights.in_proj.dtype],
-        norm.kind,
-        norm.eps,
-        branch.scale,
-        branch.walks_reversed,
-        branch.looks_back,
-        *shape[1:],
-    )
-
-
-@lru_cache(maxsize=1024)
-def _branch_template(
+@lru_cache(maxsize=256)
+def _column_template(
     pointers: tuple[int | None, ...],
     shapes: tuple[Any, ...],
     dtype: int,
-    norm: str,
-    eps: float,
-    scale: float,
+    blocks: tuple[tuple[str, float, float], ...],
     walks_reversed: tuple[bool, ...],
     looks_back: tuple[bool, ...],
     tokens: int,
     width: int,
-) -> _Branch:
-    """Return a block's part of a call, filled in for as long as its weights lie where they lie; see ``_template``."""
-    of_ssm, of_ends = pointers[: len(SsmWeights._fields)], pointers[len(SsmWeights._fields) :]
+) -> tuple[list[_Branch], ctypes.Array[Any]]:
+    """Return the blocks' parts of a call, filled in for as long as their weights lie where they lie; see ``_template``.
+
+    ``pointers`` are of all blocks' weights, ``shapes`` of the first SSM's; ``blocks`` has each norm's kind and epsilon
+    and each branch's scale.
+    """
     traversals = tuple(Traversal.sequence(tokens, reverse=back) for back in walks_reversed)
-    branch = _Branch(ssm=_template(of_ssm, shapes, dtype, traversals, looks_back, tokens))
-    branch.width, branch.scale, branch.norm, branch.eps = width, scale, NORMS.index(norm), eps
-    branch.norm_weight, branch.norm_bias, branch.in_proj, branch.out_proj, branch.gamma = of_ends
-    return branch
+    each, of_ssm = len(BRANCH_WEIGHTS), len(SsmWeights._fields)
+    branches = []
+    for at, (norm, eps, scale) in enumerate(blocks):
+        own = pointers[at * each : (at + 1) * each]
+        branch = _Branch(ssm=_template(own[:of_ssm], shapes, dtype, traversals, looks_back, tokens))
+        branch.width, branch.scale, branch.norm, branch.eps = width, scale, NORMS.index(norm), eps
+        branch.norm_weight, branch.norm_bias, branch.in_proj, branch.out_proj, branch.gamma = own[of_ssm:]
+        branches.append(branch)
+    return branches, _pointers(branches)
+
+
+def _pointers(branches: Sequence[_Branch]) -> ctypes.Array[Any]:
+    return (ctypes.POINTER(_Branch) * len(branches))(*map(ctypes.pointer, branches))
 
 
 def _prepared(
