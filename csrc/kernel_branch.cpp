@@ -11,6 +11,9 @@ namespace {
 
 constexpr int ROWS = 64;  // most tokens that one thread takes to a product at a time
 
+// Or so many, if that is the whole of its half of an image: then every panel of weights is needed once in a block.
+constexpr int HALF_ROWS = 128;
+
 // One image's rows between in_proj and out_proj.
 struct Rooms {
     float *hidden, *sum;  // [L + ROWS][stride]: a product writes whole groups of tokens
@@ -28,17 +31,18 @@ struct Rooms {
 // What one team (a thread, or all threads of an image) writes z to, and a thread's rows of the stream.
 struct Desk {
     float* z;       // [tiles][T][stride of the rooms]
-    float* normed;  // [ROWS][width], also the rows that out_proj yields
+    float* normed;  // [rows][width], also the rows that out_proj yields
     int64_t width;
+    int rows;       // most that are taken at a time
 
     static int64_t width_of(const vssm_branch& s) { return round_up(s.width, W); }
-    static int64_t size(const vssm_branch& s, int64_t tiles) {
-        return tiles * T * Scratch::stride_of(s.ssm.channels) + ROWS * width_of(s) + 2 * Arena::LINE;
+    static int64_t size(const vssm_branch& s, int64_t tiles, int rows) {
+        return tiles * T * Scratch::stride_of(s.ssm.channels) + rows * width_of(s) + 2 * Arena::LINE;
     }
-    Desk(const vssm_branch& s, int64_t tiles, Arena& arena) : width(width_of(s)) {
+    Desk(const vssm_branch& s, int64_t tiles, int rows, Arena& arena) : width(width_of(s)), rows(rows) {
         z = arena.take(tiles * T * Scratch::stride_of(s.ssm.channels));
-        normed = arena.take(ROWS * width);
-        std::fill_n(normed, ROWS * width, 0.f);
+        normed = arena.take(rows * width);
+        std::fill_n(normed, rows * width, 0.f);
     }
 };
 
@@ -46,30 +50,47 @@ struct Desk {
 struct Ends {
     Packed hidden_proj, gate_proj, out_proj;
     float *norm_weight, *norm_bias, *gain;  // [width]; gain is scale * gamma
+    bool by_panel;                          // the products make their panels themselves
 
-    static int64_t size(const vssm_branch& s) {
-        return 2 * Packed::size(s.ssm.channels, s.width) + Packed::size(s.width, s.ssm.channels) +
-               3 * Desk::width_of(s) + 6 * Arena::LINE;
-    }
-    Ends(const vssm_branch& s, Arena& arena) {
+    static int64_t size(const vssm_branch& s, bool by_panel) {
         const int64_t C = s.ssm.channels, D = s.width;
-        hidden_proj = {D, C, arena.take(Packed::size(C, D))};
-        gate_proj = {D, C, arena.take(Packed::size(C, D))};
-        out_proj = {C, D, arena.take(Packed::size(D, C))};
+        const int64_t products = by_panel ? Packed::size_with_source() : 2 * Packed::size(C, D) + Packed::size(D, C);
+        return products + 3 * Desk::width_of(s) + 6 * Arena::LINE;
+    }
+    Ends(const vssm_branch& s, bool by_panel, Arena& arena) : by_panel(by_panel) {
+        const int64_t C = s.ssm.channels, D = s.width;
+        float* panel = by_panel ? arena.take(Packed::size_with_source()) : nullptr;
+        const auto room = [&](int64_t outputs, int64_t inputs) {
+            return Packed{inputs, outputs, by_panel ? panel : arena.take(Packed::size(outputs, inputs))};
+        };
+        hidden_proj = room(C, D);
+        gate_proj = room(C, D);
+        out_proj = room(D, C);
         norm_weight = arena.take(Desk::width_of(s));
         norm_bias = arena.take(Desk::width_of(s));
         gain = arena.take(Desk::width_of(s));
     }
-    int64_t parts() const { return hidden_proj.panels() + gate_proj.panels() + out_proj.panels() + 1; }
+    int64_t parts() const {
+        return 1 + (by_panel ? 0 : hidden_proj.panels() + gate_proj.panels() + out_proj.panels());
+    }
 
     template <class P>
     void fill(const vssm_branch& s, int64_t part) {
-        const P *in = static_cast<const P*>(s.in_proj), *out = static_cast<const P*>(s.out_proj);
-        if (part < hidden_proj.panels()) return hidden_proj.fill(in, part);
-        part -= hidden_proj.panels();
-        if (part < gate_proj.panels()) return gate_proj.fill(in + s.ssm.channels * s.width, part);
-        part -= gate_proj.panels();
-        if (part < out_proj.panels()) return out_proj.fill(out, part);
+        const P *hidden = static_cast<const P*>(s.in_proj), *gate = hidden + s.ssm.channels * s.width;
+        const P* out = static_cast<const P*>(s.out_proj);
+        if (part > 0) {
+            int64_t panel = part - 1;
+            if (panel < hidden_proj.panels()) return hidden_proj.fill(hidden, panel);
+            panel -= hidden_proj.panels();
+            if (panel < gate_proj.panels()) return gate_proj.fill(gate, panel);
+            return out_proj.fill(out, panel - gate_proj.panels());
+        }
+        if (by_panel) {
+            hidden_proj.source = hidden;
+            gate_proj.source = gate;
+            out_proj.source = out;
+            for (Packed* p : {&hidden_proj, &gate_proj, &out_proj}) p->source_dtype = s.ssm.parameter_dtype;
+        }
         const P *weight = static_cast<const P*>(s.norm_weight), *bias = static_cast<const P*>(s.norm_bias);
         const P* gamma = static_cast<const P*>(s.gamma);
         for (int64_t d = 0; d < s.width; d += W) {
@@ -99,7 +120,9 @@ class Branch {
         return s_.saved ? s_.saved + (image_ * s_.ssm.directions + k) * each : nullptr;
     }
 
-    // Rows of hidden for the tokens [first, end), at most ROWS.
+    bool by_panel() const { return ends_.by_panel; }
+
+    // Rows of hidden for the tokens [first, end), at most desk.rows.
     void enter(int64_t first, int64_t end, const Desk& desk) const {
         for (int64_t t = first; t < end; ++t) normalise(t, desk.normed + (t - first) * desk.width);
         for (int64_t t = end; t < 2 * end - first; ++t) fetch_row(stream_, t);
@@ -116,7 +139,7 @@ class Branch {
         }
         ends_.gate_proj.multiply(desk.normed, desk.width, static_cast<int>(end - first), z + first * rooms_.stride, rooms_.stride);
     }
-    // Rows of the output for the tokens [first, end), at most ROWS.
+    // Rows of the output for the tokens [first, end), at most desk.rows.
     void leave(int64_t first, int64_t end, const Desk& desk) const {
         const Rows<float> y = results();
         ends_.out_proj.multiply(y.row(first), y.stride, static_cast<int>(end - first), desk.normed, desk.width);
@@ -217,14 +240,14 @@ class Entrance {
     void reach(int64_t low, int64_t high) {
         if (onwards_)
             for (const int64_t goal = std::min(high, end_); first_ < goal;) {
-                const int64_t to = std::min(first_ + ROWS, end_);
+                const int64_t to = std::min(first_ + desk_.rows, end_);
                 // A product writes rows up to a multiple of HALF: rather own ones anew than the other thread's.
                 make(to == end_ ? to - round_up(to - first_, HALF) : first_, to);
                 first_ = to;
             }
         else
             for (const int64_t goal = std::max(low, first_); goal < end_;) {
-                const int64_t from = std::max(end_ - ROWS, first_);
+                const int64_t from = std::max(end_ - desk_.rows, first_);
                 make(from, std::min(from + round_up(end_ - from, HALF), tokens_));
                 end_ = from;
             }
@@ -246,15 +269,21 @@ void walk_alone(const Branch& branch, const vssm_ssm& s, const Parameters& param
                 const int64_t* slots, Entrance* entrance = nullptr, Upcoming* upcoming = nullptr) {
     DirectionPass<float> mine = pass(branch, s, parameters, k, walk, continues, visit, scratch, rooms, desk, slots);
     mine.take_blocks(0, (s.channels + W - 1) / W, upcoming);
+    const bool last = visit == Visit::LAST || visit == Visit::ONLY, at_once = branch.by_panel() && last;
+    const auto length = static_cast<int>(walk.length);
+    if (at_once) branch.gate(walk, 0, 0, length, desk.z, desk);
     for (int64_t tile = 0; tile < mine.tiles(); ++tile) {
         const int64_t first = mine.first(tile), end = first + mine.steps(tile), token = lowest_token(walk, first, end);
         if (entrance) entrance->reach(token, token + end - first);
         mine.project(tile, 0, mine.steps(tile), 0);
-        const bool last = visit == Visit::LAST || visit == Visit::ONLY;
-        if (last) branch.gate(walk, first, 0, mine.steps(tile), desk.z, desk);
+        if (at_once)
+            mine.read_gates_at(slots + first);
+        else if (last)
+            branch.gate(walk, first, 0, mine.steps(tile), desk.z, desk);
         mine.advance_tile(tile, 0);
-        if (last) branch.leave(token, token + end - first, desk);
+        if (last && !at_once) branch.leave(token, token + end - first, desk);
     }
+    if (at_once) branch.leave(lowest_token(walk, 0, length), lowest_token(walk, 0, length) + length, desk);
 }
 
 // One image by one thread.
@@ -347,26 +376,34 @@ void run_shared(const Branch& branch, const vssm_ssm& s, const std::vector<Param
     }
 }
 
-// What a thread that walks direction k of a block will rearrange, in that order.
-Upcoming weights_of(const vssm_branch& s, int64_t k) {
-    const vssm_ssm& ssm = s.ssm;
-    const int64_t element = ssm.parameter_dtype == VSSM_BFLOAT16 ? 2 : 4, set = ssm.projections == 1 ? 0 : k;
+// What a thread that walks direction k needs soon: of this block what its products do not fetch themselves, then of the
+// next one, if there is any.
+Upcoming weights_to_come(const Ends& ends, const vssm_branch* next, int64_t k) {
     Upcoming upcoming;
+    if (ends.by_panel)
+        for (const Packed* p : {&ends.gate_proj, &ends.out_proj}) upcoming.add(p->source_panel(0), p->panel_bytes());
+    if (!next) return upcoming;
+    const vssm_ssm& ssm = next->ssm;
+    const int64_t element = ssm.parameter_dtype == VSSM_BFLOAT16 ? 2 : 4, set = ssm.projections == 1 ? 0 : k;
     const auto add = [&](const void* data, int64_t at, int64_t count) {
         upcoming.add(static_cast<const char*>(data) + at * count * element, count * element);
     };
-    add(s.in_proj, 0, 2 * ssm.channels * s.width);
-    add(s.out_proj, 0, ssm.channels * s.width);
     add(ssm.dt_proj, set, ssm.channels * ssm.rank);
     add(ssm.a_log, k, ssm.channels * ssm.states);
     add(ssm.x_proj, set, (ssm.rank + 2 * ssm.states) * ssm.channels);
+    if (ends.by_panel) {
+        upcoming.add(next->in_proj, ends.hidden_proj.panel_bytes());
+    } else {
+        add(next->in_proj, 0, 2 * ssm.channels * next->width);
+        upcoming.finish_within(ssm.tokens * ((ssm.channels + W - 1) / W));
+    }
     return upcoming;
 }
 
 // What all blocks of a column use in turn.
-class Workplace {
-  public:
+struct Workplace {
     bool share, pair;  // whether threads share an image, and whether they take a direction each
+    bool by_panel;     // whether a product takes all tokens of a thread at once
     int64_t tiles_each;
     std::vector<Parameters> parameters;
     std::vector<Scratch> scratch;
@@ -378,27 +415,27 @@ class Workplace {
     explicit Workplace(const vssm_branch& s)
         : share(s.ssm.batch < s.ssm.threads),
           pair(share && s.ssm.threads == 2 && mirrored(s.ssm) && !s.saved),  // halves begin anywhere in a chunk
+          by_panel(pair && pieces(s.ssm.tokens, 2) <= HALF_ROWS),
           tiles_each(share && !pair ? std::max<int64_t>(SHARED_ROWS / (T * Scratch::stride_of(s.ssm.channels)), 1) : 1),
-          slots(static_cast<size_t>(tiles_each * T)) {
+          slots(static_cast<size_t>(std::max<int64_t>(tiles_each * T, HALF_ROWS))) {
         std::iota(slots.begin(), slots.end(), 0);
     }
     bool furnish(const vssm_branch& s, Arena& arena) {
         const vssm_ssm& ssm = s.ssm;
-        const int64_t images = share ? 1 : ssm.threads, teams = pair ? 2 : images;
-        if (!arena.reserve(ssm.directions * Parameters::size(ssm) + sets_of_ends() * Ends::size(s) +
+        const int64_t images = share ? 1 : ssm.threads, teams = pair ? 2 : images, sets = pair ? 2 : 1;
+        const int64_t gate_tiles = by_panel ? HALF_ROWS / T : tiles_each;
+        const int rows = by_panel ? HALF_ROWS : ROWS;
+        if (!arena.reserve(ssm.directions * Parameters::size(ssm) + sets * Ends::size(s, by_panel) +
                            teams * Scratch::size(ssm, tiles_each) + images * Rooms::size(ssm) +
-                           ssm.threads * Desk::size(s, tiles_each)))
+                           ssm.threads * Desk::size(s, gate_tiles, rows)))
             return false;
         for (int64_t k = 0; k < ssm.directions; ++k) parameters.emplace_back(ssm, arena);
         for (int64_t i = 0; i < teams; ++i) scratch.emplace_back(ssm, tiles_each, arena);
         for (int64_t i = 0; i < images; ++i) rooms.emplace_back(ssm, arena);
-        for (int64_t i = 0; i < ssm.threads; ++i) desks.emplace_back(s, tiles_each, arena);
-        for (int64_t i = 0; i < sets_of_ends(); ++i) ends.emplace_back(s, arena);
+        for (int64_t i = 0; i < ssm.threads; ++i) desks.emplace_back(s, gate_tiles, rows, arena);
+        for (int64_t i = 0; i < sets; ++i) ends.emplace_back(s, by_panel, arena);
         return true;
     }
-
-  private:
-    int64_t sets_of_ends() const { return pair ? 2 : 1; }
 };
 
 template <class F>
@@ -423,8 +460,7 @@ void run_pair(const vssm_branch& s, const vssm_branch* next, const vssm_tensor& 
         for (int64_t part = 0; part < parameters.parts(ssm); ++part) parameters.fill<P>(ssm, team.self, part);
     });
     for (int64_t image = 0; image < ssm.batch; ++image) {
-        Upcoming upcoming = image + 1 == ssm.batch && next ? weights_of(*next, team.self) : Upcoming();
-        upcoming.finish_within(ssm.tokens * ((ssm.channels + W - 1) / W));
+        Upcoming upcoming = weights_to_come(ends, image + 1 == ssm.batch ? next : nullptr, team.self);
         run_mirrored(Branch(s, stream, out, ends, w.rooms[0], image), ssm, parameters, w.scratch[self], w.rooms[0],
                      w.desks[self], w.slots.data(), upcoming, team);
     }

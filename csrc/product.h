@@ -23,23 +23,34 @@ void turn(const P* from, int64_t from_stride, int64_t rows, int64_t columns, flo
     for (int64_t row = 0; row < rows; row += W)
         for (int64_t column = 0; column < columns; column += W) {
             const int64_t height = std::min<int64_t>(rows - row, W), width = std::min<int64_t>(columns - column, W);
-            Vec square[W];
+            const P* corner = from + row * from_stride + column;
+            float* turned = to + column * to_stride + row;
+            if constexpr (std::is_same_v<P, float>) {
+                if (height == W && width == W) {
+                    turn_square(corner, from_stride, turned, to_stride);
+                    continue;
+                }
+            }
+            alignas(64) float square[W * W], columns_of_it[W * W];
             for (int i = 0; i < W; ++i)
-                square[i] = i < height ? load(from + (row + i) * from_stride + column, static_cast<int>(width)) : Vec::set(0.f);
-            transpose(square);
-            for (int i = 0; i < width; ++i) square[i].store(to + (column + i) * to_stride + row);
+                (i < height ? load(corner + i * from_stride, static_cast<int>(width)) : Vec::set(0.f)).store(square + i * W);
+            turn_square(square, W, columns_of_it, W);
+            for (int i = 0; i < width; ++i) Vec::load(columns_of_it + i * W).store(turned + i * to_stride);
         }
 }
 
-// out [M][V * W] = rows [M][count] times w [count][stride], V vectors of it.
-template <int M, int V>
-inline void multiply_panel(const float* rows, int64_t row_stride, int64_t count, const float* w, int64_t stride,
-                           float* out, int64_t out_stride) {
+// out [M][V * W] = rows [M][count] times w [count][V * W], or that added to out.
+template <int M, int V, bool ADD>
+inline void multiply_panel(const float* rows, int64_t row_stride, int64_t count, const float* w, float* out,
+                           int64_t out_stride) {
     Vec sum[M * V];
-    unroll<M * V>([&](auto i) { sum[i] = Vec::set(0.f); });
+    if constexpr (ADD)
+        unroll<M>([&](auto t) { unroll<V>([&](auto v) { sum[t * V + v] = Vec::load(out + t * out_stride + v * W); }); });
+    else
+        unroll<M * V>([&](auto i) { sum[i] = Vec::set(0.f); });
     for (int64_t c = 0; c < count; ++c) {
         Vec row[V];
-        unroll<V>([&](auto v) { row[v] = Vec::load(w + c * stride + v * W); });
+        unroll<V>([&](auto v) { row[v] = Vec::load(w + (c * V + v) * W); });
         unroll<M>([&](auto t) {
             const Vec x = Vec::set(rows[t * row_stride + c]);
             unroll<V>([&](auto v) { sum[t * V + v] = fma(x, row[v], sum[t * V + v]); });
@@ -49,44 +60,88 @@ inline void multiply_panel(const float* rows, int64_t row_stride, int64_t count,
 }
 
 // A weight matrix [outputs][inputs] as panels [inputs][PANEL], the last as wide as is left: a panel is read in order,
-// and stays in the first-level cache from one group of tokens to the next.
+// and stays in the first-level cache from one group of tokens to the next. All panels are filled before they are used; or,
+// with `source`, a product makes them in one place as it comes to them, DEPTH inputs at a time so that they never leave the
+// first-level cache. That pays where there are tokens enough, and no other product needs the panel.
 struct Packed {
+    static constexpr int64_t DEPTH = 96;
+
     int64_t inputs = 0, outputs = 0;
     float* data = nullptr;
+    const void* source = nullptr;
+    int32_t source_dtype = VSSM_FLOAT32;
 
     static int64_t size(int64_t outputs, int64_t inputs) { return round_up(outputs, W) * inputs; }
+    static int64_t size_with_source() { return PANEL * DEPTH; }
     int64_t width() const { return round_up(outputs, W); }
     int64_t panels() const { return (width() + PANEL - 1) / PANEL; }
     int64_t panel_width(int64_t panel) const { return std::min(width() - panel * PANEL, PANEL); }
 
     template <class P>
     void fill(const P* weights, int64_t panel) {
-        const int64_t first = panel * PANEL;
-        turn(weights + first * inputs, inputs, std::min(outputs - first, PANEL), inputs, data + first * inputs,
-             panel_width(panel));
+        turn_panel(weights, panel, 0, inputs, data + panel * PANEL * inputs);
     }
     // out [tokens][width()] = rows [tokens][inputs] times the matrix. Rows are read and written up to a multiple of HALF.
     void multiply(const float* rows, int64_t row_stride, int tokens, float* out, int64_t out_stride) const {
         for (int64_t panel = 0; panel < panels(); ++panel) {
-            const int64_t first = panel * PANEL, wide = panel_width(panel);
-            const float* w = data + first * inputs;
-            const auto all = [&](auto vectors) {
-                for (int t = 0; t < tokens; t += TOKENS) {
-                    const float* from = rows + t * row_stride;
-                    float* to = out + t * out_stride + first;
-                    if (tokens - t > HALF)
-                        multiply_panel<TOKENS, vectors>(from, row_stride, inputs, w, wide, to, out_stride);
-                    else
-                        multiply_panel<HALF, vectors>(from, row_stride, inputs, w, wide, to, out_stride);
-                }
-            };
-            if (wide == PANEL)
-                all(std::integral_constant<int, VECTORS>{});
-            else if (wide == 2 * W)
-                all(std::integral_constant<int, 2>{});
+            float* to = out + panel * PANEL;
+            if (source)
+                multiply_source(panel, rows, row_stride, tokens, to, out_stride);
             else
-                all(std::integral_constant<int, 1>{});
+                multiply_part<false>(panel, data + panel * PANEL * inputs, rows, row_stride, inputs, tokens, to, out_stride);
         }
+    }
+
+    const void* source_panel(int64_t panel) const { return static_cast<const char*>(source) + panel * panel_bytes(); }
+    int64_t panel_bytes() const { return PANEL * inputs * (source_dtype == VSSM_BFLOAT16 ? 2 : 4); }
+
+  private:
+    // `count` inputs of a panel from `first` on.
+    template <class P>
+    void turn_panel(const P* weights, int64_t panel, int64_t first, int64_t count, float* to) const {
+        const int64_t output = panel * PANEL;
+        turn(weights + output * inputs + first, inputs, std::min(outputs - output, PANEL), count, to, panel_width(panel));
+    }
+    void multiply_source(int64_t panel, const float* rows, int64_t row_stride, int tokens, float* out,
+                         int64_t out_stride) const {
+        Upcoming next;
+        if (panel + 1 < panels()) next.add(source_panel(panel + 1), panel_bytes());
+        for (int64_t first = 0; first < inputs; first += DEPTH) {
+            const int64_t count = std::min(inputs - first, DEPTH);
+            if (source_dtype == VSSM_BFLOAT16)
+                turn_panel(static_cast<const bfloat16*>(source), panel, first, count, data);
+            else
+                turn_panel(static_cast<const float*>(source), panel, first, count, data);
+            if (first)
+                multiply_part<true>(panel, data, rows + first, row_stride, count, tokens, out, out_stride, &next);
+            else
+                multiply_part<false>(panel, data, rows, row_stride, count, tokens, out, out_stride, &next);
+        }
+    }
+    // Products with a panel's weights w for `count` inputs, added to out or not; `next` is fetched meanwhile.
+    template <bool ADD>
+    void multiply_part(int64_t panel, const float* w, const float* rows, int64_t row_stride, int64_t count, int tokens,
+                       float* out, int64_t out_stride, Upcoming* next = nullptr) const {
+        const int64_t wide = panel_width(panel);
+        const int groups = (tokens + TOKENS - 1) / TOKENS;
+        const int lines = next ? static_cast<int>(next->lines() * count / (inputs * groups)) + 1 : 0;
+        const auto all = [&](auto vectors) {
+            for (int t = 0; t < tokens; t += TOKENS) {
+                if (next) next->fetch(lines);
+                const float* from = rows + t * row_stride;
+                float* to = out + t * out_stride;
+                if (tokens - t > HALF)
+                    multiply_panel<TOKENS, vectors, ADD>(from, row_stride, count, w, to, out_stride);
+                else
+                    multiply_panel<HALF, vectors, ADD>(from, row_stride, count, w, to, out_stride);
+            }
+        };
+        if (wide == PANEL)
+            all(std::integral_constant<int, VECTORS>{});
+        else if (wide == 2 * W)
+            all(std::integral_constant<int, 2>{});
+        else
+            all(std::integral_constant<int, 1>{});
     }
 };
 

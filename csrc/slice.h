@@ -89,19 +89,28 @@ struct Sink {
 template <class E>
 void emit(const Slice& slice, const int64_t* tokens, const int64_t* gates, int count, int64_t channel, int lanes,
           const Sink<E>& sink) {
-    for (int t = 0; t < count; ++t) {
-        Vec v = Vec::load(slice.y + t * W);
-        if (sink.add_sum) v = v + load(sink.sum.row(tokens[t]) + channel, lanes);
-        if (sink.to_sum) {
-            store(v, sink.sum.row(tokens[t]) + channel, lanes);
-            continue;
-        }
+    const auto over_steps = [&](auto&& result) {  // with whole vectors apart, so that they need no mask
+        if (lanes == W)
+            for (int t = 0; t < count; ++t) result(t, Vec::load(slice.y + t * W), W);
+        else
+            for (int t = 0; t < count; ++t) result(t, Vec::load(slice.y + t * W), lanes);
+    };
+    const auto sum_at = [&](int t) { return sink.sum.row(tokens[t]) + channel; };
+    const auto gated = [&](int t, Vec v, int n) {
         if (sink.gate) {
-            const Vec z = load(sink.z.row(gates[t]) + channel, lanes);
+            const Vec z = load(sink.z.row(gates[t]) + channel, n);
             v = v * z * sigmoid(z);
         }
-        store(v, sink.y.row(tokens[t]) + channel, lanes);
-    }
+        store(v, sink.y.row(tokens[t]) + channel, n);
+    };
+    if (sink.to_sum && sink.add_sum)
+        over_steps([&](int t, Vec v, int n) { store(v + load(sum_at(t), n), sum_at(t), n); });
+    else if (sink.to_sum)
+        over_steps([&](int t, Vec v, int n) { store(v, sum_at(t), n); });
+    else if (sink.add_sum)
+        over_steps([&](int t, Vec v, int n) { gated(t, v + load(sum_at(t), n), n); });
+    else
+        over_steps(gated);
 }
 
 }  // namespace VISION_SSM_ISA

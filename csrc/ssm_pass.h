@@ -111,6 +111,9 @@ class DirectionPass {
     // Save the states before every tile there, [tiles][N][C], for a backward pass.
     void save_to(float* saved) { saved_ = saved; }
 
+    // The rows of z from now on, instead of `gate_slots`.
+    void read_gates_at(const int64_t* slots) { gate_slots_ = slots; }
+
     int64_t tiles() const { return tiles_.count(); }
     int steps(int64_t tile) const { return tiles_.steps(tile); }
     int64_t first(int64_t tile) const { return tiles_.first(tile); }

@@ -105,8 +105,8 @@ struct Places {
     }
 };
 
-// Memory that is needed soon after, brought into the second-level cache a few lines with every step of the scan, which
-// leaves memory idle.
+// Memory that is needed soon after, brought into the second-level cache a few lines at a time, while the processor is busy
+// with what leaves memory idle.
 class Upcoming {
   public:
     void add(const void* data, int64_t bytes) {
@@ -115,17 +115,20 @@ class Upcoming {
         ranges_[count_++] = {static_cast<const char*>(data), static_cast<const char*>(data) + bytes};
         lines_ += (bytes + LINE - 1) / LINE;
     }
+    int lines() const { return static_cast<int>(lines_); }
     // There will be this many steps: begin so late that the last of them fetch.
     void finish_within(int64_t steps) { wait_ = std::max<int64_t>(steps - lines_ / EACH, 0); }
-    void fetch() {
-        if (wait_ > 0) {
+    void step() {
+        if (wait_ > 0)
             --wait_;
-            return;
-        }
+        else
+            fetch(EACH);
+    }
+    void fetch(int lines) {
         if (at_ == count_) return;
         auto& range = ranges_[at_];
-        for (int i = 0; i < EACH; ++i) prefetch<2>(range.next + i * LINE);
-        range.next += EACH * LINE;
+        for (int i = 0; i < lines; ++i) prefetch<2>(range.next + i * LINE);
+        range.next += lines * LINE;
         if (range.next >= range.end) ++at_;
     }
 
@@ -134,7 +137,7 @@ class Upcoming {
     static constexpr int EACH = 2;
     struct {
         const char *next, *end;
-    } ranges_[5];
+    } ranges_[6];
     int count_ = 0, at_ = 0;
     int64_t lines_ = 0, wait_ = 0;
 };
@@ -159,7 +162,7 @@ class Ahead {
         block_ = 0;
     }
     void fetch() {
-        if (upcoming_) upcoming_->fetch();
+        if (upcoming_) upcoming_->step();
         if (row_ >= rows_) return;
         const int64_t read = places_->reads[row_], write = places_->writes[row_];
         for (int i = 0; i < count_; ++i) {
