@@ -16,15 +16,15 @@ constexpr int HALF_ROWS = 128;
 
 // One image's rows between in_proj and out_proj.
 struct Rooms {
-    float *hidden, *sum;  // [L + ROWS][stride]: a product writes whole groups of tokens
+    // [L][stride], with TOKENS rows more at either end: a product writes whole groups of tokens.
+    float *hidden, *sum;
     int64_t stride;
 
-    static int64_t size(const vssm_ssm& s) {
-        return 2 * ((s.tokens + ROWS) * Scratch::stride_of(s.channels) + Arena::LINE);
-    }
+    static int64_t rows(const vssm_ssm& s) { return s.tokens + 2 * TOKENS; }
+    static int64_t size(const vssm_ssm& s) { return 2 * (rows(s) * Scratch::stride_of(s.channels) + Arena::LINE); }
     Rooms(const vssm_ssm& s, Arena& arena) : stride(Scratch::stride_of(s.channels)) {
-        hidden = arena.take((s.tokens + ROWS) * stride);
-        sum = arena.take((s.tokens + ROWS) * stride);
+        hidden = arena.take(rows(s) * stride) + TOKENS * stride;
+        sum = arena.take(rows(s) * stride) + TOKENS * stride;
     }
 };
 
@@ -122,9 +122,9 @@ class Branch {
 
     bool by_panel() const { return ends_.by_panel; }
 
-    // Rows of hidden for the tokens [first, end), at most desk.rows.
+    // Rows of hidden for the tokens [first, end), at most desk.rows; up to TOKENS of them may lie before the first token.
     void enter(int64_t first, int64_t end, const Desk& desk) const {
-        for (int64_t t = first; t < end; ++t) normalise(t, desk.normed + (t - first) * desk.width);
+        for (int64_t t = std::max<int64_t>(first, 0); t < end; ++t) normalise(t, desk.normed + (t - first) * desk.width);
         for (int64_t t = end; t < 2 * end - first; ++t) fetch_row(stream_, t);
         ends_.hidden_proj.multiply(desk.normed, desk.width, static_cast<int>(end - first), rooms_.hidden + first * rooms_.stride,
                                    rooms_.stride);
@@ -241,7 +241,8 @@ class Entrance {
         if (onwards_)
             for (const int64_t goal = std::min(high, end_); first_ < goal;) {
                 const int64_t to = std::min(first_ + desk_.rows, end_);
-                // A product writes rows up to a multiple of HALF: rather own ones anew than the other thread's.
+                // A product writes rows up to a multiple of HALF: rather own ones anew, or before the first token, than the
+                // other thread's.
                 make(to == end_ ? to - round_up(to - first_, HALF) : first_, to);
                 first_ = to;
             }

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import pytest
+import timm
 import torch
+from timm.layers.drop import DropPath
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from vision_ssm.layers import Block, VimMixer, make_norm
-from vision_ssm.ops.native import MISSING
+from vision_ssm.layers import Block, VimMixer, make_norm, try_one_call
+from vision_ssm.ops.native import MISSING, KernelCall
 
 needs_kernel = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
 
@@ -146,3 +148,61 @@ def test_weights_put_elsewhere_or_changed_in_place_are_the_ones_used(monkeypatch
             assert not torch.allclose(after, before, rtol=1e-3)
             assert torch.allclose(after, x + model.branch(x), rtol=1e-5, atol=1e-6)
             before = after
+
+
+@needs_kernel
+def test_a_column_in_one_call_is_its_blocks() -> None:
+    blocks, x = [block() for _ in range(3)], torch.randn(2, 40, 32)
+    with torch.no_grad():
+        found = try_one_call(blocks, x)
+        assert found is not None
+        assert torch.equal(found, blocks[2](blocks[1](blocks[0](x))))
+    assert try_one_call(blocks, x) is None  # gradients are enabled
+
+
+@needs_kernel
+def test_a_column_stands_back_where_somebody_looks_or_has_changed_a_block() -> None:
+    class Doubled(Block):
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * super().forward(x)
+
+    x = torch.randn(1, 9, 32)
+
+    def runs(change: object) -> bool:
+        last = block()
+        kept = change(last)  # type: ignore[operator]
+        with torch.no_grad():
+            done = try_one_call([block(), kept if isinstance(kept, Block) else last], x) is not None
+        return done
+
+    def dropping(last: Block) -> None:
+        last.drop_path = DropPath(0.5).train()
+
+    def mixing(last: Block) -> None:
+        last.mixer = nn.Identity()
+
+    assert runs(lambda last: last)
+    assert runs(lambda last: setattr(last, "drop_path", DropPath(0.5).eval()))
+    assert not runs(dropping)
+    assert not runs(mixing)
+    assert not runs(lambda last: Doubled(last.norm, last.mixer).eval())
+    assert not runs(lambda last: setattr(last, "branch", lambda x: x))
+    assert not runs(lambda last: setattr(last, "forward", lambda x: x))
+    for inside in ("", "norm", "mixer", "drop_path", "mixer.ssm", "mixer.in_proj"):
+        assert not runs(lambda last, at=inside: last.get_submodule(at).register_forward_hook(lambda *_: None))
+
+
+@needs_kernel
+def test_a_model_runs_its_column_in_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = timm.create_model("vim_tiny_patch16_224", img_size=64, depth=3, num_classes=5).eval()
+    calls, seen = [], []
+    plain = KernelCall.run
+    monkeypatch.setattr(KernelCall, "run", lambda self, name: calls.append(name) or plain(self, name))  # type: ignore[func-returns-value]
+    x = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        whole = model(x)
+        assert calls == ["vssm_column_forward"]
+        handle = model.blocks[1].register_forward_hook(lambda _, __, out: seen.append(out))
+        assert torch.equal(model(x), whole)
+        assert len(seen) == 1 and len(calls) == 4
+        handle.remove()

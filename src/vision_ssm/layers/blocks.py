@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from timm.layers.drop import DropPath
@@ -45,7 +46,7 @@ class Block(nn.Module):
         None where it is not x + mixer(norm(x)), since the mixer's output is dropped, say, or someone looks at it, or
         where the mixer does not describe itself.
         """
-        modules = self._modules  # looking each up as an attribute would take as long as a token
+        modules: dict[str, Any] = self._modules  # looking each up as an attribute would take as long as a token
         drop, mixer = modules["drop_path"], modules["mixer"]
         inactive = type(drop) is nn.Identity or (type(drop) is DropPath and not drop.training)
         if not inactive or type(self).branch is not Block.branch or not is_plain(drop):

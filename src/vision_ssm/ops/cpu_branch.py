@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -188,10 +187,8 @@ def _inputs(plan: _Plan, xz: Tensor, weights: SsmWeights) -> _Inputs:
 
     _, b, c = torch.split(projected, [rank, states, states], dim=-1)
     D, bias = (x.expand(directions, -1) for x in (weights.D, weights.dt_proj_bias))
-    A = -torch.exp(weights.A_log)
-    call = ScanCall(
-        u, of_images(delta), A, of_images(b), of_images(c), D, xz[..., inner:], bias, plan.traversals(tokens), True, True
-    )
+    A, walks = -torch.exp(weights.A_log), plan.traversals(tokens)
+    call = ScanCall(u, of_images(delta), A, of_images(b), of_images(c), D, xz[..., inner:], bias, walks, True, True)
     return _Inputs(rows, projected, call)
 
 

@@ -185,10 +185,10 @@ def column(stream: Tensor, branches: Sequence[Branch], isa: int, keep: Kept | No
     )
     kept: list[object] = [held, templates]
     if keep is not None:
-        training = KernelCall(_Branch.from_buffer_copy(templates[0]), kept)
-        training.set(y=keep.y)
-        training.structure.saved = keep.states.data_ptr()
-        pointers = _pointers([training.structure])
+        trained = _Branch.from_buffer_copy(templates[0])
+        KernelCall(trained, kept).set(y=keep.y)
+        trained.saved = keep.states.data_ptr()
+        pointers = _pointers([trained])
     call = _Column(batch=stream.shape[0], count=len(branches), threads=torch.get_num_threads(), isa=isa)
     call.branches = pointers
     kernel = KernelCall(call, kept)
