@@ -1,6 +1,6 @@
-// The residual branch of a Vim block in one call. The first half of in_proj is made for all tokens, since every direction
-// reads it; the gate and out_proj are made where the last direction passes, so that z is never held for the whole
-// sequence. Threads share the work as in kernel_ssm.cpp, but two of them on one image take a direction each.
+// The residual branches of a column of Vim blocks in one call. The first half of in_proj is made for all tokens of a block,
+// since every direction reads it; the gate and out_proj are made where the last direction passes, so that z is never held
+// for the whole sequence. Threads share the work as in kernel_ssm.cpp, but two of them on one image take a direction each.
 #include "team.h"
 
 #include <numeric>
@@ -105,8 +105,8 @@ struct Ends {
 // The steps of one image outside the scan.
 class Branch {
   public:
-    Branch(const vssm_branch& s, const vssm_tensor& stream, const vssm_tensor& out, const Ends& ends, const Rooms& rooms,
-           int64_t image)
+    Branch(const vssm_branch& s, const vssm_tensor& stream, const vssm_tensor& out, const Ends& ends,
+           const Rooms& rooms, int64_t image)
         : s_(s), ends_(ends), rooms_(rooms), image_(image), stream_(stream, image, 0), out_(out, image, 0) {}
 
     // The rows that out_proj takes.
@@ -122,12 +122,13 @@ class Branch {
 
     bool by_panel() const { return ends_.by_panel; }
 
-    // Rows of hidden for the tokens [first, end), at most desk.rows; up to TOKENS of them may lie before the first token.
+    // Rows of hidden for the tokens [first, end), at most desk.rows; up to TOKENS of them may be before the first token.
     void enter(int64_t first, int64_t end, const Desk& desk) const {
-        for (int64_t t = std::max<int64_t>(first, 0); t < end; ++t) normalise(t, desk.normed + (t - first) * desk.width);
+        for (int64_t t = std::max<int64_t>(first, 0); t < end; ++t)
+            normalise(t, desk.normed + (t - first) * desk.width);
         for (int64_t t = end; t < 2 * end - first; ++t) fetch_row(stream_, t);
-        ends_.hidden_proj.multiply(desk.normed, desk.width, static_cast<int>(end - first), rooms_.hidden + first * rooms_.stride,
-                                   rooms_.stride);
+        ends_.hidden_proj.multiply(desk.normed, desk.width, static_cast<int>(end - first),
+                                   rooms_.hidden + first * rooms_.stride, rooms_.stride);
     }
     // Rows of z for the steps [first, end) of a tile that starts at step `start` of the walk.
     void gate(const vssm_walk& walk, int64_t start, int first, int end, float* z, const Desk& desk) const {
@@ -137,7 +138,7 @@ class Branch {
             fetch_row(out_, walk.start + (start + t) * walk.inner_stride);
             fetch_row(stream_, walk.start + (start + t + end - first) * walk.inner_stride);
         }
-        ends_.gate_proj.multiply(desk.normed, desk.width, static_cast<int>(end - first), z + first * rooms_.stride, rooms_.stride);
+        ends_.gate_proj.multiply(desk.normed, desk.width, end - first, z + first * rooms_.stride, rooms_.stride);
     }
     // Rows of the output for the tokens [first, end), at most desk.rows.
     void leave(int64_t first, int64_t end, const Desk& desk) const {
@@ -210,8 +211,9 @@ DirectionPass<float> pass(const Branch& branch, const vssm_ssm& s, const Paramet
     const auto rows = [&](float* base) {
         return Rows<float>({base, 0, 0, rooms.stride, VSSM_FLOAT32}, 0, 0);
     };
-    const Sink<float> sink{branch.results(), rows(desk.z), rows(rooms.sum), visit == Visit::FIRST || visit == Visit::AGAIN,
-                           visit == Visit::AGAIN || visit == Visit::LAST, true};
+    const bool to_sum = visit == Visit::FIRST || visit == Visit::AGAIN;
+    const bool add_sum = visit == Visit::AGAIN || visit == Visit::LAST;
+    const Sink<float> sink{branch.results(), rows(desk.z), rows(rooms.sum), to_sum, add_sum, true};
     DirectionPass<float> made(s, parameters, k, walk, continues, scratch, rows(rooms.hidden), sink, slots);
     made.save_to(branch.saved(k));
     return made;
@@ -241,8 +243,8 @@ class Entrance {
         if (onwards_)
             for (const int64_t goal = std::min(high, end_); first_ < goal;) {
                 const int64_t to = std::min(first_ + desk_.rows, end_);
-                // A product writes rows up to a multiple of HALF: rather own ones anew, or before the first token, than the
-                // other thread's.
+                // A product writes rows up to a multiple of HALF: rather own ones anew, or before the first token, than
+                // the other thread's.
                 make(to == end_ ? to - round_up(to - first_, HALF) : first_, to);
                 first_ = to;
             }
@@ -366,7 +368,8 @@ void run_shared(const Branch& branch, const vssm_ssm& s, const std::vector<Param
             }
             for (int64_t slot = 0; slot < count; ++slot) mine.advance_tile(first + slot, slot);
             if (last) {
-                const int64_t step = mine.first(first), end = mine.first(first + count - 1) + mine.steps(first + count - 1);
+                const int64_t step = mine.first(first), final = first + count - 1;
+                const int64_t end = mine.first(final) + mine.steps(final);
                 done = lowest_token(s.walks[k], step, end);
                 done_end = done + end - step;
             }
@@ -484,8 +487,8 @@ void run_team(const vssm_branch& s, const vssm_tensor& stream, const vssm_tensor
     } else {
 #pragma omp for schedule(dynamic, 1)
         for (int64_t image = 0; image < ssm.batch; ++image)
-            run_alone(Branch(s, stream, out, ends, w.rooms[self], image), ssm, w.parameters, w.scratch[self], w.rooms[self],
-                      w.desks[self], w.slots.data());
+            run_alone(Branch(s, stream, out, ends, w.rooms[self], image), ssm, w.parameters, w.scratch[self],
+                      w.rooms[self], w.desks[self], w.slots.data());
     }
 }
 
@@ -509,8 +512,9 @@ int column_forward(const vssm_column& column) {
         for (int64_t i = 0; i < column.count; ++i) {
             const vssm_branch s = block(i);
             const vssm_tensor& stream = i ? column.out : column.stream;
+            const vssm_branch* next = i + 1 < column.count ? column.branches[i + 1] : nullptr;
             if (workplace.pair && team.size == 2)
-                run_pair(s, i + 1 < column.count ? column.branches[i + 1] : nullptr, stream, column.out, workplace, team);
+                run_pair(s, next, stream, column.out, workplace, team);
             else
                 run_team(s, stream, column.out, workplace, team);
         }

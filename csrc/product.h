@@ -32,8 +32,10 @@ void turn(const P* from, int64_t from_stride, int64_t rows, int64_t columns, flo
                 }
             }
             alignas(64) float square[W * W], columns_of_it[W * W];
-            for (int i = 0; i < W; ++i)
-                (i < height ? load(corner + i * from_stride, static_cast<int>(width)) : Vec::set(0.f)).store(square + i * W);
+            const auto row_of = [&](int i) {
+                return i < height ? load(corner + i * from_stride, static_cast<int>(width)) : Vec::set(0.f);
+            };
+            for (int i = 0; i < W; ++i) row_of(i).store(square + i * W);
             turn_square(square, W, columns_of_it, W);
             for (int i = 0; i < width; ++i) Vec::load(columns_of_it + i * W).store(turned + i * to_stride);
         }
@@ -45,7 +47,9 @@ inline void multiply_panel(const float* rows, int64_t row_stride, int64_t count,
                            int64_t out_stride) {
     Vec sum[M * V];
     if constexpr (ADD)
-        unroll<M>([&](auto t) { unroll<V>([&](auto v) { sum[t * V + v] = Vec::load(out + t * out_stride + v * W); }); });
+        unroll<M>([&](auto t) {
+            unroll<V>([&](auto v) { sum[t * V + v] = Vec::load(out + t * out_stride + v * W); });
+        });
     else
         unroll<M * V>([&](auto i) { sum[i] = Vec::set(0.f); });
     for (int64_t c = 0; c < count; ++c) {
@@ -60,9 +64,9 @@ inline void multiply_panel(const float* rows, int64_t row_stride, int64_t count,
 }
 
 // A weight matrix [outputs][inputs] as panels [inputs][PANEL], the last as wide as is left: a panel is read in order,
-// and stays in the first-level cache from one group of tokens to the next. All panels are filled before they are used; or,
-// with `source`, a product makes them in one place as it comes to them, DEPTH inputs at a time so that they never leave the
-// first-level cache. That pays where there are tokens enough, and no other product needs the panel.
+// and stays in the first-level cache from one group of tokens to the next. All panels are filled before they are used;
+// or, with `source`, a product makes them in one place as it comes to them, DEPTH inputs at a time so that they never
+// leave the first-level cache. That pays where there are tokens enough, and no other product needs the panel.
 struct Packed {
     static constexpr int64_t DEPTH = 96;
 
@@ -81,14 +85,16 @@ struct Packed {
     void fill(const P* weights, int64_t panel) {
         turn_panel(weights, panel, 0, inputs, data + panel * PANEL * inputs);
     }
-    // out [tokens][width()] = rows [tokens][inputs] times the matrix. Rows are read and written up to a multiple of HALF.
+    // out [tokens][width()] = rows [tokens][inputs] times the matrix. Rows are read and written up to a multiple of
+    // HALF.
     void multiply(const float* rows, int64_t row_stride, int tokens, float* out, int64_t out_stride) const {
         for (int64_t panel = 0; panel < panels(); ++panel) {
+            const float* w = data + panel * PANEL * inputs;
             float* to = out + panel * PANEL;
             if (source)
                 multiply_source(panel, rows, row_stride, tokens, to, out_stride);
             else
-                multiply_part<false>(panel, data + panel * PANEL * inputs, rows, row_stride, inputs, tokens, to, out_stride);
+                multiply_part<false>(panel, w, rows, row_stride, inputs, tokens, to, out_stride);
         }
     }
 
@@ -99,8 +105,8 @@ struct Packed {
     // `count` inputs of a panel from `first` on.
     template <class P>
     void turn_panel(const P* weights, int64_t panel, int64_t first, int64_t count, float* to) const {
-        const int64_t output = panel * PANEL;
-        turn(weights + output * inputs + first, inputs, std::min(outputs - output, PANEL), count, to, panel_width(panel));
+        const int64_t output = panel * PANEL, height = std::min(outputs - output, PANEL);
+        turn(weights + output * inputs + first, inputs, height, count, to, panel_width(panel));
     }
     void multiply_source(int64_t panel, const float* rows, int64_t row_stride, int tokens, float* out,
                          int64_t out_stride) const {

@@ -82,10 +82,10 @@ alignas(64) constexpr float POWERS[32] = {
     0.810953677f, 0.828711212f, 0.846857667f, 0.865401447f, 0.884351254f, 0.903716028f, 0.923504829f, 0.943726957f,
 };
 
-// 2^t for many t in seven instructions: 2^(k/32) from two registers, a parabola for the rest f, |f| <= 1/64, in the form
-// 0.241098 ((f + s)^2 + c) that needs one multiply-add. s would be log2(e) for the parabola that touches 2^f; 46/32 is the
-// next number that subtracts exactly. Relative error 9e-8 in the mean square and 4e-7 at most, besides the rounding of t;
-// for decays by less than a hundredth, where errors add up along a sequence, 5e-8, with a mean of 1e-8.
+// 2^t for many t in seven instructions: 2^(k/32) from two registers, a parabola for the rest f, |f| <= 1/64, in the
+// form 0.241098 ((f + s)^2 + c) that needs one multiply-add. s would be log2(e) for the parabola that touches 2^f; 46/32
+// is the next number that subtracts exactly. Relative error 9e-8 in the mean square and 4e-7 at most, besides the
+// rounding of t; for decays by less than a hundredth, where errors add up along a sequence, 5e-8, with a mean of 1e-8.
 class Exp2 {
   public:
     Exp2() : low_(_mm512_load_ps(POWERS)), high_(_mm512_load_ps(POWERS + 16)) {}
@@ -122,8 +122,8 @@ inline Vec fold(Vec a, Vec b) {
         return {_mm512_add_ps(_mm512_shuffle_ps(a.v, b.v, 0x88), _mm512_shuffle_ps(a.v, b.v, 0xDD))};
 }
 
-// A square of W x W floats in memory to columns elsewhere. Rows i and i + 8 are loaded side by side, which spares a quarter
-// of the shuffles that whole rows would take: there is one unit for those.
+// A square of W x W floats in memory to columns elsewhere. Rows i and i + 8 are loaded side by side, which spares a
+// quarter of the shuffles that whole rows would take: there is one unit for those.
 inline void turn_square(const float* from, int64_t from_stride, float* to, int64_t to_stride) {
     const auto low = [](__m512 a, __m512 b) { return _mm512_unpacklo_ps(a, b); };
     const auto high = [](__m512 a, __m512 b) { return _mm512_unpackhi_ps(a, b); };
@@ -138,7 +138,8 @@ inline void turn_square(const float* from, int64_t from_stride, float* to, int64
     for (int column = 0; column < 16; column += 8) {
         const auto rows = [&](int i) {
             const float* p = from + i * from_stride + column;
-            return _mm512_insertf32x8(_mm512_castps256_ps512(_mm256_loadu_ps(p)), _mm256_loadu_ps(p + 8 * from_stride), 1);
+            const __m512 upper_half = _mm512_castps256_ps512(_mm256_loadu_ps(p));
+            return _mm512_insertf32x8(upper_half, _mm256_loadu_ps(p + 8 * from_stride), 1);
         };
         const __m512 a0 = rows(0), a1 = rows(1), a2 = rows(2), a3 = rows(3);
         const __m512 a4 = rows(4), a5 = rows(5), a6 = rows(6), a7 = rows(7);

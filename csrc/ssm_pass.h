@@ -142,7 +142,8 @@ class DirectionPass {
                            scratch_.projected + (slot * T + first) * scratch_.width, scratch_.width);
     }
 
-    // The channels that the second step is for, from now on; tiles must follow in order. `upcoming` is fetched meanwhile.
+    // The channels that the second step is for, from now on; tiles must follow in order. `upcoming` is fetched
+    // meanwhile.
     void take_blocks(int64_t first, int64_t end, Upcoming* upcoming = nullptr) {
         first_block_ = first;
         end_block_ = end;
@@ -171,13 +172,14 @@ class DirectionPass {
     }
 
   private:
-    // u of TOGETHER tokens, all channels, if they are neighbours and their taps, of the usual number, all lie inside the
-    // sequence: weights and rows are loaded once for all of them.
+    // u of TOGETHER tokens, all channels, if they are neighbours and their taps, of the usual number, all lie inside
+    // the sequence: weights and rows are loaded once for all of them.
     bool make_rows(const int64_t* tokens, float* out) const {
         constexpr int TAPS = 4;
         const int64_t step = tokens[1] - tokens[0], low = std::min(tokens[0], tokens[TOGETHER - 1]);
         const int64_t begin = reversed_ ? low : low - (TAPS - 1);
-        if (s_.taps != TAPS || (step != 1 && step != -1) || begin < 0 || begin + TOGETHER + TAPS - 1 > s_.tokens) return false;
+        if (s_.taps != TAPS || (step != 1 && step != -1)) return false;
+        if (begin < 0 || begin + TOGETHER + TAPS - 1 > s_.tokens) return false;
         for (int t = 2; t < TOGETHER; ++t)
             if (tokens[t] - tokens[t - 1] != step) return false;
         float* first = step > 0 ? out : out + (TOGETHER - 1) * scratch_.u_stride;  // of the lowest token
@@ -263,8 +265,8 @@ class DirectionPass {
         emit(slice, writes, gates, count, channel, lanes_at(channel), sink_);
     }
 
-    // The step sizes of a slice before softplus, [count][W], from their low-rank form: a few tokens side by side, so that
-    // the sums of different tokens overlap. Up to whole groups of tokens, which the slice has room for.
+    // The step sizes of a slice before softplus, [count][W], from their low-rank form: a few tokens side by side, so
+    // that the sums of different tokens overlap. Up to whole groups of tokens, which the slice has room for.
     void widen_steps(const float* low_rank, int count, const float* weight, Vec bias, float* out) const {
         for (int t = 0; t < count; t += TOKENS) {
             Vec sum[TOKENS];

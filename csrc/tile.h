@@ -105,8 +105,8 @@ struct Places {
     }
 };
 
-// Memory that is needed soon after, brought into the second-level cache a few lines at a time, while the processor is busy
-// with what leaves memory idle.
+// Memory that is needed soon after, brought into the second-level cache a few lines at a time, while the processor is
+// busy with what leaves memory idle.
 class Upcoming {
   public:
     void add(const void* data, int64_t bytes) {
