@@ -1,0 +1,202 @@
+// The steps of a Vim block outside the scan, and the memory they work in. Used by kernel_branch.cpp.
+#pragma once
+
+#include "ssm_pass.h"
+
+namespace VISION_SSM_ISA {
+
+constexpr int ROWS = 64;  // most tokens that one thread takes to a product at a time
+
+// Or so many, if that is the whole of its half of an image: then every panel of weights is needed once in a block.
+constexpr int HALF_ROWS = 128;
+
+// One image's rows between in_proj and out_proj.
+struct Rooms {
+    // [L][stride], with TOKENS rows more at either end: a product writes whole groups of tokens.
+    float *hidden, *sum;
+    int64_t stride;
+
+    static int64_t rows(const vssm_ssm& s) { return s.tokens + 2 * TOKENS; }
+    static int64_t size(const vssm_ssm& s) { return 2 * (rows(s) * Scratch::stride_of(s.channels) + Arena::LINE); }
+    Rooms(const vssm_ssm& s, Arena& arena) : stride(Scratch::stride_of(s.channels)) {
+        hidden = arena.take(rows(s) * stride) + TOKENS * stride;
+        sum = arena.take(rows(s) * stride) + TOKENS * stride;
+    }
+};
+
+// What one team (a thread, or all threads of an image) writes z to, and a thread's rows of the stream.
+struct Desk {
+    float* z;       // [tiles][T][stride of the rooms]
+    float* normed;  // [rows][width], also the rows that out_proj yields
+    int64_t width;
+    int rows;       // most that are taken at a time
+
+    static int64_t width_of(const vssm_branch& s) { return round_up(s.width, W); }
+    static int64_t size(const vssm_branch& s, int64_t tiles, int rows) {
+        return tiles * T * Scratch::stride_of(s.ssm.channels) + rows * width_of(s) + 2 * Arena::LINE;
+    }
+    Desk(const vssm_branch& s, int64_t tiles, int rows, Arena& arena) : width(width_of(s)), rows(rows) {
+        z = arena.take(tiles * T * Scratch::stride_of(s.ssm.channels));
+        normed = arena.take(rows * width);
+        std::fill_n(normed, rows * width, 0.f);
+    }
+};
+
+// The weights outside the scan.
+struct Ends {
+    Packed hidden_proj, gate_proj, out_proj;
+    float *norm_weight, *norm_bias, *gain;  // [width]; gain is scale * gamma
+    bool by_panel;                          // the products make their panels themselves
+
+    static int64_t size(const vssm_branch& s, bool by_panel) {
+        const int64_t C = s.ssm.channels, D = s.width;
+        const int64_t products = by_panel ? Packed::size_with_source() : 2 * Packed::size(C, D) + Packed::size(D, C);
+        return products + 3 * Desk::width_of(s) + 6 * Arena::LINE;
+    }
+    Ends(const vssm_branch& s, bool by_panel, Arena& arena) : by_panel(by_panel) {
+        const int64_t C = s.ssm.channels, D = s.width;
+        float* panel = by_panel ? arena.take(Packed::size_with_source()) : nullptr;
+        const auto room = [&](int64_t outputs, int64_t inputs) {
+            return Packed{inputs, outputs, by_panel ? panel : arena.take(Packed::size(outputs, inputs))};
+        };
+        hidden_proj = room(C, D);
+        gate_proj = room(C, D);
+        out_proj = room(D, C);
+        norm_weight = arena.take(Desk::width_of(s));
+        norm_bias = arena.take(Desk::width_of(s));
+        gain = arena.take(Desk::width_of(s));
+    }
+    int64_t parts() const {
+        return 1 + (by_panel ? 0 : hidden_proj.panels() + gate_proj.panels() + out_proj.panels());
+    }
+
+    template <class P>
+    void fill(const vssm_branch& s, int64_t part) {
+        const P *hidden = static_cast<const P*>(s.in_proj), *gate = hidden + s.ssm.channels * s.width;
+        const P* out = static_cast<const P*>(s.out_proj);
+        if (part > 0) {
+            int64_t panel = part - 1;
+            if (panel < hidden_proj.panels()) return hidden_proj.fill(hidden, panel);
+            panel -= hidden_proj.panels();
+            if (panel < gate_proj.panels()) return gate_proj.fill(gate, panel);
+            return out_proj.fill(out, panel - gate_proj.panels());
+        }
+        if (by_panel) {
+            hidden_proj.source = hidden;
+            gate_proj.source = gate;
+            out_proj.source = out;
+            for (Packed* p : {&hidden_proj, &gate_proj, &out_proj}) p->source_dtype = s.ssm.parameter_dtype;
+        }
+        const P *weight = static_cast<const P*>(s.norm_weight), *bias = static_cast<const P*>(s.norm_bias);
+        const P* gamma = static_cast<const P*>(s.gamma);
+        for (int64_t d = 0; d < s.width; d += W) {
+            const int lanes = static_cast<int>(std::min<int64_t>(s.width - d, W));
+            load(weight + d, lanes).store(norm_weight + d);
+            (bias ? load(bias + d, lanes) : Vec::set(0.f)).store(norm_bias + d);
+            (Vec::set(s.scale) * (gamma ? load(gamma + d, lanes) : Vec::set(1.f))).store(gain + d);
+        }
+    }
+};
+
+// The steps of one image outside the scan.
+class Branch {
+  public:
+    Branch(const vssm_branch& s, const vssm_tensor& stream, const vssm_tensor& out, const Ends& ends,
+           const Rooms& rooms, int64_t image)
+        : s_(s), ends_(ends), rooms_(rooms), image_(image), stream_(stream, image, 0), out_(out, image, 0) {}
+
+    // The rows that out_proj takes.
+    Rows<float> results() const {
+        if (s_.y.data) return Rows<float>(s_.y, image_, 0);
+        return Rows<float>({rooms_.sum, 0, 0, rooms_.stride, VSSM_FLOAT32}, 0, 0);
+    }
+    // Where direction k saves its states, or null.
+    float* saved(int64_t k) const {
+        const int64_t chunks = (s_.ssm.tokens + T - 1) / T, each = chunks * s_.ssm.states * s_.ssm.channels;
+        return s_.saved ? s_.saved + (image_ * s_.ssm.directions + k) * each : nullptr;
+    }
+
+    bool by_panel() const { return ends_.by_panel; }
+
+    // Rows of hidden for the tokens [first, end), at most desk.rows; up to TOKENS of them may be before the first token.
+    void enter(int64_t first, int64_t end, const Desk& desk) const {
+        for (int64_t t = std::max<int64_t>(first, 0); t < end; ++t)
+            normalise(t, desk.normed + (t - first) * desk.width);
+        for (int64_t t = end; t < 2 * end - first; ++t) fetch_row(stream_, t);
+        ends_.hidden_proj.multiply(desk.normed, desk.width, static_cast<int>(end - first),
+                                   rooms_.hidden + first * rooms_.stride, rooms_.stride);
+    }
+    // Rows of z for the steps [first, end) of a tile that starts at step `start` of the walk.
+    void gate(const vssm_walk& walk, int64_t start, int first, int end, float* z, const Desk& desk) const {
+        for (int t = first; t < end; ++t)
+            normalise(walk.start + (start + t) * walk.inner_stride, desk.normed + (t - first) * desk.width);
+        for (int t = first; t < end; ++t) {
+            fetch_row(out_, walk.start + (start + t) * walk.inner_stride);
+            fetch_row(stream_, walk.start + (start + t + end - first) * walk.inner_stride);
+        }
+        ends_.gate_proj.multiply(desk.normed, desk.width, end - first, z + first * rooms_.stride, rooms_.stride);
+    }
+    // Rows of the output for the tokens [first, end), at most desk.rows.
+    void leave(int64_t first, int64_t end, const Desk& desk) const {
+        const Rows<float> y = results();
+        ends_.out_proj.multiply(y.row(first), y.stride, static_cast<int>(end - first), desk.normed, desk.width);
+        for (int64_t t = first; t < end; ++t) {
+            const float *added = desk.normed + (t - first) * desk.width, *x = stream_.row(t);
+            float* out = out_.row(t);
+            for (int64_t d = 0; d < s_.width; d += W) {
+                const int lanes = lanes_at(d);
+                store(fma(Vec::load(added + d), Vec::load(ends_.gain + d), load(x + d, lanes)), out + d, lanes);
+            }
+        }
+    }
+
+  private:
+    int lanes_at(int64_t d) const { return static_cast<int>(std::min<int64_t>(s_.width - d, W)); }
+
+    // Bring a row that is soon needed, if there is one, into the second-level cache while a product runs.
+    void fetch_row(const Rows<float>& rows, int64_t token) const {
+        if (token < 0 || token >= s_.ssm.tokens) return;
+        for (int64_t d = 0; d < s_.width; d += Arena::LINE) prefetch<2>(rows.row(token) + d);
+    }
+
+    // f(d, lanes) for every vector of a row, whole ones apart so that they need no mask.
+    template <class F>
+    void over_row(F&& f) const {
+        int64_t d = 0;
+        for (; d + W <= s_.width; d += W) f(d, W);
+        if (d < s_.width) f(d, static_cast<int>(s_.width - d));
+    }
+
+    void normalise(int64_t token, float* out) const {
+        const float* x = stream_.row(token);
+        const Vec share = Vec::set(1.f / static_cast<float>(s_.width));
+        Vec mean = Vec::set(0.f), sum = mean, squares = mean;
+        if (s_.norm == VSSM_NORM_LAYER) {
+            over_row([&](int64_t d, int lanes) { sum = sum + load(x + d, lanes); });
+            mean = sum_everywhere(sum) * share;
+        }
+        over_row([&](int64_t d, int lanes) {
+            Vec v = load(x + d, lanes) - mean;
+            if (lanes < W) {  // the mean taken from the lanes that there are
+                v.store(out + d, lanes);
+                v = load(out + d, lanes);
+            }
+            squares = fma(v, v, squares);
+        });
+        float variance[W];
+        (sum_everywhere(squares) * share).store(variance);
+        const Vec scale = Vec::set(1.f / std::sqrt(variance[0] + s_.eps));
+        over_row([&](int64_t d, int lanes) {
+            const Vec v = (load(x + d, lanes) - mean) * scale;
+            store(fma(v, Vec::load(ends_.norm_weight + d), Vec::load(ends_.norm_bias + d)), out + d, lanes);
+        });
+    }
+
+    const vssm_branch& s_;
+    const Ends& ends_;
+    const Rooms& rooms_;
+    const int64_t image_;
+    const Rows<float> stream_, out_;
+};
+
+}  // namespace VISION_SSM_ISA
