@@ -1,6 +1,7 @@
-// The residual branches of a column of Vim blocks in one call. The first half of in_proj is made for all tokens of a block,
-// since every direction reads it; the gate and out_proj are made where the last direction passes, so that z is never held
-// for the whole sequence. Threads share the work as in kernel_ssm.cpp, but two of them on one image take a direction each.
+// The residual branches of a column of Vim blocks in one call. The first half of in_proj is made for all tokens of a
+// block, since every direction reads it; the gate and out_proj are made where the last direction passes, so that z is
+// held for no more than a tile, or half of a small image. Threads share the work as in kernel_ssm.cpp, but two of them
+// on one image take a direction each.
 #include "branch_steps.h"
 #include "team.h"
 
@@ -50,15 +51,15 @@ class Entrance {
         if (onwards_)
             for (const int64_t goal = std::min(high, end_); first_ < goal;) {
                 const int64_t to = std::min(first_ + desk_.rows, end_);
-                // A product writes rows up to a multiple of HALF: rather own ones anew, or before the first token, than
+                // A product writes rows up to a multiple of FEW: rather own ones anew, or before the first token, than
                 // the other thread's.
-                make(to == end_ ? to - round_up(to - first_, HALF) : first_, to);
+                make(to == end_ ? to - round_up(to - first_, FEW) : first_, to);
                 first_ = to;
             }
         else
             for (const int64_t goal = std::max(low, first_); goal < end_;) {
                 const int64_t from = std::max(end_ - desk_.rows, first_);
-                make(from, std::min(from + round_up(end_ - from, HALF), tokens_));
+                make(from, std::min(from + round_up(end_ - from, FEW), tokens_));
                 end_ = from;
             }
     }

@@ -11,7 +11,7 @@ constexpr int TOKENS = 8;
 #else
 constexpr int TOKENS = 4;
 #endif
-constexpr int HALF = TOKENS / 2;  // for a rest that is no longer than that
+constexpr int FEW = TOKENS / 2;  // for the last tokens, if there are no more than that
 constexpr int VECTORS = 3;
 constexpr int64_t PANEL = VECTORS * W;
 
@@ -86,15 +86,16 @@ struct Packed {
         turn_panel(weights, panel, 0, inputs, data + panel * PANEL * inputs);
     }
     // out [tokens][width()] = rows [tokens][inputs] times the matrix. Rows are read and written up to a multiple of
-    // HALF.
+    // FEW.
     void multiply(const float* rows, int64_t row_stride, int tokens, float* out, int64_t out_stride) const {
         for (int64_t panel = 0; panel < panels(); ++panel) {
-            const float* w = data + panel * PANEL * inputs;
             float* to = out + panel * PANEL;
-            if (source)
+            if (source) {
                 multiply_source(panel, rows, row_stride, tokens, to, out_stride);
-            else
+            } else {
+                const float* w = data + panel * PANEL * inputs;
                 multiply_part<false>(panel, w, rows, row_stride, inputs, tokens, to, out_stride);
+            }
         }
     }
 
@@ -108,6 +109,7 @@ struct Packed {
         const int64_t output = panel * PANEL, height = std::min(outputs - output, PANEL);
         turn(weights + output * inputs + first, inputs, height, count, to, panel_width(panel));
     }
+    // Products with a panel of the source; the next panel's weights are fetched meanwhile.
     void multiply_source(int64_t panel, const float* rows, int64_t row_stride, int tokens, float* out,
                          int64_t out_stride) const {
         Upcoming next;
@@ -136,10 +138,10 @@ struct Packed {
                 if (next) next->fetch(lines);
                 const float* from = rows + t * row_stride;
                 float* to = out + t * out_stride;
-                if (tokens - t > HALF)
+                if (tokens - t > FEW)
                     multiply_panel<TOKENS, vectors, ADD>(from, row_stride, count, w, to, out_stride);
                 else
-                    multiply_panel<HALF, vectors, ADD>(from, row_stride, count, w, to, out_stride);
+                    multiply_panel<FEW, vectors, ADD>(from, row_stride, count, w, to, out_stride);
             }
         };
         if (wide == PANEL)

@@ -73,30 +73,26 @@ inline Vec absolute(Vec a) { return {_mm512_abs_ps(a.v)}; }
 inline Vec nearest(Vec a) { return {_mm512_roundscale_ps(a.v, 8)}; }
 inline Vec times_power_of_two(Vec a, Vec whole) { return {_mm512_scalef_ps(a.v, whole.v)}; }
 
-// 2^(k/32) times 0.241098, and times 4 or 2 for what the exponent below lacks; every entry to the nearest float for the
-// parabola's mean error, the first one so that 2^0 is 1.
-alignas(64) constexpr float POWERS[32] = {
-    0.964391947f, 0.985509336f, 1.00708914f, 1.02914155f, 1.05167675f, 1.07470548f, 1.09823847f, 1.1222868f,
-    1.14686167f, 1.17197466f, 1.19763756f, 1.22386241f, 1.25066149f, 1.27804744f, 0.653016508f, 0.667315722f,
-    0.681928039f, 0.696860313f, 0.712119579f, 0.727712929f, 0.743647814f, 0.759931564f, 0.77657187f, 0.793576598f,
-    0.810953677f, 0.828711212f, 0.846857667f, 0.865401447f, 0.884351254f, 0.903716028f, 0.923504829f, 0.943726957f,
+alignas(64) constexpr float POWERS[32] = {  // 2^(k/32)
+    1.f, 1.0218972f, 1.04427373f, 1.06714046f, 1.09050775f, 1.1143868f, 1.13878858f, 1.1637249f,
+    1.18920708f, 1.21524739f, 1.24185777f, 1.26905096f, 1.29683959f, 1.32523668f, 1.35425556f, 1.38390994f,
+    1.41421354f, 1.44518077f, 1.47682619f, 1.50916445f, 1.54221082f, 1.5759809f, 1.61049032f, 1.64575553f,
+    1.68179286f, 1.71861935f, 1.75625217f, 1.79470909f, 1.8340081f, 1.87416768f, 1.91520655f, 1.95714414f,
 };
 
-// 2^t for many t in seven instructions: 2^(k/32) from two registers, a parabola for the rest f, |f| <= 1/64, in the
-// form 0.241098 ((f + s)^2 + c) that needs one multiply-add. s would be log2(e) for the parabola that touches 2^f; 46/32
-// is the next number that subtracts exactly. Relative error 9e-8 in the mean square and 4e-7 at most, besides the
-// rounding of t; for decays by less than a hundredth, where errors add up along a sequence, 5e-8, with a mean of 1e-8.
+// 2^t for many t with few multiplications: 2^(k/32) from two registers, a parabola for the rest, |rest| <= 1/64.
+// Relative error 1e-7 besides the rounding of t.
 class Exp2 {
   public:
     Exp2() : low_(_mm512_load_ps(POWERS)), high_(_mm512_load_ps(POWERS + 16)) {}
     // 2^(a b), the product unrounded.
     Vec operator()(Vec a, Vec b) const {
         // Adding 1.5 * 2^23 / 32 leaves it rounded to 1/32 in the low bits, the five lowest of which are the index.
-        constexpr float MAGIC = 393216.f, SHIFT = 1.4375f;
-        const Vec rounded = fma(a, b, Vec::set(MAGIC)), shifted = rounded - Vec::set(MAGIC + SHIFT);
-        const Vec f = {_mm512_fmsub_ps(a.v, b.v, shifted.v)};  // plus SHIFT
-        const Vec power = {_mm512_permutex2var_ps(low_, _mm512_castps_si512(rounded.v), high_)};
-        return times_power_of_two(fma(f, f, Vec::set(2.081285f)) * power, shifted);
+        const Vec magic = Vec::set(393216.f), shifted = fma(a, b, magic), coarse = shifted - magic;
+        const Vec f = {_mm512_fmsub_ps(a.v, b.v, coarse.v)};
+        const Vec power = {_mm512_permutex2var_ps(low_, _mm512_castps_si512(shifted.v), high_)};
+        const Vec slope = fma(Vec::set(0.240226507f), f, Vec::set(0.693147181f)) * f;
+        return times_power_of_two(fma(slope, power, power), coarse);
     }
 
   private:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 from scan_cases import (
+    FLOORS,
     GPU,
     Case,
     atrous,
@@ -18,7 +19,9 @@ from scan_cases import (
     needs_gpu,
     needs_kernel,
     random_case,
+    relative_error,
 )
+from torch import Tensor
 
 from vision_ssm.errors import BackendError, ConfigError
 from vision_ssm.ops import Traversal, available_backends, backends, explain, selective_scan
@@ -47,6 +50,22 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize("tokens", [1, 2, 63, 64, 65, 197, 1000])
 def test_sequence_lengths(backend: str, tokens: int) -> None:
     check_against_reference(random_case(tokens, both_ways(tokens), batch=1), torch.float32, backend)
+
+
+@pytest.mark.parametrize("decay", [1e-5, 1e-4, 1e-3, 1e-2])
+def test_long_memory_adds_up_no_more_error_than_plain_operations(backend: str, decay: float) -> None:
+    """Constant steps round the same way every time: an error of one decay counts as often as the state remembers."""
+    generator = torch.Generator().manual_seed(0)
+    one, states = torch.ones(1, 1, 4096, 32), torch.ones(1, 1, 4096, 16)
+    rates = -(0.5 + torch.rand(1, 32, 16, generator=generator)) * decay
+
+    def run(name: str, dtype: torch.dtype) -> Tensor:
+        inputs = [x.to(dtype) for x in (one, one, rates, states, states)]
+        return selective_scan(*inputs, delta_softplus=False, backend=name)
+
+    exact = run("reference", torch.float64)
+    allowed = 2 * relative_error(run("reference", torch.float32), exact) + FLOORS[torch.float32]
+    assert relative_error(run(backend, torch.float32), exact) <= allowed
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
