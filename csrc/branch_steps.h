@@ -105,16 +105,16 @@ class Branch {
            const Rooms& rooms, int64_t image)
         : s_(s), ends_(ends), rooms_(rooms), image_(image), stream_(stream, image, 0), out_(out, image, 0) {}
 
-    // The rows that out_proj takes.
-    Rows<float> results() const {
-        if (s_.y.data) return Rows<float>(s_.y, image_, 0);
-        return Rows<float>({rooms_.sum, 0, 0, rooms_.stride, VSSM_FLOAT32}, 0, 0);
+    // What the pass of direction k leaves for a backward pass.
+    void save(int64_t k, DirectionPass<float>& pass) const {
+        if (!s_.saved) return;
+        const int64_t chunks = (s_.ssm.tokens + T - 1) / T, before = image_ * s_.ssm.directions + k;
+        pass.save_to(s_.saved + before * chunks * s_.ssm.states * s_.ssm.channels,
+                     s_.projected + before * s_.ssm.tokens * (s_.ssm.rank + 2 * s_.ssm.states));
     }
-    // Where direction k saves its states, or null.
-    float* saved(int64_t k) const {
-        const int64_t chunks = (s_.ssm.tokens + T - 1) / T, each = chunks * s_.ssm.states * s_.ssm.channels;
-        return s_.saved ? s_.saved + (image_ * s_.ssm.directions + k) * each : nullptr;
-    }
+    // The rows of the image's results before the gate, or null.
+    float* sums() const { return s_.sums.data ? Rows<float>(s_.sums, image_, 0).row(0) : nullptr; }
+    int64_t sums_stride() const { return s_.sums.token_stride; }
 
     bool by_panel() const { return ends_.by_panel; }
 
@@ -138,8 +138,8 @@ class Branch {
     }
     // Rows of the output for the tokens [first, end), at most desk.rows.
     void leave(int64_t first, int64_t end, const Desk& desk) const {
-        const Rows<float> y = results();
-        ends_.out_proj.multiply(y.row(first), y.stride, static_cast<int>(end - first), desk.normed, desk.width);
+        ends_.out_proj.multiply(rooms_.sum + first * rooms_.stride, rooms_.stride, static_cast<int>(end - first),
+                                desk.normed, desk.width);
         for (int64_t t = first; t < end; ++t) {
             const float *added = desk.normed + (t - first) * desk.width, *x = stream_.row(t);
             float* out = out_.row(t);

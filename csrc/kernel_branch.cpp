@@ -21,9 +21,11 @@ DirectionPass<float> pass(const Branch& branch, const vssm_ssm& s, const Paramet
     };
     const bool to_sum = visit == Visit::FIRST || visit == Visit::AGAIN;
     const bool add_sum = visit == Visit::AGAIN || visit == Visit::LAST;
-    const Sink<float> sink{branch.results(), rows(desk.z), rows(rooms.sum), to_sum, add_sum, true};
+    Sink<float> sink{rows(rooms.sum), rows(desk.z), rows(rooms.sum), to_sum, add_sum, true};
+    sink.ungated = branch.sums();
+    sink.ungated_stride = branch.sums_stride();
     DirectionPass<float> made(s, parameters, k, walk, continues, scratch, rows(rooms.hidden), sink, slots);
-    made.save_to(branch.saved(k));
+    branch.save(k, made);
     return made;
 }
 

@@ -289,12 +289,13 @@ inline Vec fold(Vec a, Vec b) {
 
 #endif
 
-// Sum the lanes of each of Count = W vectors into one lane of the result. Which lane follows from the order of the
+// Sum the lanes of each of Count vectors into W / Count lanes of the result; Distance is W / Count. With Distance 1 and
+// W / M such results of M vectors each, all W of them end in one lane each. Which lane follows from the order of the
 // folds and differs between instruction sets: probe it with known vectors.
 template <int Count, int Distance = 1>
 inline Vec sum_lanes(const Vec* x) {
-    if constexpr (Count == 2)
-        return fold<Distance>(x[0], x[1]);
+    if constexpr (Count == 1)
+        return x[0];
     else
         return fold<Distance>(sum_lanes<Count / 2, 2 * Distance>(x), sum_lanes<Count / 2, 2 * Distance>(x + Count / 2));
 }

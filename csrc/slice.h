@@ -78,6 +78,8 @@ struct Sink {
     Rows<E> y, z;
     Rows<float> sum;
     bool to_sum, add_sum, gate;
+    float* ungated = nullptr;  // where the result is kept as it is before the gate, too: [tokens][ungated_stride]
+    int64_t ungated_stride = 0;
 
     bool reaches_sum() const { return to_sum || add_sum; }
     bool reaches_output() const {  // besides
@@ -97,6 +99,7 @@ void emit(const Slice& slice, const int64_t* tokens, const int64_t* gates, int c
     };
     const auto sum_at = [&](int t) { return sink.sum.row(tokens[t]) + channel; };
     const auto gated = [&](int t, Vec v, int n) {
+        if (sink.ungated) store(v, sink.ungated + tokens[t] * sink.ungated_stride + channel, n);
         if (sink.gate) {
             const Vec z = load(sink.z.row(gates[t]) + channel, n);
             v = v * z * sigmoid(z);

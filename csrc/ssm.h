@@ -51,9 +51,10 @@ struct vssm_branch {
     const void* in_proj;      // [2C, D]
     const void* out_proj;     // [D, C]
     const void* gamma;        // [D] or null
-    // For a backward pass, both or neither:
-    vssm_tensor y;            // [B, 1, L, C], float32: what out_proj takes; up to 7 rows beyond its end are read
+    // For a backward pass, all or none:
+    vssm_tensor sums;         // [B, 1, L, C], float32: the directions' results together, before the gate
     float* saved;             // [B, K, chunks, N, C]: the states before every chunk of VSSM_CHUNK steps
+    float* projected;         // [B, K, L, R + 2N]: what x_proj yields
 };
 
 // Blocks one after the other, the first from `stream` to `out`, the others in place there. All have the sizes, walks
@@ -67,6 +68,24 @@ struct vssm_column {
     vssm_tensor out;                     // the same, or the stream itself
 };
 
+// The way back through a block from what out_proj takes to what in_proj yields. float32 throughout; every walk is the
+// sequence, forwards or backwards, and there is a convolution. The sums over tokens and images run in an order that
+// depends on shapes and threads only.
+struct vssm_inner_gradients {
+    vssm_ssm ssm;             // of the forward pass, x and z the halves of what in_proj yields; y and sum are unused
+    const float* saved;       // as left by the forward pass
+    const float* projected;
+    vssm_tensor sums;
+    vssm_tensor grad;         // [B, 1, L, C]: of what out_proj takes; overwritten
+    vssm_tensor gated;        // [B, 1, L, C]: what out_proj takes, made again
+    vssm_tensor dx, dz;       // [B, 1, L, C]
+    int64_t groups;           // of images whose gradients of parameters are summed apart: at most threads
+    // [groups][K][rows][C], the rows of a group being those of A_log (N), D, dt_bias, the convolution's taps and bias,
+    // x_proj (R + 2N) and dt_proj (R).
+    float* parameters;
+};
+
 VSSM_API int vssm_ssm_forward(const vssm_ssm* ssm);
 VSSM_API int vssm_column_forward(const vssm_column* column);
+VSSM_API int vssm_inner_backward(const vssm_inner_gradients* gradients);
 }

@@ -88,6 +88,21 @@ struct Scratch {
     }
 };
 
+// The step sizes of a block before softplus, [count][W], from rows of their low-rank form: a few tokens side by side, so
+// that the sums of different tokens overlap. Rows are read and written up to whole groups of tokens.
+inline void widen_steps(const float* low_rank, int64_t stride, int64_t rank, int count, const float* weight, Vec bias,
+                        float* out) {
+    for (int t = 0; t < count; t += TOKENS) {
+        Vec sum[TOKENS];
+        unroll<TOKENS>([&](auto i) { sum[i] = bias; });
+        for (int64_t r = 0; r < rank; ++r) {
+            const Vec w = Vec::load(weight + r * W);
+            unroll<TOKENS>([&](auto i) { sum[i] = fma(Vec::set(low_rank[(t + i) * stride + r]), w, sum[i]); });
+        }
+        unroll<TOKENS>([&](auto i) { sum[i].store(out + (t + i) * W); });
+    }
+}
+
 // One direction of one image.
 template <class E>
 class DirectionPass {
@@ -108,8 +123,11 @@ class DirectionPass {
           reversed_(s.taps && s.reverse[k]),
           padded_(round_up(s.channels, W)) {}
 
-    // Save the states before every tile there, [tiles][N][C], for a backward pass.
-    void save_to(float* saved) { saved_ = saved; }
+    // Save for a backward pass the states before every tile, [tiles][N][C], and the rows of projections, [L][R + 2N].
+    void save_to(float* states, float* projected) {
+        saved_ = states;
+        saved_projected_ = projected;
+    }
 
     // The rows of z from now on, instead of `gate_slots`.
     void read_gates_at(const int64_t* slots) { gate_slots_ = slots; }
@@ -138,8 +156,12 @@ class DirectionPass {
             }
         }
         // The last group may end in rows of an earlier tile: no matter.
-        p_.x_proj.multiply(u + first * scratch_.u_stride, scratch_.u_stride, end - first,
-                           scratch_.projected + (slot * T + first) * scratch_.width, scratch_.width);
+        float* projected = scratch_.projected + (slot * T + first) * scratch_.width;
+        p_.x_proj.multiply(u + first * scratch_.u_stride, scratch_.u_stride, end - first, projected, scratch_.width);
+        if (!saved_projected_) return;
+        const int64_t outputs = s_.rank + 2 * s_.states;
+        for (int t = first; t < end; ++t)
+            std::copy_n(projected + (t - first) * scratch_.width, outputs, saved_projected_ + places.reads[t] * outputs);
     }
 
     // The channels that the second step is for, from now on; tiles must follow in order. `upcoming` is fetched
@@ -244,7 +266,8 @@ class DirectionPass {
         const int64_t *writes = places_.writes + at, *gates = gate_slots_ ? gate_slots_ + row : writes;
         const float *projected = scratch_.projected + row * scratch_.width, *u = scratch_.u + row * scratch_.u_stride + channel;
         Slice slice;
-        widen_steps(projected, count, p_.dt_proj + block * R * W, Vec::load(p_.dt_bias + channel), slice.delta);
+        widen_steps(projected, scratch_.width, R, count, p_.dt_proj + block * R * W, Vec::load(p_.dt_bias + channel),
+                    slice.delta);
         const Vec skip = Vec::load(p_.skip + channel);
         for (int t = 0; t < count; ++t) {
             const Vec x = Vec::load(u + t * scratch_.u_stride);
@@ -265,20 +288,6 @@ class DirectionPass {
         emit(slice, writes, gates, count, channel, lanes_at(channel), sink_);
     }
 
-    // The step sizes of a slice before softplus, [count][W], from their low-rank form: a few tokens side by side, so
-    // that the sums of different tokens overlap. Up to whole groups of tokens, which the slice has room for.
-    void widen_steps(const float* low_rank, int count, const float* weight, Vec bias, float* out) const {
-        for (int t = 0; t < count; t += TOKENS) {
-            Vec sum[TOKENS];
-            unroll<TOKENS>([&](auto i) { sum[i] = bias; });
-            for (int64_t r = 0; r < s_.rank; ++r) {
-                const Vec w = Vec::load(weight + r * W);
-                unroll<TOKENS>([&](auto i) { sum[i] = fma(Vec::set(low_rank[(t + i) * scratch_.width + r]), w, sum[i]); });
-            }
-            unroll<TOKENS>([&](auto i) { sum[i].store(out + (t + i) * W); });
-        }
-    }
-
     int lanes_at(int64_t channel) const { return static_cast<int>(std::min<int64_t>(s_.channels - channel, W)); }
 
     const vssm_ssm& s_;
@@ -292,7 +301,7 @@ class DirectionPass {
     const int64_t* gate_slots_;
     const bool reversed_;
     const int64_t padded_;
-    float* saved_ = nullptr;
+    float *saved_ = nullptr, *saved_projected_ = nullptr;
     int64_t first_block_ = 0, end_block_ = 0;
     Places places_ = {}, next_ = {};
     Ahead ahead_;

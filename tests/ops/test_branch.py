@@ -24,7 +24,6 @@ from vision_ssm.ops import (
     selective_scan,
     try_residual_column,
 )
-from vision_ssm.ops.cpu_ssm import SLACK
 from vision_ssm.ops.native import denormals_flushed
 
 pytestmark = needs_kernel
@@ -224,7 +223,7 @@ def test_frozen_weights_get_no_gradient_and_others_do() -> None:
 
 
 def test_keeps_five_times_the_stream_for_the_backward_pass() -> None:
-    """In units of x: x itself, the scan's result 2, the states 2."""
+    """In units of x: x itself, the scan's result 2, the states 2; and what x_proj yields, once for each direction."""
     width = 64
     weights = random_weights("bidirectional", width=width, inner=2 * width, states=16)
     x = stream(1, 512, width).requires_grad_()
@@ -237,8 +236,8 @@ def test_keeps_five_times_the_stream_for_the_backward_pass() -> None:
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         residual_branch(x, Branch(weights, 0.5, *WAYS["bidirectional"]))
     own = {w.untyped_storage().data_ptr() for w in tensors_of(weights)}
-    unit, slack = x.untyped_storage().size(), SLACK * 2 * width * x.itemsize
-    assert sum(size for at, size in kept.items() if at not in own) == 5 * unit + slack
+    projected = x.numel() // width * 2 * weights.ssm.x_proj_weight.shape[1] * x.itemsize
+    assert sum(size for at, size in kept.items() if at not in own) == 5 * x.untyped_storage().size() + projected
 
 
 def test_stands_back_where_it_would_be_wrong_or_unseen() -> None:

@@ -5,18 +5,16 @@ from __future__ import annotations
 import math
 import threading
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from vision_ssm.errors import BackendError, ShapeError
-from vision_ssm.ops import cpu_conv, cpu_ssm
-from vision_ssm.ops.contract import ScanCall, ScanGradients
+from vision_ssm.errors import BackendError
+from vision_ssm.ops import cpu_ssm
 from vision_ssm.ops.cpu import CpuBackend
 from vision_ssm.ops.cpu_ssm import Branch, BranchWeights, Kept, NormWeights, SsmWeights
 from vision_ssm.ops.native import denormals_flushed
-from vision_ssm.ops.traversal import Traversal
 
 __all__ = ["train"]
 
@@ -32,8 +30,8 @@ class _Plan:
     looks_back: tuple[bool, ...]
     backend: CpuBackend
 
-    def traversals(self, tokens: int) -> tuple[Traversal, ...]:
-        return tuple(Traversal.sequence(tokens, reverse=back) for back in self.walks_reversed)
+    def branch(self, weights: BranchWeights) -> Branch:
+        return Branch(weights, self.scale, self.walks_reversed, self.looks_back)
 
 
 def train(x: Tensor, branch: Branch, backend: CpuBackend) -> Tensor:
@@ -70,7 +68,8 @@ _scratch = _Scratch()
 class _TrainedBranch(torch.autograd.Function):
     """The block as one node. Rows are [B * L]; directions are outermost where each has its own.
 
-    Kept for the backward pass, in units of x: x, the scan's result 2, the states at chunk boundaries 2 at 16 states.
+    Kept for the backward pass, in units of x at the sizes of Vim-Ti: x, the scan's result 2, the states at chunk
+    boundaries 2, what x_proj yields 0.5.
     """
 
     @staticmethod
@@ -87,9 +86,7 @@ class _TrainedBranch(torch.autograd.Function):
         weights = SsmWeights(*ssm)
         keep = Kept.empty(x, weights)
         norm = NormWeights(plan.norm, plan.eps, norm_weight, norm_bias)
-        branch = Branch(
-            BranchWeights(norm, in_proj, weights, out_proj), plan.scale, plan.walks_reversed, plan.looks_back
-        )
+        branch = plan.branch(BranchWeights(norm, in_proj, weights, out_proj))
         out = cpu_ssm.column(x, [branch], plan.backend.isa, keep)
         ctx.plan = plan
         ctx.save_for_backward(x, *keep, norm_weight, norm_bias, in_proj, out_proj, *ssm)
@@ -109,98 +106,31 @@ class _TrainedBranch(torch.autograd.Function):
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     plan: _Plan = ctx.plan
-    x, y, states, norm_weight, norm_bias, in_proj, out_proj, *ssm = ctx.saved_tensors
-    weights = SsmWeights(*ssm)
-    batch, tokens, width = x.shape
-    rows, grad_rows = x.reshape(-1, width), grad.reshape(-1, width)
-    inner = y.shape[-1]
-    dout_proj = None
-    if ctx.needs_input_grad[5]:
-        dout_proj = (grad_rows.t() @ y.view(grad_rows.shape[0], inner)).mul_(plan.scale)
-    dy = torch.mm(grad_rows, out_proj * plan.scale, out=_scratch.take("dy", len(rows), inner))
-
+    x, sums, states, projected, norm_weight, norm_bias, in_proj, out_proj, *ssm = ctx.saved_tensors
     norm = NormWeights(plan.norm, plan.eps, norm_weight, norm_bias)
+    branch = plan.branch(BranchWeights(norm, in_proj, SsmWeights(*ssm), out_proj))
+    batch, tokens, width = x.shape
+    inner, count = sums.shape[-1], batch * tokens
+    rows, grad_rows = x.reshape(-1, width), grad.reshape(-1, width)
     normed, statistics = _normalise(rows, norm)
-    xz = _project_in(normed, in_proj, x)
-    inputs = _inputs(plan, xz, weights)
-    sets = weights.dt_proj_weight.shape[0]
-    dxz = _scratch.take("dxz", batch, tokens, 2 * inner)
-    du, ddelta = (_scratch.take(name, sets, batch, tokens, inner).transpose(0, 1) for name in ("du", "ddelta"))
-    scan = plan.backend.backward(
-        inputs.call, states, dy.view(batch, tokens, inner), du=du, ddelta=ddelta, dz=dxz[..., inner:]
+    xz, dxz = (_scratch.take(name, count, 2 * inner) for name in ("xz", "dxz"))
+    gated, dgated = (_scratch.take(name, count, inner) for name in ("gated", "dgated"))
+    torch.mm(normed, in_proj.t(), out=xz)
+    torch.mm(grad_rows, out_proj * plan.scale, out=dgated)
+
+    def of_images(rows: Tensor) -> Tensor:
+        return rows.view(batch, tokens, -1)
+
+    dssm = cpu_ssm.inner_backward(
+        *(of_images(xz), of_images(dgated), Kept(sums, states, projected), branch, plan.backend.isa),
+        gated=of_images(gated),
+        dxz=of_images(dxz),
     )
-    dx_proj, ddt_proj = _through_projections(inputs, scan, weights)
-    _, dconv_weight, dconv_bias = cpu_conv.backward(
-        scan.u,
-        xz[..., :inner],
-        *_taps(weights),
-        plan.looks_back,
-        True,
-        plan.backend.isa,
-        dx=dxz[..., :inner],
-    )
-    dxz_rows = dxz.view(-1, 2 * inner)
-    din_proj = dxz_rows.t() @ normed if ctx.needs_input_grad[4] else None
-    dx, dnorm_weight, dnorm_bias = _normalise_backward(dxz_rows @ in_proj, rows, statistics, norm)
+    dout_proj = (grad_rows.t() @ gated).mul_(plan.scale) if ctx.needs_input_grad[5] else None
+    din_proj = dxz.t() @ normed if ctx.needs_input_grad[4] else None
+    dx, dnorm_weight, dnorm_bias = _normalise_backward(dxz @ in_proj, rows, statistics, norm)
     dx += grad_rows
-    once = weights.D.shape[0] == 1  # one set of parameters for all directions
-    dD, dbias = (x.sum(0, keepdim=True) if once and x is not None else x for x in (scan.D, scan.delta_bias))
-    return (
-        *(dx.view_as(x), None, dnorm_weight, dnorm_bias, din_proj, dout_proj),
-        *(scan.A * inputs.call.A, dD, dx_proj, ddt_proj, dbias, dconv_weight, dconv_bias),
-    )
-
-
-def _taps(weights: SsmWeights) -> tuple[Tensor, Tensor]:
-    if weights.conv_weight is None or weights.conv_bias is None:
-        raise ShapeError("a block in one call needs the weight and the bias of its convolution, got None")
-    return weights.conv_weight, weights.conv_bias
-
-
-class _Inputs(NamedTuple):
-    """What lies between in_proj and the scan: u and the projections as rows [P, B * L, ...], and the scan's call."""
-
-    u: Tensor
-    projected: Tensor
-    call: ScanCall
-
-
-def _project_in(normed: Tensor, in_proj: Tensor, x: Tensor) -> Tensor:
-    xz = torch.mm(normed, in_proj.t(), out=_scratch.take("xz", normed.shape[0], in_proj.shape[0]))
-    return xz.view(x.shape[0], x.shape[1], -1)
-
-
-def _inputs(plan: _Plan, xz: Tensor, weights: SsmWeights) -> _Inputs:
-    batch, tokens, inner = xz.shape[0], xz.shape[1], xz.shape[2] // 2
-    directions, _, states = weights.A_log.shape
-    sets, _, rank = weights.dt_proj_weight.shape
-    count = batch * tokens
-    rows = _scratch.take("u", sets, count, inner)
-    u = rows.view(sets, batch, tokens, inner).transpose(0, 1)
-    cpu_conv.forward(xz[..., :inner], *_taps(weights), plan.looks_back, True, plan.backend.isa, y=u)
-    projected, delta = _scratch.take("projected", sets, count, rank + 2 * states), _scratch.take("delta", *rows.shape)
-    torch.bmm(rows, weights.x_proj_weight.transpose(1, 2), out=projected)
-    torch.bmm(projected[..., :rank], weights.dt_proj_weight.transpose(1, 2), out=delta)
-
-    def of_images(x: Tensor) -> Tensor:
-        return x.view(sets, batch, tokens, x.shape[-1]).transpose(0, 1)
-
-    _, b, c = torch.split(projected, [rank, states, states], dim=-1)
-    D, bias = (x.expand(directions, -1) for x in (weights.D, weights.dt_proj_bias))
-    A, walks = -torch.exp(weights.A_log), plan.traversals(tokens)
-    call = ScanCall(u, of_images(delta), A, of_images(b), of_images(c), D, xz[..., inner:], bias, walks, True, True)
-    return _Inputs(rows, projected, call)
-
-
-def _through_projections(inputs: _Inputs, scan: ScanGradients, weights: SsmWeights) -> tuple[Tensor, Tensor]:
-    """Add to the gradient of u what comes through the projections; return those of x_proj and dt_proj."""
-    rank = weights.dt_proj_weight.shape[2]
-    du, ddelta, db, dc = (x.transpose(0, 1).flatten(1, 2) for x in (scan.u, scan.delta, scan.B, scan.C))
-    dprojected = torch.cat([torch.bmm(ddelta, weights.dt_proj_weight), db, dc], dim=-1)
-    du.baddbmm_(dprojected, weights.x_proj_weight)
-    return torch.bmm(dprojected.transpose(1, 2), inputs.u), torch.bmm(
-        ddelta.transpose(1, 2), inputs.projected[..., :rank]
-    )
+    return dx.view_as(x), None, dnorm_weight, dnorm_bias, din_proj, dout_proj, *dssm
 
 
 def _normalise(rows: Tensor, norm: NormWeights) -> tuple[Tensor, tuple[Tensor, ...]]:

@@ -1,4 +1,4 @@
-"""The selective SSM in one pass in C++ (csrc/ssm.h): inference only."""
+"""The selective SSM in one pass, and Vim blocks around it, in C++ (csrc/ssm.h)."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ __all__ = [
     "SsmWeights",
     "column",
     "forward",
+    "inner_backward",
 ]
 
 NORMS = ("rms", "layer")  # by the numbers of csrc/ssm.h
@@ -87,23 +88,24 @@ class Branch(NamedTuple):
 class Kept(NamedTuple):
     """What the forward pass of a block leaves for the backward pass.
 
-    ``y`` [B, L, C] is the gated sum of the directions, which out_proj takes; ``states`` [B, K, chunks, N, C] are those
-    before every chunk of steps.
+    ``sums`` [B, L, C] are those of the directions before the gate; ``states`` [B, K, chunks, N, C] are those before
+    every chunk of steps; ``projected`` [B, K, L, R + 2N] is what x_proj yields.
     """
 
-    y: Tensor
+    sums: Tensor
     states: Tensor
+    projected: Tensor
 
     @classmethod
     def empty(cls, stream: Tensor, weights: SsmWeights) -> Kept:
         """Make room for a stream [B, L, D]."""
         (batch, tokens, _), (directions, channels, states) = stream.shape, weights.A_log.shape
-        rows = stream.new_empty(batch * tokens + SLACK, channels)[: batch * tokens]
-        chunks = -(-tokens // CHUNK)
-        return cls(rows.view(batch, tokens, channels), stream.new_empty(batch, directions, chunks, states, channels))
-
-
-SLACK = 7  # rows that the kernel reads beyond y
+        outputs = weights.x_proj_weight.shape[1]
+        return cls(
+            stream.new_empty(batch, tokens, channels),
+            stream.new_empty(batch, directions, -(-tokens // CHUNK), states, channels),
+            stream.new_empty(batch, directions, tokens, outputs),
+        )
 
 
 class _Ssm(ctypes.Structure):
@@ -125,8 +127,18 @@ class _Branch(ctypes.Structure):
         ("norm", ctypes.c_int32),
         *((n, ctypes.c_float) for n in ("eps", "scale")),
         *((n, ctypes.c_void_p) for n in ("norm_weight", "norm_bias", "in_proj", "out_proj", "gamma")),
-        ("y", TensorArgument),
-        ("saved", ctypes.c_void_p),
+        ("sums", TensorArgument),
+        *((n, ctypes.c_void_p) for n in ("saved", "projected")),
+    )
+
+
+class _InnerGradients(ctypes.Structure):
+    _fields_ = (
+        ("ssm", _Ssm),
+        *((n, ctypes.c_void_p) for n in ("saved", "projected")),
+        *((n, TensorArgument) for n in ("sums", "grad", "gated", "dx", "dz")),
+        ("groups", ctypes.c_int64),
+        ("parameters", ctypes.c_void_p),
     )
 
 
@@ -186,8 +198,8 @@ def column(stream: Tensor, branches: Sequence[Branch], isa: int, keep: Kept | No
     kept: list[object] = [held, templates]
     if keep is not None:
         trained = _Branch.from_buffer_copy(templates[0])
-        KernelCall(trained, kept).set(y=keep.y)
-        trained.saved = keep.states.data_ptr()
+        KernelCall(trained, kept).set(sums=keep.sums)
+        trained.saved, trained.projected = keep.states.data_ptr(), keep.projected.data_ptr()
         pointers = _pointers([trained])
     call = _Column(batch=stream.shape[0], count=len(branches), threads=torch.get_num_threads(), isa=isa)
     call.branches = pointers
@@ -228,6 +240,47 @@ def _column_template(
 
 def _pointers(branches: Sequence[_Branch]) -> ctypes.Array[Any]:
     return (ctypes.POINTER(_Branch) * len(branches))(*map(ctypes.pointer, branches))
+
+
+def inner_backward(
+    xz: Tensor, grad: Tensor, kept: Kept, branch: Branch, isa: int, *, gated: Tensor, dxz: Tensor
+) -> SsmWeights:
+    """Return the gradients of the SSM's weights, given the gradient ``grad`` [B, L, C] of what out_proj takes.
+
+    ``xz`` [B, L, 2C] is what in_proj yields; its gradient is written into ``dxz``, and what out_proj takes into
+    ``gated`` [B, L, C]. ``grad`` is overwritten.
+    """
+    weights = branch.weights.ssm
+    batch, tokens, channels = grad.shape
+    traversals = tuple(Traversal.sequence(tokens, reverse=back) for back in branch.walks_reversed)
+    held, template = _prepared(weights, traversals, branch.looks_back, tokens)
+    call = _InnerGradients(ssm=template)
+    threads = torch.get_num_threads()
+    call.groups = threads if batch >= threads else 1
+    ssm, (directions, _, states), rank = call.ssm, weights.A_log.shape, weights.dt_proj_weight.shape[2]
+    ssm.batch, ssm.threads, ssm.isa = batch, threads, isa
+    sizes = (states, 1, 1, ssm.taps, 1, rank + 2 * states, rank)
+    parts = torch.zeros(call.groups, directions, sum(sizes), channels, dtype=torch.float32, device="cpu")
+    kernel = KernelCall(call, held)
+    kernel.set(sums=kept.sums, grad=grad, gated=gated, dx=dxz[..., :channels], dz=dxz[..., channels:])
+    inputs = KernelCall(ssm, held)
+    inputs.set(x=xz[..., :channels], z=xz[..., channels:])
+    call.saved, call.projected, call.parameters = (x.data_ptr() for x in (kept.states, kept.projected, parts))
+    kernel.run("vssm_inner_backward")
+    total = parts[0] if call.groups == 1 else parts.sum(0)
+    a_log, *shared = total.split(sizes, dim=1)
+    if weights.D.shape[0] == 1 < directions:  # one set of parameters for all directions
+        shared = [x.sum(0, keepdim=True) for x in shared]
+    skip, dt_bias, taps, conv_bias, x_proj, dt_proj = shared
+    return SsmWeights(
+        A_log=a_log.transpose(1, 2),
+        D=skip[:, 0],
+        x_proj_weight=x_proj,
+        dt_proj_weight=dt_proj.transpose(1, 2),
+        dt_proj_bias=dt_bias[:, 0],
+        conv_weight=taps.transpose(1, 2),
+        conv_bias=conv_bias[:, 0],
+    )
 
 
 def _prepared(

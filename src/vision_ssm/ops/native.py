@@ -24,7 +24,7 @@ __all__ = [
     "task_groups",
 ]
 
-ABI_VERSION = 8
+ABI_VERSION = 9
 INSTRUCTION_SETS = ("portable", "avx2", "avx512")  # by the numbers of csrc/scan.h
 BEST = -1
 DTYPES = {torch.float32: 0, torch.bfloat16: 1}
