@@ -6,26 +6,18 @@
 //   ddelta = sum_n q A + u sum_n g B      du = delta sum_n g B + D dy
 //
 // Every sum runs in an order that depends only on shapes and on `groups`, so equal calls give equal bits.
-#include "tile.h"
+#include "reverse.h"
 
 namespace VISION_SSM_ISA {
 
 namespace {
 
-// G states give 2G vectors (for dB and dC) whose lanes are summed together into one vector of W = 2G lanes.
-constexpr int G = W / 2;
-
+// What PAIR blocks need beside the states' loops, [PAIR][T][W].
 struct Tile {
-    alignas(64) float u[T * W];
-    alignas(64) float delta[T * W];
-    alignas(64) float slope[T * W];  // d softplus
-    alignas(64) float drive[T * W];  // delta * u
-    alignas(64) float dy[T * W];     // gradient of the ungated readout
-    alignas(64) float y[T * W];      // ungated readout, for the gate's gradient
-    alignas(64) float sum_gb[T * W];
-    alignas(64) float sum_qa[T * W];  // in units of log2
-    alignas(64) float keep[T * G * W];
-    alignas(64) float h[(T + 1) * G * W];
+    Stretch stretch;
+    alignas(64) float u[PAIR * T * W];
+    alignas(64) float slope[PAIR * T * W];  // d softplus
+    alignas(64) float y[PAIR * T * W];      // ungated readout, for the gate's gradient
     Places places;
 };
 
@@ -33,98 +25,30 @@ struct Tile {
 struct Workspace {
     std::vector<float> memory;
     float *carried, *da, *rate;  // [blocks][N][W]
-    float *b, *c;             // [T][N]
-    float* lanes;             // [state groups][T][W]: lane sums of dB and dC
-    int64_t lanes_size;
-    int lane_of[W];  // lane in which sum_lanes puts the sum of its i-th vector
+    float *b, *c;                // [T][N]
+    float *db, *dc;              // [T][N]
+    float* lanes;                // [groups of states][T][W]
+    int64_t groups;
 
-    Workspace(int64_t blocks, int64_t states) {
-        const int64_t groups = states / G + G;  // whole groups and at most log2(G) smaller ones
-        lanes_size = groups * T * W;
-        memory.resize(static_cast<size_t>(3 * blocks * states * W + 2 * T * states + lanes_size));
+    Workspace(int64_t blocks, int64_t states) : groups(states / REVERSE_GROUP + 2) {
+        memory.resize(static_cast<size_t>(3 * blocks * states * W + 4 * T * states + groups * T * W));
         carried = memory.data();
         da = carried + blocks * states * W;
         rate = da + blocks * states * W;
         b = rate + blocks * states * W;
         c = b + T * states;
-        lanes = c + T * states;
-        Vec probe[W];
-        for (int i = 0; i < W; ++i) probe[i] = Vec::set(static_cast<float>(i));
-        float sums[W];
-        sum_lanes<W>(probe).store(sums);
-        for (int lane = 0; lane < W; ++lane) lane_of[static_cast<int>(sums[lane] / W + 0.5f)] = lane;
+        db = c + T * states;
+        dc = db + T * states;
+        lanes = dc + T * states;
     }
 };
-
-// Recompute M states over the tile into tile.h and tile.keep; add their part of the readout to tile.y.
-template <int M>
-void recompute(Tile& tile, int count, const float* rate, const float* before, int64_t stride, int lanes,
-               const float* b, const float* c, int64_t states, bool readout, Ahead* ahead) {
-    const Exp2 exp2;
-    Vec state[M];
-    unroll<M>([&](auto n) {
-        state[n] = load(before + n * stride, lanes);
-        state[n].store(tile.h + n * W);
-    });
-    for (int t = 0; t < count; ++t) {
-        const Vec delta = Vec::load(tile.delta + t * W), drive = Vec::load(tile.drive + t * W);
-        const float *bt = b + t * states, *ct = c + t * states;
-        float *keep = tile.keep + t * M * W, *h = tile.h + (t + 1) * M * W;
-        if (ahead) ahead->fetch();
-        Vec y = Vec::set(0.f);
-        unroll<M>([&](auto n) {
-            const Vec factor = exp2(delta, Vec::load(rate + n * W));
-            factor.store(keep + n * W);
-            state[n] = fma(factor, state[n], drive * Vec::set(bt[n]));
-            state[n].store(h + n * W);
-            if (readout) y = fma(state[n], Vec::set(ct[n]), y);
-        });
-        if (readout) (Vec::load(tile.y + t * W) + y).store(tile.y + t * W);
-    }
-}
-
-// Walk M states of the tile backwards.
-template <int M>
-void reverse(Tile& tile, int count, const float* rate, const float* b, const float* c, int64_t states, float* carried,
-             float* sum_da, float* lanes) {
-    Vec carry[M], da[M];
-    unroll<M>([&](auto n) {
-        carry[n] = Vec::load(carried + n * W);
-        da[n] = Vec::load(sum_da + n * W);
-    });
-    for (int t = count - 1; t >= 0; --t) {
-        const Vec delta = Vec::load(tile.delta + t * W), drive = Vec::load(tile.drive + t * W);
-        const Vec dy = Vec::load(tile.dy + t * W);
-        const float *bt = b + t * states, *ct = c + t * states;
-        const float *keep = tile.keep + t * M * W, *h = tile.h + (t + 1) * M * W, *before = tile.h + t * M * W;
-        Vec gb = Vec::set(0.f), qa = Vec::set(0.f), sums[W];
-        unroll<M>([&](auto n) {
-            const Vec g = fma(dy, Vec::set(ct[n]), carry[n]);
-            sums[2 * n] = g * drive;
-            sums[2 * n + 1] = Vec::load(h + n * W) * dy;
-            gb = fma(g, Vec::set(bt[n]), gb);
-            carry[n] = g * Vec::load(keep + n * W);
-            const Vec q = carry[n] * Vec::load(before + n * W);
-            qa = fma(q, Vec::load(rate + n * W), qa);
-            da[n] = fma(q, delta, da[n]);
-        });
-        unroll<W - 2 * M>([&](auto i) { sums[2 * M + i] = Vec::set(0.f); });
-        (Vec::load(tile.sum_gb + t * W) + gb).store(tile.sum_gb + t * W);
-        (Vec::load(tile.sum_qa + t * W) + qa).store(tile.sum_qa + t * W);
-        (Vec::load(lanes + t * W) + sum_lanes<W>(sums)).store(lanes + t * W);
-    }
-    unroll<M>([&](auto n) {
-        carry[n].store(carried + n * W);
-        da[n].store(sum_da + n * W);
-    });
-}
 
 // One direction of one image, typed.
 template <class E>
 struct Direction {
     Rows<E> u, delta, b, c, z, grad;
     int64_t k;
-    Vec skip, bias;  // of the current block
+    Vec skip[PAIR];  // of the current blocks
 
     Direction(const vssm_scan& s, int64_t image, int64_t direction)
         : u(s.u, image, direction),
@@ -137,14 +61,16 @@ struct Direction {
 };
 
 template <class E>
-void prepare(const vssm_scan& s, Tile& tile, int count, Direction<E>& from, int64_t channel, int lanes) {
+void prepare(const vssm_scan& s, Tile& tile, int count, Direction<E>& from, int which, int64_t channel, int lanes) {
     const int64_t parameter = from.k * s.channels + channel;
-    from.skip = s.skip ? load(s.skip + parameter, lanes) : Vec::set(0.f);
-    from.bias = s.bias ? load(s.bias + parameter, lanes) : Vec::set(0.f);
+    const Vec skip = s.skip ? load(s.skip + parameter, lanes) : Vec::set(0.f);
+    const Vec bias = s.bias ? load(s.bias + parameter, lanes) : Vec::set(0.f);
+    from.skip[which] = skip;
+    Stretch& to = tile.stretch;
     for (int t = 0; t < count; ++t) {
-        const int64_t read = tile.places.reads[t], write = tile.places.writes[t];
+        const int64_t read = tile.places.reads[t], write = tile.places.writes[t], at = (which * T + t) * W;
         const Vec u = load(from.u.row(read) + channel, lanes);
-        const Vec raw = load(from.delta.row(read) + channel, lanes) + from.bias;
+        const Vec raw = load(from.delta.row(read) + channel, lanes) + bias;
         Vec dy = load(from.grad.row(write) + channel, lanes), delta = raw, slope = Vec::set(1.f);
         if (s.softplus) {
             const Vec w = fading(raw);
@@ -154,16 +80,16 @@ void prepare(const vssm_scan& s, Tile& tile, int count, Direction<E>& from, int6
         if (s.z.data) {
             const Vec z = load(from.z.row(write) + channel, lanes);
             dy = dy * z * sigmoid(z);
-            (from.skip * u).store(tile.y + t * W);
+            (skip * u).store(tile.y + at);
         }
-        u.store(tile.u + t * W);
-        delta.store(tile.delta + t * W);
-        slope.store(tile.slope + t * W);
-        (delta * u).store(tile.drive + t * W);
-        dy.store(tile.dy + t * W);
+        u.store(tile.u + at);
+        slope.store(tile.slope + at);
+        delta.store(to.delta + at);
+        (delta * u).store(to.drive + at);
+        dy.store(to.dy + at);
     }
-    std::fill_n(tile.sum_gb, count * W, 0.f);
-    std::fill_n(tile.sum_qa, count * W, 0.f);
+    std::fill_n(to.sum_gb + which * T * W, count * W, 0.f);
+    std::fill_n(to.sum_qa + which * T * W, count * W, 0.f);
 }
 
 // All rows that a tile reads or writes: loads wait for memory, and so do stores, which retire in order.
@@ -242,9 +168,11 @@ VSSM_INLINE void put(const vssm_tensor& to, int64_t image, int64_t k, int64_t to
 }
 
 template <class E>
-void emit(const vssm_scan& s, const Tile& tile, int count, const Direction<E>& from, int64_t image, int64_t channel,
-          int lanes) {
+void emit(const vssm_scan& s, const Tile& tile, int count, const Direction<E>& from, int64_t image, int which,
+          int64_t channel, int lanes) {
     const int64_t k = from.k;
+    const Stretch& of = tile.stretch;
+    const Vec skip = from.skip[which];
     const auto adds = [&](const vssm_tensor& to) { return to.direction_stride == 0 && adds_to_shared(s, k); };
     const bool add_u = adds(s.du), add_delta = adds(s.ddelta), add_z = adds_to_shared(s, k);
     const Near<E> rows(s, from, image, channel);
@@ -252,18 +180,18 @@ void emit(const vssm_scan& s, const Tile& tile, int count, const Direction<E>& f
     for (int t = 0; t < count; ++t) {
         if (t + NEAR < count) rows.fetch(tile.places, t + NEAR);
         const int64_t token = tile.places.reads[t];
-        const Vec u = Vec::load(tile.u + t * W), gb = Vec::load(tile.sum_gb + t * W), dy = Vec::load(tile.dy + t * W);
-        const Vec ddelta =
-            fma(Vec::load(tile.sum_qa + t * W), Vec::set(LN2), u * gb) * Vec::load(tile.slope + t * W);
+        const int64_t at = (which * T + t) * W;
+        const Vec u = Vec::load(tile.u + at), gb = Vec::load(of.sum_gb + at), dy = Vec::load(of.dy + at);
+        const Vec ddelta = fma(Vec::load(of.sum_qa + at), Vec::set(LN2), u * gb) * Vec::load(tile.slope + at);
         dskip = fma(dy, u, dskip);
         dbias = dbias + ddelta;
         put<E>(s.ddelta, image, k, token, channel, lanes, add_delta, ddelta);
-        put<E>(s.du, image, k, token, channel, lanes, add_u, fma(Vec::load(tile.delta + t * W), gb, from.skip * dy));
+        put<E>(s.du, image, k, token, channel, lanes, add_u, fma(Vec::load(of.delta + at), gb, skip * dy));
         if (s.z.data) {
             const int64_t write = tile.places.writes[t];
             const Vec z = load(from.z.row(write) + channel, lanes), gate = sigmoid(z);
             const Vec slope = gate * fma(z, Vec::set(1.f) - gate, Vec::set(1.f));
-            const Vec dz = load(from.grad.row(write) + channel, lanes) * Vec::load(tile.y + t * W) * slope;
+            const Vec dz = load(from.grad.row(write) + channel, lanes) * Vec::load(tile.y + at) * slope;
             put<E>(s.dz, image, k, write, channel, lanes, add_z, dz);
         }
     }
@@ -273,27 +201,54 @@ void emit(const vssm_scan& s, const Tile& tile, int count, const Direction<E>& f
     accumulate(s.dbias + parameter, dbias);
 }
 
-// Take the lane sums of a tile to the gradients of B and C at the tile's tokens.
-void emit_states(const vssm_scan& s, const Workspace& work, const Tile& tile, int count, int64_t image, int64_t group,
+// Take a tile's sums over channels to the gradients of B and C at the tile's tokens.
+void emit_states(const vssm_scan& s, Workspace& work, const Tile& tile, int count, int64_t image, int64_t group,
                  int64_t k) {
-    const auto write = [&](float* to, int64_t directions, int which) {
+    std::fill_n(work.db, 2 * T * s.states, 0.f);  // and dc behind it
+    int64_t at = 0;
+    for_state_groups<REVERSE_GROUP>(s.states, [&](int64_t n, auto size) {
+        add_lanes<size>(work.lanes + at, count, work.db + n, work.dc + n, s.states);
+        at += T * W;
+    });
+    const auto write = [&](float* to, int64_t directions, const float* sums) {
         const bool add = directions == 1 && adds_to_shared(s, k);
         float* base = to + ((group * s.batch + image) * directions + (directions == 1 ? 0 : k)) * s.tokens * s.states;
-        int64_t slot = 0;
-        for_state_groups<G>(s.states, [&](int64_t n, auto size) {
-            for (int t = 0; t < count; ++t) {
-                const float* sums = work.lanes + (slot * T + t) * W;
-                float* row = base + tile.places.reads[t] * s.states + n;
-                for (int i = 0; i < size; ++i) {
-                    const float sum = sums[work.lane_of[2 * i + which]];
-                    row[i] = add ? row[i] + sum : sum;
-                }
-            }
-            ++slot;
-        });
+        for (int t = 0; t < count; ++t) {
+            float* row = base + tile.places.reads[t] * s.states;
+            for (int64_t n = 0; n < s.states; ++n) row[n] = sums[t * s.states + n] + (add ? row[n] : 0.f);
+        }
     };
-    write(s.db, s.db_directions, 0);
-    write(s.dc, s.dc_directions, 1);
+    write(s.db, s.db_directions, work.db);
+    write(s.dc, s.dc_directions, work.dc);
+}
+
+// P blocks of a tile, the first at `channel` and the share's `block`.
+template <int P, class E>
+void take_blocks(const vssm_scan& s, Tile& tile, Workspace& work, int count, Direction<E>& from, int64_t image,
+                 int64_t chunk, int64_t block, int64_t channel, Ahead& ahead) {
+    const int64_t N = s.states;
+    int lanes[PAIR];
+    for (int i = 0; i < P; ++i) {
+        lanes[i] = Share::lanes(s, channel + i * W);
+        prepare(s, tile, count, from, i, channel + i * W, lanes[i]);
+    }
+    const float* saved = s.saved + ((image * s.directions + from.k) * s.chunks + chunk) * N * s.channels + channel;
+    float* sums = work.lanes;
+    for_state_groups<REVERSE_GROUP>(N, [&](int64_t n, auto size) {
+        const int64_t at = (block * N + n) * W;
+        const States states{work.b + n, work.c + n, N, work.rate + at, work.carried + at, work.da + at, N * W, sums};
+        const auto recompute_with = [&](auto readout) {
+            recompute<P, size, readout>(tile.stretch, count, states, saved + n * s.channels, s.channels, lanes, tile.y,
+                                        n == 0 ? &ahead : nullptr);
+        };
+        if (s.z.data)
+            recompute_with(std::true_type{});
+        else
+            recompute_with(std::false_type{});
+        reverse<P, size>(tile.stretch, count, states);
+        sums += T * W;
+    });
+    for (int i = 0; i < P; ++i) emit(s, tile, count, from, image, i, channel + i * W, lanes[i]);
 }
 
 template <class E>
@@ -317,23 +272,13 @@ void scan_task(const vssm_scan& s, int64_t image, int64_t group) {
             ahead.start(next, next_count, share.blocks);
             copy_states(from.b, tile.places.reads, count, N, work.b);
             copy_states(from.c, tile.places.reads, count, N, work.c);
-            std::fill_n(work.lanes, work.lanes_size, 0.f);
-            for (int64_t block = 0; block < share.blocks; ++block) {
+            std::fill_n(work.lanes, work.groups * T * W, 0.f);
+            for (int64_t block = 0; block < share.blocks; block += PAIR) {
                 const int64_t channel = share.channel(block);
-                const int lanes = Share::lanes(s, channel);
-                prepare(s, tile, count, from, channel, lanes);
-                const float* saved = s.saved + ((image * s.directions + k) * s.chunks + chunk) * N * s.channels;
-                int64_t slot = 0;
-                for_state_groups<G>(N, [&](int64_t n, auto size) {
-                    const int64_t state = (block * N + n) * W;
-                    const float* rate = work.rate + state;
-                    recompute<size>(tile, count, rate, saved + n * s.channels + channel, s.channels, lanes, work.b + n,
-                                    work.c + n, N, s.z.data != nullptr, n == 0 ? &ahead : nullptr);
-                    reverse<size>(tile, count, rate, work.b + n, work.c + n, N, work.carried + state,
-                                  work.da + state, work.lanes + slot * T * W);
-                    ++slot;
-                });
-                emit(s, tile, count, from, image, channel, lanes);
+                if (block + PAIR <= share.blocks)
+                    take_blocks<PAIR>(s, tile, work, count, from, image, chunk, block, channel, ahead);
+                else
+                    take_blocks<1>(s, tile, work, count, from, image, chunk, block, channel, ahead);
             }
             emit_states(s, work, tile, count, image, group, k);
             if (tiles.starts_anew(chunk)) std::fill_n(work.carried, share.blocks * N * W, 0.f);

@@ -75,11 +75,11 @@ struct Bench {
     float *u, *slope, *du;   // [tiles][T][stride]: the convolution's result, SiLU's slope there, gradient of u
     float *projected, *sum;  // [tiles][T][width], [T][width]
     float *carried, *da;     // [blocks][N][W]
-    float* lanes;            // [2][groups of states][T][W]
+    float* lanes;            // [groups of states][T][W]
     Stretch* tile;
 
     static int64_t width_of(const vssm_ssm& s) { return Scratch::width_of(s) + round_up(s.rank, W); }
-    static int64_t lanes_size(const vssm_ssm& s) { return 2 * (s.states / REVERSE_GROUP + 2) * T * W; }
+    static int64_t lanes_size(const vssm_ssm& s) { return (s.states / REVERSE_GROUP + 2) * T * W; }
     static int64_t size(const vssm_ssm& s, int64_t tiles) {
         const int64_t padded = Reversed::padded(s);
         return tiles * T * (3 * Scratch::stride_of(padded) + width_of(s)) + T * width_of(s) + 2 * padded * s.states +
@@ -191,11 +191,10 @@ class ImageBack {
         over_pairs([&](int64_t block, auto blocks) {
             walk_pair<blocks>(block, order(tile, count), places, slot, count, projected, states + block * W, partial);
         });
-        int64_t at = 0;
+        const float* sums = bench_.lanes;
         for_state_groups<REVERSE_GROUP>(N, [&](int64_t n, auto size) {
-            add_lanes<size>(lanes(0, at), count, partial + R + n, bench_.width);
-            add_lanes<size>(lanes(1, at), count, partial + R + N + n, bench_.width);
-            ++at;
+            add_lanes<size>(sums, count, partial + R + n, partial + R + N + n, bench_.width);
+            sums += T * W;
         });
     }
     // The second step, from those shares of all threads, `apart` floats from each other.
@@ -229,9 +228,6 @@ class ImageBack {
     int steps(int64_t tile) const { return static_cast<int>(std::min<int64_t>(s_.tokens - tile * T, T)); }
     int lanes_at(int64_t block) const { return static_cast<int>(std::min<int64_t>(s_.channels - block * W, W)); }
     int64_t local(int64_t block) const { return block - bench_.first_block; }
-    float* lanes(int which, int64_t group) const {
-        return bench_.lanes + (which * (Bench::lanes_size(s_) / 2 / (T * W)) + group) * T * W;
-    }
     static void accumulate(float* to, Vec x, int lanes) { store(load(to, lanes) + x, to, lanes); }
 
     // f(first block, how many) over this thread's blocks, two by two.
@@ -246,12 +242,13 @@ class ImageBack {
     struct Order {
         int first_step, step;
         int64_t first_token, token;
+        bool more;  // tiles to come
     };
     Order order(int64_t tile, int count) const {
         const vssm_walk& walk = s_.walks[k_];
         const int64_t stride = walk.inner_stride, onwards = s_.reverse[k_] ? -1 : 1;
         const int first = stride == onwards ? 0 : count - 1;
-        return {first, stride == onwards ? 1 : -1, walk.start + (tile * T + first) * stride, onwards};
+        return {first, stride == onwards ? 1 : -1, walk.start + (tile * T + first) * stride, onwards, tile > 0};
     }
     Vec x_at(int64_t token, int64_t block) const {
         return token < 0 || token >= s_.tokens ? Vec::set(0.f) : load(x_.row(token) + block * W, lanes_at(block));
@@ -321,6 +318,11 @@ class ImageBack {
         const Parameters& p = parameters_[static_cast<size_t>(k_)];
         const Rowset to(g_, group_, k_);
         const int64_t N = s_.states, R = s_.rank, column = local(block) * W, rows = slot * T * bench_.stride + column;
+        const bool last = block + P == bench_.end_block;  // then the next tile's first blocks follow
+        const float* later = last ? saved - N * s_.channels - local(block) * W : saved + P * W;
+        if (!last || order.more)
+            for (int64_t n = 0; n < N; ++n)
+                for (int i = 0; i < PAIR; ++i) prefetch<2>(later + n * s_.channels + i * W);
         Stretch& tile = *bench_.tile;
         alignas(64) float steepness[PAIR * T * W];  // of softplus
         int lanes[PAIR];
@@ -342,15 +344,15 @@ class ImageBack {
             std::fill_n(tile.sum_gb + i * T * W, count * W, 0.f);
             std::fill_n(tile.sum_qa + i * T * W, count * W, 0.f);
         }
-        int64_t group = 0;
+        float* sums = bench_.lanes;
         for_state_groups<REVERSE_GROUP>(N, [&](int64_t n, auto size) {
             const int64_t at = (local(block) * N + n) * W;
             const States states{projected + R + n, projected + R + N + n, bench_.width, p.rate + (block * N + n) * W,
-                                bench_.carried + at, bench_.da + at, N * W, this->lanes(0, group), this->lanes(1, group)};
-            recompute<P, size>(tile, count, states, saved + n * s_.channels, s_.channels, lanes, nullptr,
-                               n == 0 ? &ahead_ : nullptr);
+                                bench_.carried + at, bench_.da + at, N * W, sums};
+            recompute<P, size, false>(tile, count, states, saved + n * s_.channels, s_.channels, lanes, nullptr,
+                                      n == 0 ? &ahead_ : nullptr);
             reverse<P, size>(tile, count, states);
-            ++group;
+            sums += T * W;
         });
         float* ddelta = tile.sum_qa;  // in its place
         for (int i = 0; i < P; ++i) {
