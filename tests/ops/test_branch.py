@@ -38,11 +38,20 @@ WAYS = {
 
 
 def random_weights(
-    way: str, *, width: int, inner: int, states: int, norm: str = "rms", gamma: bool = False, seed: int = 0
+    way: str,
+    *,
+    width: int,
+    inner: int,
+    states: int,
+    rank: int = 5,
+    taps: int = 4,
+    norm: str = "rms",
+    gamma: bool = False,
+    seed: int = 0,
 ) -> BranchWeights:
     generator = torch.Generator().manual_seed(seed)
     walks, looks = WAYS[way]
-    K, P, R = len(walks), len(looks), 5
+    K, P, R = len(walks), len(looks), rank
 
     def draw(*shape: int, scale: float = 1.0) -> Tensor:
         return (torch.randn(shape, generator=generator, dtype=torch.float64) * scale).float()
@@ -53,7 +62,7 @@ def random_weights(
         x_proj_weight=draw(P, R + 2 * states, inner, scale=inner**-0.5),
         dt_proj_weight=draw(P, inner, R, scale=R**-0.5),
         dt_proj_bias=draw(P, inner) - 2,
-        conv_weight=draw(P, inner, 4, scale=0.5),
+        conv_weight=draw(P, inner, taps, scale=0.5),
         conv_bias=draw(P, inner, scale=0.5),
     )
     bias = draw(width) if norm == "layer" else None
@@ -193,18 +202,53 @@ def gradients(
     return [y.detach(), *found]
 
 
+def check_gradients(x: Tensor, weights: BranchWeights, way: str, backend: str = "reference") -> None:
+    found = gradients(x.clone(), cast(weights, torch.float32), way, one_call=True)
+    plain = gradients(x.clone(), cast(weights, torch.float32), way, one_call=False, backend=backend)
+    exact = gradients(x.double(), cast(weights, torch.float64), way, one_call=False, backend=backend)
+    for mine, simple, true in zip(found, plain, exact, strict=True):
+        assert mine.shape == true.shape
+        assert relative_error(mine, true) <= 2 * relative_error(simple, true) + 10 * FLOORS[torch.float32]
+
+
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("norm", ["rms", "layer"])
 @pytest.mark.parametrize(("batch", "tokens"), [(3, 1), (3, 33), (1, 70)])
 def test_gradients_of_everything(threads: int, way: str, norm: str, batch: int, tokens: int) -> None:
-    weights = random_weights(way, width=24, inner=40, states=16, norm=norm)
-    x = stream(batch, tokens, 24)
-    found = gradients(x.clone(), cast(weights, torch.float32), way, one_call=True)
-    plain = gradients(x.clone(), cast(weights, torch.float32), way, one_call=False)
-    exact = gradients(x.double(), cast(weights, torch.float64), way, one_call=False)
-    for mine, simple, true in zip(found, plain, exact, strict=True):
-        assert mine.shape == true.shape
-        assert relative_error(mine, true) <= 2 * relative_error(simple, true) + 10 * FLOORS[torch.float32]
+    check_gradients(stream(batch, tokens, 24), random_weights(way, width=24, inner=40, states=16, norm=norm), way)
+
+
+@pytest.mark.parametrize(
+    ("batch", "tokens", "sizes"),
+    [
+        (1, 2, {"inner": 1, "states": 1, "rank": 1, "taps": 1}),
+        (2, 31, {"inner": 16, "states": 1, "rank": 16, "taps": 2}),
+        (1, 32, {"inner": 17, "states": 7, "rank": 17, "taps": 3}),
+        (5, 33, {"inner": 48, "states": 3, "rank": 3, "taps": 8}),
+        (3, 64, {"inner": 64, "states": 16, "rank": 12, "taps": 4}),
+        (1, 65, {"inner": 130, "states": 21, "rank": 40, "taps": 5}),
+    ],
+)
+def test_gradients_at_awkward_sizes(
+    instruction_set: str, threads: int, batch: int, tokens: int, sizes: dict[str, int]
+) -> None:
+    """Blocks and pairs of channels that are not full, images that threads cannot share evenly, tiles that end early."""
+    check_gradients(stream(batch, tokens, 20), random_weights("bidirectional", width=20, **sizes), "bidirectional")
+
+
+@pytest.mark.parametrize("way", ["bidirectional", "shared"])
+def test_gradients_over_many_tiles(threads: int, way: str) -> None:
+    """More tokens than threads that share an image take between two of their meetings, and the ones after the next."""
+    weights = random_weights(way, width=20, inner=260, states=3)
+    check_gradients(stream(1, 1200, 20), weights, way, backend="chunked")
+
+
+@pytest.mark.parametrize("looks", [(True, False), (False, False)])
+def test_gradients_of_a_convolution_that_looks_ahead_of_its_walk(
+    monkeypatch: pytest.MonkeyPatch, threads: int, looks: tuple[bool, bool]
+) -> None:
+    monkeypatch.setitem(WAYS, "ahead", ((False, True), looks))
+    check_gradients(stream(2, 70, 24), random_weights("ahead", width=24, inner=40, states=2), "ahead")
 
 
 def test_equal_calls_give_equal_gradients(threads: int) -> None:

@@ -99,21 +99,8 @@ class CpuBackend:
         kernel.run("vssm_scan_forward")
         return y, states
 
-    def backward(
-        self,
-        call: ScanCall,
-        states: Tensor,
-        grad: Tensor,
-        *,
-        du: Tensor | None = None,
-        ddelta: Tensor | None = None,
-        dz: Tensor | None = None,
-    ) -> ScanGradients:
-        """Run the backward kernel and sum its per-task parts, always in the same order.
-
-        Gradients of u, delta and z go into ``du``, ``ddelta`` [B, K|1, L, C] and ``dz`` [B, L, C], float32, where
-        given; only where every walk visits all tokens.
-        """
+    def backward(self, call: ScanCall, states: Tensor, grad: Tensor) -> ScanGradients:
+        """Run the backward kernel and sum its per-task parts, always in the same order."""
         kernel = _describe(call, self.isa)
         scan = kernel.structure
         cover, directions = cover_of(call.traversals, call.tokens), len(call.traversals)
@@ -128,14 +115,12 @@ class CpuBackend:
             summed = not own and directions > 1 and cover != Cover.ONCE
             return fresh(x.shape, own, torch.float32 if summed else x.dtype)
 
-        du = gradient_of(call.u) if du is None else du
-        ddelta = gradient_of(call.delta) if ddelta is None else ddelta
-        if call.z is not None:
-            dz = gradient_of(call.z[:, None])[:, 0] if dz is None else dz
+        du, ddelta = gradient_of(call.u), gradient_of(call.delta)
+        dz = None if call.z is None else gradient_of(call.z[:, None])
         db, dc = (fresh((scan.groups, *x.shape), x.shape[1] > 1, torch.float32) for x in (call.B, call.C))
         da = torch.empty(call.batch, directions, call.states, call.channels, dtype=torch.float32, device="cpu")
         dskip, dbias = torch.zeros(2, call.batch, directions, call.channels, dtype=torch.float32, device="cpu")
-        kernel.set(grad=_directions(grad, call), du=du, ddelta=ddelta, dz=None if dz is None else dz[:, None])
+        kernel.set(grad=_directions(grad, call), du=du, ddelta=ddelta, dz=dz)
         scan.saved, scan.db, scan.dc = states.data_ptr(), db.data_ptr(), dc.data_ptr()
         scan.db_directions, scan.dc_directions = call.B.shape[1], call.C.shape[1]
         scan.da, scan.dskip, scan.dbias = da.data_ptr(), dskip.data_ptr(), dbias.data_ptr()
@@ -147,7 +132,7 @@ class CpuBackend:
             _over_tasks(db).to(call.B.dtype),
             _over_tasks(dc).to(call.C.dtype),
             dskip.sum(0) if call.D is not None else None,
-            None if dz is None else dz.to(call.u.dtype),
+            None if dz is None else dz[:, 0].to(call.u.dtype),
             dbias.sum(0) if call.delta_bias is not None else None,
         )
 

@@ -27,21 +27,9 @@ class _Conv(ctypes.Structure):
     )
 
 
-def forward(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    reverse: Sequence[bool],
-    activation: bool,
-    isa: int,
-    *,
-    y: Tensor | None = None,
-) -> Tensor:
-    """Return [B, K, L, C]; weight [K, C, T] and bias [K, C] in float32.
-
-    The result is written into ``y`` if given, else it has the directions outermost in memory.
-    """
-    y = x.new_empty((len(reverse), *x.shape)).transpose(0, 1) if y is None else y
+def forward(x: Tensor, weight: Tensor, bias: Tensor, reverse: Sequence[bool], activation: bool, isa: int) -> Tensor:
+    """Return [B, K, L, C], the directions outermost in memory; weight [K, C, T] and bias [K, C] in float32."""
+    y = x.new_empty((len(reverse), *x.shape)).transpose(0, 1)
     kernel = _describe(x, weight, bias, reverse, activation, isa)
     kernel.set(y=y)
     kernel.run("vssm_conv_forward")
@@ -56,13 +44,11 @@ def backward(
     reverse: Sequence[bool],
     activation: bool,
     isa: int,
-    *,
-    dx: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients of x, weight and bias; the first is written into ``dx`` (float32) if given."""
+    """Return the gradients of x, weight and bias."""
     directions, channels, taps = weight.shape
     kernel = _describe(x, weight, bias, reverse, activation, isa)
-    dx = torch.empty(x.shape, dtype=torch.float32, device="cpu") if dx is None else dx
+    dx = torch.empty(x.shape, dtype=torch.float32, device="cpu")
     tasks = x.shape[0] * kernel.structure.groups
     parts = torch.empty(tasks, directions, taps + 1, channels, dtype=torch.float32, device="cpu")
     kernel.set(grad=grad, dx=dx[:, None])

@@ -259,7 +259,7 @@ def inner_backward(
     call.groups = threads if batch >= threads else 1
     ssm, (directions, _, states), rank = call.ssm, weights.A_log.shape, weights.dt_proj_weight.shape[2]
     ssm.batch, ssm.threads, ssm.isa = batch, threads, isa
-    sizes = (states, 1, 1, ssm.taps, 1, rank + 2 * states, rank)
+    sizes = [states, 1, 1, ssm.taps, 1, rank + 2 * states, rank]
     parts = torch.zeros(call.groups, directions, sum(sizes), channels, dtype=torch.float32, device="cpu")
     kernel = KernelCall(call, held)
     kernel.set(sums=kept.sums, grad=grad, gated=gated, dx=dxz[..., :channels], dz=dxz[..., channels:])
@@ -268,7 +268,7 @@ def inner_backward(
     call.saved, call.projected, call.parameters = (x.data_ptr() for x in (kept.states, kept.projected, parts))
     kernel.run("vssm_inner_backward")
     total = parts[0] if call.groups == 1 else parts.sum(0)
-    a_log, *shared = total.split(sizes, dim=1)
+    a_log, *shared = torch.split(total, sizes, dim=1)
     if weights.D.shape[0] == 1 < directions:  # one set of parameters for all directions
         shared = [x.sum(0, keepdim=True) for x in shared]
     skip, dt_bias, taps, conv_bias, x_proj, dt_proj = shared
