@@ -14,7 +14,7 @@ namespace {
 enum class Visit { FIRST, AGAIN, LAST, ONLY };  // whether the directions before have summed here, and others will
 
 DirectionPass<float> pass(const Branch& branch, const vssm_ssm& s, const Parameters& parameters, int64_t k,
-                          const vssm_walk& walk, bool continues, Visit visit, Scratch& scratch, const Rooms& rooms,
+                          const vssm_walk& walk, int64_t before, Visit visit, Scratch& scratch, const Rooms& rooms,
                           const Desk& desk, const int64_t* slots) {
     const auto rows = [&](float* base) {
         return Rows<float>({base, 0, 0, rooms.stride, VSSM_FLOAT32}, 0, 0);
@@ -24,7 +24,7 @@ DirectionPass<float> pass(const Branch& branch, const vssm_ssm& s, const Paramet
     Sink<float> sink{rows(rooms.sum), rows(desk.z), rows(rooms.sum), to_sum, add_sum, true};
     sink.ungated = branch.sums();
     sink.ungated_stride = branch.sums_stride();
-    DirectionPass<float> made(s, parameters, k, walk, continues, scratch, rows(rooms.hidden), sink, slots);
+    DirectionPass<float> made(s, parameters, k, walk, before, scratch, rows(rooms.hidden), sink, slots);
     branch.save(k, made);
     return made;
 }
@@ -78,9 +78,9 @@ class Entrance {
 
 // Walk one direction, or a part of it, alone; where it passes last, the output is made.
 void walk_alone(const Branch& branch, const vssm_ssm& s, const Parameters& parameters, int64_t k, const vssm_walk& walk,
-                bool continues, Visit visit, Scratch& scratch, const Rooms& rooms, const Desk& desk,
+                int64_t before, Visit visit, Scratch& scratch, const Rooms& rooms, const Desk& desk,
                 const int64_t* slots, Entrance* entrance = nullptr, Upcoming* upcoming = nullptr) {
-    DirectionPass<float> mine = pass(branch, s, parameters, k, walk, continues, visit, scratch, rooms, desk, slots);
+    DirectionPass<float> mine = pass(branch, s, parameters, k, walk, before, visit, scratch, rooms, desk, slots);
     mine.take_blocks(0, (s.channels + W - 1) / W, upcoming);
     const bool last = visit == Visit::LAST || visit == Visit::ONLY, at_once = branch.by_panel() && last;
     const auto length = static_cast<int>(walk.length);
@@ -104,7 +104,7 @@ void run_alone(const Branch& branch, const vssm_ssm& s, const std::vector<Parame
                const Rooms& rooms, const Desk& desk, const int64_t* slots) {
     for (int64_t t = 0; t < s.tokens; t += ROWS) branch.enter(t, std::min<int64_t>(t + ROWS, s.tokens), desk);
     for (int64_t k = 0; k < s.directions; ++k)
-        walk_alone(branch, s, parameters[static_cast<size_t>(k)], k, s.walks[k], false, visit_of(s, k), scratch, rooms,
+        walk_alone(branch, s, parameters[static_cast<size_t>(k)], k, s.walks[k], 0, visit_of(s, k), scratch, rooms,
                    desk, slots);
 }
 
@@ -135,12 +135,12 @@ void run_mirrored(const Branch& branch, const vssm_ssm& s, const Parameters& par
         walk.inner_count = std::max<int64_t>(length, 1);
         return walk;
     };
-    const auto walk = [&](const vssm_walk& mine, bool continues, Visit visit) {
-        walk_alone(branch, s, parameters, k, mine, continues, visit, scratch, rooms, desk, slots, &entrance, &upcoming);
+    const auto walk = [&](const vssm_walk& mine, int64_t before, Visit visit) {
+        walk_alone(branch, s, parameters, k, mine, before, visit, scratch, rooms, desk, slots, &entrance, &upcoming);
     };
-    walk(part(0, first), false, Visit::FIRST);
+    walk(part(0, first), 0, Visit::FIRST);
 #pragma omp barrier
-    walk(part(first, s.tokens - first), first > 0, Visit::LAST);
+    walk(part(first, s.tokens - first), first, Visit::LAST);
 #pragma omp barrier  // before the rooms are used for another image, or the stream for another block
 }
 
@@ -153,7 +153,7 @@ void run_shared(const Branch& branch, const vssm_ssm& s, const std::vector<Param
     for (int64_t piece = 0; piece < pieces(s.tokens, rows); ++piece)
         branch.enter(piece * rows, std::min((piece + 1) * rows, s.tokens), own);
     for (int64_t k = 0; k < s.directions; ++k) {
-        DirectionPass<float> mine = pass(branch, s, parameters[static_cast<size_t>(k)], k, s.walks[k], false,
+        DirectionPass<float> mine = pass(branch, s, parameters[static_cast<size_t>(k)], k, s.walks[k], 0,
                                          visit_of(s, k), scratch, rooms, desk, slots);
         mine.take_blocks(blocks * team.self / team.size, blocks * (team.self + 1) / team.size);
         const bool last = k + 1 == s.directions;
@@ -228,7 +228,7 @@ struct Workplace {
 
     explicit Workplace(const vssm_branch& s)
         : share(s.ssm.batch < s.ssm.threads),
-          pair(share && s.ssm.threads == 2 && mirrored(s.ssm) && !s.saved),  // halves begin anywhere in a chunk
+          pair(share && s.ssm.threads == 2 && mirrored(s.ssm)),
           by_panel(pair && pieces(s.ssm.tokens, 2) <= HALF_ROWS),
           tiles_each(share && !pair ? std::max<int64_t>(SHARED_ROWS / (T * Scratch::stride_of(s.ssm.channels)), 1) : 1),
           slots(static_cast<size_t>(std::max<int64_t>(tiles_each * T, HALF_ROWS))) {

@@ -107,14 +107,14 @@ inline void widen_steps(const float* low_rank, int64_t stride, int64_t rank, int
 template <class E>
 class DirectionPass {
   public:
-    // `walk` may be a part of direction k's, which then continues from the states of the part before.
+    // `walk` may be the rest of direction k's after `before` steps, from the states of which it continues.
     // `gate_slots`: the row of z for each row of the scratch, where z lies there and not at the tokens; else null.
-    DirectionPass(const vssm_ssm& s, const Parameters& parameters, int64_t k, const vssm_walk& walk, bool continues,
+    DirectionPass(const vssm_ssm& s, const Parameters& parameters, int64_t k, const vssm_walk& walk, int64_t before,
                   Scratch& scratch, const Rows<E>& x, const Sink<E>& sink, const int64_t* gate_slots = nullptr)
         : s_(s),
           p_(parameters),
           walk_(walk),
-          continues_(continues),
+          before_(before),
           tiles_(walk_),
           scratch_(scratch),
           x_(x),
@@ -123,8 +123,10 @@ class DirectionPass {
           reversed_(s.taps && s.reverse[k]),
           padded_(round_up(s.channels, W)) {}
 
-    // Save for a backward pass the states before every tile, [tiles][N][C], and the rows of projections, [L][R + 2N].
+    // Save for a backward pass the states before every tile of the whole walk, [tiles][N][C], and the rows of
+    // projections, [L][R + 2N].
     void save_to(float* states, float* projected) {
+        tiles_ = Tiles(walk_, before_);
         saved_ = states;
         saved_projected_ = projected;
     }
@@ -184,11 +186,11 @@ class DirectionPass {
         if (next_count) next_.set(walk_, tiles_.first(tile + 1), next_count);
         ahead_.start(next_, next_count, end_block_ - first_block_);
         const int64_t states = s_.states * W;
-        if (tiles_.starts_anew(tile) && !(continues_ && tile == 0))
+        if (tiles_.starts_anew(tile) && !(before_ && tile == 0))
             std::fill_n(scratch_.h + first_block_ * states, (end_block_ - first_block_) * states, 0.f);
         const int count = tiles_.steps(tile);
         for (int64_t block = first_block_; block < end_block_; ++block) {
-            if (saved_) save(tile, block);
+            if (saved_ && (before_ + tiles_.first(tile)) % T == 0) save(tile, block);
             for (int at = 0; at < count; at += S) advance_slice(block, at, std::min(count - at, S), slot * T + at);
         }
     }
@@ -255,7 +257,8 @@ class DirectionPass {
 
     void save(int64_t tile, int64_t block) const {
         const float* h = scratch_.h + block * s_.states * W;
-        float* out = saved_ + tile * s_.states * s_.channels + block * W;
+        const int64_t chunk = (before_ + tiles_.first(tile)) / T;
+        float* out = saved_ + chunk * s_.states * s_.channels + block * W;
         for (int64_t n = 0; n < s_.states; ++n)
             store(Vec::load(h + n * W), out + n * s_.channels, lanes_at(block * W));
     }
@@ -293,8 +296,8 @@ class DirectionPass {
     const vssm_ssm& s_;
     const Parameters& p_;
     const vssm_walk walk_;
-    const bool continues_;
-    const Tiles tiles_;
+    const int64_t before_;
+    Tiles tiles_;
     Scratch& scratch_;
     const Rows<E> x_;
     const Sink<E> sink_;

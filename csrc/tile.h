@@ -64,20 +64,26 @@ inline void prefetch([[maybe_unused]] const void* p) {
 #endif
 }
 
-// The tiles of a walk: at most T steps each, ending where the state starts anew.
+// The tiles of a walk: at most T steps each, ending where the state starts anew. Where the walk is the rest of one
+// without resets, `before` steps of which were done, they end where that one's tiles do.
 struct Tiles {
-    int64_t length, run, per_run;
+    int64_t length, run, phase, per_run;
 
-    explicit Tiles(const vssm_walk& walk)
+    explicit Tiles(const vssm_walk& walk, int64_t before = 0)
         : length(walk.length),
           run(walk.reset ? walk.inner_count : std::max<int64_t>(walk.length, 1)),
-          per_run((run + T - 1) / T) {}
+          phase(before % T),
+          per_run((run + phase + T - 1) / T) {}
     int64_t count() const { return length / run * per_run + (length % run + T - 1) / T; }
-    int64_t first(int64_t tile) const { return tile / per_run * run + tile % per_run * T; }
+    int64_t first(int64_t tile) const { return tile / per_run * run + begin(tile % per_run); }
     int steps(int64_t tile) const {
-        return static_cast<int>(std::min({int64_t{T}, run - tile % per_run * T, length - first(tile)}));
+        const int64_t in_run = tile % per_run, end = std::min(begin(in_run + 1), run);
+        return static_cast<int>(std::min(end - begin(in_run), length - first(tile)));
     }
     bool starts_anew(int64_t tile) const { return tile % per_run == 0; }
+
+  private:
+    int64_t begin(int64_t in_run) const { return std::max<int64_t>(in_run * T - phase, 0); }
 };
 
 // The tokens that a tile reads and those that it writes its outputs at.
