@@ -1,6 +1,7 @@
 // The steps of a Vim block outside the scan, and the memory they work in. Used by kernel_branch.cpp.
 #pragma once
 
+#include "norm.h"
 #include "ssm_pass.h"
 
 namespace VISION_SSM_ISA {
@@ -45,15 +46,16 @@ struct Desk {
 // The weights outside the scan.
 struct Ends {
     Packed hidden_proj, gate_proj, out_proj;
-    float *norm_weight, *norm_bias, *gain;  // [width]; gain is scale * gamma
-    bool by_panel;                          // the products make their panels themselves
+    Norm norm;
+    float* gain;    // [width]: scale * gamma
+    bool by_panel;  // the products make their panels themselves
 
     static int64_t size(const vssm_branch& s, bool by_panel) {
         const int64_t C = s.ssm.channels, D = s.width;
         const int64_t products = by_panel ? Packed::size_with_source() : 2 * Packed::size(C, D) + Packed::size(D, C);
-        return products + 3 * Desk::width_of(s) + 6 * Arena::LINE;
+        return products + Norm::size(D) + Desk::width_of(s) + 4 * Arena::LINE;
     }
-    Ends(const vssm_branch& s, bool by_panel, Arena& arena) : by_panel(by_panel) {
+    Ends(const vssm_branch& s, bool by_panel, Arena& arena) : norm(s, arena), by_panel(by_panel) {
         const int64_t C = s.ssm.channels, D = s.width;
         float* panel = by_panel ? arena.take(Packed::size_with_source()) : nullptr;
         const auto room = [&](int64_t outputs, int64_t inputs) {
@@ -62,8 +64,6 @@ struct Ends {
         hidden_proj = room(C, D);
         gate_proj = room(C, D);
         out_proj = room(D, C);
-        norm_weight = arena.take(Desk::width_of(s));
-        norm_bias = arena.take(Desk::width_of(s));
         gain = arena.take(Desk::width_of(s));
     }
     int64_t parts() const {
@@ -87,12 +87,10 @@ struct Ends {
             out_proj.source = out;
             for (Packed* p : {&hidden_proj, &gate_proj, &out_proj}) p->source_dtype = s.ssm.parameter_dtype;
         }
-        const P *weight = static_cast<const P*>(s.norm_weight), *bias = static_cast<const P*>(s.norm_bias);
+        norm.fill<P>(s);
         const P* gamma = static_cast<const P*>(s.gamma);
         for (int64_t d = 0; d < s.width; d += W) {
             const int lanes = static_cast<int>(std::min<int64_t>(s.width - d, W));
-            load(weight + d, lanes).store(norm_weight + d);
-            (bias ? load(bias + d, lanes) : Vec::set(0.f)).store(norm_bias + d);
             (Vec::set(s.scale) * (gamma ? load(gamma + d, lanes) : Vec::set(1.f))).store(gain + d);
         }
     }
@@ -159,38 +157,7 @@ class Branch {
         for (int64_t d = 0; d < s_.width; d += Arena::LINE) prefetch<2>(rows.row(token) + d);
     }
 
-    // f(d, lanes) for every vector of a row, whole ones apart so that they need no mask.
-    template <class F>
-    void over_row(F&& f) const {
-        int64_t d = 0;
-        for (; d + W <= s_.width; d += W) f(d, W);
-        if (d < s_.width) f(d, static_cast<int>(s_.width - d));
-    }
-
-    void normalise(int64_t token, float* out) const {
-        const float* x = stream_.row(token);
-        const Vec share = Vec::set(1.f / static_cast<float>(s_.width));
-        Vec mean = Vec::set(0.f), sum = mean, squares = mean;
-        if (s_.norm == VSSM_NORM_LAYER) {
-            over_row([&](int64_t d, int lanes) { sum = sum + load(x + d, lanes); });
-            mean = sum_everywhere(sum) * share;
-        }
-        over_row([&](int64_t d, int lanes) {
-            Vec v = load(x + d, lanes) - mean;
-            if (lanes < W) {  // the mean taken from the lanes that there are
-                v.store(out + d, lanes);
-                v = load(out + d, lanes);
-            }
-            squares = fma(v, v, squares);
-        });
-        float variance[W];
-        (sum_everywhere(squares) * share).store(variance);
-        const Vec scale = Vec::set(1.f / std::sqrt(variance[0] + s_.eps));
-        over_row([&](int64_t d, int lanes) {
-            const Vec v = (load(x + d, lanes) - mean) * scale;
-            store(fma(v, Vec::load(ends_.norm_weight + d), Vec::load(ends_.norm_bias + d)), out + d, lanes);
-        });
-    }
+    void normalise(int64_t token, float* out) const { ends_.norm.forward(stream_.row(token), out); }
 
     const vssm_branch& s_;
     const Ends& ends_;

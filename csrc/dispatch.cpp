@@ -17,7 +17,7 @@
     int conv_backward(const vssm_conv&);   \
     int ssm_forward(const vssm_ssm&);      \
     int column_forward(const vssm_column&); \
-    int inner_backward(const vssm_inner_gradients&); \
+    int branch_backward(const vssm_branch_gradients&); \
     }
 DECLARE(portable)
 DECLARE(avx2)
@@ -85,7 +85,9 @@ int vssm_conv_forward(const vssm_conv* conv) { RUN(conv->isa, conv_forward(*conv
 int vssm_conv_backward(const vssm_conv* conv) { RUN(conv->isa, conv_backward(*conv)) }
 int vssm_ssm_forward(const vssm_ssm* ssm) { RUN(ssm->isa, ssm_forward(*ssm)) }
 int vssm_column_forward(const vssm_column* column) { RUN(column->isa, column_forward(*column)) }
-int vssm_inner_backward(const vssm_inner_gradients* gradients) { RUN(gradients->ssm.isa, inner_backward(*gradients)) }
+int vssm_branch_backward(const vssm_branch_gradients* gradients) {
+    RUN(gradients->branch.ssm.isa, branch_backward(*gradients))
+}
 
 void vssm_flush_denormals([[maybe_unused]] int32_t threads, [[maybe_unused]] int32_t on) {
 #if defined(__SSE2__)

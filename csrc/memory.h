@@ -42,6 +42,10 @@ class Arena {
         used_ += (floats + LINE - 1) / LINE * LINE;
         return part;
     }
+    // Take again what was taken after the mark.
+    using Mark = int64_t;
+    Mark mark() const { return used_; }
+    void rewind(Mark mark) { used_ = mark; }
     // Give back what grows with the image and is more than a small share of a machine's memory.
     void release_if_large() {
         if (capacity_ * static_cast<int64_t>(sizeof(float)) <= KEPT) return;

@@ -85,6 +85,16 @@ struct Packed {
     void fill(const P* weights, int64_t panel) {
         turn_panel(weights, panel, 0, inputs, data + panel * PANEL * inputs);
     }
+    // The same from the matrix turned, [inputs][outputs], times a factor.
+    void fill_turned(const float* weights, int64_t panel, float factor) {
+        const int64_t first = panel * PANEL, wide = panel_width(panel);
+        float* to = data + first * inputs;
+        for (int64_t c = 0; c < inputs; ++c)
+            for (int64_t at = 0; at < wide; at += W) {
+                const int lanes = static_cast<int>(std::min<int64_t>(outputs - first - at, W));
+                (load(weights + c * outputs + first + at, lanes) * Vec::set(factor)).store(to + c * wide + at);
+            }
+    }
     // out [tokens][width()] = rows [tokens][inputs] times the matrix. Rows are read and written up to a multiple of
     // FEW.
     void multiply(const float* rows, int64_t row_stride, int tokens, float* out, int64_t out_stride) const {

@@ -68,24 +68,25 @@ struct vssm_column {
     vssm_tensor out;                     // the same, or the stream itself
 };
 
-// The way back through a block from what out_proj takes to what in_proj yields. float32 throughout; every walk is the
-// sequence, forwards or backwards, and there is a convolution. The sums over tokens and images run in an order that
+// The way back through such a branch; float32 throughout, and no gamma. The gradients of in_proj and out_proj are
+// products over all tokens, dxz^T normed and scale * grad^T gated, that are left to the caller. Every sum runs in an order that
 // depends on shapes and threads only.
-struct vssm_inner_gradients {
-    vssm_ssm ssm;             // of the forward pass, x and z the halves of what in_proj yields; y and sum are unused
-    const float* saved;       // as left by the forward pass
-    const float* projected;
-    vssm_tensor sums;
-    vssm_tensor grad;         // [B, 1, L, C]: of what out_proj takes; overwritten
-    vssm_tensor gated;        // [B, 1, L, C]: what out_proj takes, made again
-    vssm_tensor dx, dz;       // [B, 1, L, C]
-    int64_t groups;           // of images whose gradients of parameters are summed apart: at most threads
-    // [groups][K][rows][C], the rows of a group being those of A_log (N), D, dt_bias, the convolution's taps and bias,
-    // x_proj (R + 2N) and dt_proj (R).
+struct vssm_branch_gradients {
+    vssm_branch branch;    // of the forward pass, with what that left; with batch, threads and isa in its ssm
+    vssm_tensor stream;    // [B, 1, L, D]
+    vssm_tensor grad;      // [B, 1, L, D]: of the branch's result
+    vssm_tensor dstream;   // [B, 1, L, D]
+    vssm_tensor normed;    // [B, 1, L, D]: what in_proj takes
+    vssm_tensor gated;     // [B, 1, L, C]: what out_proj takes
+    vssm_tensor dxz;       // [B, 1, L, 2C]: of what in_proj yields
+    int64_t groups;        // of images whose gradients of parameters are summed apart: threads, or 1 with fewer images
+    // These arrive as zeros. [groups][K][rows][C], the rows of a group being those of A_log (N), D, dt_bias, the
+    // convolution's taps and bias, x_proj (R + 2N) and dt_proj (R); and [threads][2][D] of the norm's weight and bias.
     float* parameters;
+    float* norm_parameters;
 };
 
 VSSM_API int vssm_ssm_forward(const vssm_ssm* ssm);
 VSSM_API int vssm_column_forward(const vssm_column* column);
-VSSM_API int vssm_inner_backward(const vssm_inner_gradients* gradients);
+VSSM_API int vssm_branch_backward(const vssm_branch_gradients* gradients);
 }

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import threading
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,27 +40,6 @@ def train(x: Tensor, branch: Branch, backend: CpuBackend) -> Tensor:
         x, plan, norm.weight, norm.bias, weights.in_proj, weights.out_proj, *weights.ssm
     )
     return result
-
-
-class _Scratch(threading.local):
-    """Memory for what lives within one call, kept from block to block: the system clears every fresh page first."""
-
-    def __init__(self) -> None:
-        self._buffers: dict[str, Tensor] = {}
-
-    def take(self, name: str, *shape: int) -> Tensor:
-        """Return float32 memory of that shape; what an earlier taker of the name had is overwritten."""
-        count = math.prod(shape)
-        buffer = self._buffers.pop(name, None)
-        if buffer is None or buffer.numel() < count:
-            buffer = torch.empty(count, dtype=torch.float32, device="cpu")
-        if count * 4 <= MOST_KEPT:
-            self._buffers[name] = buffer
-        return buffer[:count].view(shape)
-
-
-MOST_KEPT = 2**25  # bytes per buffer
-_scratch = _Scratch()
 
 
 class _TrainedBranch(torch.autograd.Function):
@@ -109,52 +86,8 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     x, sums, states, projected, norm_weight, norm_bias, in_proj, out_proj, *ssm = ctx.saved_tensors
     norm = NormWeights(plan.norm, plan.eps, norm_weight, norm_bias)
     branch = plan.branch(BranchWeights(norm, in_proj, SsmWeights(*ssm), out_proj))
-    batch, tokens, width = x.shape
-    inner, count = sums.shape[-1], batch * tokens
-    rows, grad_rows = x.reshape(-1, width), grad.reshape(-1, width)
-    normed, statistics = _normalise(rows, norm)
-    xz, dxz = (_scratch.take(name, count, 2 * inner) for name in ("xz", "dxz"))
-    gated, dgated = (_scratch.take(name, count, inner) for name in ("gated", "dgated"))
-    torch.mm(normed, in_proj.t(), out=xz)
-    torch.mm(grad_rows, out_proj * plan.scale, out=dgated)
-
-    def of_images(rows: Tensor) -> Tensor:
-        return rows.view(batch, tokens, -1)
-
-    dssm = cpu_ssm.inner_backward(
-        *(of_images(xz), of_images(dgated), Kept(sums, states, projected), branch, plan.backend.isa),
-        gated=of_images(gated),
-        dxz=of_images(dxz),
-    )
-    dout_proj = (grad_rows.t() @ gated).mul_(plan.scale) if ctx.needs_input_grad[5] else None
-    din_proj = dxz.t() @ normed if ctx.needs_input_grad[4] else None
-    dx, dnorm_weight, dnorm_bias = _normalise_backward(dxz @ in_proj, rows, statistics, norm)
-    dx += grad_rows
-    return dx.view_as(x), None, dnorm_weight, dnorm_bias, din_proj, dout_proj, *dssm
-
-
-def _normalise(rows: Tensor, norm: NormWeights) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Return the normalised rows [M, D] and their statistics [M, 1]: mean, reciprocal deviation (RMS: the latter)."""
-    if norm.kind == "layer":
-        normed, mean, deviation = torch.native_layer_norm(rows, norm.weight.shape, norm.weight, norm.bias, norm.eps)
-        return normed, (mean, deviation)
-    deviation = (
-        torch.linalg.vector_norm(rows, dim=-1, keepdim=True).square_().div_(rows.shape[1]).add_(norm.eps).rsqrt_()
-    )
-    return (rows * deviation).mul_(norm.weight), (deviation,)
-
-
-def _normalise_backward(
-    grad: Tensor, rows: Tensor, statistics: tuple[Tensor, ...], norm: NormWeights
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Return the gradients of rows, weight and bias; ``grad`` is overwritten."""
-    if norm.kind == "layer":
-        everything = torch.ops.aten.native_layer_norm_backward(
-            grad, rows, norm.weight.shape, *statistics, norm.weight, norm.bias, [True, True, norm.bias is not None]
-        )
-        return everything[0], everything[1], everything[2]
-    unit = rows * statistics[0]
-    dweight = (grad * unit).sum(0)
-    grad *= norm.weight
-    along = (grad * unit).mean(-1, keepdim=True)
-    return torch.addcmul(grad, unit, along, value=-1).mul_(statistics[0]), dweight, None
+    found = cpu_ssm.branch_backward(x, grad, Kept(sums, states, projected), branch, plan.backend.isa)
+    din_proj = found.dxz.t() @ found.normed if ctx.needs_input_grad[4] else None
+    dout_proj = (grad.flatten(0, 1).t() @ found.gated).mul_(plan.scale) if ctx.needs_input_grad[5] else None
+    dnorm_bias = None if norm_bias is None else found.norm_bias
+    return found.stream, None, found.norm_weight, dnorm_bias, din_proj, dout_proj, *found.ssm

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import math
+import threading
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -21,13 +23,14 @@ __all__ = [
     "MOST_TAPS",
     "NORMS",
     "Branch",
+    "BranchGradients",
     "BranchWeights",
     "Kept",
     "NormWeights",
     "SsmWeights",
+    "branch_backward",
     "column",
     "forward",
-    "inner_backward",
 ]
 
 NORMS = ("rms", "layer")  # by the numbers of csrc/ssm.h
@@ -132,13 +135,12 @@ class _Branch(ctypes.Structure):
     )
 
 
-class _InnerGradients(ctypes.Structure):
+class _BranchGradients(ctypes.Structure):
     _fields_ = (
-        ("ssm", _Ssm),
-        *((n, ctypes.c_void_p) for n in ("saved", "projected")),
-        *((n, TensorArgument) for n in ("sums", "grad", "gated", "dx", "dz")),
+        ("branch", _Branch),
+        *((n, TensorArgument) for n in ("stream", "grad", "dstream", "normed", "gated", "dxz")),
         ("groups", ctypes.c_int64),
-        ("parameters", ctypes.c_void_p),
+        *((n, ctypes.c_void_p) for n in ("parameters", "norm_parameters")),
     )
 
 
@@ -184,6 +186,25 @@ def column(stream: Tensor, branches: Sequence[Branch], isa: int, keep: Kept | No
 
     What a backward pass through a single block needs is written into ``keep``, if given.
     """
+    held, templates, pointers = _described(stream, branches)
+    kept: list[object] = [held, templates]
+    if keep is not None:
+        trained = _Branch.from_buffer_copy(templates[0])
+        _point_at(trained, keep, kept)
+        pointers = _pointers([trained])
+    call = _Column(batch=stream.shape[0], count=len(branches), threads=torch.get_num_threads(), isa=isa)
+    call.branches = pointers
+    kernel = KernelCall(call, kept)
+    out = torch.empty_like(stream, memory_format=torch.contiguous_format)
+    kernel.set(stream=stream, out=out)
+    kernel.run("vssm_column_forward")
+    return out
+
+
+def _described(
+    stream: Tensor, branches: Sequence[Branch]
+) -> tuple[list[Tensor | None], list[_Branch], ctypes.Array[Any]]:
+    """Return the blocks' weights, in order and contiguous, and their parts of a call; see ``_column_template``."""
     first = branches[0]
     held = [None if w is None else w.contiguous() for branch in branches for w in branch.weights.in_order()]
     templates, pointers = _column_template(
@@ -195,19 +216,12 @@ def column(stream: Tensor, branches: Sequence[Branch], isa: int, keep: Kept | No
         first.looks_back,
         *stream.shape[1:],
     )
-    kept: list[object] = [held, templates]
-    if keep is not None:
-        trained = _Branch.from_buffer_copy(templates[0])
-        KernelCall(trained, kept).set(sums=keep.sums)
-        trained.saved, trained.projected = keep.states.data_ptr(), keep.projected.data_ptr()
-        pointers = _pointers([trained])
-    call = _Column(batch=stream.shape[0], count=len(branches), threads=torch.get_num_threads(), isa=isa)
-    call.branches = pointers
-    kernel = KernelCall(call, kept)
-    out = torch.empty_like(stream, memory_format=torch.contiguous_format)
-    kernel.set(stream=stream, out=out)
-    kernel.run("vssm_column_forward")
-    return out
+    return held, templates, pointers
+
+
+def _point_at(branch: _Branch, keep: Kept, kept: list[object]) -> None:
+    KernelCall(branch, kept).set(sums=keep.sums)
+    branch.saved, branch.projected = keep.states.data_ptr(), keep.projected.data_ptr()
 
 
 @lru_cache(maxsize=256)
@@ -242,37 +256,50 @@ def _pointers(branches: Sequence[_Branch]) -> ctypes.Array[Any]:
     return (ctypes.POINTER(_Branch) * len(branches))(*map(ctypes.pointer, branches))
 
 
-def inner_backward(
-    xz: Tensor, grad: Tensor, kept: Kept, branch: Branch, isa: int, *, gated: Tensor, dxz: Tensor
-) -> SsmWeights:
-    """Return the gradients of the SSM's weights, given the gradient ``grad`` [B, L, C] of what out_proj takes.
+class BranchGradients(NamedTuple):
+    """Gradients of a block's stream and of what it learns but for in_proj and out_proj, and what those two need.
 
-    ``xz`` [B, L, 2C] is what in_proj yields; its gradient is written into ``dxz``, and what out_proj takes into
-    ``gated`` [B, L, C]. ``grad`` is overwritten.
+    ``normed`` [B * L, D] is what in_proj takes, ``gated`` [B * L, C] what out_proj takes, ``dxz`` [B * L, 2C] the
+    gradient of what in_proj yields. The three are overwritten by the next call in this thread.
     """
+
+    stream: Tensor
+    norm_weight: Tensor
+    norm_bias: Tensor
+    ssm: SsmWeights
+    normed: Tensor
+    gated: Tensor
+    dxz: Tensor
+
+
+def branch_backward(stream: Tensor, grad: Tensor, keep: Kept, branch: Branch, isa: int) -> BranchGradients:
+    """Go back through a block from the gradient of its result [B, L, D]; ``keep`` is what the forward pass left."""
     weights = branch.weights.ssm
-    batch, tokens, channels = grad.shape
-    traversals = tuple(Traversal.sequence(tokens, reverse=back) for back in branch.walks_reversed)
-    held, template = _prepared(weights, traversals, branch.looks_back, tokens)
-    call = _InnerGradients(ssm=template)
-    threads = torch.get_num_threads()
-    call.groups = threads if batch >= threads else 1
-    ssm, (directions, _, states), rank = call.ssm, weights.A_log.shape, weights.dt_proj_weight.shape[2]
+    (batch, tokens, width), (directions, channels, states) = stream.shape, weights.A_log.shape
+    held, templates, _ = _described(stream, [branch])
+    kept: list[object] = [held, templates, keep]
+    call = _BranchGradients(branch=templates[0])
+    ssm, threads, rank = call.branch.ssm, torch.get_num_threads(), weights.dt_proj_weight.shape[2]
     ssm.batch, ssm.threads, ssm.isa = batch, threads, isa
+    _point_at(call.branch, keep, kept)
+    call.groups = threads if batch >= threads else 1
     sizes = [states, 1, 1, ssm.taps, 1, rank + 2 * states, rank]
     parts = torch.zeros(call.groups, directions, sum(sizes), channels, dtype=torch.float32, device="cpu")
-    kernel = KernelCall(call, held)
-    kernel.set(sums=kept.sums, grad=grad, gated=gated, dx=dxz[..., :channels], dz=dxz[..., channels:])
-    inputs = KernelCall(ssm, held)
-    inputs.set(x=xz[..., :channels], z=xz[..., channels:])
-    call.saved, call.projected, call.parameters = (x.data_ptr() for x in (kept.states, kept.projected, parts))
-    kernel.run("vssm_inner_backward")
-    total = parts[0] if call.groups == 1 else parts.sum(0)
-    a_log, *shared = torch.split(total, sizes, dim=1)
+    norm_parts = torch.zeros(threads, 2, width, dtype=torch.float32, device="cpu")
+    call.parameters, call.norm_parameters = parts.data_ptr(), norm_parts.data_ptr()
+    dstream = torch.empty(stream.shape, dtype=torch.float32, device="cpu")
+    normed, gated, dxz = (
+        _scratch.take(name, batch, tokens, size)
+        for name, size in (("normed", width), ("gated", channels), ("dxz", 2 * channels))
+    )
+    kernel = KernelCall(call, kept)
+    kernel.set(stream=stream, grad=grad, dstream=dstream, normed=normed, gated=gated, dxz=dxz)
+    kernel.run("vssm_branch_backward")
+    a_log, *shared = torch.split(parts.sum(0), sizes, dim=1)
     if weights.D.shape[0] == 1 < directions:  # one set of parameters for all directions
         shared = [x.sum(0, keepdim=True) for x in shared]
     skip, dt_bias, taps, conv_bias, x_proj, dt_proj = shared
-    return SsmWeights(
+    dssm = SsmWeights(
         A_log=a_log.transpose(1, 2),
         D=skip[:, 0],
         x_proj_weight=x_proj,
@@ -281,6 +308,28 @@ def inner_backward(
         conv_weight=taps.transpose(1, 2),
         conv_bias=conv_bias[:, 0],
     )
+    return BranchGradients(dstream, *norm_parts.sum(0), dssm, *(x.flatten(0, 1) for x in (normed, gated, dxz)))
+
+
+class _Scratch(threading.local):
+    """Memory for what lives within one call, kept from block to block: the system clears every fresh page first."""
+
+    def __init__(self) -> None:
+        self._buffers: dict[str, Tensor] = {}
+
+    def take(self, name: str, *shape: int) -> Tensor:
+        """Return float32 memory of that shape; what an earlier taker of the name had is overwritten."""
+        count = math.prod(shape)
+        buffer = self._buffers.pop(name, None)
+        if buffer is None or buffer.numel() < count:
+            buffer = torch.empty(count, dtype=torch.float32, device="cpu")
+        if count * 4 <= MOST_KEPT:
+            self._buffers[name] = buffer
+        return buffer[:count].view(shape)
+
+
+MOST_KEPT = 2**25  # bytes per buffer
+_scratch = _Scratch()
 
 
 def _prepared(

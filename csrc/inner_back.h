@@ -1,15 +1,13 @@
 // The way back through a Vim block between in_proj and out_proj, a tile of tokens at a time. For every tile, from the
 // last to the first: the convolution and the step sizes are made again, the tile is walked backwards, and what reaches
 // u, B, C and the step sizes is taken through x_proj, dt_proj and the convolution at once, while it is in the caches.
-//
-// With as many images as threads, each thread takes its own images. Threads that share an image take channels of it
-// each; they meet once for a few tiles, for the sums over channels that the gradients of x_proj's outputs are.
+// Used by kernel_branch_backward.cpp.
+#pragma once
+
 #include "reverse.h"
-#include "team.h"
+#include "ssm_pass.h"
 
 namespace VISION_SSM_ISA {
-
-namespace {
 
 // Call f with `value` as a constant, 1 <= value <= Most.
 template <int Most, class F>
@@ -55,8 +53,8 @@ struct Rowset {
     float *a_log, *skip, *dt_bias, *conv, *conv_bias, *x_proj, *dt_proj;
 
     static int64_t rows(const vssm_ssm& s) { return 3 * s.states + 2 * s.rank + s.taps + 3; }
-    Rowset(const vssm_inner_gradients& g, int64_t group, int64_t k) {
-        const vssm_ssm& s = g.ssm;
+    Rowset(const vssm_branch_gradients& g, int64_t group, int64_t k) {
+        const vssm_ssm& s = g.branch.ssm;
         const int64_t C = s.channels;
         a_log = g.parameters + (group * s.directions + k) * rows(s) * C;
         skip = a_log + s.states * C;
@@ -126,25 +124,28 @@ void add_outer(const float* scalars, int64_t scalar_stride, const float* vectors
     });
 }
 
+// What one image has between in_proj and out_proj, [L] rows each.
+struct Inner {
+    Rows<float> x, z;    // what in_proj yields
+    Rows<float> grad;    // of what out_proj takes; overwritten
+    Rows<float> dx, dz;
+};
+
 // One image by one thread, or by one of the threads that share it.
-class ImageBack {
+class InnerBack {
   public:
-    ImageBack(const vssm_inner_gradients& g, const std::vector<Parameters>& parameters,
-              const std::vector<Reversed>& reversed, Bench& bench, int64_t image, int64_t group)
+    InnerBack(const vssm_branch_gradients& g, const std::vector<Parameters>& parameters,
+              const std::vector<Reversed>& reversed, Bench& bench, const Inner& rows, int64_t image, int64_t group)
         : g_(g),
-          s_(g.ssm),
+          s_(g.branch.ssm),
           parameters_(parameters),
           reversed_(reversed),
           bench_(bench),
           image_(image),
           group_(group),
-          x_(s_.x, image, 0),
-          z_(s_.z, image, 0),
-          sums_(g.sums, image, 0),
-          grad_(g.grad, image, 0),
-          gated_(g.gated, image, 0),
-          dx_(g.dx, image, 0),
-          dz_(g.dz, image, 0) {}
+          rows_(rows),
+          sums_(g.branch.sums, image, 0),
+          gated_(g.gated, image, 0) {}
 
     // Back through the gate; dx starts as zero.
     void open() const {
@@ -152,12 +153,12 @@ class ImageBack {
             for (int64_t block = bench_.first_block; block < bench_.end_block; ++block) {
                 const int64_t c = block * W;
                 const int lanes = lanes_at(block);
-                const Vec z = load(z_.row(t) + c, lanes), gate = sigmoid(z), y = load(sums_.row(t) + c, lanes);
-                const Vec grad = load(grad_.row(t) + c, lanes), opened = z * gate;
+                const Vec z = load(rows_.z.row(t) + c, lanes), gate = sigmoid(z), y = load(sums_.row(t) + c, lanes);
+                const Vec grad = load(rows_.grad.row(t) + c, lanes), opened = z * gate;
                 store(y * opened, gated_.row(t) + c, lanes);
-                store(grad * opened, grad_.row(t) + c, lanes);
-                store(grad * y * gate * fma(z, Vec::set(1.f) - gate, Vec::set(1.f)), dz_.row(t) + c, lanes);
-                store(Vec::set(0.f), dx_.row(t) + c, lanes);
+                store(grad * opened, rows_.grad.row(t) + c, lanes);
+                store(grad * y * gate * fma(z, Vec::set(1.f) - gate, Vec::set(1.f)), rows_.dz.row(t) + c, lanes);
+                store(Vec::set(0.f), rows_.dx.row(t) + c, lanes);
             }
     }
     void begin(int64_t k) {
@@ -166,9 +167,9 @@ class ImageBack {
         std::fill_n(bench_.da, (bench_.end_block - bench_.first_block) * s_.states * W, 0.f);
         ahead_ = Ahead();
         const int64_t first = bench_.first_block * W;
-        ahead_.add(x_, first, false);
-        ahead_.add(grad_, first, false);
-        ahead_.add(dx_, first, false);
+        ahead_.add(rows_.x, first, false);
+        ahead_.add(rows_.grad, first, false);
+        ahead_.add(rows_.dx, first, false);
     }
     // The first step for a tile, into its slot: everything but what needs sums over all channels, of which this
     // thread's share goes to `partial` [T][width].
@@ -181,13 +182,13 @@ class ImageBack {
         if (next_count) next.set(s_.walks[k_], (tile - 1) * T, next_count);
         ahead_.start(next, next_count, bench_.end_block - bench_.first_block);
         float* projected = bench_.projected + slot * T * bench_.width;
-        const float* saved = g_.projected + (image_ * s_.directions + k_) * s_.tokens * outputs;
+        const float* saved = g_.branch.projected + (image_ * s_.directions + k_) * s_.tokens * outputs;
         for (int t = 0; t < count; ++t) {
             std::copy_n(saved + places.reads[t] * outputs, outputs, projected + t * bench_.width);
             std::fill_n(partial + t * bench_.width, bench_.width, 0.f);
         }
         std::fill_n(bench_.lanes, Bench::lanes_size(s_), 0.f);
-        const float* states = g_.saved + ((image_ * s_.directions + k_) * chunks() + tile) * N * s_.channels;
+        const float* states = g_.branch.saved + ((image_ * s_.directions + k_) * chunks() + tile) * N * s_.channels;
         over_pairs([&](int64_t block, auto blocks) {
             walk_pair<blocks>(block, order(tile, count), places, slot, count, projected, states + block * W, partial);
         });
@@ -251,7 +252,7 @@ class ImageBack {
         return {first, stride == onwards ? 1 : -1, walk.start + (tile * T + first) * stride, onwards, tile > 0};
     }
     Vec x_at(int64_t token, int64_t block) const {
-        return token < 0 || token >= s_.tokens ? Vec::set(0.f) : load(x_.row(token) + block * W, lanes_at(block));
+        return token < 0 || token >= s_.tokens ? Vec::set(0.f) : load(rows_.x.row(token) + block * W, lanes_at(block));
     }
 
     // u and SiLU's slope for one block.
@@ -304,9 +305,9 @@ class ImageBack {
             }
             const int64_t token = order.first_token + (i - (TAPS - 1)) * order.token;
             if (token < 0 || token >= s_.tokens) continue;
-            Vec sum = load(dx_.row(token) + c, lanes);
+            Vec sum = load(rows_.dx.row(token) + c, lanes);
             unroll<TAPS>([&](auto j) { sum = fma(w[j], da[TAPS - 1 - j], sum); });
-            store(sum, dx_.row(token) + c, lanes);
+            store(sum, rows_.dx.row(token) + c, lanes);
         }
         unroll<TAPS>([&](auto j) { accumulate(to.conv + j * s_.channels + c, dw[j], lanes); });
         accumulate(to.conv_bias + c, dbias, lanes);
@@ -339,7 +340,7 @@ class ImageBack {
                 softplus_slope(raw, w).store(steepness + at);
                 delta.store(tile.delta + at);
                 (delta * Vec::load(u + t * bench_.stride)).store(tile.drive + at);
-                load(grad_.row(places.reads[t]) + c, lanes[i]).store(tile.dy + at);
+                load(rows_.grad.row(places.reads[t]) + c, lanes[i]).store(tile.dy + at);
             }
             std::fill_n(tile.sum_gb + i * T * W, count * W, 0.f);
             std::fill_n(tile.sum_qa + i * T * W, count * W, 0.f);
@@ -410,104 +411,16 @@ class ImageBack {
             });
     }
 
-    const vssm_inner_gradients& g_;
+    const vssm_branch_gradients& g_;
     const vssm_ssm& s_;
     const std::vector<Parameters>& parameters_;
     const std::vector<Reversed>& reversed_;
     Bench& bench_;
     const int64_t image_, group_;
-    const Rows<float> x_, z_, sums_, grad_, gated_, dx_, dz_;
+    const Inner rows_;
+    const Rows<float> sums_, gated_;
     int64_t k_ = 0;
     Ahead ahead_;
 };
-
-// One image by all threads of a team, `together` tiles between two meetings. The shares of the sums over channels are
-// in two places by turns: who is late still reads one of them.
-void run_image(ImageBack& image, const vssm_ssm& s, int64_t together, float* shares, int64_t apart, const Team& team,
-               bool shared, int64_t width) {
-    image.open();
-    int64_t turn = 0;
-    for (int64_t k = 0; k < s.directions; ++k) {
-        image.begin(k);
-        for (int64_t end = image.chunks(); end > 0; end -= together, turn ^= 1) {
-            const int64_t first = std::max<int64_t>(end - together, 0);
-            float* all = shares + turn * together * T * width;
-            float* mine = all + (shared ? team.self * apart : 0);
-            for (int64_t tile = end - 1; tile >= first; --tile)
-                image.walk(tile, tile - first, mine + (tile - first) * T * width);
-            if (shared) {
-#pragma omp barrier
-            }
-            for (int64_t tile = end - 1; tile >= first; --tile)
-                image.leave(tile, tile - first, all + (tile - first) * T * width, shared ? team.size : 1, apart);
-        }
-        image.end();
-    }
-}
-
-}  // namespace
-
-int inner_backward(const vssm_inner_gradients& g) {
-    const vssm_ssm& s = g.ssm;
-    const int64_t blocks = (s.channels + W - 1) / W, pairs = (blocks + PAIR - 1) / PAIR, width = Bench::width_of(s);
-    const int64_t together = std::max<int64_t>(SHARED_ROWS / (T * Scratch::stride_of(s.channels)), 1);
-    const int64_t rows_each = 2 * together * T * width;  // of a thread's shares
-    thread_local Arena shared_arena;
-    if (!shared_arena.reserve(s.directions * (Parameters::size(s) + Reversed::size(s)) + s.threads * rows_each))
-        return VSSM_NO_MEMORY;
-    std::vector<Parameters> parameters;
-    std::vector<Reversed> reversed;
-    for (int64_t k = 0; k < s.directions; ++k) {
-        parameters.emplace_back(s, shared_arena);
-        reversed.emplace_back(s, shared_arena);
-    }
-    float* shares = shared_arena.take(s.threads * rows_each);
-    std::fill_n(shares, s.threads * rows_each, 0.f);
-    bool enough = true;
-#pragma omp parallel num_threads(s.threads)
-    {
-        const FlushDenormals flush;
-        const Team team;
-        thread_local Arena arena;
-        const bool mine = arena.reserve(Bench::size(s, together));
-        if (!mine) {
-#pragma omp atomic write
-            enough = false;
-        }
-#pragma omp for schedule(static)
-        for (int64_t i = 0; i < s.directions * pairs; ++i) {
-            const int64_t k = i / pairs, pair = i % pairs;
-            for (int64_t block = pair * PAIR; block < std::min(blocks, (pair + 1) * PAIR); ++block)
-                parameters[static_cast<size_t>(k)].fill<float>(s, k, block);
-            reversed[static_cast<size_t>(k)].fill(s, k, pair);
-        }
-        if (enough) {
-            // As many images as there are threads, or a multiple: one each. What is left they share.
-            const int64_t alone = g.groups > 1 ? s.batch / g.groups * g.groups : s.threads == 1 ? s.batch : 0;
-            float* own = shares + team.self * rows_each;
-            if (alone > 0) {
-                Bench bench(s, 1, 0, blocks, arena);
-#pragma omp for schedule(static)
-                for (int64_t group = 0; group < g.groups; ++group)
-                    for (int64_t i = group; i < alone; i += g.groups) {
-                        ImageBack image(g, parameters, reversed, bench, i, group);
-                        run_image(image, s, 1, own, 0, team, false, width);
-                    }
-            }
-            if (alone < s.batch) {
-                arena.reserve(0);
-                Bench bench(s, together, std::min(blocks, pairs * team.self / team.size * PAIR),
-                            std::min(blocks, pairs * (team.self + 1) / team.size * PAIR), arena);
-                for (int64_t i = alone; i < s.batch; ++i) {
-                    ImageBack image(g, parameters, reversed, bench, i, 0);
-                    run_image(image, s, together, shares, rows_each, team, true, width);
-                }
-            }
-        }
-        arena.release_if_large();
-    }
-    shared_arena.release_if_large();
-    return enough ? VSSM_DONE : VSSM_NO_MEMORY;
-}
 
 }  // namespace VISION_SSM_ISA
