@@ -116,7 +116,8 @@ class Branch {
 
     bool by_panel() const { return ends_.by_panel; }
 
-    // Rows of hidden for the tokens [first, end), at most desk.rows; up to TOKENS of them may be before the first token.
+    // Rows of hidden for the tokens [first, end), at most desk.rows; up to TOKENS of them may be before the first
+    // token.
     void enter(int64_t first, int64_t end, const Desk& desk) const {
         for (int64_t t = std::max<int64_t>(first, 0); t < end; ++t)
             normalise(t, desk.normed + (t - first) * desk.width);

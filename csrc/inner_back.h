@@ -29,7 +29,8 @@ struct Reversed {
         return padded(s) * (s.rank + 2 * s.states + rank_vectors(s) * W) + 2 * Arena::LINE;
     }
     Reversed(const vssm_ssm& s, Arena& arena)
-        : x_proj(arena.take(padded(s) * (s.rank + 2 * s.states))), dt_proj(arena.take(padded(s) * rank_vectors(s) * W)) {}
+        : x_proj(arena.take(padded(s) * (s.rank + 2 * s.states))),
+          dt_proj(arena.take(padded(s) * rank_vectors(s) * W)) {}
 
     void fill(const vssm_ssm& s, int64_t k, int64_t pair) {
         const int64_t set = s.projections == 1 ? 0 : k, outputs = s.rank + 2 * s.states, width = PAIR * W;
@@ -364,7 +365,8 @@ class InnerBack {
             Vec dskip = Vec::set(0.f), dbias = Vec::set(0.f);
             for (int t = 0; t < count; ++t) {
                 const int64_t at = (i * T + t) * W;
-                const Vec x = Vec::load(u + t * bench_.stride), gb = Vec::load(tile.sum_gb + at), dy = Vec::load(tile.dy + at);
+                const Vec x = Vec::load(u + t * bench_.stride), gb = Vec::load(tile.sum_gb + at);
+                const Vec dy = Vec::load(tile.dy + at);
                 const Vec d = fma(Vec::load(tile.sum_qa + at), Vec::set(LN2), x * gb) * Vec::load(steepness + at);
                 dskip = fma(dy, x, dskip);
                 dbias = dbias + d;
@@ -383,8 +385,8 @@ class InnerBack {
             for (int i = 0; i < P; ++i) {
                 const float* w = back + (v * Reversed::padded(s_) + (block + i) * W) * W;
                 for (int t = 0; t < count; t += TOKENS)
-                    multiply_panel<TOKENS, 1, true>(ddelta + (i * T + t) * W, W, W, w, partial + t * bench_.width + v * W,
-                                                    bench_.width);
+                    multiply_panel<TOKENS, 1, true>(ddelta + (i * T + t) * W, W, W, w,
+                                                    partial + t * bench_.width + v * W, bench_.width);
             }
     }
 

@@ -157,7 +157,8 @@ class Near {
 
 // Write x, or add it, to a gradient that is float32 or the input's type.
 template <class E>
-VSSM_INLINE void put(const vssm_tensor& to, int64_t image, int64_t k, int64_t token, int64_t channel, int lanes, bool add, Vec x) {
+VSSM_INLINE void put(const vssm_tensor& to, int64_t image, int64_t k, int64_t token, int64_t channel, int lanes,
+                     bool add, Vec x) {
     if (to.dtype == VSSM_FLOAT32) {
         float* p = Rows<float>(to, image, k).row(token) + channel;
         store(add ? x + load(p, lanes) : x, p, lanes);

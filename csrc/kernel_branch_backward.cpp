@@ -44,7 +44,8 @@ struct Rooms {
     float *xz, *dgated;
 
     static int64_t size(const vssm_ssm& s) {
-        return (s.tokens + TOKENS) * (Scratch::stride_of(2 * s.channels) + Scratch::stride_of(s.channels)) + 2 * Arena::LINE;
+        const int64_t strides = Scratch::stride_of(2 * s.channels) + Scratch::stride_of(s.channels);
+        return (s.tokens + TOKENS) * strides + 2 * Arena::LINE;
     }
     Rooms(const vssm_ssm& s, Arena& arena)
         : xz_stride(Scratch::stride_of(2 * s.channels)), stride(Scratch::stride_of(s.channels)) {
@@ -108,13 +109,13 @@ class OuterBack {
         desk.multiply(weights_.from_out, grad_.row(first), grad_.stride, count, rooms_.dgated + first * rooms_.stride,
                       rooms_.stride);
     }
-    // And for the same tokens from the gradient of what in_proj yields to that of the stream. `dnorm` [2][D] is added to.
+    // For the same tokens, from the gradient of what in_proj yields to that of the stream. `dnorm` [2][D] is added to.
     void leave(int64_t first, int64_t end, const Desk& desk, float* dnorm) const {
         desk.multiply(weights_.to_stream, dxz_.row(first), dxz_.stride, static_cast<int>(end - first), desk.dnormed,
                       desk.width);
         for (int64_t t = first; t < end; ++t)
-            weights_.norm.backward(stream_.row(t), desk.dnormed + (t - first) * desk.width, grad_.row(t), dstream_.row(t),
-                                   dnorm, dnorm + weights_.norm.width);
+            weights_.norm.backward(stream_.row(t), desk.dnormed + (t - first) * desk.width, grad_.row(t),
+                                   dstream_.row(t), dnorm, dnorm + weights_.norm.width);
     }
 
   private:

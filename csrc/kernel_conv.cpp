@@ -52,7 +52,8 @@ void forward_task(const vssm_conv& s, int64_t image, int64_t group) {
             for (int64_t channel = 0; channel < s.channels; channel += W) {
                 const int lanes = lanes_at(s, channel);
                 Vec a = load(bias + channel, lanes);
-                for (int i = 0; i < used; ++i) a = fma(load(weights[i] + channel, lanes), load(rows[i] + channel, lanes), a);
+                for (int i = 0; i < used; ++i)
+                    a = fma(load(weights[i] + channel, lanes), load(rows[i] + channel, lanes), a);
                 store(s.activation ? activate(a) : a, out + channel, lanes);
             }
         }

@@ -16,7 +16,8 @@ int forward(const vssm_ssm& s) {
     const int64_t together = std::max<int64_t>(SHARED_ROWS / (T * Scratch::stride_of(s.channels)), 1);
     const int64_t tiles_each = share ? together : 1;
     thread_local Arena arena;
-    if (!arena.reserve(s.directions * Parameters::size(s) + scratches * Scratch::size(s, tiles_each))) return VSSM_NO_MEMORY;
+    if (!arena.reserve(s.directions * Parameters::size(s) + scratches * Scratch::size(s, tiles_each)))
+        return VSSM_NO_MEMORY;
     std::vector<Parameters> parameters;
     for (int64_t k = 0; k < s.directions; ++k) parameters.emplace_back(s, arena);
     std::vector<Scratch> scratch;

@@ -123,8 +123,8 @@ void reverse(Stretch& tile, int count, const States& states) {
     });
 }
 
-// Add what the loop above left in `lanes`, [T][W], to M columns of rows of dB and of dC, `stride` floats apart. Lanes are
-// read up to a multiple of W / 2M steps.
+// Add what the loop above left in `lanes`, [T][W], to M columns of rows of dB and of dC, `stride` floats apart. Lanes
+// are read up to a multiple of W / 2M steps.
 template <int M>
 void add_lanes(const float* lanes, int count, float* db, float* dc, int64_t stride) {
     constexpr int EACH = W / (2 * M);  // steps at a time

@@ -81,7 +81,7 @@ VSSM_API int32_t vssm_best_isa(void);
 VSSM_API int32_t vssm_has_isa(int32_t isa);
 VSSM_API int32_t vssm_abi_version(void);
 
-// From a call with `on` to the next without, the threads of the calling thread's team take denormal numbers for zero, in
-// whatever they run; then they do as before.
+// From a call with `on` to the next without, the threads of the calling thread's team take denormal numbers for zero,
+// in whatever they run; then they do as before.
 VSSM_API void vssm_flush_denormals(int32_t threads, int32_t on);
 }

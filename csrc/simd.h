@@ -345,8 +345,8 @@ inline Vec sigmoid(Vec x) {
     return reciprocal(Vec::set(1.f) + Exp2()(maximum(Vec::set(-86.f), x), Vec::set(-LOG2E)));
 }
 
-// log(1 + exp(x)) = max(x, 0) + log1p(w), w = exp(-|x|) in (0, 1]. log1p(w) = w p(w) with p fitted for the least relative
-// error, 5e-9, so that small steps keep their digits.
+// log(1 + exp(x)) = max(x, 0) + log1p(w), w = exp(-|x|) in (0, 1]. log1p(w) = w p(w) with p fitted for the least
+// relative error, 5e-9, so that small steps keep their digits.
 inline Vec softplus(Vec x, Vec w) {
     Vec p = Vec::set(-3.243904561e-3f);
     p = fma(p, w, Vec::set(1.985091895e-2f));

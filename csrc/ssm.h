@@ -69,8 +69,8 @@ struct vssm_column {
 };
 
 // The way back through such a branch; float32 throughout, and no gamma. The gradients of in_proj and out_proj are
-// products over all tokens, dxz^T normed and scale * grad^T gated, that are left to the caller. Every sum runs in an order that
-// depends on shapes and threads only.
+// products over all tokens, dxz^T normed and scale * grad^T gated, and left to the caller. Every sum runs in an order
+// that depends on shapes and threads only.
 struct vssm_branch_gradients {
     vssm_branch branch;    // of the forward pass, with what that left; with batch, threads and isa in its ssm
     vssm_tensor stream;    // [B, 1, L, D]

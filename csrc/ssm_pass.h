@@ -26,8 +26,8 @@ struct Parameters {
     float* rate;              // [blocks][N][W]: A * log2(e)
 
     static int64_t size(const vssm_ssm& s) {
-        return round_up(s.channels, W) * (s.taps + 3 + s.rank + s.states) + Packed::size(s.rank + 2 * s.states, s.channels) +
-               7 * Arena::LINE;
+        return round_up(s.channels, W) * (s.taps + 3 + s.rank + s.states) +
+               Packed::size(s.rank + 2 * s.states, s.channels) + 7 * Arena::LINE;
     }
     Parameters(const vssm_ssm& s, Arena& arena) {
         const int64_t channels = round_up(s.channels, W), outputs = s.rank + 2 * s.states;
@@ -75,7 +75,9 @@ struct Scratch {
     float* h;          // [blocks][N][W]
 
     // An odd number of cache lines between rows spreads a column of the tile over all sets of the cache.
-    static int64_t stride_of(int64_t channels) { return (round_up(channels, Arena::LINE) / Arena::LINE | 1) * Arena::LINE; }
+    static int64_t stride_of(int64_t channels) {
+        return (round_up(channels, Arena::LINE) / Arena::LINE | 1) * Arena::LINE;
+    }
     static int64_t width_of(const vssm_ssm& s) { return round_up(s.rank + 2 * s.states, W); }
     static int64_t size(const vssm_ssm& s, int64_t tiles) {
         return tiles * T * (stride_of(s.channels) + width_of(s)) + s.states * round_up(s.channels, W) + 3 * Arena::LINE;
@@ -88,8 +90,8 @@ struct Scratch {
     }
 };
 
-// The step sizes of a block before softplus, [count][W], from rows of their low-rank form: a few tokens side by side, so
-// that the sums of different tokens overlap. Rows are read and written up to whole groups of tokens.
+// The step sizes of a block before softplus, [count][W], from rows of their low-rank form: a few tokens side by side,
+// so that the sums of different tokens overlap. Rows are read and written up to whole groups of tokens.
 inline void widen_steps(const float* low_rank, int64_t stride, int64_t rank, int count, const float* weight, Vec bias,
                         float* out) {
     for (int t = 0; t < count; t += TOKENS) {
@@ -163,7 +165,8 @@ class DirectionPass {
         if (!saved_projected_) return;
         const int64_t outputs = s_.rank + 2 * s_.states;
         for (int t = first; t < end; ++t)
-            std::copy_n(projected + (t - first) * scratch_.width, outputs, saved_projected_ + places.reads[t] * outputs);
+            std::copy_n(projected + (t - first) * scratch_.width, outputs,
+                        saved_projected_ + places.reads[t] * outputs);
     }
 
     // The channels that the second step is for, from now on; tiles must follow in order. `upcoming` is fetched
@@ -267,7 +270,8 @@ class DirectionPass {
     void advance_slice(int64_t block, int at, int count, int64_t row) {
         const int64_t channel = block * W, R = s_.rank, N = s_.states;
         const int64_t *writes = places_.writes + at, *gates = gate_slots_ ? gate_slots_ + row : writes;
-        const float *projected = scratch_.projected + row * scratch_.width, *u = scratch_.u + row * scratch_.u_stride + channel;
+        const float* projected = scratch_.projected + row * scratch_.width;
+        const float* u = scratch_.u + row * scratch_.u_stride + channel;
         Slice slice;
         widen_steps(projected, scratch_.width, R, count, p_.dt_proj + block * R * W, Vec::load(p_.dt_bias + channel),
                     slice.delta);

@@ -111,9 +111,9 @@ def residual_branch(x: Tensor, branch: Branch) -> Tensor:
     """Return x + scale * gamma * out_proj(SSM(in_proj(norm(x)))), the SSM gated and summed over its directions.
 
     Without gradients everything is computed in float32 a few tiles of tokens at a time, and only the first half of
-    in_proj and the running sum of the directions are held for the whole sequence. With gradients the input, the result
-    of the scan and the states at chunk boundaries are kept, five times x's size at 16 states; everything else is
-    recomputed in the backward pass.
+    in_proj and the running sum of the directions are held for the whole sequence. With gradients the input, the sum of
+    the directions, the states at chunk boundaries and what x_proj yields are kept, five and a half times x's size at
+    16 states; everything else is recomputed in the backward pass.
 
     Args:
         x: stream, [B, L, D], float32.

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
+import math
+import threading
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,8 +14,8 @@ from torch import Tensor
 from vision_ssm.errors import BackendError
 from vision_ssm.ops import cpu_ssm
 from vision_ssm.ops.cpu import CpuBackend
-from vision_ssm.ops.cpu_ssm import Branch, BranchWeights, Kept, NormWeights, SsmWeights
-from vision_ssm.ops.native import denormals_flushed
+from vision_ssm.ops.cpu_ssm import Branch, BranchArgument, BranchWeights, Kept, NormWeights, SsmWeights
+from vision_ssm.ops.native import KernelCall, TensorArgument, denormals_flushed
 
 __all__ = ["train"]
 
@@ -42,8 +45,17 @@ def train(x: Tensor, branch: Branch, backend: CpuBackend) -> Tensor:
     return result
 
 
+class _BranchGradients(ctypes.Structure):
+    _fields_ = (
+        ("branch", BranchArgument),
+        *((n, TensorArgument) for n in ("stream", "grad", "dstream", "normed", "gated", "dxz")),
+        ("groups", ctypes.c_int64),
+        *((n, ctypes.c_void_p) for n in ("parameters", "norm_parameters")),
+    )
+
+
 class _TrainedBranch(torch.autograd.Function):
-    """The block as one node. Rows are [B * L]; directions are outermost where each has its own.
+    """The block as one node.
 
     Kept for the backward pass, in units of x at the sizes of Vim-Ti: x, the scan's result 2, the states at chunk
     boundaries 2, what x_proj yields 0.5.
@@ -86,8 +98,85 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     x, sums, states, projected, norm_weight, norm_bias, in_proj, out_proj, *ssm = ctx.saved_tensors
     norm = NormWeights(plan.norm, plan.eps, norm_weight, norm_bias)
     branch = plan.branch(BranchWeights(norm, in_proj, SsmWeights(*ssm), out_proj))
-    found = cpu_ssm.branch_backward(x, grad, Kept(sums, states, projected), branch, plan.backend.isa)
+    found = _differentiate(x, grad, Kept(sums, states, projected), branch, plan.backend.isa)
     din_proj = found.dxz.t() @ found.normed if ctx.needs_input_grad[4] else None
     dout_proj = (grad.flatten(0, 1).t() @ found.gated).mul_(plan.scale) if ctx.needs_input_grad[5] else None
     dnorm_bias = None if norm_bias is None else found.norm_bias
     return found.stream, None, found.norm_weight, dnorm_bias, din_proj, dout_proj, *found.ssm
+
+
+class _Gradients(NamedTuple):
+    """Gradients of a block's stream and of what it learns but for in_proj and out_proj, and what those two need.
+
+    ``normed`` [B * L, D] is what in_proj takes, ``gated`` [B * L, C] what out_proj takes, ``dxz`` [B * L, 2C] the
+    gradient of what in_proj yields. The three are overwritten by the next call in this thread.
+    """
+
+    stream: Tensor
+    norm_weight: Tensor
+    norm_bias: Tensor
+    ssm: SsmWeights
+    normed: Tensor
+    gated: Tensor
+    dxz: Tensor
+
+
+def _differentiate(stream: Tensor, grad: Tensor, keep: Kept, branch: Branch, isa: int) -> _Gradients:
+    """Go back through a block from the gradient of its result [B, L, D]; ``keep`` is what the forward pass left."""
+    weights = branch.weights.ssm
+    (batch, tokens, width), (directions, channels, states) = stream.shape, weights.A_log.shape
+    held, templates, _ = cpu_ssm.describe(stream, [branch])
+    kept: list[object] = [held, templates, keep]
+    call = _BranchGradients(branch=templates[0])
+    ssm, threads, rank = call.branch.ssm, torch.get_num_threads(), weights.dt_proj_weight.shape[2]
+    ssm.batch, ssm.threads, ssm.isa = batch, threads, isa
+    cpu_ssm.leave_in(call.branch, keep, kept)
+    call.groups = threads if batch >= threads else 1
+    sizes = [states, 1, 1, ssm.taps, 1, rank + 2 * states, rank]
+    parts = torch.zeros(call.groups, directions, sum(sizes), channels, dtype=torch.float32, device="cpu")
+    norm_parts = torch.zeros(threads, 2, width, dtype=torch.float32, device="cpu")
+    call.parameters, call.norm_parameters = parts.data_ptr(), norm_parts.data_ptr()
+    dstream = torch.empty(stream.shape, dtype=torch.float32, device="cpu")
+    normed, gated, dxz = (
+        _scratch.take(name, batch, tokens, size)
+        for name, size in (("normed", width), ("gated", channels), ("dxz", 2 * channels))
+    )
+    kernel = KernelCall(call, kept)
+    kernel.set(stream=stream, grad=grad, dstream=dstream, normed=normed, gated=gated, dxz=dxz)
+    kernel.run("vssm_branch_backward")
+    a_log, *shared = torch.split(parts.sum(0), sizes, dim=1)
+    if weights.D.shape[0] == 1 < directions:  # one set of parameters for all directions
+        shared = [x.sum(0, keepdim=True) for x in shared]
+    skip, dt_bias, taps, conv_bias, x_proj, dt_proj = shared
+    dssm = SsmWeights(
+        A_log=a_log.transpose(1, 2),
+        D=skip[:, 0],
+        x_proj_weight=x_proj,
+        dt_proj_weight=dt_proj.transpose(1, 2),
+        dt_proj_bias=dt_bias[:, 0],
+        conv_weight=taps.transpose(1, 2),
+        conv_bias=conv_bias[:, 0],
+    )
+    dweight, dbias = norm_parts.sum(0)
+    return _Gradients(dstream, dweight, dbias, dssm, normed.flatten(0, 1), gated.flatten(0, 1), dxz.flatten(0, 1))
+
+
+class _Scratch(threading.local):
+    """Memory for what lives within one call, kept from block to block: the system clears every fresh page first."""
+
+    def __init__(self) -> None:
+        self._buffers: dict[str, Tensor] = {}
+
+    def take(self, name: str, *shape: int) -> Tensor:
+        """Return float32 memory of that shape; what an earlier taker of the name had is overwritten."""
+        count = math.prod(shape)
+        buffer = self._buffers.pop(name, None)
+        if buffer is None or buffer.numel() < count:
+            buffer = torch.empty(count, dtype=torch.float32, device="cpu")
+        if count * 4 <= MOST_KEPT:
+            self._buffers[name] = buffer
+        return buffer[:count].view(shape)
+
+
+MOST_KEPT = 2**25  # bytes per buffer
+_scratch = _Scratch()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import math
-import threading
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -23,14 +21,15 @@ __all__ = [
     "MOST_TAPS",
     "NORMS",
     "Branch",
-    "BranchGradients",
+    "BranchArgument",
     "BranchWeights",
     "Kept",
     "NormWeights",
     "SsmWeights",
-    "branch_backward",
     "column",
+    "describe",
     "forward",
+    "leave_in",
 ]
 
 NORMS = ("rms", "layer")  # by the numbers of csrc/ssm.h
@@ -123,7 +122,9 @@ class _Ssm(ctypes.Structure):
     )
 
 
-class _Branch(ctypes.Structure):
+class BranchArgument(ctypes.Structure):
+    """A block in the kernel's form (vssm_branch)."""
+
     _fields_ = (
         ("ssm", _Ssm),
         ("width", ctypes.c_int64),
@@ -135,20 +136,11 @@ class _Branch(ctypes.Structure):
     )
 
 
-class _BranchGradients(ctypes.Structure):
-    _fields_ = (
-        ("branch", _Branch),
-        *((n, TensorArgument) for n in ("stream", "grad", "dstream", "normed", "gated", "dxz")),
-        ("groups", ctypes.c_int64),
-        *((n, ctypes.c_void_p) for n in ("parameters", "norm_parameters")),
-    )
-
-
 class _Column(ctypes.Structure):
     _fields_ = (
         *((n, ctypes.c_int64) for n in ("batch", "count")),
         *((n, ctypes.c_int32) for n in ("threads", "isa")),
-        ("branches", ctypes.POINTER(ctypes.POINTER(_Branch))),
+        ("branches", ctypes.POINTER(ctypes.POINTER(BranchArgument))),
         *((n, TensorArgument) for n in ("stream", "out")),
     )
 
@@ -186,11 +178,11 @@ def column(stream: Tensor, branches: Sequence[Branch], isa: int, keep: Kept | No
 
     What a backward pass through a single block needs is written into ``keep``, if given.
     """
-    held, templates, pointers = _described(stream, branches)
+    held, templates, pointers = describe(stream, branches)
     kept: list[object] = [held, templates]
     if keep is not None:
-        trained = _Branch.from_buffer_copy(templates[0])
-        _point_at(trained, keep, kept)
+        trained = BranchArgument.from_buffer_copy(templates[0])
+        leave_in(trained, keep, kept)
         pointers = _pointers([trained])
     call = _Column(batch=stream.shape[0], count=len(branches), threads=torch.get_num_threads(), isa=isa)
     call.branches = pointers
@@ -201,9 +193,9 @@ def column(stream: Tensor, branches: Sequence[Branch], isa: int, keep: Kept | No
     return out
 
 
-def _described(
+def describe(
     stream: Tensor, branches: Sequence[Branch]
-) -> tuple[list[Tensor | None], list[_Branch], ctypes.Array[Any]]:
+) -> tuple[list[Tensor | None], list[BranchArgument], ctypes.Array[Any]]:
     """Return the blocks' weights, in order and contiguous, and their parts of a call; see ``_column_template``."""
     first = branches[0]
     held = [None if w is None else w.contiguous() for branch in branches for w in branch.weights.in_order()]
@@ -219,7 +211,8 @@ def _described(
     return held, templates, pointers
 
 
-def _point_at(branch: _Branch, keep: Kept, kept: list[object]) -> None:
+def leave_in(branch: BranchArgument, keep: Kept, kept: list[object]) -> None:
+    """Tell the kernel where what the forward pass leaves lies; ``kept`` must outlive the call."""
     KernelCall(branch, kept).set(sums=keep.sums)
     branch.saved, branch.projected = keep.states.data_ptr(), keep.projected.data_ptr()
 
@@ -234,7 +227,7 @@ def _column_template(
     looks_back: tuple[bool, ...],
     tokens: int,
     width: int,
-) -> tuple[list[_Branch], ctypes.Array[Any]]:
+) -> tuple[list[BranchArgument], ctypes.Array[Any]]:
     """Return the blocks' parts of a call, filled in for as long as their weights lie where they lie; see ``_template``.
 
     ``pointers`` are of all blocks' weights, ``shapes`` of the first SSM's; ``blocks`` has each norm's kind and epsilon
@@ -245,91 +238,15 @@ def _column_template(
     branches = []
     for at, (norm, eps, scale) in enumerate(blocks):
         own = pointers[at * each : (at + 1) * each]
-        branch = _Branch(ssm=_template(own[:of_ssm], shapes, dtype, traversals, looks_back, tokens))
+        branch = BranchArgument(ssm=_template(own[:of_ssm], shapes, dtype, traversals, looks_back, tokens))
         branch.width, branch.scale, branch.norm, branch.eps = width, scale, NORMS.index(norm), eps
         branch.norm_weight, branch.norm_bias, branch.in_proj, branch.out_proj, branch.gamma = own[of_ssm:]
         branches.append(branch)
     return branches, _pointers(branches)
 
 
-def _pointers(branches: Sequence[_Branch]) -> ctypes.Array[Any]:
-    return (ctypes.POINTER(_Branch) * len(branches))(*map(ctypes.pointer, branches))
-
-
-class BranchGradients(NamedTuple):
-    """Gradients of a block's stream and of what it learns but for in_proj and out_proj, and what those two need.
-
-    ``normed`` [B * L, D] is what in_proj takes, ``gated`` [B * L, C] what out_proj takes, ``dxz`` [B * L, 2C] the
-    gradient of what in_proj yields. The three are overwritten by the next call in this thread.
-    """
-
-    stream: Tensor
-    norm_weight: Tensor
-    norm_bias: Tensor
-    ssm: SsmWeights
-    normed: Tensor
-    gated: Tensor
-    dxz: Tensor
-
-
-def branch_backward(stream: Tensor, grad: Tensor, keep: Kept, branch: Branch, isa: int) -> BranchGradients:
-    """Go back through a block from the gradient of its result [B, L, D]; ``keep`` is what the forward pass left."""
-    weights = branch.weights.ssm
-    (batch, tokens, width), (directions, channels, states) = stream.shape, weights.A_log.shape
-    held, templates, _ = _described(stream, [branch])
-    kept: list[object] = [held, templates, keep]
-    call = _BranchGradients(branch=templates[0])
-    ssm, threads, rank = call.branch.ssm, torch.get_num_threads(), weights.dt_proj_weight.shape[2]
-    ssm.batch, ssm.threads, ssm.isa = batch, threads, isa
-    _point_at(call.branch, keep, kept)
-    call.groups = threads if batch >= threads else 1
-    sizes = [states, 1, 1, ssm.taps, 1, rank + 2 * states, rank]
-    parts = torch.zeros(call.groups, directions, sum(sizes), channels, dtype=torch.float32, device="cpu")
-    norm_parts = torch.zeros(threads, 2, width, dtype=torch.float32, device="cpu")
-    call.parameters, call.norm_parameters = parts.data_ptr(), norm_parts.data_ptr()
-    dstream = torch.empty(stream.shape, dtype=torch.float32, device="cpu")
-    normed, gated, dxz = (
-        _scratch.take(name, batch, tokens, size)
-        for name, size in (("normed", width), ("gated", channels), ("dxz", 2 * channels))
-    )
-    kernel = KernelCall(call, kept)
-    kernel.set(stream=stream, grad=grad, dstream=dstream, normed=normed, gated=gated, dxz=dxz)
-    kernel.run("vssm_branch_backward")
-    a_log, *shared = torch.split(parts.sum(0), sizes, dim=1)
-    if weights.D.shape[0] == 1 < directions:  # one set of parameters for all directions
-        shared = [x.sum(0, keepdim=True) for x in shared]
-    skip, dt_bias, taps, conv_bias, x_proj, dt_proj = shared
-    dssm = SsmWeights(
-        A_log=a_log.transpose(1, 2),
-        D=skip[:, 0],
-        x_proj_weight=x_proj,
-        dt_proj_weight=dt_proj.transpose(1, 2),
-        dt_proj_bias=dt_bias[:, 0],
-        conv_weight=taps.transpose(1, 2),
-        conv_bias=conv_bias[:, 0],
-    )
-    return BranchGradients(dstream, *norm_parts.sum(0), dssm, *(x.flatten(0, 1) for x in (normed, gated, dxz)))
-
-
-class _Scratch(threading.local):
-    """Memory for what lives within one call, kept from block to block: the system clears every fresh page first."""
-
-    def __init__(self) -> None:
-        self._buffers: dict[str, Tensor] = {}
-
-    def take(self, name: str, *shape: int) -> Tensor:
-        """Return float32 memory of that shape; what an earlier taker of the name had is overwritten."""
-        count = math.prod(shape)
-        buffer = self._buffers.pop(name, None)
-        if buffer is None or buffer.numel() < count:
-            buffer = torch.empty(count, dtype=torch.float32, device="cpu")
-        if count * 4 <= MOST_KEPT:
-            self._buffers[name] = buffer
-        return buffer[:count].view(shape)
-
-
-MOST_KEPT = 2**25  # bytes per buffer
-_scratch = _Scratch()
+def _pointers(branches: Sequence[BranchArgument]) -> ctypes.Array[Any]:
+    return (ctypes.POINTER(BranchArgument) * len(branches))(*map(ctypes.pointer, branches))
 
 
 def _prepared(
