@@ -6,8 +6,6 @@
 
 namespace VISION_SSM_ISA {
 
-constexpr int ROWS = 64;  // most tokens that one thread takes to a product at a time
-
 // Or so many, if that is the whole of its half of an image: then every panel of weights is needed once in a block.
 constexpr int HALF_ROWS = 128;
 

@@ -10,8 +10,6 @@ namespace VISION_SSM_ISA {
 
 namespace {
 
-constexpr int ROWS = 64;  // most tokens that one thread takes to a product at a time
-
 // The weights outside the scan: in_proj as it is, and both products turned.
 struct OuterWeights {
     Norm norm;
@@ -39,7 +37,7 @@ struct OuterWeights {
 };
 
 // One image's rows between in_proj and out_proj, with room for whole groups of tokens.
-struct Rooms {
+struct ImageRows {
     int64_t xz_stride, stride;
     float *xz, *dgated;
 
@@ -47,7 +45,7 @@ struct Rooms {
         const int64_t strides = Scratch::stride_of(2 * s.channels) + Scratch::stride_of(s.channels);
         return (s.tokens + TOKENS) * strides + 2 * Arena::LINE;
     }
-    Rooms(const vssm_ssm& s, Arena& arena)
+    ImageRows(const vssm_ssm& s, Arena& arena)
         : xz_stride(Scratch::stride_of(2 * s.channels)), stride(Scratch::stride_of(s.channels)) {
         xz = arena.take((s.tokens + TOKENS) * xz_stride);
         dgated = arena.take((s.tokens + TOKENS) * stride);
@@ -84,9 +82,9 @@ struct Desk {
 // The steps of one image outside the scan.
 class OuterBack {
   public:
-    OuterBack(const vssm_branch_gradients& g, const OuterWeights& weights, const Rooms& rooms, int64_t image)
+    OuterBack(const vssm_branch_gradients& g, const OuterWeights& weights, const ImageRows& image_rows, int64_t image)
         : weights_(weights),
-          rooms_(rooms),
+          image_rows_(image_rows),
           stream_(g.stream, image, 0),
           grad_(g.grad, image, 0),
           dstream_(g.dstream, image, 0),
@@ -97,17 +95,17 @@ class OuterBack {
         const auto rows = [](float* base, int64_t stride) {
             return Rows<float>({base, 0, 0, stride, VSSM_FLOAT32}, 0, 0);
         };
-        return {rows(rooms_.xz, rooms_.xz_stride), rows(rooms_.xz + channels, rooms_.xz_stride),
-                rows(rooms_.dgated, rooms_.stride), dxz_, rows(dxz_.base + channels, dxz_.stride)};
+        return {rows(image_rows_.xz, image_rows_.xz_stride), rows(image_rows_.xz + channels, image_rows_.xz_stride),
+                rows(image_rows_.dgated, image_rows_.stride), dxz_, rows(dxz_.base + channels, dxz_.stride)};
     }
     // For the tokens [first, end), at most ROWS: what in_proj yields, and the gradient of what out_proj takes.
     void enter(int64_t first, int64_t end, const Desk& desk) const {
         const int count = static_cast<int>(end - first);
         for (int64_t t = first; t < end; ++t) weights_.norm.forward(stream_.row(t), normed_.row(t));
-        desk.multiply(weights_.in_proj, normed_.row(first), normed_.stride, count, rooms_.xz + first * rooms_.xz_stride,
-                      rooms_.xz_stride);
-        desk.multiply(weights_.from_out, grad_.row(first), grad_.stride, count, rooms_.dgated + first * rooms_.stride,
-                      rooms_.stride);
+        desk.multiply(weights_.in_proj, normed_.row(first), normed_.stride, count,
+                      image_rows_.xz + first * image_rows_.xz_stride, image_rows_.xz_stride);
+        desk.multiply(weights_.from_out, grad_.row(first), grad_.stride, count,
+                      image_rows_.dgated + first * image_rows_.stride, image_rows_.stride);
     }
     // For the same tokens, from the gradient of what in_proj yields to that of the stream. `dnorm` [2][D] is added to.
     void leave(int64_t first, int64_t end, const Desk& desk, float* dnorm) const {
@@ -120,7 +118,7 @@ class OuterBack {
 
   private:
     const OuterWeights& weights_;
-    const Rooms& rooms_;
+    const ImageRows& image_rows_;
     const Rows<float> stream_, grad_, dstream_, normed_, dxz_;
 };
 
@@ -190,17 +188,17 @@ int branch_backward(const vssm_branch_gradients& g) {
     thread_local Arena common;
     const int64_t images = alone ? ssm.threads : 1;
     if (!common.reserve(ssm.directions * (Parameters::size(ssm) + Reversed::size(ssm)) + OuterWeights::size(s) +
-                        images * Rooms::size(ssm) + ssm.threads * shares.each() + Arena::LINE))
+                        images * ImageRows::size(ssm) + ssm.threads * shares.each() + Arena::LINE))
         return VSSM_NO_MEMORY;
     std::vector<Parameters> parameters;
     std::vector<Reversed> reversed;
-    std::vector<Rooms> rooms;
+    std::vector<ImageRows> image_rows;
     for (int64_t k = 0; k < ssm.directions; ++k) {
         parameters.emplace_back(ssm, common);
         reversed.emplace_back(ssm, common);
     }
     OuterWeights weights(s, common);
-    for (int64_t i = 0; i < images; ++i) rooms.emplace_back(ssm, common);
+    for (int64_t i = 0; i < images; ++i) image_rows.emplace_back(ssm, common);
     shares.data = common.take(ssm.threads * shares.each());
     std::fill_n(shares.data, ssm.threads * shares.each(), 0.f);
     bool enough = true;
@@ -227,7 +225,7 @@ int branch_backward(const vssm_branch_gradients& g) {
             float* dnorm = g.norm_parameters + team.self * 2 * s.width;
             const Arena::Mark rest = own.mark();
             const auto run = [&](Bench& bench, int64_t image, int64_t group, int64_t tiles, bool shared) {
-                const OuterBack outer(g, weights, rooms[static_cast<size_t>(shared ? 0 : team.self)], image);
+                const OuterBack outer(g, weights, image_rows[static_cast<size_t>(shared ? 0 : team.self)], image);
                 InnerBack inner(g, parameters, reversed, bench, outer.inner(ssm.channels), image, group);
                 run_image(outer, inner, ssm, shares, tiles, desk, dnorm, team, shared);
             };

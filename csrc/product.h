@@ -11,6 +11,7 @@ constexpr int TOKENS = 8;
 #else
 constexpr int TOKENS = 4;
 #endif
+constexpr int ROWS = 64;  // most tokens that one thread takes to a product at a time
 constexpr int FEW = TOKENS / 2;  // for the last tokens, if there are no more than that
 constexpr int VECTORS = 3;
 constexpr int64_t PANEL = VECTORS * W;
