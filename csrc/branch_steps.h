@@ -6,7 +6,8 @@
 
 namespace VISION_SSM_ISA {
 
-// Or so many, if that is the whole of its half of an image: then every panel of weights is needed once in a block.
+// A thread takes ROWS tokens to a product at a time; or so many, if that is the whole of its half of an image: then
+// every panel of weights is needed once in a block.
 constexpr int HALF_ROWS = 128;
 
 // One image's rows between in_proj and out_proj.

@@ -180,7 +180,7 @@ void run_image(const OuterBack& outer, InnerBack& inner, const vssm_ssm& s, cons
 int branch_backward(const vssm_branch_gradients& g) {
     const vssm_branch& s = g.branch;
     const vssm_ssm& ssm = s.ssm;
-    const int64_t blocks = (ssm.channels + W - 1) / W, pairs = (blocks + PAIR - 1) / PAIR;
+    const int64_t blocks = (ssm.channels + W - 1) / W, pairs = Reversed::pairs(ssm);
     const int64_t together = std::max<int64_t>(SHARED_ROWS / (T * Scratch::stride_of(ssm.channels)), 1);
     // As many images as there are threads, or a multiple, are taken one by each; what is left they share.
     const int64_t alone = ssm.batch >= ssm.threads ? ssm.batch / g.groups * g.groups : 0;
@@ -207,7 +207,7 @@ int branch_backward(const vssm_branch_gradients& g) {
         const FlushDenormals flush;
         const Team team;
         thread_local Arena own;
-        if (!own.reserve(Desk::size(s) + std::max(alone ? Bench::size(ssm, 1) : 0, Bench::size(ssm, together)))) {
+        if (!own.reserve(Desk::size(s) + Bench::size(ssm, together))) {
 #pragma omp atomic write
             enough = false;
         }

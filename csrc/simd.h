@@ -289,9 +289,9 @@ inline Vec fold(Vec a, Vec b) {
 
 #endif
 
-// Sum the lanes of each of Count vectors into W / Count lanes of the result; Distance is W / Count. With Distance 1 and
-// W / M such results of M vectors each, all W of them end in one lane each. Which lane follows from the order of the
-// folds and differs between instruction sets: probe it with known vectors.
+// Fold Count vectors into one. With Distance W / Count, each of them ends in that many lanes; W / Count such results,
+// folded again with Distance 1, leave the sum of every vector's lanes in one lane. Which lane follows from the order of
+// the folds and differs between instruction sets: probe it with known vectors.
 template <int Count, int Distance = 1>
 inline Vec sum_lanes(const Vec* x) {
     if constexpr (Count == 1)

@@ -268,7 +268,7 @@ def test_frozen_weights_get_no_gradient_and_others_do() -> None:
     assert weights.in_proj.grad is None
 
 
-def test_keeps_five_times_the_stream_for_the_backward_pass() -> None:
+def test_keeps_five_times_the_stream_and_the_projections_for_the_backward_pass() -> None:
     """In units of x: x itself, the scan's result 2, the states 2; and what x_proj yields, once for each direction."""
     width = 64
     weights = random_weights("bidirectional", width=width, inner=2 * width, states=16)
