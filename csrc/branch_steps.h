@@ -28,16 +28,21 @@ struct Rooms {
 struct Desk {
     float* z;       // [tiles][T][stride of the rooms]
     float* normed;  // [rows][width], also the rows that out_proj yields
+    float* pairs;   // [rows][...]: what a product takes, where it takes pairs
     int64_t width;
     int rows;       // most that are taken at a time
 
     static int64_t width_of(const vssm_branch& s) { return round_up(s.width, W); }
     static int64_t size(const vssm_branch& s, int64_t tiles, int rows) {
-        return tiles * T * Scratch::stride_of(s.ssm.channels) + rows * width_of(s) + 2 * Arena::LINE;
+        return tiles * T * Scratch::stride_of(s.ssm.channels) + rows * (width_of(s) + pairs_of(s)) + 3 * Arena::LINE;
+    }
+    static int64_t pairs_of(const vssm_branch& s) {
+        return Packed::takes_pairs(s.ssm.product_dtype) ? Packed::pairs_stride(std::max(s.width, s.ssm.channels)) : 0;
     }
     Desk(const vssm_branch& s, int64_t tiles, int rows, Arena& arena) : width(width_of(s)), rows(rows) {
         z = arena.take(tiles * T * Scratch::stride_of(s.ssm.channels));
         normed = arena.take(rows * width);
+        pairs = arena.take(rows * pairs_of(s));
         std::fill_n(normed, rows * width, 0.f);
     }
 };
@@ -58,7 +63,8 @@ struct Ends {
         const int64_t C = s.ssm.channels, D = s.width;
         float* panel = by_panel ? arena.take(Packed::size_with_source()) : nullptr;
         const auto room = [&](int64_t outputs, int64_t inputs) {
-            return Packed{inputs, outputs, by_panel ? panel : arena.take(Packed::size(outputs, inputs))};
+            return Packed{inputs, outputs, by_panel ? panel : arena.take(Packed::size(outputs, inputs)),
+                          Packed::takes_pairs(s.ssm.product_dtype)};
         };
         hidden_proj = room(C, D);
         gate_proj = room(C, D);
@@ -122,7 +128,7 @@ class Branch {
             normalise(t, desk.normed + (t - first) * desk.width);
         for (int64_t t = end; t < 2 * end - first; ++t) fetch_row(stream_, t);
         ends_.hidden_proj.multiply(desk.normed, desk.width, static_cast<int>(end - first),
-                                   rooms_.hidden + first * rooms_.stride, rooms_.stride);
+                                   rooms_.hidden + first * rooms_.stride, rooms_.stride, desk.pairs);
     }
     // Rows of z for the steps [first, end) of a tile that starts at step `start` of the walk.
     void gate(const vssm_walk& walk, int64_t start, int first, int end, float* z, const Desk& desk) const {
@@ -132,12 +138,13 @@ class Branch {
             fetch_row(out_, walk.start + (start + t) * walk.inner_stride);
             fetch_row(stream_, walk.start + (start + t + end - first) * walk.inner_stride);
         }
-        ends_.gate_proj.multiply(desk.normed, desk.width, end - first, z + first * rooms_.stride, rooms_.stride);
+        ends_.gate_proj.multiply(desk.normed, desk.width, end - first, z + first * rooms_.stride, rooms_.stride,
+                                 desk.pairs);
     }
     // Rows of the output for the tokens [first, end), at most desk.rows.
     void leave(int64_t first, int64_t end, const Desk& desk) const {
         ends_.out_proj.multiply(rooms_.sum + first * rooms_.stride, rooms_.stride, static_cast<int>(end - first),
-                                desk.normed, desk.width);
+                                desk.normed, desk.width, desk.pairs);
         for (int64_t t = first; t < end; ++t) {
             const float *added = desk.normed + (t - first) * desk.width, *x = stream_.row(t);
             float* out = out_.row(t);

@@ -22,6 +22,7 @@
 DECLARE(portable)
 DECLARE(avx2)
 DECLARE(avx512)
+DECLARE(avx512bf16)
 #undef DECLARE
 
 namespace {
@@ -39,20 +40,24 @@ bool has_isa(int32_t isa) {
             return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                    __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 #endif
+#ifdef VISION_SSM_HAVE_AVX512BF16
+        case VSSM_ISA_AVX512BF16:
+            return has_isa(VSSM_ISA_AVX512) && __builtin_cpu_supports("avx512bf16");
+#endif
         default:
             return false;
     }
 }
 
 int32_t best_isa() {
-    for (const int32_t isa : {VSSM_ISA_AVX512, VSSM_ISA_AVX2})
+    for (const int32_t isa : {VSSM_ISA_AVX512BF16, VSSM_ISA_AVX512, VSSM_ISA_AVX2})
         if (has_isa(isa)) return isa;
     return VSSM_ISA_PORTABLE;
 }
 
 }  // namespace
 
-int32_t vssm_abi_version(void) { return 9; }
+int32_t vssm_abi_version(void) { return 10; }
 int32_t vssm_has_isa(int32_t isa) { return has_isa(isa) ? 1 : 0; }
 int32_t vssm_best_isa(void) { return best_isa(); }
 
@@ -70,9 +75,17 @@ int32_t vssm_best_isa(void) { return best_isa(); }
 #else
 #define CASE_AVX512(call)
 #endif
+#ifdef VISION_SSM_HAVE_AVX512BF16
+#define CASE_AVX512BF16(call) \
+    case VSSM_ISA_AVX512BF16: \
+        return avx512bf16::call;
+#else
+#define CASE_AVX512BF16(call)
+#endif
 #define RUN(wanted, call)                                        \
     if (wanted != VSSM_ISA_BEST && !has_isa(wanted)) return VSSM_MISSING_ISA; \
     switch (wanted == VSSM_ISA_BEST ? best_isa() : wanted) {     \
+        CASE_AVX512BF16(call)                                    \
         CASE_AVX512(call)                                        \
         CASE_AVX2(call)                                          \
         default:                                                 \

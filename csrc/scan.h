@@ -15,7 +15,13 @@
 extern "C" {
 
 enum vssm_dtype : int32_t { VSSM_FLOAT32 = 0, VSSM_BFLOAT16 = 1 };
-enum vssm_isa : int32_t { VSSM_ISA_BEST = -1, VSSM_ISA_PORTABLE = 0, VSSM_ISA_AVX2 = 1, VSSM_ISA_AVX512 = 2 };
+enum vssm_isa : int32_t {
+    VSSM_ISA_BEST = -1,
+    VSSM_ISA_PORTABLE = 0,
+    VSSM_ISA_AVX2 = 1,
+    VSSM_ISA_AVX512 = 2,
+    VSSM_ISA_AVX512BF16 = 3,
+};
 
 // What every kernel returns; unless it is VSSM_DONE nothing was written.
 enum vssm_status : int32_t { VSSM_DONE = 0, VSSM_MISSING_ISA = 1, VSSM_NO_MEMORY = 2 };

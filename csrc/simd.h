@@ -1,5 +1,5 @@
 // One vector type per instruction set: W float lanes, one channel in each. Included once per compilation of the
-// kernels; VISION_SSM_ISA (portable, avx2, avx512) names both the namespace and the type's implementation.
+// kernels; VISION_SSM_ISA (portable, avx2, avx512, avx512bf16) names both the namespace and the type's implementation.
 #pragma once
 
 #include <cmath>
@@ -49,6 +49,9 @@ struct Vec {
     static Vec widened(__m256i x) {
         return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16))};
     }
+#if defined(__AVX512BF16__)
+    __m256i narrowed() const { return reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(v)); }
+#else
     __m256i narrowed() const {
         const __m512i bits = _mm512_castps_si512(v);
         const __m512i odd = _mm512_and_epi32(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
@@ -57,6 +60,7 @@ struct Vec {
                                     _mm512_set1_epi32(0x40));
         return _mm512_cvtepi32_epi16(high);
     }
+#endif
 };
 
 inline Vec operator+(Vec a, Vec b) { return {_mm512_add_ps(a.v, b.v)}; }
@@ -336,6 +340,18 @@ inline void turn_square(const float* from, int64_t from_stride, float* to, int64
 struct Exp2 {
     Vec operator()(Vec a, Vec b) const { return exp2(a * b); }
 };
+#endif
+
+// Products of pairs of bfloat16, where the processor takes one as fast as a product of floats.
+#if defined(__AVX512BF16__)
+constexpr bool MULTIPLIES_PAIRS = true;
+// c + the sum of a lane's two products, for lanes that hold a pair each.
+inline Vec add_products(Vec a, Vec b, Vec c) {
+    return {_mm512_dpbf16_ps(c.v, reinterpret_cast<__m512bh>(a.v), reinterpret_cast<__m512bh>(b.v))};
+}
+#else
+constexpr bool MULTIPLIES_PAIRS = false;
+Vec add_products(Vec a, Vec b, Vec c);
 #endif
 
 constexpr float LOG2E = 1.44269504088896f, LN2 = 0.693147180559945f;

@@ -19,6 +19,9 @@ struct vssm_ssm {
     int32_t isa;              // vssm_isa
     int32_t cover;            // VSSM_COVER_EACH or VSSM_COVER_ONCE
     int32_t parameter_dtype;  // vssm_dtype of all parameters
+    // vssm_dtype of what products with wide matrices take, where the instruction set has such products; they sum in
+    // float32. In the SSM alone, and where it does not, float32.
+    int32_t product_dtype;
     const vssm_walk* walks;   // [K]
     const int32_t* reverse;   // [K]: the convolution looks towards the end of the sequence; null without convolution
     const void* conv_weight;  // [K or 1, C, taps]

@@ -33,7 +33,8 @@ struct Parameters {
         const int64_t channels = round_up(s.channels, W), outputs = s.rank + 2 * s.states;
         conv = arena.take(s.taps * channels);
         conv_bias = arena.take(channels);
-        x_proj = {s.channels, outputs, arena.take(Packed::size(outputs, s.channels))};
+        x_proj = {s.channels, outputs, arena.take(Packed::size(outputs, s.channels)),
+                  Packed::takes_pairs(s.product_dtype)};
         dt_proj = arena.take(s.rank * channels);
         dt_bias = arena.take(channels);
         skip = arena.take(channels);
@@ -73,6 +74,8 @@ struct Scratch {
     float* u;          // [tiles][T][u_stride]
     float* projected;  // [tiles][T][width]
     float* h;          // [blocks][N][W]
+    float* pairs;      // [tiles][T][pairs_stride]: u as a product takes it, where it takes pairs
+    int64_t pairs_stride;
 
     // An odd number of cache lines between rows spreads a column of the tile over all sets of the cache.
     static int64_t stride_of(int64_t channels) {
@@ -80,12 +83,18 @@ struct Scratch {
     }
     static int64_t width_of(const vssm_ssm& s) { return round_up(s.rank + 2 * s.states, W); }
     static int64_t size(const vssm_ssm& s, int64_t tiles) {
-        return tiles * T * (stride_of(s.channels) + width_of(s)) + s.states * round_up(s.channels, W) + 3 * Arena::LINE;
+        return tiles * T * (stride_of(s.channels) + width_of(s) + pairs_stride_of(s)) +
+               s.states * round_up(s.channels, W) + 4 * Arena::LINE;
     }
-    Scratch(const vssm_ssm& s, int64_t tiles, Arena& arena) : u_stride(stride_of(s.channels)), width(width_of(s)) {
+    static int64_t pairs_stride_of(const vssm_ssm& s) {
+        return Packed::takes_pairs(s.product_dtype) ? Packed::pairs_stride(s.channels) : 0;
+    }
+    Scratch(const vssm_ssm& s, int64_t tiles, Arena& arena)
+        : u_stride(stride_of(s.channels)), width(width_of(s)), pairs_stride(pairs_stride_of(s)) {
         u = arena.take(tiles * T * u_stride);
         projected = arena.take(tiles * T * width);
         h = arena.take(s.states * round_up(s.channels, W));
+        pairs = arena.take(tiles * T * pairs_stride);
         std::fill_n(u, tiles * T * u_stride, 0.f);  // a group of tokens may reach into rows that no tile has filled
     }
 };
@@ -160,8 +169,10 @@ class DirectionPass {
             }
         }
         // The last group may end in rows of an earlier tile: no matter.
-        float* projected = scratch_.projected + (slot * T + first) * scratch_.width;
-        p_.x_proj.multiply(u + first * scratch_.u_stride, scratch_.u_stride, end - first, projected, scratch_.width);
+        const int64_t row = slot * T + first;
+        float* projected = scratch_.projected + row * scratch_.width;
+        p_.x_proj.multiply(u + first * scratch_.u_stride, scratch_.u_stride, end - first, projected, scratch_.width,
+                           scratch_.pairs + row * scratch_.pairs_stride);
         if (!saved_projected_) return;
         const int64_t outputs = s_.rank + 2 * s_.states;
         for (int t = first; t < end; ++t)

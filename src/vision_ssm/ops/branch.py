@@ -185,4 +185,4 @@ def _show(shape: torch.Size | None) -> str:
 
 
 def _multiplies_bfloat16() -> bool:
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    return bool(torch.cpu._is_amx_tile_supported())

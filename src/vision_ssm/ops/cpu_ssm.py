@@ -30,6 +30,7 @@ __all__ = [
     "describe",
     "forward",
     "leave_in",
+    "multiplies_bfloat16",
 ]
 
 NORMS = ("rms", "layer")  # by the numbers of csrc/ssm.h
@@ -114,7 +115,7 @@ class _Ssm(ctypes.Structure):
     _fields_ = (
         *((n, ctypes.c_int64) for n in ("batch", "directions", "tokens", "channels", "states", "rank", "taps")),
         *((n, ctypes.c_int64) for n in ("convolutions", "projections")),
-        *((n, ctypes.c_int32) for n in ("threads", "isa", "cover", "parameter_dtype")),
+        *((n, ctypes.c_int32) for n in ("threads", "isa", "cover", "parameter_dtype", "product_dtype")),
         ("walks", ctypes.POINTER(Walk)),
         ("reverse", ctypes.POINTER(ctypes.c_int32)),
         *((n, ctypes.c_void_p) for n in ("conv_weight", "conv_bias", "x_proj", "dt_proj", "dt_bias", "a_log", "skip")),
@@ -203,12 +204,20 @@ def describe(
         tuple([None if w is None else w.data_ptr() for w in held]),
         tuple(None if w is None else w.shape for w in first.weights.ssm),
         DTYPES[first.weights.in_proj.dtype],
+        DTYPES[torch.bfloat16 if multiplies_bfloat16(first.weights) else torch.float32],
         tuple([(norm.kind, norm.eps, branch.scale) for branch in branches for norm in (branch.weights.norm,)]),
         first.walks_reversed,
         first.looks_back,
         *stream.shape[1:],
     )
     return held, templates, pointers
+
+
+def multiplies_bfloat16(weights: BranchWeights) -> bool:
+    """Tell whether a block's products may take bfloat16: its weights are, or autocast says so."""
+    if torch.is_autocast_enabled("cpu"):
+        return torch.get_autocast_dtype("cpu") == torch.bfloat16
+    return weights.in_proj.dtype == torch.bfloat16
 
 
 def leave_in(branch: BranchArgument, keep: Kept, kept: list[object]) -> None:
@@ -222,6 +231,7 @@ def _column_template(
     pointers: tuple[int | None, ...],
     shapes: tuple[Any, ...],
     dtype: int,
+    product_dtype: int,
     blocks: tuple[tuple[str, float, float], ...],
     walks_reversed: tuple[bool, ...],
     looks_back: tuple[bool, ...],
@@ -240,6 +250,7 @@ def _column_template(
         own = pointers[at * each : (at + 1) * each]
         branch = BranchArgument(ssm=_template(own[:of_ssm], shapes, dtype, traversals, looks_back, tokens))
         branch.width, branch.scale, branch.norm, branch.eps = width, scale, NORMS.index(norm), eps
+        branch.ssm.product_dtype = product_dtype
         branch.norm_weight, branch.norm_bias, branch.in_proj, branch.out_proj, branch.gamma = own[of_ssm:]
         branches.append(branch)
     return branches, _pointers(branches)

@@ -24,8 +24,8 @@ __all__ = [
     "task_groups",
 ]
 
-ABI_VERSION = 9
-INSTRUCTION_SETS = ("portable", "avx2", "avx512")  # by the numbers of csrc/scan.h
+ABI_VERSION = 10
+INSTRUCTION_SETS = ("portable", "avx2", "avx512", "avx512bf16")  # by the numbers of csrc/scan.h
 BEST = -1
 DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 MISSING_ISA, NO_MEMORY = 1, 2  # what a kernel returns (csrc/scan.h)
