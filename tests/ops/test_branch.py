@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -20,10 +21,13 @@ from vision_ssm.ops import (
     Traversal,
     branch_applies,
     causal_conv1d,
+    native,
     residual_branch,
     selective_scan,
     try_residual_column,
 )
+from vision_ssm.ops.backends import AUTO, choose
+from vision_ssm.ops.cpu import CpuBackend
 from vision_ssm.ops.native import denormals_flushed
 
 pytestmark = needs_kernel
@@ -91,15 +95,29 @@ def cast(weights: BranchWeights, dtype: torch.dtype) -> BranchWeights:
     )
 
 
-def composed(x: Tensor, weights: BranchWeights, scale: float, way: str, backend: str = "reference") -> Tensor:
-    """The same in plain torch operations and the reference scan, in the tensors' dtype."""
+def rounded(x: Tensor) -> Tensor:
+    return x.to(torch.bfloat16).to(x.dtype)
+
+
+def composed(
+    x: Tensor,
+    weights: BranchWeights,
+    scale: float,
+    way: str,
+    backend: str = "reference",
+    operand: Callable[[Tensor], Tensor] = lambda x: x,
+) -> Tensor:
+    """The same in plain torch operations and the reference scan, in the tensors' dtype.
+
+    ``operand`` is applied to both sides of the products that may be of bfloat16.
+    """
     walks, looks = WAYS[way]
     norm, ssm = weights.norm, weights.ssm
     if norm.kind == "rms":
         normed = F.rms_norm(x, norm.weight.shape, norm.weight, norm.eps)
     else:
         normed = F.layer_norm(x, norm.weight.shape, norm.weight, norm.bias, norm.eps)
-    hidden, z = (normed @ weights.in_proj.T).chunk(2, -1)
+    hidden, z = (operand(normed) @ operand(weights.in_proj).T).chunk(2, -1)
     assert ssm.conv_weight is not None
     convolved = []
     for taps, bias, back in zip(ssm.conv_weight, ssm.conv_bias, looks, strict=True):  # type: ignore[arg-type]
@@ -108,12 +126,13 @@ def composed(x: Tensor, weights: BranchWeights, scale: float, way: str, backend:
         convolved.append(y.transpose(1, 2).flip(1) if back else y.transpose(1, 2))
     u = torch.stack(convolved, 1)
     states, rank = ssm.A_log.shape[2], ssm.dt_proj_weight.shape[2]
-    low, b, c = torch.einsum("bklc,kpc->bklp", u, ssm.x_proj_weight).split([rank, states, states], -1)
+    projected = torch.einsum("bklc,kpc->bklp", operand(u), operand(ssm.x_proj_weight))
+    low, b, c = projected.split([rank, states, states], -1)
     delta = torch.einsum("bklr,kcr->bklc", low, ssm.dt_proj_weight)
     traversals = [Traversal.sequence(x.shape[1], reverse=back) for back in walks]
     A = -ssm.A_log.exp()
     y = selective_scan(u, delta, A, b, c, ssm.D, z, ssm.dt_proj_bias, traversals=traversals, backend=backend)
-    added = scale * (y @ weights.out_proj.T)
+    added = scale * (operand(y) @ operand(weights.out_proj).T)
     return x + (added if weights.gamma is None else added * weights.gamma)
 
 
@@ -121,13 +140,28 @@ def stream(batch: int, tokens: int, width: int) -> Tensor:
     return torch.randn(batch, tokens, width, generator=torch.Generator().manual_seed(tokens))
 
 
+def multiplies_pairs() -> bool:
+    """Whether the kernel in use has products of bfloat16."""
+    backend = choose(AUTO, torch.device("cpu"), torch.float32)
+    assert isinstance(backend, CpuBackend)
+    assert native.LIBRARY is not None
+    isa = native.LIBRARY.vssm_best_isa() if backend.isa == native.BEST else backend.isa
+    return native.INSTRUCTION_SETS[isa] == "avx512bf16"
+
+
 def check(x: Tensor, weights: BranchWeights, way: str, scale: float = 0.5) -> None:
-    """An error of at most twice that of plain operations in float32 (on these very weights), plus the floor."""
+    """An error of at most twice that of plain operations in float32 (on these very weights), plus the floor.
+
+    With bfloat16 weights, or under autocast, the plain operations' products take bfloat16 where the kernel's do.
+    """
+    half = weights.in_proj.dtype == torch.bfloat16 or torch.is_autocast_enabled("cpu")
     with torch.no_grad():
         assert branch_applies(x, Branch(weights, 1.0, *WAYS[way]))
         found = residual_branch(x, Branch(weights, scale, *WAYS[way]))
-        exact = composed(x.double(), cast(weights, torch.float64), scale, way)
-        plain = composed(x, cast(weights, torch.float32), scale, way)
+        with torch.autocast("cpu", enabled=False):
+            exact = composed(x.double(), cast(weights, torch.float64), scale, way)
+            operand = {"operand": rounded} if half and multiplies_pairs() else {}
+            plain = composed(x, cast(weights, torch.float32), scale, way, **operand)
     bound = 2 * relative_error(plain, exact) + FLOORS[torch.float32]
     assert relative_error(found, exact) <= bound
 
@@ -161,7 +195,7 @@ def test_two_threads_on_one_image(
     monkeypatch: pytest.MonkeyPatch, instruction_set: str, way: str, tokens: int, dtype: torch.dtype
 ) -> None:
     """Up to 256 tokens the products rearrange weights as they go, deeper ones than a panel in parts; beyond, before."""
-    monkeypatch.setattr("vision_ssm.ops.branch._multiplies_bfloat16", lambda: False)
+    monkeypatch.setattr("vision_ssm.ops.branch._multiplies_tiles_of_bfloat16", lambda: False)
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
@@ -170,13 +204,39 @@ def test_two_threads_on_one_image(
         torch.set_num_threads(before)
 
 
+@pytest.mark.parametrize(("tokens", "width", "inner"), [(5, 1, 1), (70, 25, 41), (150, 65, 131), (300, 32, 64)])
+def test_products_of_bfloat16(
+    monkeypatch: pytest.MonkeyPatch, instruction_set: str, threads: int, tokens: int, width: int, inner: int
+) -> None:
+    """Inputs that end in half a pair, or in part of a vector of them."""
+    monkeypatch.setattr("vision_ssm.ops.branch._multiplies_tiles_of_bfloat16", lambda: False)
+    weights = random_weights("bidirectional", width=width, inner=inner, states=5)
+    check(stream(1, tokens, width), cast(weights, torch.bfloat16), "bidirectional")
+
+
+def test_autocast_decides_about_products(monkeypatch: pytest.MonkeyPatch, instruction_set: str) -> None:
+    monkeypatch.setattr("vision_ssm.ops.branch._multiplies_tiles_of_bfloat16", lambda: False)
+    x, way = stream(1, 70, 40), "bidirectional"
+    weights = random_weights(way, width=40, inner=72, states=5)
+    branch = Branch(weights, 0.5, *WAYS[way])
+    with torch.no_grad():
+        full = residual_branch(x, branch)
+        with torch.autocast("cpu", torch.bfloat16):
+            check(x, weights, way)
+            half = residual_branch(x, branch)
+        with torch.autocast("cpu", torch.float16):
+            other = residual_branch(x, branch)
+    assert torch.equal(half, full) != multiplies_pairs()
+    assert torch.equal(other, full)
+
+
 @pytest.mark.parametrize("norm", ["rms", "layer"])
 @pytest.mark.parametrize("gamma", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_norms_layer_scale_and_half_weights(
     monkeypatch: pytest.MonkeyPatch, norm: str, gamma: bool, dtype: torch.dtype
 ) -> None:
-    monkeypatch.setattr("vision_ssm.ops.branch._multiplies_bfloat16", lambda: False)
+    monkeypatch.setattr("vision_ssm.ops.branch._multiplies_tiles_of_bfloat16", lambda: False)
     weights = random_weights("bidirectional", width=20, inner=24, states=3, norm=norm, gamma=gamma)
     check(stream(2, 50, 20) + 1, cast(weights, dtype), "bidirectional")
 

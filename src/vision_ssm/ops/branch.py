@@ -37,8 +37,8 @@ def branch_applies(x: Tensor, branch: Branch) -> bool:
 
     It does for plain float32 streams on the CPU where the C++ kernel is the backend, the shapes fit, and nothing is
     traced, watched or transformed. Weights are float32; for inference bfloat16 too, unless the processor multiplies
-    bfloat16 natively, which torch's products then do faster. Training takes float32 without autocast and without
-    ``gamma``.
+    whole tiles of bfloat16 (AMX), which torch's products then do faster. Training takes float32 without autocast and
+    without ``gamma``.
     """
     return _applicable(x, branch) is not None
 
@@ -103,7 +103,7 @@ def _applicable(x: Tensor, branch: Branch) -> CpuBackend | None:
     if _wants_gradient(x, tensors):
         applies = not half and weights.gamma is None
     else:
-        applies = not (half and _multiplies_bfloat16())
+        applies = not (half and _multiplies_tiles_of_bfloat16())
     return backend if applies else None
 
 
@@ -111,7 +111,9 @@ def residual_branch(x: Tensor, branch: Branch) -> Tensor:
     """Return x + scale * gamma * out_proj(SSM(in_proj(norm(x)))), the SSM gated and summed over its directions.
 
     Without gradients everything is computed in float32 a few tiles of tokens at a time, and only the first half of
-    in_proj and the running sum of the directions are held for the whole sequence. With gradients the input, the sum of
+    in_proj and the running sum of the directions are held for the whole sequence. With bfloat16 weights or under
+    autocast to bfloat16, in_proj, x_proj and out_proj take both sides rounded to bfloat16 and sum in float32, where the
+    processor multiplies pairs of them (AVX512-BF16). With gradients the input, the sum of
     the directions, the states at chunk boundaries and what x_proj yields are kept, five and a half times x's size at
     16 states; everything else is recomputed in the backward pass.
 
@@ -184,5 +186,5 @@ def _show(shape: torch.Size | None) -> str:
     return "None" if shape is None else str(list(shape))
 
 
-def _multiplies_bfloat16() -> bool:
+def _multiplies_tiles_of_bfloat16() -> bool:
     return bool(torch.cpu._is_amx_tile_supported())
