@@ -22,9 +22,10 @@ struct OuterWeights {
     }
     OuterWeights(const vssm_branch& s, Arena& arena) : norm(s, arena) {
         const int64_t C = s.ssm.channels, D = s.width;
-        in_proj = {D, 2 * C, arena.take(Packed::size(2 * C, D))};
-        from_out = {D, C, arena.take(Packed::size(C, D))};
-        to_stream = {2 * C, D, arena.take(Packed::size(D, 2 * C))};
+        const bool pairs = Packed::takes_pairs(s.ssm.product_dtype);
+        in_proj = {D, 2 * C, arena.take(Packed::size(2 * C, D)), pairs};
+        from_out = {D, C, arena.take(Packed::size(C, D)), pairs};
+        to_stream = {2 * C, D, arena.take(Packed::size(D, 2 * C)), pairs};
     }
     int64_t parts() const { return 1 + in_proj.panels() + from_out.panels() + to_stream.panels(); }
     void fill(const vssm_branch& s, int64_t part) {
@@ -58,25 +59,31 @@ struct Desk {
     int64_t width;
     float* dnormed;  // [ROWS][width]
     float* last;     // rows of an image that do not fill a group of tokens
+    float* pairs;    // [ROWS][...]: what a product takes, where it takes pairs
 
     static int64_t size(const vssm_branch& s) {
-        return ROWS * round_up(s.width, W) + FEW * std::max(2 * s.ssm.channels, s.width) + 2 * Arena::LINE;
+        return ROWS * (round_up(s.width, W) + pairs_of(s)) + FEW * longest(s) + 3 * Arena::LINE;
+    }
+    static int64_t longest(const vssm_branch& s) { return std::max(2 * s.ssm.channels, s.width); }
+    static int64_t pairs_of(const vssm_branch& s) {
+        return Packed::takes_pairs(s.ssm.product_dtype) ? Packed::pairs_stride(longest(s)) : 0;
     }
     Desk(const vssm_branch& s, Arena& arena) : width(round_up(s.width, W)) {
         dnormed = arena.take(ROWS * width);
-        last = arena.take(FEW * std::max(2 * s.ssm.channels, s.width));
-        std::fill_n(last, FEW * std::max(2 * s.ssm.channels, s.width), 0.f);
+        last = arena.take(FEW * longest(s));
+        pairs = arena.take(ROWS * pairs_of(s));
+        std::fill_n(last, FEW * longest(s), 0.f);
     }
 
     // out = rows times the matrix; nothing is read beyond the last row.
     void multiply(const Packed& matrix, const float* rows, int64_t stride, int count, float* out,
                   int64_t out_stride) const {
         const int whole = count / FEW * FEW;
-        matrix.multiply(rows, stride, whole, out, out_stride);
+        matrix.multiply(rows, stride, whole, out, out_stride, pairs);
         if (whole == count) return;
         for (int t = whole; t < count; ++t)
             std::copy_n(rows + t * stride, matrix.inputs, last + (t - whole) * matrix.inputs);
-        matrix.multiply(last, matrix.inputs, count - whole, out + whole * out_stride, out_stride);
+        matrix.multiply(last, matrix.inputs, count - whole, out + whole * out_stride, out_stride, pairs);
     }
 };
 

@@ -135,12 +135,21 @@ struct Packed {
     // The same from the matrix turned, [inputs][outputs], times a factor.
     void fill_turned(const float* weights, int64_t panel, float factor) {
         const int64_t first = panel * PANEL, wide = panel_width(panel);
-        float* to = data + first * inputs;
-        for (int64_t c = 0; c < inputs; ++c)
-            for (int64_t at = 0; at < wide; at += W) {
-                const int lanes = static_cast<int>(std::min<int64_t>(outputs - first - at, W));
-                (load(weights + c * outputs + first + at, lanes) * Vec::set(factor)).store(to + c * wide + at);
-            }
+        float* to = data + first * depth();
+        const auto scaled = [&](int64_t input, int64_t at) {
+            if (input >= inputs) return Vec::set(0.f);
+            const int lanes = static_cast<int>(std::min<int64_t>(outputs - first - at, W));
+            return load(weights + input * outputs + first + at, lanes) * Vec::set(factor);
+        };
+        const auto fill_with = [&](auto&& row) {
+            for (int64_t i = 0; i < depth(); ++i)
+                for (int64_t at = 0; at < wide; at += W) row(i, at).store(to + i * wide + at);
+        };
+        if constexpr (MULTIPLIES_PAIRS) {
+            if (pairs)
+                return fill_with([&](int64_t i, int64_t at) { return paired(scaled(2 * i, at), scaled(2 * i + 1, at)); });
+        }
+        fill_with(scaled);
     }
     // out [tokens][width()] = rows [tokens][inputs] times the matrix. Rows are read and written up to a multiple of
     // FEW. A product of pairs needs room for so many rows of pairs_stride(inputs).

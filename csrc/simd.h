@@ -349,9 +349,15 @@ constexpr bool MULTIPLIES_PAIRS = true;
 inline Vec add_products(Vec a, Vec b, Vec c) {
     return {_mm512_dpbf16_ps(c.v, reinterpret_cast<__m512bh>(a.v), reinterpret_cast<__m512bh>(b.v))};
 }
+// Lanes of a and b as bfloat16, in pairs.
+inline Vec paired(Vec a, Vec b) {
+    const auto narrowed = [](Vec x) { return _mm512_cvtepu16_epi32(reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(x.v))); };
+    return {_mm512_castsi512_ps(_mm512_or_si512(narrowed(a), _mm512_slli_epi32(narrowed(b), 16)))};
+}
 #else
 constexpr bool MULTIPLIES_PAIRS = false;
 Vec add_products(Vec a, Vec b, Vec c);
+Vec paired(Vec a, Vec b);
 #endif
 
 constexpr float LOG2E = 1.44269504088896f, LN2 = 0.693147180559945f;

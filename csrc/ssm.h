@@ -19,8 +19,8 @@ struct vssm_ssm {
     int32_t isa;              // vssm_isa
     int32_t cover;            // VSSM_COVER_EACH or VSSM_COVER_ONCE
     int32_t parameter_dtype;  // vssm_dtype of all parameters
-    // vssm_dtype of what products with wide matrices take, where the instruction set has such products; they sum in
-    // float32. In the SSM alone, and where it does not, float32.
+    // vssm_dtype that both sides of a block's products with in_proj, x_proj and out_proj are rounded to, where the
+    // instruction set multiplies it; they sum in float32. Unused by the SSM alone.
     int32_t product_dtype;
     const vssm_walk* walks;   // [K]
     const int32_t* reverse;   // [K]: the convolution looks towards the end of the sequence; null without convolution
@@ -71,8 +71,8 @@ struct vssm_column {
     vssm_tensor out;                     // the same, or the stream itself
 };
 
-// The way back through such a branch; float32 throughout, and no gamma. Every sum runs in an order that depends on
-// shapes and threads only.
+// The way back through such a branch; float32 parameters, and no gamma. Products with in_proj and out_proj go by the
+// product dtype, sums over tokens take float32. Every sum runs in an order that depends on shapes and threads only.
 struct vssm_branch_gradients {
     vssm_branch branch;    // of the forward pass, with what that left; with batch, threads and isa in its ssm
     vssm_tensor stream;    // [B, 1, L, D]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -251,12 +252,16 @@ def test_a_strided_stream_is_read_in_place() -> None:
 
 
 def gradients(
-    x: Tensor, weights: BranchWeights, way: str, *, one_call: bool, backend: str = "reference"
+    x: Tensor, weights: BranchWeights, way: str, *, one_call: bool, backend: str = "reference", **options: Any
 ) -> list[Tensor]:
     leaves = [x, *tensors_of(weights)]
     for leaf in leaves:
         leaf.requires_grad_()
-    y = residual_branch(x, Branch(weights, 0.5, *WAYS[way])) if one_call else composed(x, weights, 0.5, way, backend)
+    if one_call:
+        y = residual_branch(x, Branch(weights, 0.5, *WAYS[way]))
+    else:
+        with torch.autocast("cpu", enabled=False):
+            y = composed(x, weights, 0.5, way, backend, **options)
     target = torch.randn(y.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     found = torch.autograd.grad((y * target.to(y.dtype)).sum(), leaves)
     return [y.detach(), *found]
@@ -264,7 +269,8 @@ def gradients(
 
 def check_gradients(x: Tensor, weights: BranchWeights, way: str, backend: str = "reference") -> None:
     found = gradients(x.clone(), cast(weights, torch.float32), way, one_call=True)
-    plain = gradients(x.clone(), cast(weights, torch.float32), way, one_call=False, backend=backend)
+    operand = {"operand": rounded} if torch.is_autocast_enabled("cpu") and multiplies_pairs() else {}
+    plain = gradients(x.clone(), cast(weights, torch.float32), way, one_call=False, backend=backend, **operand)
     exact = gradients(x.double(), cast(weights, torch.float64), way, one_call=False, backend=backend)
     for mine, simple, true in zip(found, plain, exact, strict=True):
         assert mine.shape == true.shape
@@ -294,6 +300,23 @@ def test_gradients_at_awkward_sizes(
 ) -> None:
     """Blocks and pairs of channels that are not full, images that threads cannot share evenly, tiles that end early."""
     check_gradients(stream(batch, tokens, 20), random_weights("bidirectional", width=20, **sizes), "bidirectional")
+
+
+@pytest.mark.parametrize(("batch", "tokens", "width", "inner"), [(1, 2, 1, 1), (3, 70, 25, 41), (1, 200, 40, 72)])
+def test_gradients_under_autocast(
+    monkeypatch: pytest.MonkeyPatch,
+    instruction_set: str,
+    threads: int,
+    batch: int,
+    tokens: int,
+    width: int,
+    inner: int,
+) -> None:
+    """Rounding both sides of products in both directions, as plain operations under autocast would."""
+    monkeypatch.setattr("vision_ssm.ops.branch._multiplies_tiles_of_bfloat16", lambda: False)
+    weights = random_weights("bidirectional", width=width, inner=inner, states=5)
+    with torch.autocast("cpu", torch.bfloat16):
+        check_gradients(stream(batch, tokens, width), weights, "bidirectional")
 
 
 @pytest.mark.parametrize("way", ["bidirectional", "shared"])

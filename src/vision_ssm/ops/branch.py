@@ -37,8 +37,8 @@ def branch_applies(x: Tensor, branch: Branch) -> bool:
 
     It does for plain float32 streams on the CPU where the C++ kernel is the backend, the shapes fit, and nothing is
     traced, watched or transformed. Weights are float32; for inference bfloat16 too, unless the processor multiplies
-    whole tiles of bfloat16 (AMX), which torch's products then do faster. Training takes float32 without autocast and
-    without ``gamma``.
+    whole tiles of bfloat16 (AMX), which torch's products then do faster; the same goes for autocast. Training takes
+    float32 weights and no ``gamma``.
     """
     return _applicable(x, branch) is not None
 
@@ -100,22 +100,23 @@ def _applicable(x: Tensor, branch: Branch) -> CpuBackend | None:
     if not isinstance(backend, CpuBackend):
         return None
     half = dtype == torch.bfloat16 or torch.is_autocast_enabled("cpu")
-    if _wants_gradient(x, tensors):
-        applies = not half and weights.gamma is None
-    else:
-        applies = not (half and _multiplies_tiles_of_bfloat16())
-    return backend if applies else None
+    if half and _multiplies_tiles_of_bfloat16():
+        return None
+    trains = _wants_gradient(x, tensors)
+    return None if trains and (dtype != torch.float32 or weights.gamma is not None) else backend
 
 
 def residual_branch(x: Tensor, branch: Branch) -> Tensor:
     """Return x + scale * gamma * out_proj(SSM(in_proj(norm(x)))), the SSM gated and summed over its directions.
 
     Without gradients everything is computed in float32 a few tiles of tokens at a time, and only the first half of
-    in_proj and the running sum of the directions are held for the whole sequence. With bfloat16 weights or under
-    autocast to bfloat16, in_proj, x_proj and out_proj take both sides rounded to bfloat16 and sum in float32, where the
-    processor multiplies pairs of them (AVX512-BF16). With gradients the input, the sum of
+    in_proj and the running sum of the directions are held for the whole sequence. With gradients the input, the sum of
     the directions, the states at chunk boundaries and what x_proj yields are kept, five and a half times x's size at
     16 states; everything else is recomputed in the backward pass.
+
+    Where the processor multiplies pairs of bfloat16 (AVX512-BF16), and weights are bfloat16 or autocast asks for it,
+    the products with in_proj and out_proj, and the forward one with x_proj, take both sides rounded to it and sum in
+    float32.
 
     Args:
         x: stream, [B, L, D], float32.

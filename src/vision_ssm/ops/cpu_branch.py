@@ -29,6 +29,7 @@ class _Plan:
     scale: float
     walks_reversed: tuple[bool, ...]
     looks_back: tuple[bool, ...]
+    half: bool  # products take bfloat16, in both directions
     backend: CpuBackend
 
     def branch(self, weights: BranchWeights) -> Branch:
@@ -38,7 +39,8 @@ class _Plan:
 def train(x: Tensor, branch: Branch, backend: CpuBackend) -> Tensor:
     """Return the stream [B, L, D] after the block, differentiable once."""
     weights, norm = branch.weights, branch.weights.norm
-    plan = _Plan(norm.kind, norm.eps, branch.scale, branch.walks_reversed, branch.looks_back, backend)
+    half = cpu_ssm.multiplies_bfloat16(weights)
+    plan = _Plan(norm.kind, norm.eps, branch.scale, branch.walks_reversed, branch.looks_back, half, backend)
     result: Tensor = _TrainedBranch.apply(
         x, plan, norm.weight, norm.bias, weights.in_proj, weights.out_proj, *weights.ssm
     )
@@ -100,7 +102,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     norm = NormWeights(plan.norm, plan.eps, norm_weight, norm_bias)
     branch = plan.branch(BranchWeights(norm, in_proj, SsmWeights(*ssm), out_proj))
     keep, wanted = Kept(sums, states, projected), ctx.needs_input_grad[4:6]
-    found = _differentiate(x, grad, keep, branch, plan.backend.isa, wanted)
+    found = _differentiate(x, grad, keep, branch, plan, wanted)
     dnorm_bias = None if norm_bias is None else found.norm_bias
     return found.stream, None, found.norm_weight, dnorm_bias, found.in_proj, found.out_proj, *found.ssm
 
@@ -117,7 +119,7 @@ class _Gradients(NamedTuple):
 
 
 def _differentiate(
-    stream: Tensor, grad: Tensor, keep: Kept, branch: Branch, isa: int, wanted: tuple[bool, bool]
+    stream: Tensor, grad: Tensor, keep: Kept, branch: Branch, plan: _Plan, wanted: tuple[bool, bool]
 ) -> _Gradients:
     """Go back through a block from the gradient of its result [B, L, D]; ``keep`` is what the forward pass left.
 
@@ -125,11 +127,11 @@ def _differentiate(
     """
     weights = branch.weights.ssm
     (batch, tokens, width), (directions, channels, states) = stream.shape, weights.A_log.shape
-    held, templates, _ = cpu_ssm.describe(stream, [branch])
+    held, templates, _ = cpu_ssm.describe(stream, [branch], plan.half)
     kept: list[object] = [held, templates, keep]
     call = _BranchGradients(branch=templates[0])
     ssm, threads, rank = call.branch.ssm, torch.get_num_threads(), weights.dt_proj_weight.shape[2]
-    ssm.batch, ssm.threads, ssm.isa = batch, threads, isa
+    ssm.batch, ssm.threads, ssm.isa = batch, threads, plan.backend.isa
     cpu_ssm.leave_in(call.branch, keep, kept)
     call.groups = threads if batch >= threads else 1
     sizes = [states, 1, 1, ssm.taps, 1, rank + 2 * states, rank]

@@ -179,7 +179,7 @@ def column(stream: Tensor, branches: Sequence[Branch], isa: int, keep: Kept | No
 
     What a backward pass through a single block needs is written into ``keep``, if given.
     """
-    held, templates, pointers = describe(stream, branches)
+    held, templates, pointers = describe(stream, branches, multiplies_bfloat16(branches[0].weights))
     kept: list[object] = [held, templates]
     if keep is not None:
         trained = BranchArgument.from_buffer_copy(templates[0])
@@ -195,16 +195,19 @@ def column(stream: Tensor, branches: Sequence[Branch], isa: int, keep: Kept | No
 
 
 def describe(
-    stream: Tensor, branches: Sequence[Branch]
+    stream: Tensor, branches: Sequence[Branch], half: bool
 ) -> tuple[list[Tensor | None], list[BranchArgument], ctypes.Array[Any]]:
-    """Return the blocks' weights, in order and contiguous, and their parts of a call; see ``_column_template``."""
+    """Return the blocks' weights, in order and contiguous, and their parts of a call; see ``_column_template``.
+
+    ``half`` lets products take bfloat16.
+    """
     first = branches[0]
     held = [None if w is None else w.contiguous() for branch in branches for w in branch.weights.in_order()]
     templates, pointers = _column_template(
         tuple([None if w is None else w.data_ptr() for w in held]),
         tuple(None if w is None else w.shape for w in first.weights.ssm),
         DTYPES[first.weights.in_proj.dtype],
-        DTYPES[torch.bfloat16 if multiplies_bfloat16(first.weights) else torch.float32],
+        DTYPES[torch.bfloat16 if half else torch.float32],
         tuple([(norm.kind, norm.eps, branch.scale) for branch in branches for norm in (branch.weights.norm,)]),
         first.walks_reversed,
         first.looks_back,
