@@ -1,0 +1,200 @@
+"""Gradients of a Vim block in one call, against the float64 composition; what it keeps for them, and refuses."""
+
+from __future__ import annotations
+
+import platform
+from typing import Any
+
+import pytest
+import torch
+from branch_cases import WAYS, cast, composed, multiplies_pairs, random_weights, rounded, stream, tensors_of
+from scan_cases import FLOORS, needs_kernel, relative_error
+from torch import Tensor
+
+from vision_ssm.errors import BackendError
+from vision_ssm.ops import (
+    Branch,
+    BranchWeights,
+    branch_applies,
+    residual_branch,
+)
+from vision_ssm.ops.native import denormals_flushed
+
+pytestmark = needs_kernel
+
+
+def gradients(
+    x: Tensor, weights: BranchWeights, way: str, *, one_call: bool, backend: str = "reference", **options: Any
+) -> list[Tensor]:
+    leaves = [x, *tensors_of(weights)]
+    for leaf in leaves:
+        leaf.requires_grad_()
+    if one_call:
+        y = residual_branch(x, Branch(weights, 0.5, *WAYS[way]))
+    else:
+        with torch.autocast("cpu", enabled=False):
+            y = composed(x, weights, 0.5, way, backend, **options)
+    target = torch.randn(y.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    found = torch.autograd.grad((y * target.to(y.dtype)).sum(), leaves)
+    return [y.detach(), *found]
+
+
+def check_gradients(x: Tensor, weights: BranchWeights, way: str, backend: str = "reference") -> None:
+    found = gradients(x.clone(), cast(weights, torch.float32), way, one_call=True)
+    operand = {"operand": rounded} if torch.is_autocast_enabled("cpu") and multiplies_pairs() else {}
+    plain = gradients(x.clone(), cast(weights, torch.float32), way, one_call=False, backend=backend, **operand)
+    exact = gradients(x.double(), cast(weights, torch.float64), way, one_call=False, backend=backend)
+    for mine, simple, true in zip(found, plain, exact, strict=True):
+        assert mine.shape == true.shape
+        assert relative_error(mine, true) <= 2 * relative_error(simple, true) + 10 * FLOORS[torch.float32]
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("norm", ["rms", "layer"])
+@pytest.mark.parametrize(("batch", "tokens"), [(3, 1), (3, 33), (1, 70)])
+def test_gradients_of_everything(threads: int, way: str, norm: str, batch: int, tokens: int) -> None:
+    check_gradients(stream(batch, tokens, 24), random_weights(way, width=24, inner=40, states=16, norm=norm), way)
+
+
+@pytest.mark.parametrize(
+    ("batch", "tokens", "sizes"),
+    [
+        (1, 2, {"inner": 1, "states": 1, "rank": 1, "taps": 1}),
+        (2, 31, {"inner": 16, "states": 1, "rank": 16, "taps": 2}),
+        (1, 32, {"inner": 17, "states": 7, "rank": 17, "taps": 3}),
+        (5, 33, {"inner": 48, "states": 3, "rank": 3, "taps": 8}),
+        (3, 64, {"inner": 64, "states": 16, "rank": 12, "taps": 4}),
+        (1, 65, {"inner": 130, "states": 21, "rank": 40, "taps": 5}),
+    ],
+)
+def test_gradients_at_awkward_sizes(
+    instruction_set: str, threads: int, batch: int, tokens: int, sizes: dict[str, int]
+) -> None:
+    """Blocks and pairs of channels that are not full, images that threads cannot share evenly, tiles that end early."""
+    check_gradients(stream(batch, tokens, 20), random_weights("bidirectional", width=20, **sizes), "bidirectional")
+
+
+@pytest.mark.parametrize(("batch", "tokens", "width", "inner"), [(1, 2, 1, 1), (3, 70, 25, 41), (1, 200, 40, 72)])
+def test_gradients_under_autocast(
+    monkeypatch: pytest.MonkeyPatch,
+    instruction_set: str,
+    threads: int,
+    batch: int,
+    tokens: int,
+    width: int,
+    inner: int,
+) -> None:
+    """Rounding both sides of products in both directions, as plain operations under autocast would."""
+    monkeypatch.setattr("vision_ssm.ops.branch._multiplies_tiles_of_bfloat16", lambda: False)
+    weights = random_weights("bidirectional", width=width, inner=inner, states=5)
+    with torch.autocast("cpu", torch.bfloat16):
+        check_gradients(stream(batch, tokens, width), weights, "bidirectional")
+
+
+@pytest.mark.parametrize("way", ["bidirectional", "shared"])
+def test_gradients_over_many_tiles(threads: int, way: str) -> None:
+    """More tokens than threads that share an image take between two of their meetings, and the ones after the next."""
+    weights = random_weights(way, width=20, inner=260, states=3)
+    check_gradients(stream(1, 1200, 20), weights, way, backend="chunked")
+
+
+@pytest.mark.parametrize("looks", [(True, False), (False, False)])
+def test_gradients_of_a_convolution_that_looks_ahead_of_its_walk(
+    monkeypatch: pytest.MonkeyPatch, threads: int, looks: tuple[bool, bool]
+) -> None:
+    monkeypatch.setitem(WAYS, "ahead", ((False, True), looks))
+    check_gradients(stream(2, 70, 24), random_weights("ahead", width=24, inner=40, states=2), "ahead")
+
+
+@pytest.mark.parametrize(("batch", "tokens", "inner"), [(2, 70, 40), (5, 70, 40), (1, 1200, 260)])
+def test_equal_calls_give_equal_gradients(threads: int, batch: int, tokens: int, inner: int) -> None:
+    weights = random_weights("bidirectional", width=24, inner=inner, states=16)
+    runs = [gradients(stream(batch, tokens, 24), weights, "bidirectional", one_call=True) for _ in range(3)]
+    for run in runs[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(runs[0], run, strict=True))
+
+
+def test_frozen_weights_get_no_gradient_and_others_do() -> None:
+    weights = random_weights("bidirectional", width=24, inner=40, states=16)
+    weights.out_proj.requires_grad_()
+    y = residual_branch(stream(1, 20, 24), Branch(weights, 0.5, *WAYS["bidirectional"]))
+    y.sum().backward()
+    assert weights.out_proj.grad is not None
+    assert weights.in_proj.grad is None
+
+
+def test_keeps_five_times_the_stream_and_the_projections_for_the_backward_pass() -> None:
+    """In units of x: x itself, the scan's result 2, the states 2; and what x_proj yields, once for each direction."""
+    width = 64
+    weights = random_weights("bidirectional", width=width, inner=2 * width, states=16)
+    x = stream(1, 512, width).requires_grad_()
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().size()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        residual_branch(x, Branch(weights, 0.5, *WAYS["bidirectional"]))
+    own = {w.untyped_storage().data_ptr() for w in tensors_of(weights)}
+    projected = x.numel() // width * 2 * weights.ssm.x_proj_weight.shape[1] * x.itemsize
+    assert sum(size for at, size in kept.items() if at not in own) == 5 * x.untyped_storage().size() + projected
+
+
+def test_forward_mode_differentiation_is_not_lost() -> None:
+    weights, x = random_weights("forward", width=16, inner=16, states=2), stream(1, 9, 16)
+    with torch.autograd.forward_ad.dual_level():
+        assert not branch_applies(x, Branch(weights, 1.0, *WAYS["forward"]))
+
+
+def test_a_backward_pass_under_autocast_is_computed_in_full() -> None:
+    weights = random_weights("bidirectional", width=24, inner=40, states=16)
+    leaves = [w.requires_grad_() for w in tensors_of(weights)]
+    y = residual_branch(stream(1, 40, 24), Branch(weights, 0.5, *WAYS["bidirectional"]))
+    plain = torch.autograd.grad(y.sum(), leaves, retain_graph=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        under = torch.autograd.grad(y.sum(), leaves)
+    assert all(torch.equal(a, b) for a, b in zip(plain, under, strict=True))
+
+
+@pytest.mark.parametrize("default", [torch.float64, torch.bfloat16])
+def test_gradients_do_not_follow_the_default_dtype(default: torch.dtype) -> None:
+    weights, x = random_weights("bidirectional", width=24, inner=40, states=16), stream(2, 40, 24)
+    expected = gradients(x.clone(), weights, "bidirectional", one_call=True)
+    torch.set_default_dtype(default)
+    try:
+        found = gradients(x.clone(), weights, "bidirectional", one_call=True)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
+
+
+def test_denormals_are_flushed_in_every_thread_and_only_for_the_time() -> None:
+    if platform.machine() not in ("x86_64", "AMD64"):
+        pytest.skip("the flag is x86's")
+    small = torch.full((1 << 20,), 1e-30)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with denormals_flushed():
+            flushed = small * 1e-12
+        kept = small * 1e-12
+    finally:
+        torch.set_num_threads(before)
+    assert not flushed.count_nonzero()
+    assert kept.count_nonzero() == len(kept)
+
+
+def test_a_gradient_of_a_gradient_is_refused_rather_than_lost() -> None:
+    weights, x = random_weights("forward", width=16, inner=16, states=2), stream(1, 9, 16).requires_grad_()
+    y = residual_branch(x, Branch(weights, 1.0, *WAYS["forward"]))
+    with pytest.raises(BackendError, match="differentiates a Vim block once"):
+        torch.autograd.grad(y.sum(), x, create_graph=True)
+
+
+def test_the_result_may_be_changed_in_place() -> None:
+    weights, x = random_weights("forward", width=16, inner=16, states=2), stream(1, 9, 16).requires_grad_()
+    y = residual_branch(x, Branch(weights, 1.0, *WAYS["forward"]))
+    y += 1
+    y.sum().backward()
+    assert x.grad is not None
