@@ -4,11 +4,18 @@
 // Used by kernel_branch_backward.cpp.
 #pragma once
 
-#include "outer.h"
 #include "reverse.h"
 #include "ssm_pass.h"
 
 namespace VISION_SSM_ISA {
+
+// Call f with `value` as a constant, 1 <= value <= Most.
+template <int Most, class F>
+void with_constant(int64_t value, F&& f) {
+    if constexpr (Most > 1)
+        if (value < Most) return with_constant<Most - 1>(value, f);
+    f(std::integral_constant<int, Most>{});
+}
 
 // The parameters of a direction as the way back reads them, besides those of the forward pass.
 struct Reversed {
@@ -96,6 +103,27 @@ struct Bench {
         std::fill_n(du, tiles * T * stride, 0.f);
     }
 };
+
+// out [O][P * W] += sum over count steps of scalars [count][O] times vectors [count][P * W].
+template <int O, int P>
+void add_outer(const float* scalars, int64_t scalar_stride, const float* vectors, int64_t block_stride, int64_t stride,
+               int count, float* out, int64_t out_stride, const int* lanes) {
+    Vec sum[O * P];
+    unroll<O>([&](auto o) {
+        unroll<P>([&](auto p) { sum[o * P + p] = load(out + o * out_stride + p * W, lanes[p]); });
+    });
+    for (int t = 0; t < count; ++t) {
+        Vec v[P];
+        unroll<P>([&](auto p) { v[p] = Vec::load(vectors + t * stride + p * block_stride); });
+        unroll<O>([&](auto o) {
+            const Vec x = Vec::set(scalars[t * scalar_stride + o]);
+            unroll<P>([&](auto p) { sum[o * P + p] = fma(x, v[p], sum[o * P + p]); });
+        });
+    }
+    unroll<O>([&](auto o) {
+        unroll<P>([&](auto p) { store(sum[o * P + p], out + o * out_stride + p * W, lanes[p]); });
+    });
+}
 
 // What one image has between in_proj and out_proj, [L] rows each.
 struct Inner {

@@ -1,8 +1,7 @@
 // The way back through the residual branch of a Vim block, from the gradient of its result to that of the stream. What
 // lies between is made again an image at a time: with as many images as threads, each thread takes its own. Threads
 // that share an image take tokens of it each in the products and the norm, and channels in between, where they meet
-// once for a few tiles: for the sums over channels that the gradients of x_proj's outputs are. The gradients of in_proj
-// and out_proj come last, over all images, and each thread takes rows of them.
+// once for a few tiles: for the sums over channels that the gradients of x_proj's outputs are.
 #include "inner_back.h"
 #include "norm.h"
 #include "team.h"
@@ -249,11 +248,6 @@ int branch_backward(const vssm_branch_gradients& g) {
                             std::min(blocks, pairs * (team.self + 1) / team.size * PAIR), own);
                 for (int64_t image = alone; image < ssm.batch; ++image) run(bench, image, 0, together, true);
             }
-            const auto add_up = [&](const WeightGradient& gradient) {
-                if (gradient.out) gradient.add_up(ssm.batch, ssm.tokens, team.self, team.size);
-            };
-            add_up({g.din_proj, g.dxz, g.normed, 2 * ssm.channels, s.width, 1.f});
-            add_up({g.dout_proj, g.grad, g.gated, s.width, ssm.channels, s.scale});
         }
         own.release_if_large();
     }

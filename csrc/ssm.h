@@ -20,7 +20,7 @@ struct vssm_ssm {
     int32_t cover;            // VSSM_COVER_EACH or VSSM_COVER_ONCE
     int32_t parameter_dtype;  // vssm_dtype of all parameters
     // vssm_dtype that both sides of a block's products with in_proj, x_proj and out_proj are rounded to, where the
-    // instruction set multiplies it; they sum in float32. Unused by the SSM alone.
+    // instruction set multiplies it; they sum in float32. The SSM alone is called with float32.
     int32_t product_dtype;
     const vssm_walk* walks;   // [K]
     const int32_t* reverse;   // [K]: the convolution looks towards the end of the sequence; null without convolution
@@ -72,18 +72,16 @@ struct vssm_column {
 };
 
 // The way back through such a branch; float32 parameters, and no gamma. Products with in_proj and out_proj go by the
-// product dtype, sums over tokens take float32. Every sum runs in an order that depends on shapes and threads only.
+// product dtype. The gradients of those two are products over all tokens, dxz^T normed and scale * grad^T gated, and left
+// to the caller. Every sum runs in an order that depends on shapes and threads only.
 struct vssm_branch_gradients {
     vssm_branch branch;    // of the forward pass, with what that left; with batch, threads and isa in its ssm
     vssm_tensor stream;    // [B, 1, L, D]
     vssm_tensor grad;      // [B, 1, L, D]: of the branch's result
     vssm_tensor dstream;   // [B, 1, L, D]
-    // Working space; rows of the first two are read up to whole vectors.
     vssm_tensor normed;    // [B, 1, L, D]: what in_proj takes
     vssm_tensor gated;     // [B, 1, L, C]: what out_proj takes
-    vssm_tensor dxz;       // [B, 1, L, 2C]: the gradient of what in_proj yields
-    float* din_proj;       // [2C, D], or null where it is not wanted
-    float* dout_proj;      // [D, C], or null
+    vssm_tensor dxz;       // [B, 1, L, 2C]: of what in_proj yields
     int64_t groups;        // of images whose gradients of parameters are summed apart: threads, or 1 with fewer images
     // These arrive as zeros. [groups][K][rows][C], the rows of a group being those of A_log (N), D, dt_bias, the
     // convolution's taps and bias, x_proj (R + 2N) and dt_proj (R); and [threads][2][D] of the norm's weight and bias.

@@ -37,8 +37,8 @@ def branch_applies(x: Tensor, branch: Branch) -> bool:
 
     It does for plain float32 streams on the CPU where the C++ kernel is the backend, the shapes fit, and nothing is
     traced, watched or transformed. Weights are float32; for inference bfloat16 too, unless the processor multiplies
-    whole tiles of bfloat16 (AMX), which torch's products then do faster; the same goes for autocast. Training takes
-    float32 weights and no ``gamma``.
+    whole tiles of bfloat16 (AMX), as torch's products then do and the kernel does not; the same goes for autocast.
+    Training takes float32 weights and no ``gamma``.
     """
     return _applicable(x, branch) is not None
 

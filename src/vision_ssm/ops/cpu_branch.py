@@ -51,7 +51,6 @@ class _BranchGradients(ctypes.Structure):
     _fields_ = (
         ("branch", BranchArgument),
         *((n, TensorArgument) for n in ("stream", "grad", "dstream", "normed", "gated", "dxz")),
-        *((n, ctypes.c_void_p) for n in ("din_proj", "dout_proj")),
         ("groups", ctypes.c_int64),
         *((n, ctypes.c_void_p) for n in ("parameters", "norm_parameters")),
     )
@@ -101,30 +100,31 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     x, sums, states, projected, norm_weight, norm_bias, in_proj, out_proj, *ssm = ctx.saved_tensors
     norm = NormWeights(plan.norm, plan.eps, norm_weight, norm_bias)
     branch = plan.branch(BranchWeights(norm, in_proj, SsmWeights(*ssm), out_proj))
-    keep, wanted = Kept(sums, states, projected), ctx.needs_input_grad[4:6]
-    found = _differentiate(x, grad, keep, branch, plan, wanted)
+    found = _differentiate(x, grad, Kept(sums, states, projected), branch, plan)
+    din_proj = found.dxz.t() @ found.normed if ctx.needs_input_grad[4] else None
+    dout_proj = (grad.flatten(0, 1).t() @ found.gated).mul_(plan.scale) if ctx.needs_input_grad[5] else None
     dnorm_bias = None if norm_bias is None else found.norm_bias
-    return found.stream, None, found.norm_weight, dnorm_bias, found.in_proj, found.out_proj, *found.ssm
+    return found.stream, None, found.norm_weight, dnorm_bias, din_proj, dout_proj, *found.ssm
 
 
 class _Gradients(NamedTuple):
-    """Gradients of a block's stream and of what it learns; in_proj and out_proj where wanted."""
+    """Gradients of a block's stream and of what it learns but for in_proj and out_proj, and what those two need.
+
+    ``normed`` [B * L, D] is what in_proj takes, ``gated`` [B * L, C] what out_proj takes, ``dxz`` [B * L, 2C] the
+    gradient of what in_proj yields. The three are overwritten by the next call in this thread.
+    """
 
     stream: Tensor
     norm_weight: Tensor
     norm_bias: Tensor
-    in_proj: Tensor | None
-    out_proj: Tensor | None
     ssm: SsmWeights
+    normed: Tensor
+    gated: Tensor
+    dxz: Tensor
 
 
-def _differentiate(
-    stream: Tensor, grad: Tensor, keep: Kept, branch: Branch, plan: _Plan, wanted: tuple[bool, bool]
-) -> _Gradients:
-    """Go back through a block from the gradient of its result [B, L, D]; ``keep`` is what the forward pass left.
-
-    ``wanted`` tells whether the gradients of in_proj and out_proj are.
-    """
+def _differentiate(stream: Tensor, grad: Tensor, keep: Kept, branch: Branch, plan: _Plan) -> _Gradients:
+    """Go back through a block from the gradient of its result [B, L, D]; ``keep`` is what the forward pass left."""
     weights = branch.weights.ssm
     (batch, tokens, width), (directions, channels, states) = stream.shape, weights.A_log.shape
     held, templates, _ = cpu_ssm.describe(stream, [branch], plan.half)
@@ -139,11 +139,6 @@ def _differentiate(
     norm_parts = torch.zeros(threads, 2, width, dtype=torch.float32, device="cpu")
     call.parameters, call.norm_parameters = parts.data_ptr(), norm_parts.data_ptr()
     dstream = torch.empty(stream.shape, dtype=torch.float32, device="cpu")
-    din_proj, dout_proj = (
-        torch.empty(weight.shape, dtype=torch.float32, device="cpu") if wants else None
-        for weight, wants in zip((branch.weights.in_proj, branch.weights.out_proj), wanted, strict=True)
-    )
-    call.din_proj, call.dout_proj = (None if d is None else d.data_ptr() for d in (din_proj, dout_proj))
     normed, gated, dxz = (
         _scratch.take(name, batch, tokens, size)
         for name, size in (("normed", width), ("gated", channels), ("dxz", 2 * channels))
@@ -165,7 +160,7 @@ def _differentiate(
         conv_bias=conv_bias[:, 0],
     )
     dweight, dbias = norm_parts.sum(0)
-    return _Gradients(dstream, dweight, dbias, din_proj, dout_proj, dssm)
+    return _Gradients(dstream, dweight, dbias, dssm, normed.flatten(0, 1), gated.flatten(0, 1), dxz.flatten(0, 1))
 
 
 class _Scratch(threading.local):
@@ -175,16 +170,15 @@ class _Scratch(threading.local):
         self._buffers: dict[str, Tensor] = {}
 
     def take(self, name: str, *shape: int) -> Tensor:
-        """Return float32 memory of that shape, and a vector's worth behind; an earlier taker's is overwritten."""
+        """Return float32 memory of that shape; what an earlier taker of the name had is overwritten."""
         count = math.prod(shape)
         buffer = self._buffers.pop(name, None)
-        if buffer is None or buffer.numel() < count + LONGEST_VECTOR:
-            buffer = torch.empty(count + LONGEST_VECTOR, dtype=torch.float32, device="cpu")
+        if buffer is None or buffer.numel() < count:
+            buffer = torch.empty(count, dtype=torch.float32, device="cpu")
         if count * 4 <= MOST_KEPT:
             self._buffers[name] = buffer
         return buffer[:count].view(shape)
 
 
-LONGEST_VECTOR = 16  # floats that one of the kernel's loads takes
 MOST_KEPT = 2**25  # bytes per buffer
 _scratch = _Scratch()
