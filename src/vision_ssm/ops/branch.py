@@ -116,7 +116,7 @@ def residual_branch(x: Tensor, branch: Branch) -> Tensor:
 
     Where the processor multiplies pairs of bfloat16 (AVX512-BF16), and weights are bfloat16 or autocast asks for it,
     the products with in_proj and out_proj, and the forward one with x_proj, take both sides rounded to it and sum in
-    float32.
+    float32. The gradients of in_proj and out_proj are then rounded to it as well.
 
     Args:
         x: stream, [B, L, D], float32.

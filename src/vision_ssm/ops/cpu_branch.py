@@ -35,6 +35,15 @@ class _Plan:
     def branch(self, weights: BranchWeights) -> Branch:
         return Branch(weights, self.scale, self.walks_reversed, self.looks_back)
 
+    def over_tokens(self, given: Tensor, taken: Tensor) -> Tensor:
+        """Return the gradient [M, N] of a matrix that makes what has the gradient ``given`` [T, M] of ``taken`` [T, N].
+
+        Where the kernel's products take bfloat16 this one does, and its result is rounded to it, as under autocast.
+        """
+        if self.half and self.backend.instruction_set == "avx512bf16":
+            return (given.to(torch.bfloat16).t() @ taken.to(torch.bfloat16)).float()
+        return given.t() @ taken
+
 
 def train(x: Tensor, branch: Branch, backend: CpuBackend) -> Tensor:
     """Return the stream [B, L, D] after the block, differentiable once."""
@@ -101,8 +110,8 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     norm = NormWeights(plan.norm, plan.eps, norm_weight, norm_bias)
     branch = plan.branch(BranchWeights(norm, in_proj, SsmWeights(*ssm), out_proj))
     found = _differentiate(x, grad, Kept(sums, states, projected), branch, plan)
-    din_proj = found.dxz.t() @ found.normed if ctx.needs_input_grad[4] else None
-    dout_proj = (grad.flatten(0, 1).t() @ found.gated).mul_(plan.scale) if ctx.needs_input_grad[5] else None
+    din_proj = plan.over_tokens(found.dxz, found.normed) if ctx.needs_input_grad[4] else None
+    dout_proj = plan.over_tokens(grad.flatten(0, 1), found.gated).mul_(plan.scale) if ctx.needs_input_grad[5] else None
     dnorm_bias = None if norm_bias is None else found.norm_bias
     return found.stream, None, found.norm_weight, dnorm_bias, din_proj, dout_proj, *found.ssm
 
