@@ -1,5 +1,6 @@
 // Picks the compilation of the kernels that this machine can run.
 #include "conv.h"
+#include "mlp.h"
 #include "scan.h"
 #include "ssm.h"
 
@@ -18,6 +19,7 @@
     int ssm_forward(const vssm_ssm&);      \
     int column_forward(const vssm_column&); \
     int branch_backward(const vssm_branch_gradients&); \
+    int mlp_forward(const vssm_mlp&);       \
     }
 DECLARE(portable)
 DECLARE(avx2)
@@ -57,7 +59,7 @@ int32_t best_isa() {
 
 }  // namespace
 
-int32_t vssm_abi_version(void) { return 10; }
+int32_t vssm_abi_version(void) { return 11; }
 int32_t vssm_has_isa(int32_t isa) { return has_isa(isa) ? 1 : 0; }
 int32_t vssm_best_isa(void) { return best_isa(); }
 
@@ -101,6 +103,7 @@ int vssm_column_forward(const vssm_column* column) { RUN(column->isa, column_for
 int vssm_branch_backward(const vssm_branch_gradients* gradients) {
     RUN(gradients->branch.ssm.isa, branch_backward(*gradients))
 }
+int vssm_mlp_forward(const vssm_mlp* mlp) { RUN(mlp->isa, mlp_forward(*mlp)) }
 
 void vssm_flush_denormals([[maybe_unused]] int32_t threads, [[maybe_unused]] int32_t on) {
 #if defined(__SSE2__)

@@ -14,13 +14,13 @@ class Norm {
     int64_t width = 0;  // D
 
     static int64_t size(int64_t width) { return 2 * (round_up(width, W) + Arena::LINE); }
-    Norm(const vssm_branch& s, Arena& arena) : width(s.width), kind_(s.norm), eps_(s.eps) {
+    Norm(int64_t width, int32_t kind, float eps, Arena& arena) : width(width), kind_(kind), eps_(eps) {
         weight_ = arena.take(round_up(width, W));
         bias_ = arena.take(round_up(width, W));
     }
     template <class P>
-    void fill(const vssm_branch& s) const {
-        const P *weight = static_cast<const P*>(s.norm_weight), *bias = static_cast<const P*>(s.norm_bias);
+    void fill(const void* weights, const void* biases) const {
+        const P *weight = static_cast<const P*>(weights), *bias = static_cast<const P*>(biases);
         for (int64_t d = 0; d < width; d += W) {
             const int lanes = static_cast<int>(std::min<int64_t>(width - d, W));
             load(weight + d, lanes).store(weight_ + d);

@@ -75,17 +75,12 @@ void turn_pairs(const P* from, int64_t from_stride, int64_t rows, int64_t column
 }
 
 // out [M][V * W] = rows [M][count] times w [count][V * W], or that added to out; with PAIRS the elements of both are
-// pairs of bfloat16.
+// pairs of bfloat16. Added at the end: a long sum in pieces keeps more of its digits.
 template <int M, int V, bool ADD, bool PAIRS = false>
 inline void multiply_panel(const float* rows, int64_t row_stride, int64_t count, const float* w, float* out,
                            int64_t out_stride) {
     Vec sum[M * V];
-    if constexpr (ADD)
-        unroll<M>([&](auto t) {
-            unroll<V>([&](auto v) { sum[t * V + v] = Vec::load(out + t * out_stride + v * W); });
-        });
-    else
-        unroll<M * V>([&](auto i) { sum[i] = Vec::set(0.f); });
+    unroll<M * V>([&](auto i) { sum[i] = Vec::set(0.f); });
     for (int64_t c = 0; c < count; ++c) {
         Vec row[V];
         unroll<V>([&](auto v) { row[v] = Vec::load(w + (c * V + v) * W); });
@@ -99,7 +94,13 @@ inline void multiply_panel(const float* rows, int64_t row_stride, int64_t count,
             });
         });
     }
-    unroll<M>([&](auto t) { unroll<V>([&](auto v) { sum[t * V + v].store(out + t * out_stride + v * W); }); });
+    unroll<M>([&](auto t) {
+        unroll<V>([&](auto v) {
+            float* to = out + t * out_stride + v * W;
+            if constexpr (ADD) sum[t * V + v] = Vec::load(to) + sum[t * V + v];
+            sum[t * V + v].store(to);
+        });
+    });
 }
 
 // A weight matrix [outputs][inputs] as panels [inputs][PANEL], the last as wide as is left: a panel is read in order,
@@ -109,6 +110,7 @@ inline void multiply_panel(const float* rows, int64_t row_stride, int64_t count,
 // With `pairs` a row of a panel is for a pair of inputs, as bfloat16, instead of one.
 struct Packed {
     static constexpr int64_t DEPTH = 96;
+    static constexpr int64_t LONGEST = 384;  // most products in one sum, otherwise
 
     int64_t inputs = 0, outputs = 0;
     float* data = nullptr;
@@ -155,20 +157,32 @@ struct Packed {
     // FEW. A product of pairs needs room for so many rows of pairs_stride(inputs).
     void multiply(const float* rows, int64_t row_stride, int tokens, float* out, int64_t out_stride,
                   float* room = nullptr) const {
-        if (pairs) {
-            const int64_t stride = pairs_stride(inputs);
-            for (int t = 0; t < tokens; ++t) narrow_row(rows + t * row_stride, inputs, room + t * stride);
-            rows = room;
-            row_stride = stride;
-        }
-        for (int64_t panel = 0; panel < panels(); ++panel) {
-            float* to = out + panel * PANEL;
-            if (source) {
-                multiply_source(panel, rows, row_stride, tokens, to, out_stride);
-            } else {
-                const float* w = data + panel * PANEL * depth();
-                multiply_part<false>(panel, w, rows, row_stride, depth(), tokens, to, out_stride);
-            }
+        const Operand of = operand(rows, row_stride, tokens, room);
+        for (int64_t panel = 0; panel < panels(); ++panel) multiply_one(panel, of, out + panel * PANEL, out_stride);
+    }
+
+    // The same in steps: rows as a product takes them, and the outputs of one panel.
+    struct Operand {
+        const float* rows;
+        int64_t stride;
+        int tokens;
+    };
+    Operand operand(const float* rows, int64_t row_stride, int tokens, float* room) const {
+        if (!pairs) return {rows, row_stride, tokens};
+        const int64_t stride = pairs_stride(inputs);
+        for (int t = 0; t < tokens; ++t) narrow_row(rows + t * row_stride, inputs, room + t * stride);
+        return {room, stride, tokens};
+    }
+    void multiply_one(int64_t panel, const Operand& of, float* out, int64_t out_stride) const {
+        if (source) return multiply_source(panel, of.rows, of.stride, of.tokens, out, out_stride);
+        const float* w = data + panel * PANEL * depth();
+        for (int64_t first = 0; first < depth(); first += LONGEST) {
+            const int64_t count = std::min(depth() - first, LONGEST);
+            const float *rows = of.rows + first, *part = w + first * panel_width(panel);
+            if (first)
+                multiply_part<true>(panel, part, rows, of.stride, count, of.tokens, out, out_stride);
+            else
+                multiply_part<false>(panel, part, rows, of.stride, count, of.tokens, out, out_stride);
         }
     }
 

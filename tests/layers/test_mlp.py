@@ -1,8 +1,9 @@
-"""The MLP in tiles equals the MLP at once."""
+"""The MLP in tiles equals the MLP at once; what describes itself to the operator that runs it in one call."""
 
 import pytest
 import torch
 from timm.layers import Mlp
+from torch import nn
 
 from vision_ssm.layers.mlp import LEAST_ROWS, TiledMlp
 
@@ -23,3 +24,36 @@ def test_tiles_change_nothing(shape, monkeypatch):
         torch.testing.assert_close(tiled(x), whole(x))
     tokens = x.numel() // 8
     assert len(calls) - 1 == (-(-tokens // LEAST_ROWS) if tokens > 2 * LEAST_ROWS else 1)
+
+
+def changed(change):
+    mlp, norm = TiledMlp(8, 32), nn.LayerNorm(8)
+    change(mlp, norm)
+    return mlp.described(norm)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda mlp, _: mlp.fc1.register_forward_hook(lambda *_: None),
+        lambda mlp, _: mlp.register_forward_pre_hook(lambda *_: None),
+        lambda _, norm: norm.register_forward_hook(lambda *_: None),
+        lambda mlp, _: setattr(mlp, "act", nn.ReLU()),
+        lambda mlp, _: setattr(mlp, "act", nn.GELU("tanh")),
+        lambda mlp, _: setattr(mlp, "fc2", nn.Linear(32, 8, bias=False)),
+        lambda mlp, _: setattr(mlp, "norm", nn.LayerNorm(32)),
+        lambda mlp, _: setattr(mlp, "forward", lambda x: x),
+        lambda mlp, _: setattr(mlp.drop1, "p", 0.5),
+        lambda mlp, _: nn.utils.parametrizations.weight_norm(mlp.fc1),
+    ],
+)
+def test_a_changed_mlp_does_not_describe_itself(change):
+    assert changed(change) is None
+
+
+def test_others_do():
+    described = changed(lambda mlp, _: setattr(mlp.drop1, "p", 0.5) or mlp.eval())
+    assert described is not None
+    assert described.norm.kind == "layer"
+    assert TiledMlp(8, 32).described(nn.BatchNorm1d(8)) is None
+    assert TiledMlp(8, 32).described(nn.LayerNorm(8, elementwise_affine=False)) is None

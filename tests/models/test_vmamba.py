@@ -6,7 +6,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath
+from timm.layers import DropPath, Mlp
 from timm.optim import param_groups_weight_decay
 
 from vision_ssm.checkpoints import hub
@@ -14,6 +14,10 @@ from vision_ssm.checkpoints.vmamba import to_published
 from vision_ssm.errors import CheckpointError, ConfigError
 from vision_ssm.models import create_model
 from vision_ssm.models.vmamba import VMamba
+from vision_ssm.ops import residual_mlp
+from vision_ssm.ops.native import MISSING
+
+needs_kernel = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
 
 SMALL = {"img_size": 32, "embed_dim": 16, "depths": (1, 1, 2, 1), "num_classes": 5}
 
@@ -21,6 +25,32 @@ SMALL = {"img_size": 32, "embed_dim": 16, "depths": (1, 1, 2, 1), "num_classes":
 def small(**options):
     torch.manual_seed(0)
     return VMamba(**{**SMALL, **options}).eval()
+
+
+@needs_kernel
+def test_the_mlp_runs_in_one_call_where_nobody_looks(monkeypatch):
+    calls = []
+
+    def counted(*args):
+        calls.append(args)
+        return residual_mlp(*args)
+
+    monkeypatch.setattr("vision_ssm.models.vmamba.residual_mlp", counted)
+    model, x = small(drop_path_rate=0.5), torch.randn(2, 3, 40, 56)
+    with torch.no_grad():
+        found = model(x)
+        assert len(calls) == 5
+        handles = [block.register_forward_hook(lambda *_: None) for block in model.modules() if isinstance(block, Mlp)]
+        expected = model(x)
+        assert len(calls) == 5, "hooks must see what passes"
+        for handle in handles:
+            handle.remove()
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+        model.train()
+        model(x)
+        assert len(calls) == 6, "only the first block drops nothing"
+    model.eval()(x).sum().backward()
+    assert len(calls) == 6
 
 
 # ---------------------------------------------------------------------------------------------------------- options

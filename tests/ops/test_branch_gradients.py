@@ -85,7 +85,7 @@ def test_gradients_under_autocast(
     inner: int,
 ) -> None:
     """Rounding both sides of products in both directions, as plain operations under autocast would."""
-    monkeypatch.setattr("vision_ssm.ops.branch._multiplies_tiles_of_bfloat16", lambda: False)
+    monkeypatch.setattr("vision_ssm.ops.branch.multiplies_tiles_of_bfloat16", lambda: False)
     weights = random_weights("bidirectional", width=width, inner=inner, states=5)
     with torch.autocast("cpu", torch.bfloat16):
         check_gradients(stream(batch, tokens, width), weights, "bidirectional")

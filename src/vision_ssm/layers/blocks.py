@@ -10,7 +10,7 @@ from timm.layers.drop import DropPath
 from torch import Tensor, nn
 
 from vision_ssm.layers.norms import add_and_norm
-from vision_ssm.layers.options import has_global_hooks, is_plain
+from vision_ssm.layers.options import drops_nothing, has_global_hooks, is_plain
 from vision_ssm.ops import Branch, fuses_norms, try_residual_branch, try_residual_column
 
 __all__ = ["Block", "joins_norms", "run_column", "run_mirrored_pair", "try_one_call"]
@@ -47,9 +47,8 @@ class Block(nn.Module):
         where the mixer does not describe itself.
         """
         modules: dict[str, Any] = self._modules  # looking each up as an attribute would take as long as a token
-        drop, mixer = modules["drop_path"], modules["mixer"]
-        inactive = type(drop) is nn.Identity or (type(drop) is DropPath and not drop.training)
-        if not inactive or type(self).branch is not Block.branch or not is_plain(drop):
+        mixer = modules["mixer"]
+        if type(self).branch is not Block.branch or not drops_nothing(modules["drop_path"]):
             return None
         describe = getattr(mixer, "residual_branch", None)
         description: Branch | None = None if describe is None else describe(modules["norm"])

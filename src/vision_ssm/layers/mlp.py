@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from timm.layers.mlp import Mlp
-from torch import Tensor
+from torch import Tensor, nn
+
+from vision_ssm.layers.norms import FUSED_KINDS
+from vision_ssm.layers.options import has_global_hooks, is_plain
+from vision_ssm.ops import MlpWeights, NormWeights
 
 __all__ = ["TiledMlp"]
+
+# What a TiledMlp is made of, unless somebody has changed it.
+PARTS: dict[str, type[nn.Module]] = {
+    "fc1": nn.Linear,
+    "act": nn.GELU,
+    "drop1": nn.Dropout,
+    "norm": nn.Identity,
+    "fc2": nn.Linear,
+    "drop2": nn.Dropout,
+}
 
 # Hidden values per tile: 1 MiB of float32, about what a core's second-level cache holds beside the weights.
 HIDDEN_VALUES = 2**18
@@ -19,6 +35,27 @@ class TiledMlp(Mlp):
     The hidden values are four times as many as the tokens have. On a CPU without gradients they are computed a tile of
     tokens at a time, so that those of a large map never go through main memory; the result is the same.
     """
+
+    def described(self, norm: nn.Module) -> MlpWeights | None:
+        """Describe self(norm(x)) to the operator that runs it in one call, or return None.
+
+        None where a module inside has hooks or has been replaced or patched, or where a dropout is at work: those must
+        see what passes.
+        """
+        if has_global_hooks() or type(self) is not TiledMlp or type(norm) not in FUSED_KINDS:
+            return None
+        modules: dict[str, Any] = self._modules
+        if any(type(modules[name]) is not kind for name, kind in PARTS.items()):
+            return None
+        dropped = any(modules[name].p > 0 and modules[name].training for name in ("drop1", "drop2"))
+        if dropped or modules["act"].approximate != "none" or not all(map(is_plain, (self, norm, *modules.values()))):
+            return None
+        fc1, fc2 = modules["fc1"], modules["fc2"]
+        weight, bias, eps = (getattr(norm, name, None) for name in ("weight", "bias", "eps"))
+        if weight is None or eps is None or fc1.bias is None or fc2.bias is None:
+            return None
+        of_norm = NormWeights(FUSED_KINDS[type(norm)], eps, weight, bias)
+        return MlpWeights(of_norm, fc1.weight, fc1.bias, fc2.weight, fc2.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """Transform tokens x [..., C]."""

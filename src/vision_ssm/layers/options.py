@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
+from timm.layers.drop import DropPath
 from torch import nn
 from torch.nn.modules import module as torch_module
 
@@ -17,6 +18,7 @@ __all__ = [
     "check_rates",
     "check_ratio",
     "checked_inner",
+    "drops_nothing",
     "has_global_hooks",
     "is_plain",
 ]
@@ -82,6 +84,12 @@ def is_plain(module: nn.Module) -> bool:
     return "forward" not in own and not (
         own["_forward_hooks"] or own["_forward_pre_hooks"] or own["_backward_hooks"] or own["_backward_pre_hooks"]
     )
+
+
+def drops_nothing(drop: nn.Module) -> bool:
+    """Tell whether a DropPath, or what stands in its place, returns what it gets, and nothing looks at it."""
+    inactive = type(drop) is nn.Identity or (type(drop) is DropPath and not drop.training)
+    return inactive and is_plain(drop)
 
 
 def has_global_hooks() -> bool:

@@ -18,11 +18,12 @@ from vision_ssm.layers.downsample import make_downsample
 from vision_ssm.layers.initial import truncated_normal_
 from vision_ssm.layers.mlp import TiledMlp
 from vision_ssm.layers.norms import add_and_norm
-from vision_ssm.layers.options import check_flags, check_rates, check_ratio
+from vision_ssm.layers.options import check_flags, check_rates, check_ratio, drops_nothing
 from vision_ssm.layers.ss2d import SS2D
 from vision_ssm.layers.stem import make_stem
 from vision_ssm.layers.strips import Patches
 from vision_ssm.models.hierarchical import EPS, Hierarchical, Stage, check_depths, drop_path_rates
+from vision_ssm.ops import mlp_applies, residual_mlp
 
 __all__ = ["VMamba", "VMambaBlock"]
 
@@ -54,6 +55,9 @@ class VMambaBlock(nn.Module):
         added: Tensor = self.drop_path(self.mixer(self.norm(x)))
         if self.norm2 is None or self.mlp is None:
             return x + added
+        weights = self.mlp.described(self.norm2) if drops_nothing(self.drop_path) else None
+        if weights is not None and mlp_applies(x, added, weights):
+            return residual_mlp(x, added, weights)
         x, normalised = add_and_norm(self.norm2, x, added)
         transformed: Tensor = self.drop_path(self.mlp(normalised))
         return x + transformed

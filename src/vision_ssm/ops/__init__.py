@@ -14,6 +14,7 @@ from vision_ssm.ops.branch import (
     try_residual_column,
 )
 from vision_ssm.ops.conv import causal_conv1d
+from vision_ssm.ops.mlp import MlpWeights, mlp_applies, residual_mlp
 from vision_ssm.ops.norm import add_norm, add_norm_applies, fuses_norms
 from vision_ssm.ops.scan import selective_scan
 from vision_ssm.ops.ssm import one_pass, one_pass_applies
@@ -23,6 +24,7 @@ __all__ = [
     "BackendStatus",
     "Branch",
     "BranchWeights",
+    "MlpWeights",
     "NormWeights",
     "SsmWeights",
     "Traversal",
@@ -33,9 +35,11 @@ __all__ = [
     "causal_conv1d",
     "explain",
     "fuses_norms",
+    "mlp_applies",
     "one_pass",
     "one_pass_applies",
     "residual_branch",
+    "residual_mlp",
     "selective_scan",
     "try_residual_branch",
     "try_residual_column",

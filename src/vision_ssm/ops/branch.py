@@ -14,7 +14,7 @@ from vision_ssm.ops import cpu_branch, cpu_ssm
 from vision_ssm.ops.backends import AUTO, choose, intercepted
 from vision_ssm.ops.cpu import CpuBackend
 from vision_ssm.ops.cpu_ssm import BRANCH_WEIGHTS, MOST_TAPS, Branch, BranchWeights, NormWeights, SsmWeights
-from vision_ssm.ops.native import DTYPES
+from vision_ssm.ops.native import DTYPES, are_plain, multiplies_tiles_of_bfloat16
 
 __all__ = [
     "Branch",
@@ -28,8 +28,7 @@ __all__ = [
 ]
 
 
-_PLAIN = frozenset((Tensor, torch.nn.Parameter))  # subclasses need not have memory
-_dtype, _shape, _is_cpu = attrgetter("dtype"), attrgetter("shape"), attrgetter("is_cpu")
+_shape = attrgetter("shape")
 
 
 def branch_applies(x: Tensor, branch: Branch) -> bool:
@@ -73,14 +72,9 @@ def _alike(branches: Sequence[Branch]) -> bool:
         if same[0] is None:
             if any(w is not None for w in same):
                 return False
-        elif not _are_plain(same, dtype) or len(set(map(_shape, same))) != 1:
+        elif not are_plain(same, dtype) or len(set(map(_shape, same))) != 1:
             return False
     return True
-
-
-def _are_plain(tensors: Sequence[Tensor | None], dtype: torch.dtype) -> bool:
-    """Tell whether all are memory of that dtype that the kernel can read."""
-    return _PLAIN.issuperset(map(type, tensors)) and set(map(_dtype, tensors)) == {dtype} and all(map(_is_cpu, tensors))
 
 
 def _applicable(x: Tensor, branch: Branch) -> CpuBackend | None:
@@ -94,13 +88,13 @@ def _applicable(x: Tensor, branch: Branch) -> CpuBackend | None:
     if dtype not in DTYPES:
         return None
     tensors = [w for w in weights.in_order() if w is not None]
-    if not _are_plain(tensors, dtype) or _misfit(x, branch) is not None:
+    if not are_plain(tensors, dtype) or _misfit(x, branch) is not None:
         return None
     backend = choose(AUTO, x.device, x.dtype)
     if not isinstance(backend, CpuBackend):
         return None
     half = dtype == torch.bfloat16 or torch.is_autocast_enabled("cpu")
-    if half and _multiplies_tiles_of_bfloat16():
+    if half and multiplies_tiles_of_bfloat16():
         return None
     trains = _wants_gradient(x, tensors)
     return None if trains and (dtype != torch.float32 or weights.gamma is not None) else backend
@@ -185,7 +179,3 @@ def _misfit_of(width: int, shapes: tuple[torch.Size | None, ...], directions: in
 
 def _show(shape: torch.Size | None) -> str:
     return "None" if shape is None else str(list(shape))
-
-
-def _multiplies_tiles_of_bfloat16() -> bool:
-    return bool(torch.cpu._is_amx_tile_supported())

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from operator import attrgetter
 from pathlib import Path
 
 import torch
@@ -20,11 +21,13 @@ __all__ = [
     "MISSING",
     "KernelCall",
     "TensorArgument",
+    "are_plain",
     "denormals_flushed",
+    "multiplies_tiles_of_bfloat16",
     "task_groups",
 ]
 
-ABI_VERSION = 10
+ABI_VERSION = 11
 INSTRUCTION_SETS = ("portable", "avx2", "avx512", "avx512bf16")  # by the numbers of csrc/scan.h
 BEST = -1
 DTYPES = {torch.float32: 0, torch.bfloat16: 1}
@@ -67,6 +70,19 @@ def _load() -> tuple[ctypes.CDLL | None, str | None]:
 
 
 LIBRARY, MISSING = _load()
+
+_PLAIN = frozenset((Tensor, torch.nn.Parameter))  # subclasses need not have memory
+_dtype, _is_cpu = attrgetter("dtype"), attrgetter("is_cpu")
+
+
+def are_plain(tensors: Sequence[Tensor | None], dtype: torch.dtype) -> bool:
+    """Tell whether all are memory of that dtype that the kernels can read."""
+    return _PLAIN.issuperset(map(type, tensors)) and set(map(_dtype, tensors)) == {dtype} and all(map(_is_cpu, tensors))
+
+
+def multiplies_tiles_of_bfloat16() -> bool:
+    """Tell whether the processor does (AMX): then torch's products of bfloat16 are faster than the kernels'."""
+    return bool(torch.cpu._is_amx_tile_supported())
 
 
 def task_groups(batch: int, pieces: int) -> int:

@@ -1,0 +1,119 @@
+"""The MLP branch of a block in one call on the CPU, for inference: from the residual stream and back to it."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from vision_ssm.errors import BackendError, ShapeError
+from vision_ssm.ops.backends import AUTO, choose, intercepted
+from vision_ssm.ops.cpu import CpuBackend
+from vision_ssm.ops.cpu_ssm import NORMS, NormWeights
+from vision_ssm.ops.native import DTYPES, KernelCall, TensorArgument, are_plain, multiplies_tiles_of_bfloat16
+
+__all__ = ["MlpWeights", "mlp_applies", "residual_mlp"]
+
+
+class MlpWeights(NamedTuple):
+    """A norm over C channels, a linear layer to H hidden values [H, C], [H], and one back [C, H], [C]."""
+
+    norm: NormWeights
+    fc1_weight: Tensor
+    fc1_bias: Tensor
+    fc2_weight: Tensor
+    fc2_bias: Tensor
+
+    def in_order(self) -> tuple[Tensor | None, ...]:
+        """Return the weights in the order of the kernel's."""
+        return (self.norm.weight, self.norm.bias, *self[1:])
+
+
+class _Mlp(ctypes.Structure):
+    _fields_ = (
+        *((n, ctypes.c_int64) for n in ("tokens", "width", "hidden")),
+        *((n, ctypes.c_int32) for n in ("threads", "isa", "norm", "parameter_dtype", "product_dtype")),
+        ("eps", ctypes.c_float),
+        *((n, ctypes.c_void_p) for n in ("norm_weight", "norm_bias", "fc1", "fc1_bias", "fc2", "fc2_bias")),
+        *((n, TensorArgument) for n in ("x", "added", "out")),
+    )
+
+
+def mlp_applies(x: Tensor, added: Tensor, weights: MlpWeights) -> bool:
+    """Tell whether :func:`residual_mlp` can stand in for the modules: same result, less memory and time.
+
+    It does where no gradient is wanted, for plain tensors of one dtype, float32 or bfloat16, on the CPU where the C++
+    kernel is the backend, the shapes fit, nothing is traced, watched or transformed, and autocast is off. Not for
+    bfloat16 where the processor multiplies whole tiles of it (AMX): torch's products then do, and the kernel does not.
+    """
+    if type(x) is not Tensor or not x.is_cpu or x.numel() == 0 or x.dtype not in DTYPES:
+        return False
+    if torch.compiler.is_compiling() or intercepted() or torch.is_autocast_enabled("cpu"):
+        return False
+    tensors = [added, *(w for w in weights.in_order() if w is not None)]
+    if torch.is_grad_enabled() and (x.requires_grad or any(t.requires_grad for t in tensors)):
+        return False
+    if not are_plain(tensors, x.dtype) or _misfit(x, added, weights) is not None:
+        return False
+    if x.dtype == torch.bfloat16 and multiplies_tiles_of_bfloat16():
+        return False
+    return isinstance(choose(AUTO, x.device, x.dtype), CpuBackend)
+
+
+def residual_mlp(x: Tensor, added: Tensor, weights: MlpWeights) -> Tensor:
+    """Return s + fc2(GELU(fc1(norm(s)))), s = x + added; not differentiable.
+
+    A few tokens at a time, so that neither the normalised nor the hidden values go through memory. Everything is
+    computed in float32, but for this: where the processor multiplies pairs of bfloat16 (AVX512-BF16) and the tensors
+    are of it, the products take both sides rounded to it and sum in float32. GELU is the exact one, not tanh's.
+
+    Args:
+        x: stream, [..., C].
+        added: what the branch before adds to it, the same shape.
+        weights: the branch's, of x's dtype.
+
+    Returns:
+        [..., C], contiguous, of x's dtype.
+
+    Call it where :func:`mlp_applies`.
+
+    Raises:
+        ShapeError: the shapes do not fit.
+        BackendError: the kernel cannot run, or there is not enough memory for its working space.
+    """
+    misfit = _misfit(x, added, weights)
+    if misfit is not None:
+        raise ShapeError(misfit)
+    backend = choose(AUTO, x.device, x.dtype)
+    if not isinstance(backend, CpuBackend):
+        raise BackendError(f"an MLP branch in one call runs on the 'cpu' backend only, not on {backend.name!r}")
+    hidden, width = weights.fc1_weight.shape
+    dtype = DTYPES[x.dtype]
+    mlp = _Mlp(width=width, hidden=hidden, tokens=x.numel() // width, threads=torch.get_num_threads(), isa=backend.isa)
+    mlp.parameter_dtype = mlp.product_dtype = dtype
+    mlp.norm, mlp.eps = NORMS.index(weights.norm.kind), weights.norm.eps
+    kernel = KernelCall(mlp)
+    mlp.norm_weight, mlp.norm_bias, mlp.fc1, mlp.fc1_bias, mlp.fc2, mlp.fc2_bias = map(
+        kernel.pointer, weights.in_order()
+    )
+    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    kernel.set(**{name: t.reshape(1, -1, width) for name, t in (("x", x), ("added", added), ("out", out))})
+    kernel.run("vssm_mlp_forward")
+    return out
+
+
+def _misfit(x: Tensor, added: Tensor, weights: MlpWeights) -> str | None:
+    """Return what does not fit, or None. The kernel takes its sizes from few of the tensors and trusts the others."""
+    if x.dim() == 0 or added.shape != x.shape:
+        return (
+            f"an MLP branch takes x [..., C] and added of the same shape, got {list(x.shape)} and {list(added.shape)}"
+        )
+    width, hidden = x.shape[-1], weights.fc1_weight.shape[0] if weights.fc1_weight.dim() else 0
+    expected = ((width,), (width,), (hidden, width), (hidden,), (width, hidden), (width,))
+    names = ("norm weight", "norm bias", *MlpWeights._fields[1:])
+    for name, weight, wanted in zip(names, weights.in_order(), expected, strict=True):
+        if weight is not None and weight.shape != wanted:
+            return f"{name} must be {list(wanted)} to fit the stream and fc1_weight, got {list(weight.shape)}"
+    return None
