@@ -120,8 +120,8 @@ class Mlp {
         for (int64_t t = first; t < end; ++t) {
             float* stream = rooms_.stream + (t - first) * rooms_.width;
             for (int64_t c = 0; c < s_.width; c += W) {
-                const Vec x = load(x_.row(t) + c, lanes_at(c));
-                (added_.base ? x + load(added_.row(t) + c, lanes_at(c)) : x).store(stream + c);
+                const int lanes = lanes_at(c);
+                (load(x_.row(t) + c, lanes) + load(added_.row(t) + c, lanes)).store(stream + c);
             }
             weights_.norm.forward(stream, rooms_.normed + (t - first) * rooms_.width);
         }

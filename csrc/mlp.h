@@ -24,7 +24,7 @@ struct vssm_mlp {
     const void* fc1_bias;           // [H]
     const void* fc2;                // [C, H]
     const void* fc2_bias;           // [C]
-    vssm_tensor x, added, out;      // [1, 1, L, C], of one dtype; added may be absent, and out either of the others
+    vssm_tensor x, added, out;      // [1, 1, L, C], all of one dtype
 };
 
 VSSM_API int vssm_mlp_forward(const vssm_mlp* mlp);

@@ -1,4 +1,4 @@
-"""Scans over token maps: the public functions and the backends behind them. No neural network here."""
+"""Scans over token maps, and what runs in one call with or beside them: functions and the backends behind them."""
 
 from __future__ import annotations
 
