@@ -222,7 +222,7 @@ def test_symbolic_tracing(name):
     traced = create_feature_extractor(model, return_nodes=nodes[-1:], tracer_kwargs=tracer).eval()
     for size in ((64, 64), (41, 70)):
         x = torch.randn(2, 3, *size)
-        assert torch.equal(next(iter(traced(x).values())), model(x))
+        torch.testing.assert_close(next(iter(traced(x).values())), model(x))  # a graph has no steps joined in one call
 
 
 @pytest.mark.parametrize("name", [name for name in KINDS if not name.endswith(("nano", "v0"))])
