@@ -110,7 +110,7 @@ inline void multiply_panel(const float* rows, int64_t row_stride, int64_t count,
 // With `pairs` a row of a panel is for a pair of inputs, as bfloat16, instead of one.
 struct Packed {
     static constexpr int64_t DEPTH = 96;
-    static constexpr int64_t LONGEST = 384;  // most products in one sum, otherwise
+    static constexpr int64_t LONGEST = 384;  // most rows in one sum where all panels are there
 
     int64_t inputs = 0, outputs = 0;
     float* data = nullptr;

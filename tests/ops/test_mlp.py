@@ -12,7 +12,7 @@ from scan_cases import FLOORS, needs_kernel, relative_error
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from vision_ssm.errors import ShapeError
+from vision_ssm.errors import BackendError, ShapeError
 from vision_ssm.ops import MlpWeights, NormWeights, mlp_applies, residual_mlp
 
 pytestmark = needs_kernel
@@ -175,3 +175,11 @@ def test_shapes_that_do_not_fit_are_told() -> None:
         residual_mlp(x, x, weights._replace(fc2_weight=draw(32, 16)))
     with pytest.raises(ShapeError, match=r"norm weight must be \[15\]"):
         residual_mlp(x[:, :15], x[:, :15], weights)
+
+
+def test_dtypes_that_do_not_fit_are_told() -> None:
+    x, weights = draw(9, 16), random_weights(16, 32)
+    with pytest.raises(BackendError, match=r"one dtype on the CPU, got Tensor of torch\.bfloat16 .*torch\.float32"):
+        residual_mlp(x, x, cast(weights, torch.bfloat16))
+    with pytest.raises(BackendError, match="runs on the 'cpu' backend only, not on 'chunked'"):
+        residual_mlp(x.double(), x.double(), cast(weights, torch.float64))

@@ -81,11 +81,16 @@ def residual_mlp(x: Tensor, added: Tensor, weights: MlpWeights) -> Tensor:
 
     Raises:
         ShapeError: the shapes do not fit.
-        BackendError: the kernel cannot run, or there is not enough memory for its working space.
+        BackendError: the tensors are not plain ones of one dtype on the CPU, the kernel cannot run, or there is not
+            enough memory for its working space.
     """
     misfit = _misfit(x, added, weights)
     if misfit is not None:
         raise ShapeError(misfit)
+    tensors = [x, added, *(w for w in weights.in_order() if w is not None)]
+    if not are_plain(tensors, x.dtype):
+        found = ", ".join(sorted({f"{type(t).__name__} of {t.dtype} on {t.device}" for t in tensors}))
+        raise BackendError(f"an MLP branch in one call takes plain tensors of one dtype on the CPU, got {found}")
     backend = choose(AUTO, x.device, x.dtype)
     if not isinstance(backend, CpuBackend):
         raise BackendError(f"an MLP branch in one call runs on the 'cpu' backend only, not on {backend.name!r}")
