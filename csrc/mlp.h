@@ -2,8 +2,8 @@
 //
 //   stream = x + added     out = stream + fc2 GELU(fc1 norm(stream))
 //
-// A few tokens at a time, so that neither the normalised nor the hidden values go through memory. Everything between
-// the products is float32.
+// At most 64 tokens at a time, so that neither the normalised nor the hidden values go through memory; up to 256 tokens
+// together, where threads take columns of their hidden values. Everything between the products is float32.
 #pragma once
 
 #include "ssm.h"

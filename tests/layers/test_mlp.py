@@ -44,6 +44,8 @@ def changed(change):
         lambda mlp, _: setattr(mlp, "norm", nn.LayerNorm(32)),
         lambda mlp, _: setattr(mlp, "forward", lambda x: x),
         lambda mlp, _: setattr(mlp.drop1, "p", 0.5),
+        lambda mlp, _: mlp.compile(backend="eager"),
+        lambda mlp, _: mlp.fc1.compile(backend="eager"),
         lambda mlp, _: nn.utils.parametrizations.weight_norm(mlp.fc1),
     ],
 )
@@ -52,7 +54,7 @@ def test_a_changed_mlp_does_not_describe_itself(change):
 
 
 def test_others_do():
-    described = changed(lambda mlp, _: setattr(mlp.drop1, "p", 0.5) or mlp.eval())
+    described = changed(lambda mlp, _: setattr(mlp.drop1, "p", 0.5) or mlp.register_module("no", None) or mlp.eval())
     assert described is not None
     assert described.norm.kind == "layer"
     assert TiledMlp(8, 32).described(nn.BatchNorm1d(8)) is None

@@ -8,16 +8,20 @@ import torch
 import torch.nn.functional as F
 from timm.layers import DropPath, Mlp
 from timm.optim import param_groups_weight_decay
+from torch import nn
 
 from vision_ssm.checkpoints import hub
 from vision_ssm.checkpoints.vmamba import to_published
 from vision_ssm.errors import CheckpointError, ConfigError
 from vision_ssm.models import create_model
-from vision_ssm.models.vmamba import VMamba
+from vision_ssm.models.vmamba import VMamba, VMambaBlock
 from vision_ssm.ops import residual_mlp
+from vision_ssm.ops.cpu import CpuBackend
 from vision_ssm.ops.native import MISSING
 
-needs_kernel = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
+needs_kernel = pytest.mark.skipif(
+    CpuBackend().instruction_set in (None, "portable"), reason=MISSING or "portable code leaves the MLP alone"
+)
 
 SMALL = {"img_size": 32, "embed_dim": 16, "depths": (1, 1, 2, 1), "num_classes": 5}
 
@@ -51,6 +55,17 @@ def test_the_mlp_runs_in_one_call_where_nobody_looks(monkeypatch):
         assert len(calls) == 6, "only the first block drops nothing"
     model.eval()(x).sum().backward()
     assert len(calls) == 6
+
+
+@pytest.mark.parametrize("replace", [lambda mlp: nn.Identity(), nn.Sequential, lambda _: Mlp(16, 64), torch.compile])
+def test_a_replaced_mlp_is_called(replace):
+    model, seen = small(), []
+    block = next(m for m in model.modules() if isinstance(m, VMambaBlock))
+    block.mlp = replace(block.mlp)
+    block.mlp.forward = lambda x: seen.append(x) or x
+    with torch.no_grad():
+        model(torch.randn(1, 3, 32, 32))
+    assert len(seen) == 1
 
 
 # ---------------------------------------------------------------------------------------------------------- options

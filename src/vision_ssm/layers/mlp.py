@@ -44,7 +44,7 @@ class TiledMlp(Mlp):
         """
         if has_global_hooks() or type(self) is not TiledMlp or type(norm) not in FUSED_KINDS:
             return None
-        modules: dict[str, Any] = self._modules
+        modules: dict[str, Any] = {name: self._modules[name] for name in PARTS}
         if any(type(modules[name]) is not kind for name, kind in PARTS.items()):
             return None
         dropped = any(modules[name].p > 0 and modules[name].training for name in ("drop1", "drop2"))

@@ -82,7 +82,11 @@ def is_plain(module: nn.Module) -> bool:
     """Tell whether calling a module does no more than the forward of its class."""
     own = module.__dict__
     return "forward" not in own and not (
-        own["_forward_hooks"] or own["_forward_pre_hooks"] or own["_backward_hooks"] or own["_backward_pre_hooks"]
+        own.get("_compiled_call_impl")  # what module.compile() leaves
+        or own["_forward_hooks"]
+        or own["_forward_pre_hooks"]
+        or own["_backward_hooks"]
+        or own["_backward_pre_hooks"]
     )
 
 

@@ -55,9 +55,10 @@ class VMambaBlock(nn.Module):
         added: Tensor = self.drop_path(self.mixer(self.norm(x)))
         if self.norm2 is None or self.mlp is None:
             return x + added
-        weights = self.mlp.described(self.norm2) if drops_nothing(self.drop_path) else None
-        if weights is not None and mlp_applies(x, added, weights):
-            return residual_mlp(x, added, weights)
+        if type(x) is Tensor and x.is_cpu and type(self.mlp) is TiledMlp and drops_nothing(self.drop_path):
+            weights = self.mlp.described(self.norm2)
+            if weights is not None and mlp_applies(x, added, weights):
+                return residual_mlp(x, added, weights)
         x, normalised = add_and_norm(self.norm2, x, added)
         transformed: Tensor = self.drop_path(self.mlp(normalised))
         return x + transformed

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vision_ssm.errors import BackendError, ShapeError
+from vision_ssm.errors import BackendError, ConfigError, ShapeError
 from vision_ssm.ops.backends import AUTO, choose, intercepted
 from vision_ssm.ops.cpu import CpuBackend
 from vision_ssm.ops.cpu_ssm import NORMS, NormWeights
@@ -45,8 +45,9 @@ def mlp_applies(x: Tensor, added: Tensor, weights: MlpWeights) -> bool:
     """Tell whether :func:`residual_mlp` can stand in for the modules: same result, less memory and time.
 
     It does where no gradient is wanted, for plain tensors of one dtype, float32 or bfloat16, on the CPU where the C++
-    kernel is the backend, the shapes fit, nothing is traced, watched or transformed, and autocast is off. Not for
-    bfloat16 where the processor multiplies whole tiles of it (AMX): torch's products then do, and the kernel does not.
+    kernel is the backend, the shapes fit, nothing is traced, watched or transformed, and autocast is off. Not where
+    torch's products are faster: than the kernel's portable code, and for bfloat16 where the processor multiplies whole
+    tiles of it (AMX).
     """
     if type(x) is not Tensor or not x.is_cpu or x.numel() == 0 or x.dtype not in DTYPES:
         return False
@@ -59,13 +60,17 @@ def mlp_applies(x: Tensor, added: Tensor, weights: MlpWeights) -> bool:
         return False
     if x.dtype == torch.bfloat16 and multiplies_tiles_of_bfloat16():
         return False
-    return isinstance(choose(AUTO, x.device, x.dtype), CpuBackend)
+    if weights.norm.kind not in NORMS or not all(t.layout is torch.strided and not t.is_neg() for t in (x, *tensors)):
+        return False
+    backend = choose(AUTO, x.device, x.dtype)
+    return isinstance(backend, CpuBackend) and backend.instruction_set != "portable"
 
 
 def residual_mlp(x: Tensor, added: Tensor, weights: MlpWeights) -> Tensor:
     """Return s + fc2(GELU(fc1(norm(s)))), s = x + added; not differentiable.
 
-    A few tokens at a time, so that neither the normalised nor the hidden values go through memory. Everything is
+    64 tokens at a time or fewer, so that neither the normalised nor the hidden values go through memory; up to 256
+    tokens together, in whose hidden values the threads take columns. Everything is
     computed in float32, but for this: where the processor multiplies pairs of bfloat16 (AVX512-BF16) and the tensors
     are of it, the products take both sides rounded to it and sum in float32. GELU is the exact one, not tanh's.
 
@@ -81,12 +86,15 @@ def residual_mlp(x: Tensor, added: Tensor, weights: MlpWeights) -> Tensor:
 
     Raises:
         ShapeError: the shapes do not fit.
+        ConfigError: there is no such norm.
         BackendError: the tensors are not plain ones of one dtype on the CPU, the kernel cannot run, or there is not
             enough memory for its working space.
     """
     misfit = _misfit(x, added, weights)
     if misfit is not None:
         raise ShapeError(misfit)
+    if weights.norm.kind not in NORMS:
+        raise ConfigError(f"the norm of an MLP branch must be one of {', '.join(NORMS)}, got {weights.norm.kind!r}")
     tensors = [x, added, *(w for w in weights.in_order() if w is not None)]
     if not are_plain(tensors, x.dtype):
         found = ", ".join(sorted({f"{type(t).__name__} of {t.dtype} on {t.device}" for t in tensors}))
@@ -94,6 +102,8 @@ def residual_mlp(x: Tensor, added: Tensor, weights: MlpWeights) -> Tensor:
     backend = choose(AUTO, x.device, x.dtype)
     if not isinstance(backend, CpuBackend):
         raise BackendError(f"an MLP branch in one call runs on the 'cpu' backend only, not on {backend.name!r}")
+    if x.numel() == 0:
+        return x + added
     hidden, width = weights.fc1_weight.shape
     dtype = DTYPES[x.dtype]
     mlp = _Mlp(width=width, hidden=hidden, tokens=x.numel() // width, threads=torch.get_num_threads(), isa=backend.isa)
@@ -116,6 +126,8 @@ def _misfit(x: Tensor, added: Tensor, weights: MlpWeights) -> str | None:
             f"an MLP branch takes x [..., C] and added of the same shape, got {list(x.shape)} and {list(added.shape)}"
         )
     width, hidden = x.shape[-1], weights.fc1_weight.shape[0] if weights.fc1_weight.dim() else 0
+    if width == 0 or hidden == 0:
+        return f"an MLP branch needs a channel and a hidden value at least, got {width} and {hidden}"
     expected = ((width,), (width,), (hidden, width), (hidden,), (width, hidden), (width,))
     names = ("norm weight", "norm bias", *MlpWeights._fields[1:])
     for name, weight, wanted in zip(names, weights.in_order(), expected, strict=True):
