@@ -70,9 +70,9 @@ def residual_mlp(x: Tensor, added: Tensor, weights: MlpWeights) -> Tensor:
     """Return s + fc2(GELU(fc1(norm(s)))), s = x + added; not differentiable.
 
     64 tokens at a time or fewer, so that neither the normalised nor the hidden values go through memory; up to 256
-    tokens together, in whose hidden values the threads take columns. Everything is
-    computed in float32, but for this: where the processor multiplies pairs of bfloat16 (AVX512-BF16) and the tensors
-    are of it, the products take both sides rounded to it and sum in float32. GELU is the exact one, not tanh's.
+    tokens together, in whose hidden values the threads take columns. Everything is computed in float32, but for this:
+    where the processor multiplies pairs of bfloat16 (AVX512-BF16) and the tensors are of it, the products take both
+    sides rounded to it and sum in float32. GELU is the exact one, not tanh's.
 
     Args:
         x: stream, [..., C].
