@@ -3,6 +3,7 @@
 // held for no more than a tile, or half of a small image. Threads share the work as in kernel_ssm.cpp, but two of them
 // on one image take a direction each.
 #include "branch_steps.h"
+#include "company.h"
 #include "team.h"
 
 #include <numeric>
@@ -76,15 +77,22 @@ class Entrance {
     const bool onwards_;
 };
 
-// Walk one direction, or a part of it, alone; where it passes last, the output is made.
+// Walk one direction, or a part of it, alone; where it passes last, the output is made. In company another thread does
+// the same from the other end, and each takes over where the other began.
 void walk_alone(const Branch& branch, const vssm_ssm& s, const Parameters& parameters, int64_t k, const vssm_walk& walk,
                 int64_t before, Visit visit, Scratch& scratch, const Rooms& rooms, const Desk& desk,
-                const int64_t* slots, Entrance* entrance = nullptr, Upcoming* upcoming = nullptr) {
+                const int64_t* slots, Entrance* entrance = nullptr, Upcoming* upcoming = nullptr,
+                Company* company = nullptr) {
     DirectionPass<float> mine = pass(branch, s, parameters, k, walk, before, visit, scratch, rooms, desk, slots);
     mine.take_blocks(0, (s.channels + W - 1) / W, upcoming);
     const bool last = visit == Visit::LAST || visit == Visit::ONLY, at_once = branch.by_panel() && last;
+    const bool takes_over = company && last;
     const auto length = static_cast<int>(walk.length);
-    if (at_once) branch.gate(walk, 0, 0, length, desk.z, desk);
+    if (at_once) {
+        if (takes_over) company->await_before(Milestone::DONE);  // the rows that z is made of
+        branch.gate(walk, 0, 0, length, desk.z, desk);
+    }
+    if (takes_over) company->await(Milestone::MET);
     for (int64_t tile = 0; tile < mine.tiles(); ++tile) {
         const int64_t first = mine.first(tile), end = first + mine.steps(tile), token = lowest_token(walk, first, end);
         if (entrance) entrance->reach(token, token + end - first);
@@ -95,6 +103,8 @@ void walk_alone(const Branch& branch, const vssm_ssm& s, const Parameters& param
             branch.gate(walk, first, 0, mine.steps(tile), desk.z, desk);
         mine.advance_tile(tile, 0);
         if (last && !at_once) branch.leave(token, token + end - first, desk);
+        constexpr int64_t CLEAR = MOST_TAPS - 1;  // the steps whose convolution may read rows from before the first
+        if (takes_over && first < CLEAR && end >= CLEAR) company->reach(Milestone::PARTED);
     }
     if (at_once) branch.leave(lowest_token(walk, 0, length), lowest_token(walk, 0, length) + length, desk);
 }
@@ -117,15 +127,19 @@ bool mirrored(const vssm_ssm& s) {
 // Whether the convolution of direction k reads tokens that the walk has passed, not those to come.
 bool looks_back(const vssm_ssm& s, int64_t k) { return (s.reverse[k] != 0) == (s.walks[k].inner_stride < 0); }
 
-void run_mirrored(const Branch& branch, const vssm_ssm& s, const Parameters& parameters, Scratch& scratch,
-                  const Rooms& rooms, const Desk& desk, const int64_t* slots, Upcoming& upcoming, const Team& team) {
-    const int64_t k = team.self, middle = s.tokens / 2;
+// `k` is the direction of this thread, which walks from an end of the sequence to the other. In the next block it takes
+// the other direction, so that it starts from the rows that it has just made and need not wait for the other thread.
+void run_mirrored(const Branch& branch, const vssm_ssm& s, const Parameters& parameters, int64_t k, Scratch& scratch,
+                  const Rooms& rooms, const Desk& desk, const int64_t* slots, Upcoming& upcoming, Company& company) {
+    const int64_t middle = s.tokens / 2;
     const bool onwards = s.walks[k].inner_stride > 0;
     const int64_t first = onwards ? middle : s.tokens - middle;
+    company.await_before(Milestone::PARTED);  // a convolution may still read rows of hidden on this side of the middle
     Entrance entrance(branch, desk, onwards ? 0 : middle, onwards ? middle : s.tokens, s.tokens, onwards);
     if (!looks_back(s, 0) || !looks_back(s, 1)) {  // a convolution needs rows from ahead of its walk
         entrance.reach(0, s.tokens);
-#pragma omp barrier
+        company.reach(Milestone::ENTERED);
+        company.await(Milestone::ENTERED);
     }
     const auto part = [&](int64_t from, int64_t length) {
         vssm_walk walk = s.walks[k];
@@ -136,12 +150,13 @@ void run_mirrored(const Branch& branch, const vssm_ssm& s, const Parameters& par
         return walk;
     };
     const auto walk = [&](const vssm_walk& mine, int64_t before, Visit visit) {
-        walk_alone(branch, s, parameters, k, mine, before, visit, scratch, rooms, desk, slots, &entrance, &upcoming);
+        walk_alone(branch, s, parameters, k, mine, before, visit, scratch, rooms, desk, slots, &entrance, &upcoming,
+                   &company);
     };
     walk(part(0, first), 0, Visit::FIRST);
-#pragma omp barrier
+    company.reach(Milestone::MET);
     walk(part(first, s.tokens - first), first, Visit::LAST);
-#pragma omp barrier  // before the rooms are used for another image, or the stream for another block
+    company.reach(Milestone::DONE);
 }
 
 // One image by all threads. A group of tiles is made ready, and the group before it taken out, piece by piece.
@@ -190,8 +205,8 @@ void run_shared(const Branch& branch, const vssm_ssm& s, const std::vector<Param
     }
 }
 
-// What a thread that walks direction k needs soon: of this block what its products do not fetch themselves, then of the
-// next one, if there is any.
+// What a thread needs soon that walks direction k of the next block, if there is any: of this block what its products do
+// not fetch themselves, then of that one.
 Upcoming weights_to_come(const Ends& ends, const vssm_branch* next, int64_t k) {
     Upcoming upcoming;
     if (ends.by_panel)
@@ -225,6 +240,7 @@ struct Workplace {
     std::vector<Desk> desks;
     std::vector<Ends> ends;
     std::vector<int64_t> slots;
+    Progress progress[2];
 
     explicit Workplace(const vssm_branch& s)
         : share(s.ssm.batch < s.ssm.threads),
@@ -260,24 +276,24 @@ void with_parameter_type(const vssm_branch& s, F&& f) {
         f(float{});
 }
 
-// One image after the other by two threads. Each rearranges for itself what it needs of the weights: to fetch from the
-// other core what that one rearranged, and to take the lines back for the next block, costs more.
-void run_pair(const vssm_branch& s, const vssm_branch* next, const vssm_tensor& stream, const vssm_tensor& out,
-              Workplace& w, const Team& team) {
+// One image by two threads. Each rearranges for itself what it needs of the weights: to fetch from the other core what
+// that one rearranged, and to take the lines back for the next block, costs more.
+void run_pair(const vssm_branch& s, int64_t block, const vssm_branch* next, const vssm_tensor& stream,
+              const vssm_tensor& out, Workplace& w, const Team& team) {
     const vssm_ssm& ssm = s.ssm;
     const auto self = static_cast<size_t>(team.self);
+    const int64_t k = (team.self + block) % 2;
     Ends& ends = w.ends[self];
     Parameters& parameters = w.parameters[self];
     with_parameter_type(s, [&](auto p) {
         using P = decltype(p);
         for (int64_t part = 0; part < ends.parts(); ++part) ends.fill<P>(s, part);
-        for (int64_t part = 0; part < parameters.parts(ssm); ++part) parameters.fill<P>(ssm, team.self, part);
+        for (int64_t part = 0; part < parameters.parts(ssm); ++part) parameters.fill<P>(ssm, k, part);
     });
-    for (int64_t image = 0; image < ssm.batch; ++image) {
-        Upcoming upcoming = weights_to_come(ends, image + 1 == ssm.batch ? next : nullptr, team.self);
-        run_mirrored(Branch(s, stream, out, ends, w.rooms[0], image), ssm, parameters, w.scratch[self], w.rooms[0],
-                     w.desks[self], w.slots.data(), upcoming, team);
-    }
+    Upcoming upcoming = weights_to_come(ends, next, 1 - k);
+    Company company(w.progress[self], w.progress[1 - self], block);
+    run_mirrored(Branch(s, stream, out, ends, w.rooms[0], 0), ssm, parameters, k, w.scratch[self], w.rooms[0],
+                 w.desks[self], w.slots.data(), upcoming, company);
 }
 
 // One block by any team.
@@ -324,7 +340,7 @@ int column_forward(const vssm_column& column) {
             const vssm_tensor& stream = i ? column.out : column.stream;
             const vssm_branch* next = i + 1 < column.count ? column.branches[i + 1] : nullptr;
             if (workplace.pair && team.size == 2)
-                run_pair(s, next, stream, column.out, workplace, team);
+                run_pair(s, i, next, stream, column.out, workplace, team);
             else
                 run_team(s, stream, column.out, workplace, team);
         }

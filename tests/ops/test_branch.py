@@ -194,6 +194,29 @@ def test_a_column_is_its_blocks(
     assert torch.equal(x, given)
 
 
+@pytest.mark.parametrize("way", ["bidirectional", "shared"])
+@pytest.mark.parametrize("tokens", [17, 40, 197, 300])
+def test_two_threads_wait_for_each_other_through_many_blocks(way: str, tokens: int) -> None:
+    """Neither may read what the other has yet to write, nor write what it has yet to read: blocks one by one know."""
+    branches = [
+        Branch(random_weights(way, width=24, inner=48, states=16, seed=seed), 0.5, *WAYS[way]) for seed in range(16)
+    ]
+    x = stream(1, tokens, 24)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with torch.no_grad():
+            expected = x
+            for branch in branches:
+                expected = residual_branch(expected, branch)
+            for _ in range(50):
+                found = try_residual_column(x, branches)
+                assert found is not None
+                assert torch.equal(found, expected)
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_a_column_sees_weights_changed_in_any_way() -> None:
     weights = [random_weights("forward", width=16, inner=16, states=2, seed=seed) for seed in range(2)]
     branches = [Branch(w, 1.0, *WAYS["forward"]) for w in weights]
