@@ -59,7 +59,7 @@ struct Ends {
         const int64_t products = by_panel ? Packed::size_with_source() : 2 * Packed::size(C, D) + Packed::size(D, C);
         return products + Norm::size(D) + Desk::width_of(s) + 4 * Arena::LINE;
     }
-    Ends(const vssm_branch& s, bool by_panel, Arena& arena) : norm(s.width, s.norm, s.eps, arena), by_panel(by_panel) {
+    Ends(const vssm_branch& s, bool by_panel, Arena& arena) : norm(s.width, arena), by_panel(by_panel) {
         const int64_t C = s.ssm.channels, D = s.width;
         float* panel = by_panel ? arena.take(Packed::size_with_source()) : nullptr;
         const auto room = [&](int64_t outputs, int64_t inputs) {
@@ -92,7 +92,7 @@ struct Ends {
             out_proj.source = out;
             for (Packed* p : {&hidden_proj, &gate_proj, &out_proj}) p->source_dtype = s.ssm.parameter_dtype;
         }
-        norm.fill<P>(s.norm_weight, s.norm_bias);
+        norm.fill<P>(s.norm, s.eps, s.norm_weight, s.norm_bias);
         const P* gamma = static_cast<const P*>(s.gamma);
         for (int64_t d = 0; d < s.width; d += W) {
             const int lanes = static_cast<int>(std::min<int64_t>(s.width - d, W));

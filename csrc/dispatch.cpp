@@ -59,7 +59,7 @@ int32_t best_isa() {
 
 }  // namespace
 
-int32_t vssm_abi_version(void) { return 11; }
+int32_t vssm_abi_version(void) { return 12; }
 int32_t vssm_has_isa(int32_t isa) { return has_isa(isa) ? 1 : 0; }
 int32_t vssm_best_isa(void) { return best_isa(); }
 

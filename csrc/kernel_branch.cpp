@@ -250,14 +250,15 @@ struct Workplace {
           slots(static_cast<size_t>(std::max<int64_t>(tiles_each * T, HALF_ROWS))) {
         std::iota(slots.begin(), slots.end(), 0);
     }
-    bool furnish(const vssm_branch& s, Arena& arena) {
+    // Room for everything here, and `more` floats.
+    bool furnish(const vssm_branch& s, int64_t more, Arena& arena) {
         const vssm_ssm& ssm = s.ssm;
         const int64_t images = share ? 1 : ssm.threads, teams = pair ? 2 : images, sets = pair ? 2 : 1;
         const int64_t gate_tiles = by_panel ? HALF_ROWS / T : tiles_each;
         const int rows = by_panel ? HALF_ROWS : ROWS;
         if (!arena.reserve(ssm.directions * Parameters::size(ssm) + sets * Ends::size(s, by_panel) +
                            teams * Scratch::size(ssm, tiles_each) + images * Rooms::size(ssm) +
-                           ssm.threads * Desk::size(s, gate_tiles, rows)))
+                           ssm.threads * Desk::size(s, gate_tiles, rows) + more))
             return false;
         for (int64_t k = 0; k < ssm.directions; ++k) parameters.emplace_back(ssm, arena);
         for (int64_t i = 0; i < teams; ++i) scratch.emplace_back(ssm, tiles_each, arena);
@@ -318,6 +319,20 @@ void run_team(const vssm_branch& s, const vssm_tensor& stream, const vssm_tensor
     }
 }
 
+// The chosen rows of the last result, normalised: few enough for one thread.
+void normalise_rows(const vssm_column& column, Arena& arena) {
+    const vssm_branch& s = *column.branches[0];
+    if (!column.chosen) return;
+    Norm norm(s.width, arena);
+    with_parameter_type(s, [&](auto p) {
+        norm.fill<decltype(p)>(column.norm, column.eps, column.norm_weight, column.norm_bias);
+    });
+    for (int64_t image = 0; image < column.batch; ++image)
+        for (int64_t i = 0; i < column.chosen; ++i)
+            norm.forward(Rows<float>(column.out, image, 0).row(column.rows[i]),
+                         Rows<float>(column.normed, image, 0).row(i));
+}
+
 }  // namespace
 
 int column_forward(const vssm_column& column) {
@@ -330,7 +345,7 @@ int column_forward(const vssm_column& column) {
     const vssm_branch first = block(0);
     thread_local Arena arena;
     Workplace workplace(first);
-    if (!workplace.furnish(first, arena)) return VSSM_NO_MEMORY;
+    if (!workplace.furnish(first, Norm::size(first.width), arena)) return VSSM_NO_MEMORY;
 #pragma omp parallel num_threads(column.threads)
     {
         const FlushDenormals flush;
@@ -345,6 +360,7 @@ int column_forward(const vssm_column& column) {
                 run_team(s, stream, column.out, workplace, team);
         }
     }
+    normalise_rows(column, arena);
     arena.release_if_large();
     return VSSM_DONE;
 }

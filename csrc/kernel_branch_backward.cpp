@@ -19,7 +19,7 @@ struct OuterWeights {
         const int64_t C = s.ssm.channels, D = s.width;
         return Norm::size(D) + Packed::size(2 * C, D) + Packed::size(C, D) + Packed::size(D, 2 * C) + 3 * Arena::LINE;
     }
-    OuterWeights(const vssm_branch& s, Arena& arena) : norm(s.width, s.norm, s.eps, arena) {
+    OuterWeights(const vssm_branch& s, Arena& arena) : norm(s.width, arena) {
         const int64_t C = s.ssm.channels, D = s.width;
         const bool pairs = Packed::takes_pairs(s.ssm.product_dtype);
         in_proj = {D, 2 * C, arena.take(Packed::size(2 * C, D)), pairs};
@@ -28,7 +28,7 @@ struct OuterWeights {
     }
     int64_t parts() const { return 1 + in_proj.panels() + from_out.panels() + to_stream.panels(); }
     void fill(const vssm_branch& s, int64_t part) {
-        if (part-- == 0) return norm.fill<float>(s.norm_weight, s.norm_bias);
+        if (part-- == 0) return norm.fill<float>(s.norm, s.eps, s.norm_weight, s.norm_bias);
         const auto *in = static_cast<const float*>(s.in_proj), *out = static_cast<const float*>(s.out_proj);
         if (part < in_proj.panels()) return in_proj.fill(in, part);
         part -= in_proj.panels();

@@ -41,7 +41,7 @@ struct Weights {
                                           : Packed::size(s.hidden, s.width) + Packed::size(s.width, s.hidden);
         return products + Norm::size(s.width) + round_up(s.hidden, W) + round_up(s.width, W) + 6 * Arena::LINE;
     }
-    Weights(const vssm_mlp& s, bool by_panel, Arena& arena) : norm(s.width, s.norm, s.eps, arena) {
+    Weights(const vssm_mlp& s, bool by_panel, Arena& arena) : norm(s.width, arena) {
         const auto product = [&](const void* source, int64_t outputs, int64_t inputs) {
             const int64_t floats = by_panel ? Packed::size_with_source() : Packed::size(outputs, inputs);
             Packed made{inputs, outputs, arena.take(floats), Packed::takes_pairs(s.product_dtype)};
@@ -59,7 +59,7 @@ struct Weights {
     template <class P>
     void fill(const vssm_mlp& s, int64_t part) {
         if (part == 0) {
-            norm.fill<P>(s.norm_weight, s.norm_bias);
+            norm.fill<P>(s.norm, s.eps, s.norm_weight, s.norm_bias);
             fill_bias<P>(s.fc1_bias, s.hidden, fc1_bias);
             fill_bias<P>(s.fc2_bias, s.width, fc2_bias);
         } else if (part <= fc1.panels()) {

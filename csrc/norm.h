@@ -14,12 +14,14 @@ class Norm {
     int64_t width = 0;  // D
 
     static int64_t size(int64_t width) { return 2 * (round_up(width, W) + Arena::LINE); }
-    Norm(int64_t width, int32_t kind, float eps, Arena& arena) : width(width), kind_(kind), eps_(eps) {
+    Norm(int64_t width, Arena& arena) : width(width) {
         weight_ = arena.take(round_up(width, W));
         bias_ = arena.take(round_up(width, W));
     }
     template <class P>
-    void fill(const void* weights, const void* biases) const {
+    void fill(int32_t kind, float eps, const void* weights, const void* biases) {
+        kind_ = kind;
+        eps_ = eps;
         const P *weight = static_cast<const P*>(weights), *bias = static_cast<const P*>(biases);
         for (int64_t d = 0; d < width; d += W) {
             const int lanes = static_cast<int>(std::min<int64_t>(width - d, W));
@@ -93,8 +95,8 @@ class Norm {
         if (d < width) f(d, static_cast<int>(width - d));
     }
 
-    int32_t kind_;
-    float eps_;
+    int32_t kind_ = VSSM_NORM_RMS;
+    float eps_ = 0;
     float *weight_, *bias_;  // [D], zeros up to whole vectors
 };
 

@@ -61,14 +61,21 @@ struct vssm_branch {
 };
 
 // Blocks one after the other, the first from `stream` to `out`, the others in place there. All have the sizes, walks
-// and parameter dtype of the first.
+// and parameter dtype of the first. Some rows of the last result may be normalised besides.
 struct vssm_column {
     int64_t batch, count;
+    int64_t chosen;                      // rows to normalise, or 0
     int32_t threads;
     int32_t isa;                         // vssm_isa
     const vssm_branch* const* branches;  // [count]
     vssm_tensor stream;                  // [B, 1, L, D], float32
     vssm_tensor out;                     // the same, or the stream itself
+    const int64_t* rows;                 // [chosen]: tokens
+    int32_t norm;                        // vssm_norm
+    float eps;
+    const void* norm_weight;             // [D], of the blocks' parameter dtype
+    const void* norm_bias;               // [D] or null
+    vssm_tensor normed;                  // [B, 1, chosen, D], float32
 };
 
 // The way back through such a branch; float32 parameters, and no gamma. Products with in_proj and out_proj go by the

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+from collections.abc import Callable
+
 import pytest
 import timm
 import torch
@@ -152,12 +156,69 @@ def test_weights_put_elsewhere_or_changed_in_place_are_the_ones_used(monkeypatch
 
 @needs_kernel
 def test_a_column_in_one_call_is_its_blocks() -> None:
-    blocks, x = [block() for _ in range(3)], torch.randn(2, 40, 32)
+    blocks, x = nn.ModuleList(block() for _ in range(3)), torch.randn(2, 40, 32)
     with torch.no_grad():
         found = try_one_call(blocks, x)
         assert found is not None
         assert torch.equal(found, blocks[2](blocks[1](blocks[0](x))))
     assert try_one_call(blocks, x) is None  # gradients are enabled
+
+
+@needs_kernel
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda last: last.mixer.register_forward_hook(lambda *_: None),
+        lambda last: setattr(last, "drop_path", DropPath(0.5).train()),
+        lambda last: setattr(last, "forward", lambda x: x),
+        lambda last: setattr(last, "__class__", type("Other", (Block,), {})),
+        lambda last: setattr(last.mixer.in_proj, "bias", nn.Parameter(torch.ones(128))),
+        lambda last: last.mixer.in_proj.compile(backend="eager"),
+    ],
+)
+def test_a_known_column_notices_who_looks_or_changes_a_block(change: Callable[[Block], object]) -> None:
+    blocks, x = nn.ModuleList([block(), block()]), torch.randn(1, 9, 32)
+    with torch.no_grad():
+        assert try_one_call(blocks, x) is not None
+        change(blocks[1])  # type: ignore[arg-type]
+        assert try_one_call(blocks, x) is None
+
+
+@needs_kernel
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda blocks: setattr(blocks[1].mixer, "halve", False),
+        lambda blocks: setattr(blocks[1].norm, "eps", 0.5),
+        lambda blocks: setattr(blocks[1].mixer, "gamma", nn.Parameter(torch.full((32,), 3.0))),
+        lambda blocks: setattr(blocks[1].mixer.out_proj, "weight", nn.Parameter(torch.randn(32, 64))),
+        lambda blocks: setattr(blocks[1].mixer, "out_proj", nn.Linear(64, 32, bias=False)),
+        lambda blocks: blocks.append(block()),
+        lambda blocks: blocks.__setitem__(0, Block(make_norm("rms", 32), VimMixer(32, states=4)).eval()),
+    ],
+)
+def test_a_known_column_runs_what_its_blocks_have_become(change: Callable[[nn.ModuleList], object]) -> None:
+    blocks, x = nn.ModuleList([block(), block()]), torch.randn(1, 9, 32)
+    with torch.no_grad():
+        before = try_one_call(blocks, x)
+        change(blocks)
+        for _ in range(2):
+            found, expected = try_one_call(blocks, x), x
+            for each in blocks:
+                expected = each(expected)
+            if found is not None:  # gamma in one of the blocks only
+                assert torch.allclose(found, expected, rtol=1e-6, atol=1e-6)
+            assert before is not None and (found is None or not torch.equal(found, before))
+
+
+def test_a_column_is_forgotten_with_its_blocks() -> None:
+    blocks, x = nn.ModuleList([block()]), torch.randn(1, 9, 32)
+    kept = weakref.ref(blocks[0])
+    with torch.no_grad():
+        try_one_call(blocks, x)
+    del blocks
+    gc.collect()
+    assert kept() is None
 
 
 @needs_kernel
@@ -172,7 +233,7 @@ def test_a_column_stands_back_where_somebody_looks_or_has_changed_a_block() -> N
         last = block()
         kept = change(last)  # type: ignore[operator]
         with torch.no_grad():
-            done = try_one_call([block(), kept if isinstance(kept, Block) else last], x) is not None
+            done = try_one_call(nn.ModuleList([block(), kept if isinstance(kept, Block) else last]), x) is not None
         return done
 
     def dropping(last: Block) -> None:

@@ -17,7 +17,6 @@ from vision_ssm.ops import (
     branch_applies,
     causal_conv1d,
     residual_branch,
-    try_residual_column,
 )
 
 pytestmark = needs_kernel
@@ -170,82 +169,6 @@ def test_weights_without_memory_of_their_own_are_left_to_the_modules() -> None:
     weights = random_weights("forward", width=16, inner=16, states=2)
     wrapped = weights._replace(in_proj=weights.in_proj.as_subclass(Wrapped))
     assert not branch_applies(stream(1, 9, 16), Branch(wrapped, 1.0, *WAYS["forward"]))
-
-
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize(("batch", "tokens"), [(1, 40), (1, 300), (3, 33)])
-def test_a_column_is_its_blocks(
-    monkeypatch: pytest.MonkeyPatch, instruction_set: str, threads: int, way: str, batch: int, tokens: int
-) -> None:
-    branches = [
-        Branch(random_weights(way, width=24, inner=48, states=16, seed=seed), scale, *WAYS[way])
-        for seed, scale in enumerate((0.5, 1.0, 0.25))
-    ]
-    x = stream(batch, tokens, 24)
-    given = x.clone()
-    with torch.no_grad():
-        expected = x
-        for branch in branches:
-            expected = residual_branch(expected, branch)
-        for _ in range(2):  # the second time, the call is known
-            found = try_residual_column(x, branches)
-            assert found is not None
-            assert torch.equal(found, expected)
-    assert torch.equal(x, given)
-
-
-@pytest.mark.parametrize("way", ["bidirectional", "shared"])
-@pytest.mark.parametrize("tokens", [17, 40, 197, 300])
-def test_two_threads_wait_for_each_other_through_many_blocks(way: str, tokens: int) -> None:
-    """Neither may read what the other has yet to write, nor write what it has yet to read: blocks one by one know."""
-    branches = [
-        Branch(random_weights(way, width=24, inner=48, states=16, seed=seed), 0.5, *WAYS[way]) for seed in range(16)
-    ]
-    x = stream(1, tokens, 24)
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    try:
-        with torch.no_grad():
-            expected = x
-            for branch in branches:
-                expected = residual_branch(expected, branch)
-            for _ in range(50):
-                found = try_residual_column(x, branches)
-                assert found is not None
-                assert torch.equal(found, expected)
-    finally:
-        torch.set_num_threads(before)
-
-
-def test_a_column_sees_weights_changed_in_any_way() -> None:
-    weights = [random_weights("forward", width=16, inner=16, states=2, seed=seed) for seed in range(2)]
-    branches = [Branch(w, 1.0, *WAYS["forward"]) for w in weights]
-    x = stream(1, 20, 16)
-    with torch.no_grad():
-        before = try_residual_column(x, branches)
-        weights[1].out_proj.numpy()[:] *= 2  # no version counter knows
-        weights[0].in_proj.data = weights[0].in_proj.clone() * 2
-        found = try_residual_column(x, branches)
-        expected = residual_branch(residual_branch(x, branches[0]), branches[1])
-    assert before is not None and found is not None
-    assert torch.equal(found, expected) and not torch.allclose(found, before)
-
-
-def test_a_column_stands_back_where_blocks_differ_or_gradients_are_wanted() -> None:
-    def block(way: str = "forward", inner: int = 16, norm: str = "rms", gamma: bool = False) -> Branch:
-        return Branch(random_weights(way, width=16, inner=inner, states=2, norm=norm, gamma=gamma), 1.0, *WAYS[way])
-
-    x, first = stream(1, 20, 16), block()
-    assert try_residual_column(x, [first, block()]) is None  # gradients are enabled
-    with torch.no_grad():
-        assert try_residual_column(x, [first, block()]) is not None
-        assert try_residual_column(x, []) is None
-        for other in (block("backward"), block(inner=32), block(norm="layer"), block(gamma=True)):
-            assert try_residual_column(x, [first, other]) is None
-            assert try_residual_column(x, [other, first]) is None
-        half = first._replace(weights=cast(first.weights, torch.bfloat16))
-        assert try_residual_column(x, [first, half]) is None
-        assert try_residual_column(x.double(), [first, first]) is None
 
 
 def test_another_backend_asked_for_is_respected(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from vision_ssm.layers.blocks import Block, joins_norms, run_column, run_mirrored_pair, try_one_call
+from vision_ssm.layers.blocks import Block, joins_norms, run_column, run_mirrored_pair
+from vision_ssm.layers.column import try_one_call
 from vision_ssm.layers.mixer import VimMixer
 from vision_ssm.layers.norms import NORMS, RMSNorm, StreamLayerNorm, add_and_norm, make_norm
 from vision_ssm.layers.patch_embed import PatchEmbed

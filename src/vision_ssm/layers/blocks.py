@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-import torch
 from timm.layers.drop import DropPath
 from torch import Tensor, nn
 
 from vision_ssm.layers.norms import add_and_norm
 from vision_ssm.layers.options import drops_nothing, has_global_hooks, is_plain
-from vision_ssm.ops import Branch, fuses_norms, try_residual_branch, try_residual_column
+from vision_ssm.ops import Branch, fuses_norms, try_residual_branch
 
-__all__ = ["Block", "joins_norms", "run_column", "run_mirrored_pair", "try_one_call"]
+__all__ = ["Block", "is_plain_block", "joins_norms", "run_column", "run_mirrored_pair"]
 
 
 class Block(nn.Module):
@@ -67,27 +66,12 @@ def joins_norms(blocks: Iterable[nn.Module], x: Tensor) -> bool:
     """Tell whether :func:`run_column` saves passes over the stream x and nothing looks at a block or has changed it."""
     if not fuses_norms(x) or has_global_hooks():
         return False
-    return all(_is_plain_block(block) for block in blocks)
+    return all(is_plain_block(block) for block in blocks)
 
 
-def _is_plain_block(block: nn.Module) -> bool:
+def is_plain_block(block: nn.Module) -> bool:
+    """Tell whether calling a module does no more than :meth:`Block.forward`."""
     return type(block) is Block and is_plain(block) and "branch" not in block.__dict__
-
-
-def try_one_call(blocks: Iterable[Block], x: Tensor) -> Tensor | None:
-    """Run the blocks one after the other on the stream x [B, L, D] in one call, for inference on the CPU.
-
-    None where that is not possible: gradients are wanted, say, or something looks at a block.
-    """
-    if type(x) is not Tensor or not x.is_cpu or torch.is_grad_enabled() or torch.compiler.is_compiling():
-        return None
-    branches = []
-    for block in blocks:
-        described = block.described() if _is_plain_block(block) else None
-        if described is None:
-            return None
-        branches.append(described)
-    return try_residual_column(x, branches)
 
 
 def run_column(blocks: Iterable[Block], x: Tensor) -> Tensor:

@@ -7,10 +7,10 @@ import math
 import torch
 from torch import Tensor, nn
 
-from vision_ssm.layers.norms import RMSNorm, StreamLayerNorm
+from vision_ssm.layers.norms import NORMS, described_norm
 from vision_ssm.layers.options import check_choice, has_global_hooks, is_plain
 from vision_ssm.layers.ssm import SelectiveSSM
-from vision_ssm.ops import Branch, BranchWeights, NormWeights, SsmWeights, Traversal, causal_conv1d
+from vision_ssm.ops import Branch, BranchWeights, SsmWeights, Traversal, causal_conv1d
 
 __all__ = ["MIXER_DIRECTIONS", "STEP_INITS", "VimMixer"]
 
@@ -28,7 +28,6 @@ MIXER_DIRECTIONS: dict[str, tuple[tuple[bool, ...], tuple[bool, ...]]] = {
 STEP_INITS = ("published", "fixed")
 
 SSM_PARAMETERS = SsmWeights._fields[:5]
-NORM_KINDS = {RMSNorm: "rms", StreamLayerNorm: "layer"}
 
 
 class VimMixer(nn.Module):
@@ -103,21 +102,22 @@ class VimMixer(nn.Module):
         """
         if has_global_hooks() or type(self).forward is not VimMixer.forward:
             return None
-        if not isinstance(norm, (RMSNorm, StreamLayerNorm)) or type(norm) not in NORM_KINDS:
+        of_norm = described_norm(norm) if type(norm) in NORMS.values() else None
+        if of_norm is None:
             return None
         modules = self._modules
         ssm, in_proj, out_proj = modules["ssm"], modules["in_proj"], modules["out_proj"]
         if type(ssm) is not SelectiveSSM or type(in_proj) is not nn.Linear or type(out_proj) is not nn.Linear:
             return None
-        if not (is_plain(norm) and is_plain(self) and is_plain(ssm) and is_plain(in_proj) and is_plain(out_proj)):
+        if not (is_plain(self) and is_plain(ssm) and is_plain(in_proj) and is_plain(out_proj)):
             return None
         if in_proj.bias is not None or out_proj.bias is not None:
             return None
         # The modules' own dictionaries: looking every weight up as an attribute takes as long as several tokens.
-        of_norm, of_ssm, own = norm._parameters, ssm._parameters, self._parameters
+        of_ssm, own = ssm._parameters, self._parameters
         try:
             weights = BranchWeights(
-                NormWeights(NORM_KINDS[type(norm)], norm.eps, of_norm["weight"], of_norm.get("bias")),
+                of_norm,
                 in_proj._parameters["weight"],
                 SsmWeights(*[of_ssm[n] for n in SSM_PARAMETERS], own["conv_weight"], own["conv_bias"]),
                 out_proj._parameters["weight"],

@@ -8,9 +8,9 @@ import torch
 from timm.layers.mlp import Mlp
 from torch import Tensor, nn
 
-from vision_ssm.layers.norms import FUSED_KINDS
+from vision_ssm.layers.norms import described_norm
 from vision_ssm.layers.options import has_global_hooks, is_plain
-from vision_ssm.ops import MlpWeights, NormWeights
+from vision_ssm.ops import MlpWeights
 
 __all__ = ["TiledMlp"]
 
@@ -42,19 +42,18 @@ class TiledMlp(Mlp):
         None where a module inside has hooks or has been replaced or patched, or where a dropout is at work: those must
         see what passes.
         """
-        if has_global_hooks() or type(self) is not TiledMlp or type(norm) not in FUSED_KINDS:
+        if has_global_hooks() or type(self) is not TiledMlp:
             return None
         modules: dict[str, Any] = {name: self._modules[name] for name in PARTS}
         if any(type(modules[name]) is not kind for name, kind in PARTS.items()):
             return None
         dropped = any(modules[name].p > 0 and modules[name].training for name in ("drop1", "drop2"))
-        if dropped or modules["act"].approximate != "none" or not all(map(is_plain, (self, norm, *modules.values()))):
+        if dropped or modules["act"].approximate != "none" or not all(map(is_plain, (self, *modules.values()))):
             return None
         fc1, fc2 = modules["fc1"], modules["fc2"]
-        weight, bias, eps = (getattr(norm, name, None) for name in ("weight", "bias", "eps"))
-        if weight is None or eps is None or fc1.bias is None or fc2.bias is None:
+        of_norm = described_norm(norm)
+        if of_norm is None or fc1.bias is None or fc2.bias is None:
             return None
-        of_norm = NormWeights(FUSED_KINDS[type(norm)], eps, weight, bias)
         return MlpWeights(of_norm, fc1.weight, fc1.bias, fc2.weight, fc2.bias)
 
     def forward(self, x: Tensor) -> Tensor:

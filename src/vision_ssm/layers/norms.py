@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vision_ssm.layers.options import check_choice, has_global_hooks, is_plain
-from vision_ssm.ops import add_norm, add_norm_applies
+from vision_ssm.ops import NormWeights, add_norm, add_norm_applies
 
-__all__ = ["NORMS", "RMSNorm", "StreamLayerNorm", "add_and_norm", "make_norm"]
+__all__ = ["NORMS", "RMSNorm", "StreamLayerNorm", "add_and_norm", "described_norm", "make_norm"]
 
 EPS = 1e-5
 
@@ -58,6 +58,15 @@ def make_norm(name: str, channels: int) -> nn.Module:
 
 
 FUSED_KINDS: dict[type[nn.Module], str] = {RMSNorm: "rms", StreamLayerNorm: "layer", nn.LayerNorm: "layer"}
+
+
+def described_norm(norm: nn.Module) -> NormWeights | None:
+    """Describe a norm to the operators that take one, or return None where something looks at it or has replaced it."""
+    kind, own = FUSED_KINDS.get(type(norm)), norm._parameters  # looking weights up as attributes takes longer
+    weight = own.get("weight")
+    if kind is None or weight is None or not is_plain(norm):
+        return None
+    return NormWeights(kind, norm.__dict__["eps"], weight, own.get("bias"))
 
 
 def add_and_norm(norm: nn.Module, x: Tensor, added: Tensor | None) -> tuple[Tensor, Tensor]:

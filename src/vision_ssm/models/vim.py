@@ -35,6 +35,7 @@ from vision_ssm.layers.initial import truncated_normal_
 from vision_ssm.layers.options import check_choice, check_count, check_flags, check_rates, has_global_hooks, is_plain
 from vision_ssm.layers.positions import (
     CLASS_TOKENS,
+    class_indices,
     class_rows,
     insert_rows,
     published_interpolation,
@@ -259,7 +260,7 @@ class Vim(nn.Module):
         # Who traces symbolically may take the norm's output as features.
         if self._needs_class_rows_only() and not isinstance(x, Proxy):
             # The norm takes each token by itself, so the others need not be normalised, nor copied to new places.
-            return self.forward_head(self.norm(class_rows(self._tokens(x), self.class_token)))
+            return self.forward_head(self._normalised_class_rows(self._embed(x)[0]))
         return self.forward_head(self.forward_features(x))
 
     def embed_strips(self, strips: Iterable[Tensor], size: tuple[int, int]) -> Patches:
@@ -361,9 +362,25 @@ class Vim(nn.Module):
 
     def _tokens(self, x: Tensor | Patches) -> Tensor:
         """The stream after the last block, [B, M + T, D]."""
-        tokens, _ = self._embed(x)
+        return self._through_blocks(self._embed(x)[0])
+
+    def _normalised_class_rows(self, tokens: Tensor) -> Tensor:
+        if self._is_plain_column():
+            places = class_indices(self.class_token, tokens.shape[1] - self.num_prefix_tokens)
+            rows = try_one_call(self.blocks, tokens, self.norm, places)
+            if rows is not None:
+                return rows
+        normalised: Tensor = self.norm(class_rows(self._through_blocks(tokens), self.class_token))
+        return normalised
+
+    def _is_plain_column(self) -> bool:
+        """Tell whether the blocks run one after the other, with nothing in between."""
+        return self._layers_per_step == 1 and not self.grad_checkpointing
+
+    def _through_blocks(self, tokens: Tensor) -> Tensor:
+        """The stream [B, M + T, D] after the last block."""
         blocks: Any = self.blocks
-        if self._layers_per_step == 1 and not self.grad_checkpointing:
+        if self._is_plain_column():
             whole = try_one_call(blocks, tokens)
             if whole is not None:
                 return whole

@@ -11,8 +11,8 @@ from vision_ssm.ops.branch import (
     branch_applies,
     residual_branch,
     try_residual_branch,
-    try_residual_column,
 )
+from vision_ssm.ops.column import ResidualColumn
 from vision_ssm.ops.conv import causal_conv1d
 from vision_ssm.ops.mlp import MlpWeights, mlp_applies, residual_mlp
 from vision_ssm.ops.norm import add_norm, add_norm_applies, fuses_norms
@@ -26,6 +26,7 @@ __all__ = [
     "BranchWeights",
     "MlpWeights",
     "NormWeights",
+    "ResidualColumn",
     "SsmWeights",
     "Traversal",
     "add_norm",
@@ -42,5 +43,4 @@ __all__ = [
     "residual_mlp",
     "selective_scan",
     "try_residual_branch",
-    "try_residual_column",
 ]

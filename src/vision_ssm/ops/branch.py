@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from operator import attrgetter
 
 import torch
 from torch import Tensor
@@ -21,14 +20,13 @@ __all__ = [
     "BranchWeights",
     "NormWeights",
     "SsmWeights",
+    "applicable",
     "branch_applies",
+    "leaves_to_tiles",
     "residual_branch",
+    "stream_backend",
     "try_residual_branch",
-    "try_residual_column",
 ]
-
-
-_shape = attrgetter("shape")
 
 
 def branch_applies(x: Tensor, branch: Branch) -> bool:
@@ -39,65 +37,43 @@ def branch_applies(x: Tensor, branch: Branch) -> bool:
     whole tiles of bfloat16 (AMX), as torch's products then do and the kernel does not; the same goes for autocast.
     Training takes float32 weights and no ``gamma``.
     """
-    return _applicable(x, branch) is not None
+    return applicable(x, branch) is not None
 
 
 def try_residual_branch(x: Tensor, branch: Branch) -> Tensor | None:
     """Return :func:`residual_branch` where :func:`branch_applies`, else None; everything is checked once."""
-    backend = _applicable(x, branch)
+    backend = applicable(x, branch)
     return None if backend is None else _run(x, branch, backend)
 
 
-def try_residual_column(x: Tensor, branches: Sequence[Branch]) -> Tensor | None:
-    """Return the stream x [B, L, D] after the blocks, which one call runs one after the other, for inference.
-
-    None where gradients may be wanted, where not every block could run in one call by itself, or where the blocks
-    differ in shapes, dtype or directions.
-    """
-    if torch.is_grad_enabled() or not branches:
-        return None
-    backend = _applicable(x, branches[0])
-    if backend is None or not _alike(branches):
-        return None
-    return cpu_ssm.column(x, branches, backend.isa)
-
-
-def _alike(branches: Sequence[Branch]) -> bool:
-    """Tell whether the blocks can follow the first, for which everything was checked; a dozen looks for all of them."""
-    first = branches[0]
-    walks, looks, dtype = first.walks_reversed, first.looks_back, first.weights.in_proj.dtype
-    if any(branch.walks_reversed != walks or branch.looks_back != looks for branch in branches):
-        return False
-    for same in zip(*[branch.weights.in_order() for branch in branches], strict=True):
-        if same[0] is None:
-            if any(w is not None for w in same):
-                return False
-        elif not are_plain(same, dtype) or len(set(map(_shape, same))) != 1:
-            return False
-    return True
-
-
-def _applicable(x: Tensor, branch: Branch) -> CpuBackend | None:
+def applicable(x: Tensor, branch: Branch) -> CpuBackend | None:
     """Return the backend that runs the block in one call, or None where it does not apply."""
+    weights = branch.weights
+    dtype = weights.in_proj.dtype
+    backend = stream_backend(x)
+    if backend is None or dtype not in DTYPES:
+        return None
+    tensors = [w for w in weights.in_order() if w is not None]
+    if not are_plain(tensors, dtype) or _misfit(x, branch) is not None or leaves_to_tiles(dtype):
+        return None
+    trains = _wants_gradient(x, tensors)
+    return None if trains and (dtype != torch.float32 or weights.gamma is not None) else backend
+
+
+def stream_backend(x: Tensor) -> CpuBackend | None:
+    """Return the backend that may take a stream x in one call, whatever the weights, or None."""
     if type(x) is not Tensor or not x.is_cpu or x.dtype != torch.float32 or x.numel() == 0:
         return None
     if torch.compiler.is_compiling() or intercepted():
         return None
-    weights = branch.weights
-    dtype = weights.in_proj.dtype
-    if dtype not in DTYPES:
-        return None
-    tensors = [w for w in weights.in_order() if w is not None]
-    if not are_plain(tensors, dtype) or _misfit(x, branch) is not None:
-        return None
     backend = choose(AUTO, x.device, x.dtype)
-    if not isinstance(backend, CpuBackend):
-        return None
+    return backend if isinstance(backend, CpuBackend) else None
+
+
+def leaves_to_tiles(dtype: torch.dtype) -> bool:
+    """Tell whether products, with weights of that dtype, are better left to torch: of bfloat16, and in tiles."""
     half = dtype == torch.bfloat16 or torch.is_autocast_enabled("cpu")
-    if half and multiplies_tiles_of_bfloat16():
-        return None
-    trains = _wants_gradient(x, tensors)
-    return None if trains and (dtype != torch.float32 or weights.gamma is not None) else backend
+    return half and multiplies_tiles_of_bfloat16()
 
 
 def residual_branch(x: Tensor, branch: Branch) -> Tensor:
@@ -137,7 +113,8 @@ def residual_branch(x: Tensor, branch: Branch) -> Tensor:
 def _run(x: Tensor, branch: Branch, backend: CpuBackend) -> Tensor:
     if _wants_gradient(x, branch.weights.in_order()):
         return cpu_branch.train(x, branch, backend)
-    return cpu_ssm.column(x, [branch], backend.isa)
+    half = cpu_ssm.multiplies_bfloat16(branch.weights)
+    return cpu_ssm.column(x, cpu_ssm.describe(x, [branch], half), backend.isa)
 
 
 def _wants_gradient(x: Tensor, tensors: Sequence[Tensor | None]) -> bool:

@@ -87,7 +87,7 @@ class _TrainedBranch(torch.autograd.Function):
         keep = Kept.empty(x, weights)
         norm = NormWeights(plan.norm, plan.eps, norm_weight, norm_bias)
         branch = plan.branch(BranchWeights(norm, in_proj, weights, out_proj))
-        out = cpu_ssm.column(x, [branch], plan.backend.isa, keep)
+        out = cpu_ssm.column(x, cpu_ssm.describe(x, [branch], plan.half), plan.backend.isa, keep=keep)
         ctx.plan = plan
         ctx.save_for_backward(x, *keep, norm_weight, norm_bias, in_proj, out_proj, *ssm)
         return out
@@ -136,9 +136,9 @@ def _differentiate(stream: Tensor, grad: Tensor, keep: Kept, branch: Branch, pla
     """Go back through a block from the gradient of its result [B, L, D]; ``keep`` is what the forward pass left."""
     weights = branch.weights.ssm
     (batch, tokens, width), (directions, channels, states) = stream.shape, weights.A_log.shape
-    held, templates, _ = cpu_ssm.describe(stream, [branch], plan.half)
-    kept: list[object] = [held, templates, keep]
-    call = _BranchGradients(branch=templates[0])
+    described = cpu_ssm.describe(stream, [branch], plan.half)
+    kept: list[object] = [described, keep]
+    call = _BranchGradients(branch=described.blocks[0])
     ssm, threads, rank = call.branch.ssm, torch.get_num_threads(), weights.dt_proj_weight.shape[2]
     ssm.batch, ssm.threads, ssm.isa = batch, threads, plan.backend.isa
     cpu_ssm.leave_in(call.branch, keep, kept)

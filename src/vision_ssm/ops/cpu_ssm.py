@@ -23,6 +23,8 @@ __all__ = [
     "Branch",
     "BranchArgument",
     "BranchWeights",
+    "Chosen",
+    "Described",
     "Kept",
     "NormWeights",
     "SsmWeights",
@@ -139,10 +141,15 @@ class BranchArgument(ctypes.Structure):
 
 class _Column(ctypes.Structure):
     _fields_ = (
-        *((n, ctypes.c_int64) for n in ("batch", "count")),
+        *((n, ctypes.c_int64) for n in ("batch", "count", "chosen")),
         *((n, ctypes.c_int32) for n in ("threads", "isa")),
         ("branches", ctypes.POINTER(ctypes.POINTER(BranchArgument))),
         *((n, TensorArgument) for n in ("stream", "out")),
+        ("rows", ctypes.POINTER(ctypes.c_int64)),
+        ("norm", ctypes.c_int32),
+        ("eps", ctypes.c_float),
+        *((n, ctypes.c_void_p) for n in ("norm_weight", "norm_bias")),
+        ("normed", TensorArgument),
     )
 
 
@@ -174,46 +181,71 @@ def forward(
     return y
 
 
-def column(stream: Tensor, branches: Sequence[Branch], isa: int, keep: Kept | None = None) -> Tensor:
-    """Return the stream [B, L, D] after Vim blocks of equal sizes, dtypes and directions, one after the other.
+class Described(NamedTuple):
+    """Blocks of equal sizes, dtypes and directions as the kernel takes them, for streams [any B, L, D] of one L.
+
+    ``held`` are their weights, contiguous; ``blocks`` their parts of a call, in which ``pointers`` point.
+    """
+
+    held: list[Tensor | None]
+    blocks: list[BranchArgument]
+    pointers: ctypes.Array[Any]
+
+
+class Chosen(NamedTuple):
+    """Tokens of the last block's result that are wanted, and the norm that they go through."""
+
+    rows: tuple[int, ...]
+    norm: NormWeights
+
+
+def column(
+    stream: Tensor, blocks: Described, isa: int, *, keep: Kept | None = None, chosen: Chosen | None = None
+) -> Tensor:
+    """Return the stream [B, L, D] after Vim blocks, one after the other; or of it [B, rows, D], what is ``chosen``.
 
     What a backward pass through a single block needs is written into ``keep``, if given.
     """
-    held, templates, pointers = describe(stream, branches, multiplies_bfloat16(branches[0].weights))
-    kept: list[object] = [held, templates]
+    pointers, kept = blocks.pointers, list[object]([blocks])
     if keep is not None:
-        trained = BranchArgument.from_buffer_copy(templates[0])
+        trained = BranchArgument.from_buffer_copy(blocks.blocks[0])
         leave_in(trained, keep, kept)
         pointers = _pointers([trained])
-    call = _Column(batch=stream.shape[0], count=len(branches), threads=torch.get_num_threads(), isa=isa)
+    call = _Column(batch=stream.shape[0], count=len(blocks.blocks), threads=torch.get_num_threads(), isa=isa)
     call.branches = pointers
     kernel = KernelCall(call, kept)
     out = torch.empty_like(stream, memory_format=torch.contiguous_format)
     kernel.set(stream=stream, out=out)
+    if chosen is None:
+        kernel.run("vssm_column_forward")
+        return out
+    norm, count = chosen.norm, len(chosen.rows)
+    call.chosen, call.rows = count, (ctypes.c_int64 * count)(*chosen.rows)
+    call.norm, call.eps = NORMS.index(norm.kind), norm.eps
+    call.norm_weight, call.norm_bias = kernel.pointer(norm.weight), kernel.pointer(norm.bias)
+    normed = stream.new_empty(stream.shape[0], count, stream.shape[2])
+    kernel.set(normed=normed)
     kernel.run("vssm_column_forward")
-    return out
+    return normed
 
 
-def describe(
-    stream: Tensor, branches: Sequence[Branch], half: bool
-) -> tuple[list[Tensor | None], list[BranchArgument], ctypes.Array[Any]]:
-    """Return the blocks' weights, in order and contiguous, and their parts of a call; see ``_column_template``.
-
-    ``half`` lets products take bfloat16.
-    """
+def describe(stream: Tensor, branches: Sequence[Branch], half: bool) -> Described:
+    """Describe blocks to the kernel; ``half`` lets products take bfloat16."""
     first = branches[0]
     held = [None if w is None else w.contiguous() for branch in branches for w in branch.weights.in_order()]
-    templates, pointers = _column_template(
-        tuple([None if w is None else w.data_ptr() for w in held]),
-        tuple(None if w is None else w.shape for w in first.weights.ssm),
-        DTYPES[first.weights.in_proj.dtype],
-        DTYPES[torch.bfloat16 if half else torch.float32],
-        tuple([(norm.kind, norm.eps, branch.scale) for branch in branches for norm in (branch.weights.norm,)]),
-        first.walks_reversed,
-        first.looks_back,
-        *stream.shape[1:],
+    return Described(
+        held,
+        *_column_template(
+            tuple([None if w is None else w.data_ptr() for w in held]),
+            tuple(None if w is None else w.shape for w in first.weights.ssm),
+            DTYPES[first.weights.in_proj.dtype],
+            DTYPES[torch.bfloat16 if half else torch.float32],
+            tuple([(norm.kind, norm.eps, branch.scale) for branch in branches for norm in (branch.weights.norm,)]),
+            first.walks_reversed,
+            first.looks_back,
+            *stream.shape[1:],
+        ),
     )
-    return held, templates, pointers
 
 
 def multiplies_bfloat16(weights: BranchWeights) -> bool:

@@ -1,0 +1,103 @@
+"""A column of blocks in one call on the CPU, described once for as long as nobody changes it."""
+
+from __future__ import annotations
+
+from itertools import chain
+from operator import is_
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from vision_ssm.layers.blocks import Block, is_plain_block
+from vision_ssm.layers.norms import described_norm
+from vision_ssm.layers.options import has_global_hooks
+from vision_ssm.ops import ResidualColumn
+
+__all__ = ["try_one_call"]
+
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+class _Snapshot:
+    """What a module and those below it hold, to tell later whether any of it has been changed.
+
+    Their classes, attributes, parameters, children and hooks; not the tensors' memory and values.
+    """
+
+    def __init__(self, root: nn.Module) -> None:
+        modules = list(root.modules())
+        self._modules = modules[1:]  # not the root, which may be forgotten
+        self._classes = list(map(type, self._modules))
+        self._attributes = [module.__dict__ for module in modules]
+        self._members: list[dict[str, Any]] = [d for m in modules for d in (m._parameters, m._modules)]
+        self._hooks = [getattr(module, name) for module in modules for name in HOOKS]
+        self._seen = self._values()
+        self._held = list(self._holding())
+
+    def holds(self) -> bool:
+        """Tell whether nothing has been changed; no hook counts as nothing."""
+        if any(self._hooks) or not all(map(is_, map(type, self._modules), self._classes)):
+            return False
+        if sum(map(len, self._members)) != len(self._held) or not all(map(is_, self._holding(), self._held)):
+            return False
+        try:
+            return self._values() == self._seen  # which looks for the same objects before it compares any
+        except (RuntimeError, ValueError):  # a tensor or an array has become another, whose equality is no truth value
+            return False
+
+    def _values(self) -> list[tuple[Any, ...]]:
+        return list(map(tuple, map(dict.values, self._attributes)))
+
+    def _holding(self) -> chain[Any]:
+        return chain.from_iterable(map(dict.values, self._members))
+
+
+class _Known:
+    """Blocks as they were when they were described."""
+
+    def __init__(self, blocks: nn.ModuleList, column: ResidualColumn) -> None:
+        self.column = column
+        self.snapshot = _Snapshot(blocks)
+
+
+_known: WeakKeyDictionary[nn.ModuleList, _Known] = WeakKeyDictionary()
+
+
+def try_one_call(
+    blocks: nn.ModuleList, x: Tensor, norm: nn.Module | None = None, rows: tuple[int, ...] = ()
+) -> Tensor | None:
+    """Run the blocks one after the other on the stream x [B, L, D] in one call, for inference on the CPU.
+
+    With a ``norm``, only the chosen ``rows`` of the result go through it and are returned, [B, rows, D]; rows may be
+    counted from the end.
+
+    None where that is not possible: gradients are wanted, say, or something looks at a block. What the call needs to
+    know of the blocks is kept until one of them is changed, and so are the modules and weights that they had.
+    """
+    if type(x) is not Tensor or not x.is_cpu or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return None
+    column = None if has_global_hooks() else _column(blocks)
+    if column is None:
+        return None
+    if norm is None:
+        return column.try_run(x)
+    of_norm = described_norm(norm)
+    chosen = None if of_norm is None else column.try_run(x, rows, of_norm)
+    return chosen if chosen is None or of_norm is None else chosen.to(of_norm.weight.dtype)
+
+
+def _column(blocks: nn.ModuleList) -> ResidualColumn | None:
+    known = _known.get(blocks)
+    if known is not None and known.snapshot.holds():
+        return known.column
+    _known.pop(blocks, None)
+    branches = []
+    for block in blocks:
+        described = block.described() if isinstance(block, Block) and is_plain_block(block) else None
+        if described is None:
+            return None
+        branches.append(described)
+    known = _known[blocks] = _Known(blocks, ResidualColumn(branches))
+    return known.column
