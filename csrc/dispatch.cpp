@@ -1,5 +1,6 @@
 // Picks the compilation of the kernels that this machine can run.
 #include "conv.h"
+#include "embed.h"
 #include "mlp.h"
 #include "scan.h"
 #include "ssm.h"
@@ -20,6 +21,7 @@
     int column_forward(const vssm_column&); \
     int branch_backward(const vssm_branch_gradients&); \
     int mlp_forward(const vssm_mlp&);       \
+    int embed_forward(const vssm_embed&);   \
     }
 DECLARE(portable)
 DECLARE(avx2)
@@ -59,7 +61,7 @@ int32_t best_isa() {
 
 }  // namespace
 
-int32_t vssm_abi_version(void) { return 12; }
+int32_t vssm_abi_version(void) { return 13; }
 int32_t vssm_has_isa(int32_t isa) { return has_isa(isa) ? 1 : 0; }
 int32_t vssm_best_isa(void) { return best_isa(); }
 
@@ -104,6 +106,7 @@ int vssm_branch_backward(const vssm_branch_gradients* gradients) {
     RUN(gradients->branch.ssm.isa, branch_backward(*gradients))
 }
 int vssm_mlp_forward(const vssm_mlp* mlp) { RUN(mlp->isa, mlp_forward(*mlp)) }
+int vssm_embed_forward(const vssm_embed* embed) { RUN(embed->isa, embed_forward(*embed)) }
 
 void vssm_flush_denormals([[maybe_unused]] int32_t threads, [[maybe_unused]] int32_t on) {
 #if defined(__SSE2__)

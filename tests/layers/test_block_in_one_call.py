@@ -262,8 +262,35 @@ def test_a_model_runs_its_column_in_one_call(monkeypatch: pytest.MonkeyPatch) ->
     x = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         whole = model(x)
-        assert calls == ["vssm_column_forward"]
+        assert calls == ["vssm_embed_forward", "vssm_column_forward"]
+        calls.clear()
         handle = model.blocks[1].register_forward_hook(lambda _, __, out: seen.append(out))
         assert torch.equal(model(x), whole)
         assert len(seen) == 1 and len(calls) == 4
         handle.remove()
+
+
+@pytest.mark.parametrize("class_token", ["middle", "head", "double", "none"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_model_embeds_in_one_call_what_its_modules_embed(class_token: str, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    options = {"img_size": 64, "depth": 2, "num_classes": 5, "class_token": class_token, "stride": 12}
+    model = timm.create_model("vim_tiny_patch16_224", **options).eval().to(dtype)
+    nn.init.normal_(model.pos_embed)
+    x, met = torch.randn(2, 3, 70, 93).to(dtype), []
+    with torch.no_grad():
+        found = model.forward_features(x)
+        model.patch_embed.proj.register_forward_hook(lambda *_: met.append("proj"))
+        expected = model.forward_features(x)
+    assert met == ["proj"]
+    tolerance = 1e-5 if dtype == torch.float32 else 5e-2
+    assert torch.allclose(found, expected, rtol=tolerance, atol=tolerance)
+
+
+def test_position_dropout_turned_on_by_itself_drops() -> None:
+    model = timm.create_model("vim_tiny_patch16_224", img_size=64, depth=1, num_classes=0, drop_rate=0.5).eval()
+    x = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(model(x), model(x))
+        model.pos_drop.train()
+        assert not torch.equal(model(x), model(x))

@@ -8,7 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vision_ssm.errors import ConfigError, ShapeError
+from vision_ssm.layers.options import has_global_hooks, is_plain
 from vision_ssm.layers.strips import Patches, convolved_strips, gather_patches
+from vision_ssm.ops import embed_applies, embed_patches
 
 __all__ = ["PatchEmbed", "as_size"]
 
@@ -79,14 +81,44 @@ class PatchEmbed(nn.Module):
         """Pixels per token along each side."""
         return self.stride if as_scalar else (self.stride, self.stride)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        """Embed images x [B, C, H, W]; returns patches [B, h*w, D] in row-major order, and (h, w).
+    def grid_of(self, x: Tensor) -> tuple[int, int]:
+        """Return the (h, w) patches of images x [B, C, H, W].
 
         Raises:
             ShapeError: not four axes, another number of channels, smaller than a patch, or a fixed size is missed.
         """
         if x.dim() != 4 or x.shape[1] != self.in_chans:
             raise ShapeError(f"expected images [B, {self.in_chans}, H, W], got {list(x.shape)}")
+        self._check(*x.shape[-2:])
+        return self.dynamic_feat_size((x.shape[-2], x.shape[-1]))
+
+    def to_stream(
+        self, x: Tensor, positions: Tensor, class_rows: Tensor | None, places: tuple[int, ...]
+    ) -> Tensor | None:
+        """Embed images x [B, C, H, W] in one call, for inference on the CPU, and finish the stream [B, L, D], float32.
+
+        ``positions`` [1, L, D] are added; ``class_rows`` [1, T, D] put at ``places`` of the L tokens. None where that
+        is not possible: gradients are wanted, say, or something looks at the convolution.
+        """
+        proj = self._modules["proj"]
+        plain = type(self) is PatchEmbed and type(proj) is nn.Conv2d and is_plain(self) and is_plain(proj)
+        if not plain or has_global_hooks() or not isinstance(proj, nn.Conv2d):
+            return None
+        usual = proj.padding == (0, 0) and proj.dilation == (1, 1) and proj.groups == 1 and proj.padding_mode == "zeros"
+        if not usual or proj.stride != (self.stride, self.stride) or proj.kernel_size != self.patch_size:
+            return None
+        weight, bias = proj.weight, proj.bias
+        if not embed_applies(x, weight, bias, positions, class_rows):
+            return None
+        return embed_patches(x, weight, bias, positions, class_rows, places, stride=self.stride)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """Embed images x [B, C, H, W]; returns patches [B, h*w, D] in row-major order, and (h, w).
+
+        Raises:
+            ShapeError: see :meth:`grid_of`.
+        """
+        self.grid_of(x)
         height, width = x.shape[-2:]
         grid, (bottom, right) = self._layout(height, width)
         if bottom or right:

@@ -404,9 +404,29 @@ class Vim(nn.Module):
 
     def _embed(self, x: Tensor | Patches) -> tuple[Tensor, tuple[int, int]]:
         """Images or patches to the residual stream [B, M + T, D], at least float32, and the patch grid."""
+        if not isinstance(x, Patches) and self._embeds_in_one_call(x):
+            grid = self.patch_embed.grid_of(x)
+            places = class_indices(self.class_token, grid[0] * grid[1])
+            stream = self.patch_embed.to_stream(x, self._positions(grid), self._class_rows(), places)
+            if stream is not None:
+                return stream, grid
         patches, grid = x if isinstance(x, Patches) else self.patch_embed(x)
-        tokens = insert_rows(patches, self._class_rows(patches), self.class_token)
-        table = resample_table(
+        rows = self._class_rows()
+        if rows is not None:
+            rows = rows.to(patches.dtype).expand(patches.shape[0], -1, -1)
+        tokens = insert_rows(patches, rows, self.class_token)
+        wide = torch.promote_types(self.pos_embed.dtype, torch.float32)
+        return self.pos_drop(tokens.to(wide) + self._positions(grid)), grid
+
+    def _embeds_in_one_call(self, x: Tensor) -> bool:
+        """Tell whether nobody looks at images on their way to the stream, nor wants gradients."""
+        drop = self.pos_drop
+        inactive = type(drop) is nn.Dropout and is_plain(drop) and not (drop.training and drop.p > 0)
+        return type(x) is Tensor and x.is_cpu and not torch.is_grad_enabled() and inactive
+
+    def _positions(self, grid: tuple[int, int]) -> Tensor:
+        """Positions [1, M + T, D] for a grid of patches."""
+        return resample_table(
             self.pos_embed,
             self.class_token,
             self.patch_embed.grid_size,
@@ -414,15 +434,13 @@ class Vim(nn.Module):
             self.patch_embed.patch_size[0],
             self.patch_embed.stride,
         )
-        wide = torch.promote_types(self.pos_embed.dtype, torch.float32)
-        return self.pos_drop(tokens.to(wide) + table), grid
 
-    def _class_rows(self, patches: Tensor) -> Tensor | None:
+    def _class_rows(self) -> Tensor | None:
+        """The class tokens [1, T, D], or None."""
         if self.class_token == "none":
             return None
         double = self.class_token == "double"
-        rows = torch.cat([self.cls_token_head, self.cls_token_tail], dim=1) if double else self.cls_token
-        return rows.to(patches.dtype).expand(patches.shape[0], -1, -1)
+        return torch.cat([self.cls_token_head, self.cls_token_tail], dim=1) if double else self.cls_token
 
     def _prefix_first(self, x: Tensor) -> Tensor:
         if self.class_token in ("none", "head"):

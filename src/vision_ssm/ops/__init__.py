@@ -14,6 +14,7 @@ from vision_ssm.ops.branch import (
 )
 from vision_ssm.ops.column import ResidualColumn
 from vision_ssm.ops.conv import causal_conv1d
+from vision_ssm.ops.embed import embed_applies, embed_patches
 from vision_ssm.ops.mlp import MlpWeights, mlp_applies, residual_mlp
 from vision_ssm.ops.norm import add_norm, add_norm_applies, fuses_norms
 from vision_ssm.ops.scan import selective_scan
@@ -34,6 +35,8 @@ __all__ = [
     "available_backends",
     "branch_applies",
     "causal_conv1d",
+    "embed_applies",
+    "embed_patches",
     "explain",
     "fuses_norms",
     "mlp_applies",

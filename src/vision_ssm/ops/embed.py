@@ -1,0 +1,140 @@
+"""The first layer of a Vim in one call on the CPU, for inference: from images to the residual stream."""
+
+from __future__ import annotations
+
+import ctypes
+
+import torch
+from torch import Tensor
+
+from vision_ssm.errors import BackendError, ShapeError
+from vision_ssm.ops.backends import AUTO, choose, intercepted
+from vision_ssm.ops.cpu import CpuBackend
+from vision_ssm.ops.native import DTYPES, KernelCall, TensorArgument, are_plain, multiplies_tiles_of_bfloat16
+
+__all__ = ["embed_applies", "embed_patches"]
+
+
+class _Embed(ctypes.Structure):
+    _fields_ = (
+        *((n, ctypes.c_int64) for n in ("batch", "channels", "height", "width", "side", "stride", "rows", "columns")),
+        *((n, ctypes.c_int64) for n in ("embed", "classes", "batch_stride", "channel_stride", "row_stride")),
+        *((n, ctypes.c_int32) for n in ("threads", "isa", "dtype")),
+        *((n, ctypes.c_void_p) for n in ("images", "weight", "bias", "class_rows", "positions")),
+        ("places", ctypes.POINTER(ctypes.c_int64)),
+        ("out", TensorArgument),
+    )
+
+
+def embed_applies(
+    images: Tensor, weight: Tensor, bias: Tensor | None, positions: Tensor, class_rows: Tensor | None
+) -> bool:
+    """Tell whether :func:`embed_patches` can stand in for the modules: same result, less memory and time.
+
+    It does where no gradient is wanted, for plain tensors of one dtype, float32 or bfloat16, on the CPU where the C++
+    kernel is the backend, nothing is traced, watched or transformed, and autocast is off. Not where torch's products
+    are faster: than the kernel's portable code, and for bfloat16 where the processor multiplies whole tiles of it
+    (AMX).
+    """
+    if type(images) is not Tensor or not images.is_cpu or images.numel() == 0 or images.dtype not in DTYPES:
+        return False
+    if torch.compiler.is_compiling() or intercepted() or torch.is_autocast_enabled("cpu"):
+        return False
+    tensors = [t for t in (images, weight, bias, positions, class_rows) if t is not None]
+    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+        return False
+    if not are_plain(tensors, images.dtype) or not all(t.layout is torch.strided and not t.is_neg() for t in tensors):
+        return False
+    if images.dtype == torch.bfloat16 and multiplies_tiles_of_bfloat16():
+        return False
+    backend = choose(AUTO, images.device, images.dtype)
+    return isinstance(backend, CpuBackend) and backend.instruction_set != "portable"
+
+
+def embed_patches(
+    images: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    positions: Tensor,
+    class_rows: Tensor | None = None,
+    places: tuple[int, ...] = (),
+    *,
+    stride: int,
+) -> Tensor:
+    """Return patches of images, embedded by a convolution, among class tokens, and positions added to all.
+
+    Where the processor multiplies pairs of bfloat16 (AVX512-BF16) and the tensors are of it, the products take both
+    sides rounded to it and sum in float32; everything else is float32. Not differentiable.
+
+    Args:
+        images: [B, C, H, W]. Patches begin every ``stride`` pixels as long as any pixel is left after the first patch;
+            beyond the image they are zero.
+        weight: of the convolution, [D, C, P, P].
+        bias: of the convolution, [D].
+        positions: [1, L, D], L = patches + class tokens.
+        class_rows: T class tokens, [1, T, D].
+        places: where they are in the sequence, T ascending numbers.
+        stride: pixels between patches, at most P.
+
+    Returns:
+        [B, L, D], float32.
+
+    Call it where :func:`embed_applies`.
+
+    Raises:
+        ShapeError: the shapes do not fit.
+        BackendError: the tensors are not plain ones of one dtype on the CPU, the kernel cannot run, or there is not
+            enough memory for its working space.
+    """
+    classes = len(places)
+    if (
+        images.dim() != 4
+        or weight.dim() != 4
+        or not 1 <= stride <= weight.shape[3]
+        or weight.shape[2] != weight.shape[3]
+    ):
+        raise ShapeError(
+            "expected images [B, C, H, W] and a weight [D, C, P, P] with a stride of 1 to P, got "
+            f"{list(images.shape)}, {list(weight.shape)} and {stride}"
+        )
+    (batch, channels, height, width), (embed, _, side, _) = images.shape, weight.shape
+    rows, columns = ((size - side + stride - 1) // stride + 1 for size in (height, width))
+    if min(height, width) < side:
+        raise ShapeError(f"an image of {height}x{width} is smaller than a patch of {side}x{side}")
+    tokens = rows * columns + classes
+    expected = {
+        "weight": (weight, (embed, channels, side, side)),
+        "bias": (bias, (embed,)),
+        "positions": (positions, (1, tokens, embed)),
+        "class_rows": (class_rows, (1, classes, embed)),
+    }
+    for name, (found, wanted) in expected.items():
+        if found is not None and found.shape != wanted:
+            raise ShapeError(f"{name} must be {list(wanted)} to fit the images and places, got {list(found.shape)}")
+    if (class_rows is None) != (classes == 0) or list(places) != sorted({p for p in places if 0 <= p < tokens}):
+        raise ShapeError(f"places must be ascending numbers below {tokens}, one per class row, got {places}")
+    tensors = [t for t in (images, weight, bias, positions, class_rows) if t is not None]
+    if not are_plain(tensors, images.dtype) or images.dtype not in DTYPES:
+        found_kinds = ", ".join(sorted({f"{type(t).__name__} of {t.dtype} on {t.device}" for t in tensors}))
+        raise BackendError(
+            f"patches are embedded in one call from plain tensors of one dtype on the CPU, got {found_kinds}"
+        )
+    backend = choose(AUTO, images.device, images.dtype)
+    if not isinstance(backend, CpuBackend):
+        raise BackendError(f"patches are embedded in one call on the 'cpu' backend only, not on {backend.name!r}")
+    out = torch.empty(batch, tokens, embed, dtype=torch.float32, device=images.device)
+    if batch == 0:
+        return out
+    if images.stride(3) != 1:
+        images = images.contiguous()
+    call = _Embed(batch=batch, channels=channels, height=height, width=width, side=side, stride=stride)
+    call.rows, call.columns, call.embed, call.classes = rows, columns, embed, classes
+    call.batch_stride, call.channel_stride, call.row_stride, _ = images.stride()
+    call.threads, call.isa, call.dtype = torch.get_num_threads(), backend.isa, DTYPES[images.dtype]
+    kernel = KernelCall(call)
+    call.images = images.data_ptr()
+    call.weight, call.bias, call.class_rows, call.positions = map(kernel.pointer, (weight, bias, class_rows, positions))
+    call.places = (ctypes.c_int64 * classes)(*places)
+    kernel.set(out=out)
+    kernel.run("vssm_embed_forward")
+    return out
