@@ -129,6 +129,7 @@ class Branch {
         for (int64_t t = end; t < 2 * end - first; ++t) fetch_row(stream_, t);
         ends_.hidden_proj.multiply(desk.normed, desk.width, static_cast<int>(end - first),
                                    rooms_.hidden + first * rooms_.stride, rooms_.stride, desk.pairs);
+        for (int64_t t = std::max<int64_t>(first, 0); t < end; ++t) keep(rooms_.hidden + t * rooms_.stride, t, 0);
     }
     // Rows of z for the steps [first, end) of a tile that starts at step `start` of the walk.
     void gate(const vssm_walk& walk, int64_t start, int first, int end, float* z, const Desk& desk) const {
@@ -140,6 +141,8 @@ class Branch {
         }
         ends_.gate_proj.multiply(desk.normed, desk.width, end - first, z + first * rooms_.stride, rooms_.stride,
                                  desk.pairs);
+        for (int t = first; t < end; ++t)
+            keep(z + t * rooms_.stride, walk.start + (start + t) * walk.inner_stride, s_.ssm.channels);
     }
     // Rows of the output for the tokens [first, end), at most desk.rows.
     void leave(int64_t first, int64_t end, const Desk& desk) const {
@@ -165,6 +168,11 @@ class Branch {
     }
 
     void normalise(int64_t token, float* out) const { ends_.norm.forward(stream_.row(token), out); }
+
+    // One half of what in_proj yields for a token, where a backward pass is to find it.
+    void keep(const float* row, int64_t token, int64_t from) const {
+        if (s_.xz.data) std::copy_n(row, s_.ssm.channels, Rows<float>(s_.xz, image_, 0).row(token) + from);
+    }
 
     const vssm_branch& s_;
     const Ends& ends_;

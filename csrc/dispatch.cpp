@@ -61,7 +61,7 @@ int32_t best_isa() {
 
 }  // namespace
 
-int32_t vssm_abi_version(void) { return 13; }
+int32_t vssm_abi_version(void) { return 14; }
 int32_t vssm_has_isa(int32_t isa) { return has_isa(isa) ? 1 : 0; }
 int32_t vssm_best_isa(void) { return best_isa(); }
 

@@ -37,19 +37,25 @@ struct OuterWeights {
     }
 };
 
-// One image's rows between in_proj and out_proj, with room for whole groups of tokens.
+// One image's rows between in_proj and out_proj, with room for whole groups of tokens. What in_proj yields is only made
+// again where the forward pass has not kept it.
 struct ImageRows {
     int64_t xz_stride, stride;
     float *xz, *dgated;
 
-    static int64_t size(const vssm_ssm& s) {
-        const int64_t strides = Scratch::stride_of(2 * s.channels) + Scratch::stride_of(s.channels);
-        return (s.tokens + TOKENS) * strides + 2 * Arena::LINE;
+    static int64_t size(const vssm_branch& s) {
+        const int64_t strides = xz_stride_of(s) + Scratch::stride_of(s.ssm.channels);
+        return (s.ssm.tokens + TOKENS) * strides + 2 * Arena::LINE;
     }
-    ImageRows(const vssm_ssm& s, Arena& arena)
-        : xz_stride(Scratch::stride_of(2 * s.channels)), stride(Scratch::stride_of(s.channels)) {
-        xz = arena.take((s.tokens + TOKENS) * xz_stride);
-        dgated = arena.take((s.tokens + TOKENS) * stride);
+    ImageRows(const vssm_branch& s, Arena& arena)
+        : xz_stride(xz_stride_of(s)), stride(Scratch::stride_of(s.ssm.channels)) {
+        xz = arena.take((s.ssm.tokens + TOKENS) * xz_stride);
+        dgated = arena.take((s.ssm.tokens + TOKENS) * stride);
+    }
+
+  private:
+    static int64_t xz_stride_of(const vssm_branch& s) {
+        return s.xz.data ? 0 : Scratch::stride_of(2 * s.ssm.channels);
     }
 };
 
@@ -92,6 +98,9 @@ class OuterBack {
     OuterBack(const vssm_branch_gradients& g, const OuterWeights& weights, const ImageRows& image_rows, int64_t image)
         : weights_(weights),
           image_rows_(image_rows),
+          kept_(g.branch.xz.data != nullptr),
+          xz_(kept_ ? Rows<float>(g.branch.xz, image, 0)
+                    : Rows<float>({image_rows.xz, 0, 0, image_rows.xz_stride, VSSM_FLOAT32}, 0, 0)),
           stream_(g.stream, image, 0),
           grad_(g.grad, image, 0),
           dstream_(g.dstream, image, 0),
@@ -102,15 +111,15 @@ class OuterBack {
         const auto rows = [](float* base, int64_t stride) {
             return Rows<float>({base, 0, 0, stride, VSSM_FLOAT32}, 0, 0);
         };
-        return {rows(image_rows_.xz, image_rows_.xz_stride), rows(image_rows_.xz + channels, image_rows_.xz_stride),
-                rows(image_rows_.dgated, image_rows_.stride), dxz_, rows(dxz_.base + channels, dxz_.stride)};
+        return {xz_, rows(xz_.base + channels, xz_.stride), rows(image_rows_.dgated, image_rows_.stride), dxz_,
+                rows(dxz_.base + channels, dxz_.stride)};
     }
     // For the tokens [first, end), at most ROWS: what in_proj yields, and the gradient of what out_proj takes.
     void enter(int64_t first, int64_t end, const Desk& desk) const {
         const int count = static_cast<int>(end - first);
         for (int64_t t = first; t < end; ++t) weights_.norm.forward(stream_.row(t), normed_.row(t));
-        desk.multiply(weights_.in_proj, normed_.row(first), normed_.stride, count,
-                      image_rows_.xz + first * image_rows_.xz_stride, image_rows_.xz_stride);
+        if (!kept_)
+            desk.multiply(weights_.in_proj, normed_.row(first), normed_.stride, count, xz_.row(first), xz_.stride);
         desk.multiply(weights_.from_out, grad_.row(first), grad_.stride, count,
                       image_rows_.dgated + first * image_rows_.stride, image_rows_.stride);
     }
@@ -126,6 +135,8 @@ class OuterBack {
   private:
     const OuterWeights& weights_;
     const ImageRows& image_rows_;
+    const bool kept_;
+    const Rows<float> xz_;
     const Rows<float> stream_, grad_, dstream_, normed_, dxz_;
 };
 
@@ -195,7 +206,7 @@ int branch_backward(const vssm_branch_gradients& g) {
     thread_local Arena common;
     const int64_t images = alone ? ssm.threads : 1;
     if (!common.reserve(ssm.directions * (Parameters::size(ssm) + Reversed::size(ssm)) + OuterWeights::size(s) +
-                        images * ImageRows::size(ssm) + ssm.threads * shares.each() + Arena::LINE))
+                        images * ImageRows::size(s) + ssm.threads * shares.each() + Arena::LINE))
         return VSSM_NO_MEMORY;
     std::vector<Parameters> parameters;
     std::vector<Reversed> reversed;
@@ -205,7 +216,7 @@ int branch_backward(const vssm_branch_gradients& g) {
         reversed.emplace_back(ssm, common);
     }
     OuterWeights weights(s, common);
-    for (int64_t i = 0; i < images; ++i) image_rows.emplace_back(ssm, common);
+    for (int64_t i = 0; i < images; ++i) image_rows.emplace_back(s, common);
     shares.data = common.take(ssm.threads * shares.each());
     std::fill_n(shares.data, ssm.threads * shares.each(), 0.f);
     bool enough = true;

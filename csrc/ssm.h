@@ -54,8 +54,9 @@ struct vssm_branch {
     const void* in_proj;      // [2C, D]
     const void* out_proj;     // [D, C]
     const void* gamma;        // [D] or null
-    // For a backward pass, all or none:
+    // For a backward pass, all or none, but for xz, without which in_proj is done again:
     vssm_tensor sums;         // [B, 1, L, C], float32: the directions' results together, before the gate
+    vssm_tensor xz;           // [B, 1, L, 2C], float32: what in_proj yields
     float* saved;             // [B, K, chunks, N, C]: the states before every chunk of VSSM_CHUNK steps
     float* projected;         // [B, K, L, R + 2N]: what x_proj yields
 };

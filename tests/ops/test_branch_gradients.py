@@ -16,6 +16,7 @@ from vision_ssm.ops import (
     Branch,
     BranchWeights,
     branch_applies,
+    cpu_branch,
     residual_branch,
 )
 from vision_ssm.ops.native import denormals_flushed
@@ -40,13 +41,19 @@ def gradients(
 
 
 def check_gradients(x: Tensor, weights: BranchWeights, way: str, backend: str = "reference") -> None:
-    found = gradients(x.clone(), cast(weights, torch.float32), way, one_call=True)
+    """Whether what in_proj yields is made again in the backward pass or kept, as of small images."""
+    each = []
+    for most_kept in (0, x.shape[1]):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(cpu_branch, "MOST_KEPT_TOKENS", most_kept)
+            each.append(gradients(x.clone(), cast(weights, torch.float32), way, one_call=True))
     operand = {"operand": rounded} if torch.is_autocast_enabled("cpu") and multiplies_pairs() else {}
     plain = gradients(x.clone(), cast(weights, torch.float32), way, one_call=False, backend=backend, **operand)
     exact = gradients(x.double(), cast(weights, torch.float64), way, one_call=False, backend=backend)
-    for mine, simple, true in zip(found, plain, exact, strict=True):
-        assert mine.shape == true.shape
-        assert relative_error(mine, true) <= 2 * relative_error(simple, true) + 10 * FLOORS[torch.float32]
+    for found in each:
+        for mine, simple, true in zip(found, plain, exact, strict=True):
+            assert mine.shape == true.shape
+            assert relative_error(mine, true) <= 2 * relative_error(simple, true) + 10 * FLOORS[torch.float32]
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -123,11 +130,15 @@ def test_frozen_weights_get_no_gradient_and_others_do() -> None:
     assert weights.in_proj.grad is None
 
 
-def test_keeps_five_times_the_stream_and_the_projections_for_the_backward_pass() -> None:
-    """In units of x: x itself, the scan's result 2, the states 2; and what x_proj yields, once for each direction."""
+@pytest.mark.parametrize(("tokens", "units"), [(512, 9), (544, 5)])
+def test_keeps_few_times_the_stream_and_the_projections_for_the_backward_pass(tokens: int, units: int) -> None:
+    """In units of x: x itself, the scan's result 2, the states 2; what x_proj yields, once for each direction.
+
+    And what in_proj yields, 4, of an image of up to 512 tokens.
+    """
     width = 64
     weights = random_weights("bidirectional", width=width, inner=2 * width, states=16)
-    x = stream(1, 512, width).requires_grad_()
+    x = stream(1, tokens, width).requires_grad_()
     kept: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
@@ -138,7 +149,7 @@ def test_keeps_five_times_the_stream_and_the_projections_for_the_backward_pass()
         residual_branch(x, Branch(weights, 0.5, *WAYS["bidirectional"]))
     own = {w.untyped_storage().data_ptr() for w in tensors_of(weights)}
     projected = x.numel() // width * 2 * weights.ssm.x_proj_weight.shape[1] * x.itemsize
-    assert sum(size for at, size in kept.items() if at not in own) == 5 * x.untyped_storage().size() + projected
+    assert sum(size for at, size in kept.items() if at not in own) == units * x.untyped_storage().size() + projected
 
 
 def test_forward_mode_differentiation_is_not_lost() -> None:

@@ -82,7 +82,8 @@ def residual_branch(x: Tensor, branch: Branch) -> Tensor:
     Without gradients everything is computed in float32 a few tiles of tokens at a time, and only the first half of
     in_proj and the running sum of the directions are held for the whole sequence. With gradients the input, the sum of
     the directions, the states at chunk boundaries and what x_proj yields are kept, five and a half times x's size at
-    16 states; everything else is recomputed in the backward pass.
+    16 states, and of images of up to 512 tokens what in_proj yields as well, which makes it nine and a half; everything
+    else is recomputed in the backward pass.
 
     Where the processor multiplies pairs of bfloat16 (AVX512-BF16), and weights are bfloat16 or autocast asks for it,
     the products with in_proj and out_proj, and the forward one with x_proj, take both sides rounded to it and sum in

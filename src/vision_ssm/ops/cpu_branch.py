@@ -69,7 +69,7 @@ class _TrainedBranch(torch.autograd.Function):
     """The block as one node.
 
     Kept for the backward pass, in units of x at the sizes of Vim-Ti: x, the scan's result 2, the states at chunk
-    boundaries 2, what x_proj yields 0.5.
+    boundaries 2, what x_proj yields 0.5; of small images what in_proj yields, 4.
     """
 
     @staticmethod
@@ -84,7 +84,7 @@ class _TrainedBranch(torch.autograd.Function):
         *ssm: Tensor,
     ) -> Tensor:
         weights = SsmWeights(*ssm)
-        keep = Kept.empty(x, weights)
+        keep = Kept.empty(x, weights, xz=x.shape[1] <= MOST_KEPT_TOKENS)
         norm = NormWeights(plan.norm, plan.eps, norm_weight, norm_bias)
         branch = plan.branch(BranchWeights(norm, in_proj, weights, out_proj))
         out = cpu_ssm.column(x, cpu_ssm.describe(x, [branch], plan.half), plan.backend.isa, keep=keep)
@@ -106,10 +106,10 @@ class _TrainedBranch(torch.autograd.Function):
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     plan: _Plan = ctx.plan
-    x, sums, states, projected, norm_weight, norm_bias, in_proj, out_proj, *ssm = ctx.saved_tensors
+    x, sums, xz, states, projected, norm_weight, norm_bias, in_proj, out_proj, *ssm = ctx.saved_tensors
     norm = NormWeights(plan.norm, plan.eps, norm_weight, norm_bias)
     branch = plan.branch(BranchWeights(norm, in_proj, SsmWeights(*ssm), out_proj))
-    found = _differentiate(x, grad, Kept(sums, states, projected), branch, plan)
+    found = _differentiate(x, grad, Kept(sums, xz, states, projected), branch, plan)
     din_proj = plan.over_tokens(found.dxz, found.normed) if ctx.needs_input_grad[4] else None
     dout_proj = plan.over_tokens(grad.flatten(0, 1), found.gated).mul_(plan.scale) if ctx.needs_input_grad[5] else None
     dnorm_bias = None if norm_bias is None else found.norm_bias
@@ -190,4 +190,7 @@ class _Scratch(threading.local):
 
 
 MOST_KEPT = 2**25  # bytes per buffer
+# Of an image for which what in_proj yields is kept, not made again. That would take a twentieth of a step, which counts
+# where images are small, while large ones are what memory is short for.
+MOST_KEPT_TOKENS = 512
 _scratch = _Scratch()

@@ -93,21 +93,24 @@ class Branch(NamedTuple):
 class Kept(NamedTuple):
     """What the forward pass of a block leaves for the backward pass.
 
-    ``sums`` [B, L, C] are those of the directions before the gate; ``states`` [B, K, chunks, N, C] are those before
-    every chunk of steps; ``projected`` [B, K, L, R + 2N] is what x_proj yields.
+    ``sums`` [B, L, C] are those of the directions before the gate; ``xz`` [B, L, 2C] is what in_proj yields, unless
+    that is to be made again; ``states`` [B, K, chunks, N, C] are those before every chunk of steps; ``projected``
+    [B, K, L, R + 2N] is what x_proj yields.
     """
 
     sums: Tensor
+    xz: Tensor | None
     states: Tensor
     projected: Tensor
 
     @classmethod
-    def empty(cls, stream: Tensor, weights: SsmWeights) -> Kept:
+    def empty(cls, stream: Tensor, weights: SsmWeights, *, xz: bool) -> Kept:
         """Make room for a stream [B, L, D]."""
         (batch, tokens, _), (directions, channels, states) = stream.shape, weights.A_log.shape
         outputs = weights.x_proj_weight.shape[1]
         return cls(
             stream.new_empty(batch, tokens, channels),
+            stream.new_empty(batch, tokens, 2 * channels) if xz else None,
             stream.new_empty(batch, directions, -(-tokens // CHUNK), states, channels),
             stream.new_empty(batch, directions, tokens, outputs),
         )
@@ -134,7 +137,7 @@ class BranchArgument(ctypes.Structure):
         ("norm", ctypes.c_int32),
         *((n, ctypes.c_float) for n in ("eps", "scale")),
         *((n, ctypes.c_void_p) for n in ("norm_weight", "norm_bias", "in_proj", "out_proj", "gamma")),
-        ("sums", TensorArgument),
+        *((n, TensorArgument) for n in ("sums", "xz")),
         *((n, ctypes.c_void_p) for n in ("saved", "projected")),
     )
 
@@ -257,7 +260,7 @@ def multiplies_bfloat16(weights: BranchWeights) -> bool:
 
 def leave_in(branch: BranchArgument, keep: Kept, kept: list[object]) -> None:
     """Tell the kernel where what the forward pass leaves lies; ``kept`` must outlive the call."""
-    KernelCall(branch, kept).set(sums=keep.sums)
+    KernelCall(branch, kept).set(sums=keep.sums, xz=keep.xz)
     branch.saved, branch.projected = keep.states.data_ptr(), keep.projected.data_ptr()
 
 
