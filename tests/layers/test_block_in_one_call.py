@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import gc
+import pickle
 import weakref
 from collections.abc import Callable
 
@@ -14,8 +16,10 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from vision_ssm.layers import Block, VimMixer, make_norm, try_one_call
+from vision_ssm.ops.cpu import CpuBackend
 from vision_ssm.ops.native import MISSING, KernelCall
 
+needs_vectors = pytest.mark.skipif(CpuBackend().instruction_set == "portable", reason="portable code is left alone")
 needs_kernel = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
 
 
@@ -174,6 +178,8 @@ def test_a_column_in_one_call_is_its_blocks() -> None:
         lambda last: setattr(last, "__class__", type("Other", (Block,), {})),
         lambda last: setattr(last.mixer.in_proj, "bias", nn.Parameter(torch.ones(128))),
         lambda last: last.mixer.in_proj.compile(backend="eager"),
+        lambda last: setattr(last.norm, "eps", None),
+        lambda last: (delattr(last.mixer, "gamma"), last.mixer.register_buffer("gamma", torch.full((32,), 3.0))),
     ],
 )
 def test_a_known_column_notices_who_looks_or_changes_a_block(change: Callable[[Block], object]) -> None:
@@ -211,9 +217,48 @@ def test_a_known_column_runs_what_its_blocks_have_become(change: Callable[[nn.Mo
             assert before is not None and (found is None or not torch.equal(found, before))
 
 
+@needs_kernel
+def test_a_known_column_compares_what_has_no_truth_value() -> None:
+    class Odd:
+        def __eq__(self, other: object) -> bool:
+            raise TypeError
+
+        __hash__ = None  # type: ignore[assignment]
+
+    blocks, x = nn.ModuleList([block(), block()]), torch.randn(1, 9, 32)
+    with torch.no_grad():
+        before = try_one_call(blocks, x)
+        for tag in (Odd(), Odd(), torch.ones(2), torch.ones(2)):
+            blocks[1].tag = tag
+            found = try_one_call(blocks, x)
+            assert before is not None and found is not None
+            assert torch.equal(found, before)
+        attributes = dict(blocks[1].mixer.__dict__)
+        blocks[1].mixer.__dict__ = attributes
+        blocks[1].mixer.halve = False
+        found = try_one_call(blocks, x)
+        assert found is not None and not torch.equal(found, before)
+
+
+@needs_kernel
+def test_copies_and_pickles_of_a_known_column_are_their_own() -> None:
+    blocks, x = nn.ModuleList([block(), block()]), torch.randn(1, 9, 32)
+    with torch.no_grad():
+        before = try_one_call(blocks, x)
+        for copied in (copy.deepcopy(blocks), pickle.loads(pickle.dumps(blocks))):
+            copied[0].mixer.out_proj.weight.mul_(2)
+            found = try_one_call(copied, x)
+            assert before is not None and found is not None
+            assert torch.equal(found, copied[1](copied[0](x)))
+            assert not torch.equal(found, before)
+        found = try_one_call(blocks, x)
+        assert found is not None and torch.equal(found, before)
+
+
 def test_a_column_is_forgotten_with_its_blocks() -> None:
     blocks, x = nn.ModuleList([block()]), torch.randn(1, 9, 32)
     kept = weakref.ref(blocks[0])
+    blocks[0].owner = [blocks]
     with torch.no_grad():
         try_one_call(blocks, x)
     del blocks
@@ -253,7 +298,7 @@ def test_a_column_stands_back_where_somebody_looks_or_has_changed_a_block() -> N
         assert not runs(lambda last, at=inside: last.get_submodule(at).register_forward_hook(lambda *_: None))
 
 
-@needs_kernel
+@needs_vectors
 def test_a_model_runs_its_column_in_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
     model = timm.create_model("vim_tiny_patch16_224", img_size=64, depth=3, num_classes=5).eval()
     calls, seen = [], []
@@ -272,14 +317,21 @@ def test_a_model_runs_its_column_in_one_call(monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.parametrize("class_token", ["middle", "head", "double", "none"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_model_embeds_in_one_call_what_its_modules_embed(class_token: str, dtype: torch.dtype) -> None:
+@needs_vectors
+def test_a_model_embeds_in_one_call_what_its_modules_embed(
+    monkeypatch: pytest.MonkeyPatch, class_token: str, dtype: torch.dtype
+) -> None:
+    monkeypatch.setattr("vision_ssm.ops.embed.multiplies_tiles_of_bfloat16", lambda: False)
     torch.manual_seed(0)
     options = {"img_size": 64, "depth": 2, "num_classes": 5, "class_token": class_token, "stride": 12}
     model = timm.create_model("vim_tiny_patch16_224", **options).eval().to(dtype)
     nn.init.normal_(model.pos_embed)
-    x, met = torch.randn(2, 3, 70, 93).to(dtype), []
+    x, met, calls = torch.randn(2, 3, 70, 93).to(dtype), [], []
+    plain = KernelCall.run
+    monkeypatch.setattr(KernelCall, "run", lambda self, name: calls.append(name) or plain(self, name))  # type: ignore[func-returns-value]
     with torch.no_grad():
         found = model.forward_features(x)
+        assert calls[0] == "vssm_embed_forward"
         model.patch_embed.proj.register_forward_hook(lambda *_: met.append("proj"))
         expected = model.forward_features(x)
     assert met == ["proj"]
@@ -294,3 +346,44 @@ def test_position_dropout_turned_on_by_itself_drops() -> None:
         assert torch.equal(model(x), model(x))
         model.pos_drop.train()
         assert not torch.equal(model(x), model(x))
+
+
+class Taller(nn.Module):
+    """Hands everything but the call on to the module inside."""
+
+    def __init__(self, inside: nn.Module) -> None:
+        super().__init__()
+        self.inside = inside
+
+    def __getattr__(self, name: str) -> object:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self._modules["inside"], name)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        tokens, grid = self.inside(x)
+        return tokens + 10, grid
+
+
+@pytest.mark.parametrize(
+    ("change", "channels"),
+    [
+        (lambda m: m.patch_embed.register_forward_pre_hook(lambda _, given: (given[0][:, :3],)), 4),
+        (lambda m: setattr(m, "patch_embed", Taller(m.patch_embed)), 3),
+        (lambda m: setattr(m, "pos_embed", nn.Parameter(torch.ones(1, 1, 192))), 3),
+        (lambda m: setattr(m, "cls_token", nn.Parameter(torch.randn(2, 1, 192))), 3),
+        (lambda m: setattr(m.norm, "eps", None), 3),
+        (lambda m: setattr(m.patch_embed.proj, "padding", (1, 1)), 3),
+    ],
+)
+def test_a_changed_model_gives_the_same_with_and_without_gradients(
+    change: Callable[[nn.Module], object], channels: int
+) -> None:
+    torch.manual_seed(0)
+    model = timm.create_model("vim_tiny_patch16_224", img_size=64, depth=2, num_classes=5).eval()
+    x = torch.randn(2, channels, 64, 64)
+    change(model)
+    with torch.no_grad():
+        found = model(x)
+    assert torch.allclose(found, model(x), rtol=1e-4, atol=1e-4)

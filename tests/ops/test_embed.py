@@ -112,26 +112,31 @@ def test_nan_stays_in_its_patch() -> None:
 
 @needs_vectors
 def test_stands_back_where_it_would_be_wrong_or_unseen(monkeypatch: pytest.MonkeyPatch) -> None:
-    given = arguments(draw(1, 3, 32, 32), 24, 8, 8, (0,))
-    images, weight, bias, positions, rows, _ = given
-    assert embed_applies(images, weight, bias, positions, rows)
-    assert not embed_applies(images.double(), weight, bias, positions, rows)
-    assert not embed_applies(images, weight.bfloat16(), bias, positions, rows)
-    assert not embed_applies(torch._neg_view(images), weight, bias, positions, rows)
-    assert not embed_applies(images[:0], weight, bias, positions, rows)
+    images, weight, bias, positions, rows, places = arguments(draw(1, 3, 32, 32), 24, 8, 8, (0,))
+
+    def applies(images: Tensor = images, weight: Tensor = weight, positions: Tensor = positions) -> bool:
+        return embed_applies(images, weight, bias, positions, rows, places, stride=8)
+
+    assert applies()
+    assert not applies(images=images.double())
+    assert not applies(weight=weight.bfloat16())
+    assert not applies(images=torch._neg_view(images))
+    assert not applies(images=images[:0])
+    assert not applies(positions=positions[:, :1])
+    assert not applies(weight=weight[:, :, :7, :7])
     learned = weight.clone().requires_grad_()
-    assert not embed_applies(images, learned, bias, positions, rows)
+    assert not applies(weight=learned)
     with torch.no_grad():
-        assert embed_applies(images, learned, bias, positions, rows)
+        assert applies(weight=learned)
     with FlopCounterMode(display=False):
-        assert not embed_applies(images, weight, bias, positions, rows)
+        assert not applies()
     with torch.autocast("cpu", torch.bfloat16):
-        assert not embed_applies(images, weight, bias, positions, rows)
-    half = cast(given, torch.bfloat16)[:5]
+        assert not applies()
+    half = cast((images, weight, bias, positions, rows, places), torch.bfloat16)
     monkeypatch.setattr("vision_ssm.ops.embed.multiplies_tiles_of_bfloat16", lambda: True)
-    assert not embed_applies(*half)
+    assert not embed_applies(*half, stride=8)
     monkeypatch.setattr("vision_ssm.ops.embed.multiplies_tiles_of_bfloat16", lambda: False)
-    assert embed_applies(*half)
+    assert embed_applies(*half, stride=8)
 
 
 def test_what_does_not_fit_is_named() -> None:
@@ -147,5 +152,9 @@ def test_what_does_not_fit_is_named() -> None:
     for rows_given, places in ((rows, ()), (None, (0,)), (rows, (17,)), (rows, (-1,))):
         with pytest.raises(ShapeError):
             embed_patches(images, weight, bias, positions, rows_given, places, stride=8)
+    with pytest.raises(ShapeError, match="stride of 1 to P"):
+        embed_patches(images[:, :0], weight[:, :0], bias, positions, rows, (0,), stride=8)
+    with pytest.raises(BackendError, match="plain tensors"):
+        embed_patches(torch._neg_view(images), weight, bias, positions, rows, (0,), stride=8)
     with pytest.raises(BackendError, match=r"got Tensor of torch\.float32 on cpu, Tensor of torch\.float64 on cpu"):
         embed_patches(images.double(), weight, bias, positions, rows, (0,), stride=8)

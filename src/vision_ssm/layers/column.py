@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from itertools import chain
-from operator import is_
+from operator import attrgetter, is_
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -17,21 +16,24 @@ from vision_ssm.ops import ResidualColumn
 
 __all__ = ["try_one_call"]
 
+_attributes = attrgetter("__dict__")
+
+KEY = "_vision_ssm_column"  # under which a ModuleList's attributes have what is known of it
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 class _Snapshot:
     """What a module and those below it hold, to tell later whether any of it has been changed.
 
-    Their classes, attributes, parameters, children and hooks; not the tensors' memory and values.
+    The classes and attributes of those below, and all parameters, buffers, children and hooks; not the tensors' memory
+    and values.
     """
 
     def __init__(self, root: nn.Module) -> None:
         modules = list(root.modules())
-        self._modules = modules[1:]  # not the root, which may be forgotten
+        self._modules = modules[1:]
         self._classes = list(map(type, self._modules))
-        self._attributes = [module.__dict__ for module in modules]
-        self._members: list[dict[str, Any]] = [d for m in modules for d in (m._parameters, m._modules)]
+        self._members: list[dict[str, Any]] = [d for m in modules for d in (m._parameters, m._buffers, m._modules)]
         self._hooks = [getattr(module, name) for module in modules for name in HOOKS]
         self._seen = self._values()
         self._held = list(self._holding())
@@ -44,25 +46,25 @@ class _Snapshot:
             return False
         try:
             return self._values() == self._seen  # which looks for the same objects before it compares any
-        except (RuntimeError, ValueError):  # a tensor or an array has become another, whose equality is no truth value
+        except Exception:  # noqa: BLE001 -- something has become another that cannot be compared, like a tensor
             return False
 
     def _values(self) -> list[tuple[Any, ...]]:
-        return list(map(tuple, map(dict.values, self._attributes)))
+        return list(map(tuple, map(dict.values, map(_attributes, self._modules))))
 
     def _holding(self) -> chain[Any]:
         return chain.from_iterable(map(dict.values, self._members))
 
 
 class _Known:
-    """Blocks as they were when they were described."""
+    """Blocks as they were when they were described. Copies and pickles of the blocks have None in its place."""
 
     def __init__(self, blocks: nn.ModuleList, column: ResidualColumn) -> None:
         self.column = column
         self.snapshot = _Snapshot(blocks)
 
-
-_known: WeakKeyDictionary[nn.ModuleList, _Known] = WeakKeyDictionary()
+    def __reduce__(self) -> tuple[type[None], tuple[()]]:
+        return type(None), ()
 
 
 def try_one_call(
@@ -89,15 +91,17 @@ def try_one_call(
 
 
 def _column(blocks: nn.ModuleList) -> ResidualColumn | None:
-    known = _known.get(blocks)
+    # With the blocks themselves, so that it goes when they go, whatever refers to whatever.
+    known: _Known | None = blocks.__dict__.get(KEY)
     if known is not None and known.snapshot.holds():
         return known.column
-    _known.pop(blocks, None)
+    blocks.__dict__.pop(KEY, None)
     branches = []
     for block in blocks:
         described = block.described() if isinstance(block, Block) and is_plain_block(block) else None
         if described is None:
             return None
         branches.append(described)
-    known = _known[blocks] = _Known(blocks, ResidualColumn(branches))
-    return known.column
+    column = ResidualColumn(branches)
+    blocks.__dict__[KEY] = _Known(blocks, column)
+    return column

@@ -63,10 +63,10 @@ FUSED_KINDS: dict[type[nn.Module], str] = {RMSNorm: "rms", StreamLayerNorm: "lay
 def described_norm(norm: nn.Module) -> NormWeights | None:
     """Describe a norm to the operators that take one, or return None where something looks at it or has replaced it."""
     kind, own = FUSED_KINDS.get(type(norm)), norm._parameters  # looking weights up as attributes takes longer
-    weight = own.get("weight")
-    if kind is None or weight is None or not is_plain(norm):
+    weight, eps = own.get("weight"), norm.__dict__.get("eps")
+    if kind is None or weight is None or not isinstance(eps, float) or not is_plain(norm):
         return None
-    return NormWeights(kind, norm.__dict__["eps"], weight, own.get("bias"))
+    return NormWeights(kind, eps, weight, own.get("bias"))
 
 
 def add_and_norm(norm: nn.Module, x: Tensor, added: Tensor | None) -> tuple[Tensor, Tensor]:

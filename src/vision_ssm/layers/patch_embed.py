@@ -92,25 +92,25 @@ class PatchEmbed(nn.Module):
         self._check(*x.shape[-2:])
         return self.dynamic_feat_size((x.shape[-2], x.shape[-1]))
 
+    def is_as_built(self) -> bool:
+        """Tell whether nobody looks at the module or its convolution, nor has replaced or changed either."""
+        proj = self._modules.get("proj")
+        plain = type(self) is PatchEmbed and type(proj) is nn.Conv2d and is_plain(self) and is_plain(proj)
+        if not plain or has_global_hooks() or not isinstance(proj, nn.Conv2d):
+            return False
+        usual = proj.padding == (0, 0) and proj.dilation == (1, 1) and proj.groups == 1 and proj.padding_mode == "zeros"
+        return usual and proj.stride == (self.stride, self.stride) and proj.kernel_size == self.patch_size
+
     def to_stream(
         self, x: Tensor, positions: Tensor, class_rows: Tensor | None, places: tuple[int, ...]
     ) -> Tensor | None:
         """Embed images x [B, C, H, W] in one call, for inference on the CPU, and finish the stream [B, L, D], float32.
 
         ``positions`` [1, L, D] are added; ``class_rows`` [1, T, D] put at ``places`` of the L tokens. None where that
-        is not possible: gradients are wanted, say, or something looks at the convolution.
+        is not possible: gradients are wanted, say. Call it where :meth:`is_as_built`.
         """
-        proj = self._modules["proj"]
-        plain = type(self) is PatchEmbed and type(proj) is nn.Conv2d and is_plain(self) and is_plain(proj)
-        if not plain or has_global_hooks() or not isinstance(proj, nn.Conv2d):
-            return None
-        usual = proj.padding == (0, 0) and proj.dilation == (1, 1) and proj.groups == 1 and proj.padding_mode == "zeros"
-        if not usual or proj.stride != (self.stride, self.stride) or proj.kernel_size != self.patch_size:
-            return None
-        weight, bias = proj.weight, proj.bias
-        if not embed_applies(x, weight, bias, positions, class_rows):
-            return None
-        return embed_patches(x, weight, bias, positions, class_rows, places, stride=self.stride)
+        given = (x, self.proj.weight, self.proj.bias, positions, class_rows, places)
+        return embed_patches(*given, stride=self.stride) if embed_applies(*given, stride=self.stride) else None
 
     def forward(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """Embed images x [B, C, H, W]; returns patches [B, h*w, D] in row-major order, and (h, w).

@@ -420,9 +420,12 @@ class Vim(nn.Module):
 
     def _embeds_in_one_call(self, x: Tensor) -> bool:
         """Tell whether nobody looks at images on their way to the stream, nor wants gradients."""
-        drop = self.pos_drop
+        if type(x) is not Tensor or not x.is_cpu or torch.is_grad_enabled():
+            return False
+        embed, drop = self._modules["patch_embed"], self._modules["pos_drop"]
         inactive = type(drop) is nn.Dropout and is_plain(drop) and not (drop.training and drop.p > 0)
-        return type(x) is Tensor and x.is_cpu and not torch.is_grad_enabled() and inactive
+        # A wrapper may hand attributes of the module inside on: its class tells.
+        return inactive and type(embed) is PatchEmbed and embed.is_as_built()
 
     def _positions(self, grid: tuple[int, int]) -> Tensor:
         """Positions [1, M + T, D] for a grid of patches."""

@@ -21,6 +21,15 @@ MOST_DESCRIBED = 16  # lengths of streams whose description is kept
 _shape, _dtype = attrgetter("shape"), attrgetter("dtype")
 
 
+class _Found:
+    """What was found out about blocks: the width of their stream, a look at their weights, and their descriptions."""
+
+    def __init__(self, width: int, look: list[object]) -> None:
+        self.width = width
+        self.look = look
+        self.described: dict[tuple[int, bool], Described] = {}
+
+
 class ResidualColumn:
     """Blocks that one call runs one after the other, for inference.
 
@@ -35,8 +44,7 @@ class ResidualColumn:
     def __init__(self, branches: Sequence[Branch]) -> None:
         self._branches = tuple(branches)
         self._weights = [w for branch in branches for w in branch.weights.in_order() if w is not None]
-        self._seen: list[object] | None = None
-        self._described: dict[tuple[object, ...], Described] = {}
+        self._found: _Found | None = None
 
     def try_run(self, x: Tensor, rows: tuple[int, ...] = (), norm: NormWeights | None = None) -> Tensor | None:
         """Return the stream x [B, L, D] after the blocks.
@@ -49,7 +57,7 @@ class ResidualColumn:
         """
         if torch.is_grad_enabled() or not self._branches:
             return None
-        backend = self._backend(x)
+        backend, found = self._look_over(x)
         if backend is None:
             return None
         chosen = None
@@ -57,24 +65,20 @@ class ResidualColumn:
             if not self._takes(norm, x.shape[2]):
                 return None
             chosen = Chosen(tuple(range(x.shape[1])[row] for row in rows), norm)
-        return cpu_ssm.column(x, self._describe(x), backend.isa, chosen=chosen)
+        return cpu_ssm.column(x, self._describe(x, found), backend.isa, chosen=chosen)
 
-    def _backend(self, x: Tensor) -> CpuBackend | None:
-        """Return the backend that runs all blocks, or None; looks closely where it has not before."""
-        first = self._branches[0]
-        if self._seen is not None and x.dim() == 3 and x.shape[2] == len(first.weights.norm.weight):
-            if leaves_to_tiles(first.weights.in_proj.dtype):
-                return None
-            if self._look() == self._seen:
-                return stream_backend(x)
-        self._seen = None
-        self._described.clear()
+    def _look_over(self, x: Tensor) -> tuple[CpuBackend | None, _Found | None]:
+        """Return the backend that runs all blocks, if any, and what was found out about them, if it may be kept."""
+        first, found = self._branches[0], self._found
+        if found is not None and x.dim() == 3 and x.shape[2] == found.width and found.look == self._look():
+            return (None if leaves_to_tiles(first.weights.in_proj.dtype) else stream_backend(x)), found
+        self._found = found = None
         backend = applicable(x, first)
         if backend is None or not _alike(self._branches):
-            return None
+            return None, None
         if all(map(Tensor.is_contiguous, self._weights)):  # else copies are described
-            self._seen = self._look()
-        return backend
+            self._found = found = _Found(x.shape[2], self._look())
+        return backend, found
 
     def _look(self) -> list[object]:
         """Return all that is asked of the weights after the first time; only the kernel reads their values."""
@@ -86,16 +90,16 @@ class ResidualColumn:
             *map(Tensor.is_contiguous, weights),
         ]
 
-    def _describe(self, x: Tensor) -> Described:
+    def _describe(self, x: Tensor, found: _Found | None) -> Described:
         half = cpu_ssm.multiplies_bfloat16(self._branches[0].weights)
-        if self._seen is None:
+        if found is None:
             return cpu_ssm.describe(x, self._branches, half)
         key = (x.shape[1], half)
-        described = self._described.get(key)
+        described = found.described.get(key)
         if described is None:
-            if len(self._described) == MOST_DESCRIBED:
-                self._described.clear()
-            described = self._described[key] = cpu_ssm.describe(x, self._branches, half)
+            if len(found.described) == MOST_DESCRIBED:
+                found.described.clear()
+            described = found.described[key] = cpu_ssm.describe(x, self._branches, half)
         return described
 
     def _takes(self, norm: NormWeights, width: int) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -27,14 +28,21 @@ class _Embed(ctypes.Structure):
 
 
 def embed_applies(
-    images: Tensor, weight: Tensor, bias: Tensor | None, positions: Tensor, class_rows: Tensor | None
+    images: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    positions: Tensor,
+    class_rows: Tensor | None = None,
+    places: tuple[int, ...] = (),
+    *,
+    stride: int,
 ) -> bool:
     """Tell whether :func:`embed_patches` can stand in for the modules: same result, less memory and time.
 
     It does where no gradient is wanted, for plain tensors of one dtype, float32 or bfloat16, on the CPU where the C++
-    kernel is the backend, nothing is traced, watched or transformed, and autocast is off. Not where torch's products
-    are faster: than the kernel's portable code, and for bfloat16 where the processor multiplies whole tiles of it
-    (AMX).
+    kernel is the backend, the shapes fit, nothing is traced, watched or transformed, and autocast is off. Not where
+    torch's products are faster: than the kernel's portable code, and for bfloat16 where the processor multiplies whole
+    tiles of it (AMX).
     """
     if type(images) is not Tensor or not images.is_cpu or images.numel() == 0 or images.dtype not in DTYPES:
         return False
@@ -43,7 +51,7 @@ def embed_applies(
     tensors = [t for t in (images, weight, bias, positions, class_rows) if t is not None]
     if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
         return False
-    if not are_plain(tensors, images.dtype) or not all(t.layout is torch.strided and not t.is_neg() for t in tensors):
+    if not _readable(tensors) or _misfit(images, weight, bias, positions, class_rows, places, stride) is not None:
         return False
     if images.dtype == torch.bfloat16 and multiplies_tiles_of_bfloat16():
         return False
@@ -86,42 +94,19 @@ def embed_patches(
         BackendError: the tensors are not plain ones of one dtype on the CPU, the kernel cannot run, or there is not
             enough memory for its working space.
     """
-    classes = len(places)
-    if (
-        images.dim() != 4
-        or weight.dim() != 4
-        or not 1 <= stride <= weight.shape[3]
-        or weight.shape[2] != weight.shape[3]
-    ):
-        raise ShapeError(
-            "expected images [B, C, H, W] and a weight [D, C, P, P] with a stride of 1 to P, got "
-            f"{list(images.shape)}, {list(weight.shape)} and {stride}"
-        )
-    (batch, channels, height, width), (embed, _, side, _) = images.shape, weight.shape
-    rows, columns = ((size - side + stride - 1) // stride + 1 for size in (height, width))
-    if min(height, width) < side:
-        raise ShapeError(f"an image of {height}x{width} is smaller than a patch of {side}x{side}")
-    tokens = rows * columns + classes
-    expected = {
-        "weight": (weight, (embed, channels, side, side)),
-        "bias": (bias, (embed,)),
-        "positions": (positions, (1, tokens, embed)),
-        "class_rows": (class_rows, (1, classes, embed)),
-    }
-    for name, (found, wanted) in expected.items():
-        if found is not None and found.shape != wanted:
-            raise ShapeError(f"{name} must be {list(wanted)} to fit the images and places, got {list(found.shape)}")
-    if (class_rows is None) != (classes == 0) or list(places) != sorted({p for p in places if 0 <= p < tokens}):
-        raise ShapeError(f"places must be ascending numbers below {tokens}, one per class row, got {places}")
+    misfit = _misfit(images, weight, bias, positions, class_rows, places, stride)
+    if misfit is not None:
+        raise ShapeError(misfit)
     tensors = [t for t in (images, weight, bias, positions, class_rows) if t is not None]
-    if not are_plain(tensors, images.dtype) or images.dtype not in DTYPES:
-        found_kinds = ", ".join(sorted({f"{type(t).__name__} of {t.dtype} on {t.device}" for t in tensors}))
-        raise BackendError(
-            f"patches are embedded in one call from plain tensors of one dtype on the CPU, got {found_kinds}"
-        )
+    if not _readable(tensors) or images.dtype not in DTYPES:
+        found = ", ".join(sorted({f"{type(t).__name__} of {t.dtype} on {t.device}" for t in tensors}))
+        raise BackendError(f"patches are embedded in one call from plain tensors of one dtype on the CPU, got {found}")
     backend = choose(AUTO, images.device, images.dtype)
     if not isinstance(backend, CpuBackend):
         raise BackendError(f"patches are embedded in one call on the 'cpu' backend only, not on {backend.name!r}")
+    (batch, channels, height, width), (embed, _, side, _) = images.shape, weight.shape
+    rows, columns = _grid(height, width, side, stride)
+    classes, tokens = len(places), rows * columns + len(places)
     out = torch.empty(batch, tokens, embed, dtype=torch.float32, device=images.device)
     if batch == 0:
         return out
@@ -138,3 +123,48 @@ def embed_patches(
     kernel.set(out=out)
     kernel.run("vssm_embed_forward")
     return out
+
+
+def _readable(tensors: Sequence[Tensor]) -> bool:
+    """Tell whether the kernel reads them as they are."""
+    plain = are_plain(tensors, tensors[0].dtype)
+    return plain and all(t.layout is torch.strided and not t.is_neg() for t in tensors)
+
+
+def _grid(height: int, width: int, side: int, stride: int) -> tuple[int, int]:
+    return (height - side + stride - 1) // stride + 1, (width - side + stride - 1) // stride + 1
+
+
+def _misfit(
+    images: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    positions: Tensor,
+    class_rows: Tensor | None,
+    places: tuple[int, ...],
+    stride: int,
+) -> str | None:
+    """Return what does not fit, or None. The kernel takes its sizes from few of the tensors and trusts the others."""
+    square = weight.dim() == 4 and weight.shape[2] == weight.shape[3] and 0 not in weight.shape
+    if images.dim() != 4 or not square or not 1 <= stride <= weight.shape[3]:
+        return (
+            "expected images [B, C, H, W] and a weight [D, C, P, P] with a stride of 1 to P, got "
+            f"{list(images.shape)}, {list(weight.shape)} and {stride}"
+        )
+    (_, channels, height, width), (embed, _, side, _) = images.shape, weight.shape
+    if min(height, width) < side:
+        return f"an image of {height}x{width} is smaller than a patch of {side}x{side}"
+    rows, columns = _grid(height, width, side, stride)
+    classes, tokens = len(places), rows * columns + len(places)
+    expected = {
+        "weight": (weight, (embed, channels, side, side)),
+        "bias": (bias, (embed,)),
+        "positions": (positions, (1, tokens, embed)),
+        "class_rows": (class_rows, (1, classes, embed)),
+    }
+    for name, (found, wanted) in expected.items():
+        if found is not None and found.shape != wanted:
+            return f"{name} must be {list(wanted)} to fit the images and places, got {list(found.shape)}"
+    if (class_rows is None) != (classes == 0) or list(places) != sorted({p for p in places if 0 <= p < tokens}):
+        return f"places must be ascending numbers below {tokens}, one per class row, got {places}"
+    return None
