@@ -150,13 +150,14 @@ class InnerBack {
 
     // Back through the gate; dx starts as zero.
     void open() const {
+        const Vec scale = Vec::set(g_.branch.scale);
         for (int64_t t = 0; t < s_.tokens; ++t)
             for (int64_t block = bench_.first_block; block < bench_.end_block; ++block) {
                 const int64_t c = block * W;
                 const int lanes = lanes_at(block);
                 const Vec z = load(rows_.z.row(t) + c, lanes), gate = sigmoid(z), y = load(sums_.row(t) + c, lanes);
                 const Vec grad = load(rows_.grad.row(t) + c, lanes), opened = z * gate;
-                store(y * opened, gated_.row(t) + c, lanes);
+                store(y * opened * scale, gated_.row(t) + c, lanes);
                 store(grad * opened, rows_.grad.row(t) + c, lanes);
                 store(grad * y * gate * fma(z, Vec::set(1.f) - gate, Vec::set(1.f)), rows_.dz.row(t) + c, lanes);
                 store(Vec::set(0.f), rows_.dx.row(t) + c, lanes);

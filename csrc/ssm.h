@@ -80,7 +80,7 @@ struct vssm_column {
 };
 
 // The way back through such a branch; float32 parameters, and no gamma. Products with in_proj and out_proj go by the
-// product dtype. The gradients of those two are products over all tokens, dxz^T normed and scale * grad^T gated, and left
+// product dtype. The gradients of those two are products over all tokens, dxz^T normed and grad^T gated, and left
 // to the caller. Every sum runs in an order that depends on shapes and threads only.
 struct vssm_branch_gradients {
     vssm_branch branch;    // of the forward pass, with what that left; with batch, threads and isa in its ssm
@@ -88,7 +88,7 @@ struct vssm_branch_gradients {
     vssm_tensor grad;      // [B, 1, L, D]: of the branch's result
     vssm_tensor dstream;   // [B, 1, L, D]
     vssm_tensor normed;    // [B, 1, L, D]: what in_proj takes
-    vssm_tensor gated;     // [B, 1, L, C]: what out_proj takes
+    vssm_tensor gated;     // [B, 1, L, C]: what out_proj takes, times the branch's scale
     vssm_tensor dxz;       // [B, 1, L, 2C]: of what in_proj yields
     int64_t groups;        // of images whose gradients of parameters are summed apart: threads, or 1 with fewer images
     // These arrive as zeros. [groups][K][rows][C], the rows of a group being those of A_log (N), D, dt_bias, the

@@ -111,7 +111,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     branch = plan.branch(BranchWeights(norm, in_proj, SsmWeights(*ssm), out_proj))
     found = _differentiate(x, grad, Kept(sums, xz, states, projected), branch, plan)
     din_proj = plan.over_tokens(found.dxz, found.normed) if ctx.needs_input_grad[4] else None
-    dout_proj = plan.over_tokens(grad.flatten(0, 1), found.gated).mul_(plan.scale) if ctx.needs_input_grad[5] else None
+    dout_proj = plan.over_tokens(grad.flatten(0, 1), found.gated) if ctx.needs_input_grad[5] else None
     dnorm_bias = None if norm_bias is None else found.norm_bias
     return found.stream, None, found.norm_weight, dnorm_bias, din_proj, dout_proj, *found.ssm
 
@@ -119,8 +119,8 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 class _Gradients(NamedTuple):
     """Gradients of a block's stream and of what it learns but for in_proj and out_proj, and what those two need.
 
-    ``normed`` [B * L, D] is what in_proj takes, ``gated`` [B * L, C] what out_proj takes, ``dxz`` [B * L, 2C] the
-    gradient of what in_proj yields. The three are overwritten by the next call in this thread.
+    ``normed`` [B * L, D] is what in_proj takes, ``gated`` [B * L, C] what out_proj takes, times the block's scale,
+    ``dxz`` [B * L, 2C] the gradient of what in_proj yields. The three are overwritten by the next call in this thread.
     """
 
     stream: Tensor
@@ -155,7 +155,7 @@ def _differentiate(stream: Tensor, grad: Tensor, keep: Kept, branch: Branch, pla
     kernel = KernelCall(call, kept)
     kernel.set(stream=stream, grad=grad, dstream=dstream, normed=normed, gated=gated, dxz=dxz)
     kernel.run("vssm_branch_backward")
-    a_log, *shared = torch.split(parts.sum(0), sizes, dim=1)
+    a_log, *shared = torch.split_with_sizes(parts.sum(0), sizes, dim=1)
     if weights.D.shape[0] == 1 < directions:  # one set of parameters for all directions
         shared = [x.sum(0, keepdim=True) for x in shared]
     skip, dt_bias, taps, conv_bias, x_proj, dt_proj = shared

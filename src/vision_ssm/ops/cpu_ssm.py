@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ from vision_ssm.ops.contract import CHUNK, Cover, cover_of
 from vision_ssm.ops.cpu import Walk, kernel_walks
 from vision_ssm.ops.cpu_conv import MOST_TAPS
 from vision_ssm.ops.native import DTYPES, KernelCall, TensorArgument
+from vision_ssm.ops.recycled import Recycler
 from vision_ssm.ops.traversal import Traversal
 
 __all__ = [
@@ -36,6 +38,9 @@ __all__ = [
 ]
 
 NORMS = ("rms", "layer")  # by the numbers of csrc/ssm.h
+
+
+_recycler = Recycler(most_idle=2**29)
 
 
 class SsmWeights(NamedTuple):
@@ -108,12 +113,16 @@ class Kept(NamedTuple):
         """Make room for a stream [B, L, D]."""
         (batch, tokens, _), (directions, channels, states) = stream.shape, weights.A_log.shape
         outputs = weights.x_proj_weight.shape[1]
-        return cls(
-            stream.new_empty(batch, tokens, channels),
-            stream.new_empty(batch, tokens, 2 * channels) if xz else None,
-            stream.new_empty(batch, directions, -(-tokens // CHUNK), states, channels),
-            stream.new_empty(batch, directions, tokens, outputs),
+        shapes = (
+            (batch, tokens, channels),
+            (batch, tokens, 2 * channels) if xz else (0,),
+            (batch, directions, -(-tokens // CHUNK), states, channels),
+            (batch, directions, tokens, outputs),
         )
+        sizes = [math.prod(shape) for shape in shapes]
+        parts = torch.split_with_sizes(_recycler.take(sum(sizes)), sizes)
+        sums, inputs, saved, projected = (part.view(shape) for part, shape in zip(parts, shapes, strict=True))
+        return cls(sums, inputs if xz else None, saved, projected)
 
 
 class _Ssm(ctypes.Structure):
