@@ -144,7 +144,8 @@ class Branch {
         for (int t = first; t < end; ++t)
             keep(z + t * rooms_.stride, walk.start + (start + t) * walk.inner_stride, s_.ssm.channels);
     }
-    // Rows of the output for the tokens [first, end), at most desk.rows.
+    // Rows of the output for the tokens [first, end), at most desk.rows. The product reads up to a multiple of FEW: rows
+    // past the end may be another thread's in the making, and nothing comes of them.
     void leave(int64_t first, int64_t end, const Desk& desk) const {
         ends_.out_proj.multiply(rooms_.sum + first * rooms_.stride, rooms_.stride, static_cast<int>(end - first),
                                 desk.normed, desk.width, desk.pairs);
