@@ -200,6 +200,7 @@ def test_a_known_column_notices_who_looks_or_changes_a_block(change: Callable[[B
         lambda blocks: setattr(blocks[1].mixer.out_proj, "weight", nn.Parameter(torch.randn(32, 64))),
         lambda blocks: setattr(blocks[1].mixer, "out_proj", nn.Linear(64, 32, bias=False)),
         lambda blocks: blocks.append(block()),
+        lambda blocks: setattr(blocks, "_modules", {"0": blocks[0]}),
         lambda blocks: blocks.__setitem__(0, Block(make_norm("rms", 32), VimMixer(32, states=4)).eval()),
     ],
 )
@@ -253,6 +254,18 @@ def test_copies_and_pickles_of_a_known_column_are_their_own() -> None:
             assert not torch.equal(found, before)
         found = try_one_call(blocks, x)
         assert found is not None and torch.equal(found, before)
+
+
+@needs_kernel
+def test_a_shallow_copy_of_a_known_column_runs_its_own_blocks() -> None:
+    blocks, x = nn.ModuleList([block(), block()]), torch.randn(1, 9, 32)
+    with torch.no_grad():
+        try_one_call(blocks, x)
+        other = copy.copy(blocks)
+        other._modules = dict(blocks._modules)
+        other[0] = Block(make_norm("rms", 32), VimMixer(32, states=4)).eval()
+        found = try_one_call(other, x)
+        assert found is not None and torch.equal(found, other[1](other[0](x)))
 
 
 def test_a_column_is_forgotten_with_its_blocks() -> None:

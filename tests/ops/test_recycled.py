@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 
+import pytest
 import torch
 from branch_cases import WAYS, random_weights, stream
 from scan_cases import needs_kernel
@@ -38,7 +39,17 @@ def test_little_lies_idle() -> None:
     assert recycler.idle_bytes() == 800  # of the new size, the old one's made room
     large = recycler.take(10_000)
     del large
-    assert recycler.idle_bytes() == 0
+    assert recycler.idle_bytes() == 800
+    assert recycler.take(0).shape == (0,)
+
+
+@needs_kernel
+@pytest.mark.parametrize("shape", [(0, 40, 24), (2, 0, 24)])
+def test_an_empty_stream_is_trained_on(shape: tuple[int, ...]) -> None:
+    weights = random_weights("bidirectional", width=24, inner=40, states=16)
+    x = torch.zeros(shape).requires_grad_()
+    y = residual_branch(x, Branch(weights, 0.5, *WAYS["bidirectional"]))
+    assert torch.autograd.grad(y.sum(), x)[0].shape == shape
 
 
 @needs_kernel

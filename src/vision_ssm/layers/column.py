@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from itertools import chain
 from operator import attrgetter, is_
 from typing import Any
@@ -57,14 +58,20 @@ class _Snapshot:
 
 
 class _Known:
-    """Blocks as they were when they were described. Copies and pickles of the blocks have None in its place."""
+    """Blocks as they were when they were described. Copies and pickles have an empty dictionary in its place."""
 
     def __init__(self, blocks: nn.ModuleList, column: ResidualColumn) -> None:
         self.column = column
-        self.snapshot = _Snapshot(blocks)
+        self._blocks = list(blocks)
+        self._snapshot = _Snapshot(blocks)
 
-    def __reduce__(self) -> tuple[type[None], tuple[()]]:
-        return type(None), ()
+    def holds(self, blocks: nn.ModuleList) -> bool:
+        """Tell whether these are the blocks, and nobody has changed any."""
+        same = len(blocks) == len(self._blocks) and all(map(is_, blocks, self._blocks))
+        return same and self._snapshot.holds()
+
+    def __reduce__(self) -> tuple[type[OrderedDict[str, Any]], tuple[()]]:
+        return OrderedDict, ()  # which every unpickler allows
 
 
 def try_one_call(
@@ -92,8 +99,8 @@ def try_one_call(
 
 def _column(blocks: nn.ModuleList) -> ResidualColumn | None:
     # With the blocks themselves, so that it goes when they go, whatever refers to whatever.
-    known: _Known | None = blocks.__dict__.get(KEY)
-    if known is not None and known.snapshot.holds():
+    known = blocks.__dict__.get(KEY)
+    if isinstance(known, _Known) and known.holds(blocks):
         return known.column
     blocks.__dict__.pop(KEY, None)
     branches = []

@@ -422,7 +422,7 @@ class Vim(nn.Module):
         """Tell whether nobody looks at images on their way to the stream, nor wants gradients."""
         if type(x) is not Tensor or not x.is_cpu or torch.is_grad_enabled():
             return False
-        embed, drop = self._modules["patch_embed"], self._modules["pos_drop"]
+        embed, drop = self._modules.get("patch_embed"), self._modules.get("pos_drop")
         inactive = type(drop) is nn.Dropout and is_plain(drop) and not (drop.training and drop.p > 0)
         # A wrapper may hand attributes of the module inside on: its class tells.
         return inactive and type(embed) is PatchEmbed and embed.is_as_built()

@@ -112,6 +112,8 @@ def residual_branch(x: Tensor, branch: Branch) -> Tensor:
 
 
 def _run(x: Tensor, branch: Branch, backend: CpuBackend) -> Tensor:
+    if x.numel() == 0:
+        return x.clone()
     if _wants_gradient(x, branch.weights.in_order()):
         return cpu_branch.train(x, branch, backend)
     half = cpu_ssm.multiplies_bfloat16(branch.weights)

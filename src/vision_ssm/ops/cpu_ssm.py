@@ -113,16 +113,16 @@ class Kept(NamedTuple):
         """Make room for a stream [B, L, D]."""
         (batch, tokens, _), (directions, channels, states) = stream.shape, weights.A_log.shape
         outputs = weights.x_proj_weight.shape[1]
-        shapes = (
-            (batch, tokens, channels),
-            (batch, tokens, 2 * channels) if xz else (0,),
-            (batch, directions, -(-tokens // CHUNK), states, channels),
-            (batch, directions, tokens, outputs),
+
+        def room(*shape: int) -> Tensor:
+            return _recycler.take(math.prod(shape)).view(shape)
+
+        return cls(
+            room(batch, tokens, channels),
+            room(batch, tokens, 2 * channels) if xz else None,
+            room(batch, directions, -(-tokens // CHUNK), states, channels),
+            room(batch, directions, tokens, outputs),
         )
-        sizes = [math.prod(shape) for shape in shapes]
-        parts = torch.split_with_sizes(_recycler.take(sum(sizes)), sizes)
-        sums, inputs, saved, projected = (part.view(shape) for part, shape in zip(parts, shapes, strict=True))
-        return cls(sums, inputs if xz else None, saved, projected)
 
 
 class _Ssm(ctypes.Structure):

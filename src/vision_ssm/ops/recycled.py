@@ -11,6 +11,7 @@ from torch import Tensor
 __all__ = ["Recycler"]
 
 FLOAT = 4  # bytes
+MOST_SIZES = 32
 
 
 class Recycler:
@@ -29,6 +30,8 @@ class Recycler:
 
     def take(self, count: int) -> Tensor:
         """Return a tensor [count] with any values."""
+        if count == 0:
+            return torch.empty(0, dtype=torch.float32, device="cpu")
         waiting = self._idle.get(count)
         # Asking first would be one moment too early: another thread, or the collector, may come in between.
         try:
@@ -47,7 +50,9 @@ class Recycler:
 
     def _put(self, memory: Tensor) -> None:
         count = memory.numel()
-        if self.idle_bytes() + FLOAT * count > self._most_idle:
+        if FLOAT * count > self._most_idle:
+            return
+        if self.idle_bytes() + FLOAT * count > self._most_idle or len(self._idle) > MOST_SIZES:
             for other in list(self._idle):  # sizes that nobody asks for any more, perhaps
                 if other != count:
                     self._idle.pop(other, None)
