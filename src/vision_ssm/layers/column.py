@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterable
 from itertools import chain
 from operator import attrgetter, is_
 from typing import Any
@@ -24,16 +25,15 @@ HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_p
 
 
 class _Snapshot:
-    """What a module and those below it hold, to tell later whether any of it has been changed.
+    """What blocks and the modules inside hold, to tell later whether any of it has been changed.
 
-    The classes and attributes of those below, and all parameters, buffers, children and hooks; not the tensors' memory
-    and values.
+    Their classes, attributes, parameters, buffers, children and hooks; not the tensors' memory and values.
     """
 
-    def __init__(self, root: nn.Module) -> None:
-        modules = list(root.modules())
-        self._modules = modules[1:]
-        self._classes = list(map(type, self._modules))
+    def __init__(self, blocks: Iterable[nn.Module]) -> None:
+        modules = [module for block in blocks for module in block.modules()]
+        self._modules = modules
+        self._classes = list(map(type, modules))
         self._members: list[dict[str, Any]] = [d for m in modules for d in (m._parameters, m._buffers, m._modules)]
         self._hooks = [getattr(module, name) for module in modules for name in HOOKS]
         self._seen = self._values()
@@ -63,7 +63,7 @@ class _Known:
     def __init__(self, blocks: nn.ModuleList, column: ResidualColumn) -> None:
         self.column = column
         self._blocks = list(blocks)
-        self._snapshot = _Snapshot(blocks)
+        self._snapshot = _Snapshot(self._blocks)
 
     def holds(self, blocks: nn.ModuleList) -> bool:
         """Tell whether these are the blocks, and nobody has changed any."""

@@ -87,10 +87,7 @@ class PatchEmbed(nn.Module):
         Raises:
             ShapeError: not four axes, another number of channels, smaller than a patch, or a fixed size is missed.
         """
-        if x.dim() != 4 or x.shape[1] != self.in_chans:
-            raise ShapeError(f"expected images [B, {self.in_chans}, H, W], got {list(x.shape)}")
-        self._check(*x.shape[-2:])
-        return self.dynamic_feat_size((x.shape[-2], x.shape[-1]))
+        return self._layout_of(x)[0]
 
     def is_as_built(self) -> bool:
         """Tell whether nobody looks at the module or its convolution, nor has replaced or changed either."""
@@ -118,9 +115,7 @@ class PatchEmbed(nn.Module):
         Raises:
             ShapeError: see :meth:`grid_of`.
         """
-        self.grid_of(x)
-        height, width = x.shape[-2:]
-        grid, (bottom, right) = self._layout(height, width)
+        grid, (bottom, right) = self._layout_of(x)
         if bottom or right:
             x = F.pad(x, (0, right, 0, bottom))
         return self.proj(x).flatten(2).transpose(1, 2), grid
@@ -136,6 +131,11 @@ class PatchEmbed(nn.Module):
         grid, (bottom, right) = self._layout(*size)
         rows = convolved_strips(self.proj, strips, bottom=bottom, right=right)
         return gather_patches((row.permute(0, 2, 3, 1) for row in rows), grid)
+
+    def _layout_of(self, x: Tensor) -> tuple[tuple[int, int], tuple[int, int]]:
+        if x.dim() != 4 or x.shape[1] != self.in_chans:
+            raise ShapeError(f"expected images [B, {self.in_chans}, H, W], got {list(x.shape)}")
+        return self._layout(*x.shape[-2:])
 
     def _layout(self, height: int, width: int) -> tuple[tuple[int, int], tuple[int, int]]:
         """Check a size; return the grid and the zeros to add at the bottom and right."""

@@ -365,6 +365,7 @@ class Vim(nn.Module):
         return self._through_blocks(self._embed(x)[0])
 
     def _normalised_class_rows(self, tokens: Tensor) -> Tensor:
+        """The class tokens [B, T, D] after the last block and the norm, from the stream [B, M + T, D] before them."""
         if self._is_plain_column():
             places = class_indices(self.class_token, tokens.shape[1] - self.num_prefix_tokens)
             rows = try_one_call(self.blocks, tokens, self.norm, places)

@@ -4,18 +4,30 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from vision_ssm.errors import BackendError, ConfigError, suggestion
 from vision_ssm.ops.chunked import ChunkedBackend
 from vision_ssm.ops.contract import Backend
 from vision_ssm.ops.cpu import CpuBackend
+from vision_ssm.ops.native import DTYPES, are_plain, multiplies_tiles_of_bfloat16
 from vision_ssm.ops.reference import ReferenceBackend
 from vision_ssm.ops.triton_backend import TritonBackend
 
-__all__ = ["AUTO", "ENVIRONMENT_VARIABLE", "BackendStatus", "available_backends", "choose", "explain", "intercepted"]
+__all__ = [
+    "AUTO",
+    "ENVIRONMENT_VARIABLE",
+    "BackendStatus",
+    "available_backends",
+    "choose",
+    "explain",
+    "inference_call_applies",
+    "intercepted",
+]
 
 AUTO = "auto"
 ENVIRONMENT_VARIABLE = "VISION_SSM_BACKEND"
@@ -104,6 +116,28 @@ def explain(device: str | torch.device = "cpu", dtype: torch.dtype = torch.float
         else:
             report.append(BackendStatus(backend.name, False, reason))
     return report
+
+
+def inference_call_applies(x: Tensor, others: Sequence[Tensor]) -> bool:
+    """Tell whether one call of the C++ kernel may stand in for torch's products and what is around them, shapes aside.
+
+    It may where no gradient is wanted, for plain tensors of one dtype, float32 or bfloat16, on the CPU where the kernel
+    is the backend, nothing is traced, watched or transformed, and autocast is off. Not where torch's products are
+    faster: than the kernel's portable code, and for bfloat16 where the processor multiplies whole tiles of it (AMX).
+    """
+    if type(x) is not Tensor or not x.is_cpu or x.numel() == 0 or x.dtype not in DTYPES:
+        return False
+    if torch.compiler.is_compiling() or intercepted() or torch.is_autocast_enabled("cpu"):
+        return False
+    tensors = (x, *others)
+    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+        return False
+    if not are_plain(tensors, x.dtype) or not all(t.layout is torch.strided and not t.is_neg() for t in tensors):
+        return False
+    if x.dtype == torch.bfloat16 and multiplies_tiles_of_bfloat16():
+        return False
+    backend = choose(AUTO, x.device, x.dtype)
+    return isinstance(backend, CpuBackend) and backend.instruction_set != "portable"
 
 
 def intercepted() -> bool:

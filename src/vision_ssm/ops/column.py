@@ -34,8 +34,7 @@ class ResidualColumn:
     """Blocks that one call runs one after the other, for inference.
 
     What a call must know of the weights is found out once, and anew where one of them lies elsewhere or has another
-    shape or dtype; other values in the same place need nothing. Looking takes Python as long as a token or two, finding
-    out as long as twenty.
+    shape or dtype; other values in the same place need nothing.
 
     Args:
         branches: the blocks'.

@@ -190,7 +190,7 @@ class _Scratch(threading.local):
 
 
 MOST_KEPT = 2**25  # bytes per buffer
-# Of an image for which what in_proj yields is kept, not made again. That would take a twentieth of a step, which counts
+# Of an image for which what in_proj yields is kept, not made again. That would take some 3 % of a step, which counts
 # where images are small, while large ones are what memory is short for.
 MOST_KEPT_TOKENS = 512
 _scratch = _Scratch()

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from vision_ssm.errors import BackendError, ShapeError
-from vision_ssm.ops.backends import AUTO, choose, intercepted
+from vision_ssm.ops.backends import AUTO, choose, inference_call_applies
 from vision_ssm.ops.cpu import CpuBackend
-from vision_ssm.ops.native import DTYPES, KernelCall, TensorArgument, are_plain, multiplies_tiles_of_bfloat16
+from vision_ssm.ops.native import DTYPES, KernelCall, TensorArgument, are_plain
 
 __all__ = ["embed_applies", "embed_patches"]
 
@@ -39,24 +38,11 @@ def embed_applies(
 ) -> bool:
     """Tell whether :func:`embed_patches` can stand in for the modules: same result, less memory and time.
 
-    It does where no gradient is wanted, for plain tensors of one dtype, float32 or bfloat16, on the CPU where the C++
-    kernel is the backend, the shapes fit, nothing is traced, watched or transformed, and autocast is off. Not where
-    torch's products are faster: than the kernel's portable code, and for bfloat16 where the processor multiplies whole
-    tiles of it (AMX).
+    It does where :func:`vision_ssm.ops.backends.inference_call_applies` and the shapes fit.
     """
-    if type(images) is not Tensor or not images.is_cpu or images.numel() == 0 or images.dtype not in DTYPES:
-        return False
-    if torch.compiler.is_compiling() or intercepted() or torch.is_autocast_enabled("cpu"):
-        return False
-    tensors = [t for t in (images, weight, bias, positions, class_rows) if t is not None]
-    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
-        return False
-    if not _readable(tensors) or _misfit(images, weight, bias, positions, class_rows, places, stride) is not None:
-        return False
-    if images.dtype == torch.bfloat16 and multiplies_tiles_of_bfloat16():
-        return False
-    backend = choose(AUTO, images.device, images.dtype)
-    return isinstance(backend, CpuBackend) and backend.instruction_set != "portable"
+    others = [t for t in (weight, bias, positions, class_rows) if t is not None]
+    applies = inference_call_applies(images, others)
+    return applies and _misfit(images, weight, bias, positions, class_rows, places, stride) is None
 
 
 def embed_patches(
@@ -98,7 +84,8 @@ def embed_patches(
     if misfit is not None:
         raise ShapeError(misfit)
     tensors = [t for t in (images, weight, bias, positions, class_rows) if t is not None]
-    if not _readable(tensors) or images.dtype not in DTYPES:
+    readable = all(t.layout is torch.strided and not t.is_neg() for t in tensors)
+    if not readable or not are_plain(tensors, images.dtype) or images.dtype not in DTYPES:
         found = ", ".join(sorted({f"{type(t).__name__} of {t.dtype} on {t.device}" for t in tensors}))
         raise BackendError(f"patches are embedded in one call from plain tensors of one dtype on the CPU, got {found}")
     backend = choose(AUTO, images.device, images.dtype)
@@ -123,12 +110,6 @@ def embed_patches(
     kernel.set(out=out)
     kernel.run("vssm_embed_forward")
     return out
-
-
-def _readable(tensors: Sequence[Tensor]) -> bool:
-    """Tell whether the kernel reads them as they are."""
-    plain = are_plain(tensors, tensors[0].dtype)
-    return plain and all(t.layout is torch.strided and not t.is_neg() for t in tensors)
 
 
 def _grid(height: int, width: int, side: int, stride: int) -> tuple[int, int]:

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from vision_ssm.errors import BackendError, ConfigError, ShapeError
-from vision_ssm.ops.backends import AUTO, choose, intercepted
+from vision_ssm.ops.backends import AUTO, choose, inference_call_applies
 from vision_ssm.ops.cpu import CpuBackend
 from vision_ssm.ops.cpu_ssm import NORMS, NormWeights
-from vision_ssm.ops.native import DTYPES, KernelCall, TensorArgument, are_plain, multiplies_tiles_of_bfloat16
+from vision_ssm.ops.native import DTYPES, KernelCall, TensorArgument, are_plain
 
 __all__ = ["MlpWeights", "mlp_applies", "residual_mlp"]
 
@@ -44,26 +44,11 @@ class _Mlp(ctypes.Structure):
 def mlp_applies(x: Tensor, added: Tensor, weights: MlpWeights) -> bool:
     """Tell whether :func:`residual_mlp` can stand in for the modules: same result, less memory and time.
 
-    It does where no gradient is wanted, for plain tensors of one dtype, float32 or bfloat16, on the CPU where the C++
-    kernel is the backend, the shapes fit, nothing is traced, watched or transformed, and autocast is off. Not where
-    torch's products are faster: than the kernel's portable code, and for bfloat16 where the processor multiplies whole
-    tiles of it (AMX).
+    It does where :func:`vision_ssm.ops.backends.inference_call_applies` and the shapes fit.
     """
-    if type(x) is not Tensor or not x.is_cpu or x.numel() == 0 or x.dtype not in DTYPES:
-        return False
-    if torch.compiler.is_compiling() or intercepted() or torch.is_autocast_enabled("cpu"):
-        return False
-    tensors = [added, *(w for w in weights.in_order() if w is not None)]
-    if torch.is_grad_enabled() and (x.requires_grad or any(t.requires_grad for t in tensors)):
-        return False
-    if not are_plain(tensors, x.dtype) or _misfit(x, added, weights) is not None:
-        return False
-    if x.dtype == torch.bfloat16 and multiplies_tiles_of_bfloat16():
-        return False
-    if weights.norm.kind not in NORMS or not all(t.layout is torch.strided and not t.is_neg() for t in (x, *tensors)):
-        return False
-    backend = choose(AUTO, x.device, x.dtype)
-    return isinstance(backend, CpuBackend) and backend.instruction_set != "portable"
+    others = [added, *(w for w in weights.in_order() if w is not None)]
+    fits = weights.norm.kind in NORMS and inference_call_applies(x, others)
+    return fits and _misfit(x, added, weights) is None
 
 
 def residual_mlp(x: Tensor, added: Tensor, weights: MlpWeights) -> Tensor:

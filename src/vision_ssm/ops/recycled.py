@@ -11,7 +11,7 @@ from torch import Tensor
 __all__ = ["Recycler"]
 
 FLOAT = 4  # bytes
-MOST_SIZES = 32
+MOST_SIZES = 32  # that are waited for: streams of every length would leave more and more behind
 
 
 class Recycler:
