@@ -22,8 +22,9 @@ import torch.nn.functional as F
 from gpu_timing import hold, least_bytes, outputs, passes, rows_of, size
 from torch import Tensor
 
-from vision_ssm.ops import add_norm, add_norm_applies, causal_conv1d, norm
-from vision_ssm.ops.conv import _shifted_products
+from vision_ssm.ops import add_norm, add_norm_applies, causal_conv1d
+from vision_ssm.ops.add_norm import op as norm
+from vision_ssm.ops.conv.op import _shifted_products
 
 CONVS: dict[str, tuple[int, int, int, tuple[bool, ...]]] = {  # batch, tokens, channels, directions
     "64 x 1,025 x 768": (64, 1025, 768, (False,)),

@@ -28,9 +28,9 @@ import torch
 
 import vision_ssm
 from vision_ssm.analysis.machine import environment
-from vision_ssm.inference.opening import preprocessing_of
-from vision_ssm.inference.weights import WeightsInfo, load_weights, save_weights
 from vision_ssm.storage import whole_file
+from vision_ssm.weights.files import WeightsInfo, load_weights, save_weights
+from vision_ssm.weights.opening import preprocessing_of
 
 SIDES = (512, 1024, 2048, 4096, 8192, 16384)
 LARGE = 8192  # from this side on, one call and one run are enough

@@ -26,9 +26,10 @@ import torch
 from torch import Tensor
 
 from vision_ssm.analysis.machine import environment
-from vision_ssm.ops import Traversal, cpu, selective_scan
-from vision_ssm.ops.contract import ScanCall
+from vision_ssm.ops import Traversal, selective_scan
 from vision_ssm.ops.native import BEST
+from vision_ssm.ops.scan import cpu
+from vision_ssm.ops.scan.contract import ScanCall
 
 CHANNELS, STATES = 384, 16
 # name -> batch, tokens, directions, gate and step-size activation as in the models

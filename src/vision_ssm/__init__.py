@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from vision_ssm.analysis import cost as cost
     from vision_ssm.inference.evaluate import evaluate as evaluate
     from vision_ssm.inference.features import features as features
-    from vision_ssm.inference.opening import open_model as load_model
     from vision_ssm.inference.predict import predict as predict
     from vision_ssm.models.registry import create_model as create_model
     from vision_ssm.models.registry import list_models as list_models
     from vision_ssm.ops import selective_scan as selective_scan
     from vision_ssm.training import train as train
+    from vision_ssm.weights.opening import open_model as load_model
 
 __all__ = [
     "cost",
@@ -44,7 +44,7 @@ _HOMES = {
     "evaluate": ("inference.evaluate", "evaluate"),
     "features": ("inference.features", "features"),
     "list_models": ("models.registry", "list_models"),
-    "load_model": ("inference.opening", "open_model"),
+    "load_model": ("weights.opening", "open_model"),
     "predict": ("inference.predict", "predict"),
     "selective_scan": ("ops", "selective_scan"),
     "train": ("training", "train"),

@@ -39,7 +39,7 @@ def test_json_and_failures(run, trained, images, tmp_path):
 
 
 def test_the_shipped_weights(run, trained, images, tmp_path, monkeypatch):
-    monkeypatch.setattr("vision_ssm.inference.shipped.FOLDER", tmp_path)
+    monkeypatch.setattr("vision_ssm.weights.shipped.FOLDER", tmp_path)
     (tmp_path / "vim_nano_cifar10.safetensors").write_bytes((trained / "best.safetensors").read_bytes())
     outcome = run("features", images / "dark" / "0.png", "--output", tmp_path / "out")
     assert outcome.code == 0, outcome.err

@@ -107,7 +107,7 @@ def shipped_run(trained, monkeypatch, tmp_path):
     folder = tmp_path / "pretrained"
     folder.mkdir()
     shutil.copy(trained / "best.safetensors", folder / "vim_nano_cifar10.safetensors")
-    monkeypatch.setattr("vision_ssm.inference.shipped.FOLDER", folder)
+    monkeypatch.setattr("vision_ssm.weights.shipped.FOLDER", folder)
 
 
 @pytest.mark.usefixtures("shipped_run")

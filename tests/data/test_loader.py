@@ -18,8 +18,8 @@ from timm.data.distributed_sampler import RepeatAugSampler
 from torch import Tensor
 
 from vision_ssm.data.loader import Batch, EpochLoader, epoch_order, seeded
-from vision_ssm.data.sources import open_dataset
 from vision_ssm.errors import ConfigError, DataError
+from vision_ssm.tasks.classification.sources import open_dataset
 
 
 class Numbers:

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vision_ssm.data.folders import image_files
-from vision_ssm.data.sources import open_dataset
 from vision_ssm.data.splits import held_out
 from vision_ssm.errors import DataError
+from vision_ssm.tasks.classification.folders import image_files
+from vision_ssm.tasks.classification.sources import open_dataset
 
 
 def fill(root: Path, classes: dict[str, int], size: int = 4) -> Path:
@@ -216,7 +216,7 @@ def test_torchvision_classes_are_sorted_by_name(tmp_path: Path, monkeypatch: pyt
 
 
 def test_small_data_sets_are_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from vision_ssm.data import folders
+    from vision_ssm.tasks.classification import folders
 
     fill(tmp_path, {"a": 2})
     reads = []

@@ -12,8 +12,8 @@ from PIL import Image
 
 from vision_ssm.data.loader import seeded
 from vision_ssm.data.preprocessing import Augmentation, Preprocessing
-from vision_ssm.data.transforms import build_eval_transform, build_train_transform
 from vision_ssm.errors import ConfigError
+from vision_ssm.tasks.classification.transforms import build_eval_transform, build_train_transform
 
 SMALL = Preprocessing(input_size=(3, 32, 32), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), crop_pct=1.0)
 

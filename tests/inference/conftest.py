@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 from vision_ssm.data.preprocessing import Preprocessing
-from vision_ssm.inference.weights import Loaded, WeightsInfo, save_weights
 from vision_ssm.models.registry import create_model
+from vision_ssm.weights.files import Loaded, WeightsInfo, save_weights
 
 COLOURS = {"blue": (0, 0, 255), "green": (0, 255, 0), "red": (255, 0, 0)}
 OPTIONS = {"num_classes": 3, "depth": 1, "embed_dim": 16, "img_size": 8}

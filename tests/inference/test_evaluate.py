@@ -11,13 +11,13 @@ import pytest
 import torch
 from PIL import Image
 
-from vision_ssm.data.sources import open_dataset
 from vision_ssm.errors import CheckpointError, ConfigError, DataError
-from vision_ssm.inference.classes import imagenet_names, match_classes
 from vision_ssm.inference.evaluate import evaluate
-from vision_ssm.inference.opening import open_model
-from vision_ssm.inference.weights import Loaded
 from vision_ssm.models.registry import create_model
+from vision_ssm.tasks.classification.classes import imagenet_names, match_classes
+from vision_ssm.tasks.classification.sources import open_dataset
+from vision_ssm.weights.files import Loaded
+from vision_ssm.weights.opening import open_model
 
 
 def test_scores(weights: Path, colour_folder: Callable[..., Path], tmp_path: Path) -> None:

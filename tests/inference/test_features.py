@@ -12,11 +12,11 @@ import torch
 from PIL import Image
 
 import vision_ssm
-from vision_ssm.data.transforms import build_eval_transform
 from vision_ssm.errors import CheckpointError, ConfigError, DataError
 from vision_ssm.inference.features import features
-from vision_ssm.inference.weights import Loaded, WeightsInfo
 from vision_ssm.models.registry import create_model
+from vision_ssm.tasks.classification.transforms import build_eval_transform
+from vision_ssm.weights.files import Loaded, WeightsInfo
 
 DEEP = {"num_classes": 3, "depth": 3, "embed_dim": 16, "img_size": 8}
 

@@ -13,13 +13,13 @@ from PIL import Image
 from tests.inference.conftest import COLOURS, PREPROCESSING
 from vision_ssm.data import strips
 from vision_ssm.data.preprocessing import Preprocessing
-from vision_ssm.data.transforms import build_eval_transform
 from vision_ssm.errors import ConfigError
 from vision_ssm.inference.features import features
 from vision_ssm.inference.inputs import EmbedsStrips
 from vision_ssm.inference.predict import predict
-from vision_ssm.inference.weights import Loaded, WeightsInfo
 from vision_ssm.models.registry import create_model
+from vision_ssm.tasks.classification.transforms import build_eval_transform
+from vision_ssm.weights.files import Loaded, WeightsInfo
 
 
 def picture(height: int, width: int) -> np.ndarray[Any, Any]:

@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 
 from vision_ssm.errors import ConfigError, DataError, ShapeError
-from vision_ssm.inference.opening import choose_device, open_model
 from vision_ssm.inference.predict import predict
-from vision_ssm.inference.weights import Loaded
+from vision_ssm.weights.files import Loaded
+from vision_ssm.weights.opening import choose_device, open_model
 
 
 def test_files_and_folders(weights: Path, colour_folder: Callable[..., Path]) -> None:

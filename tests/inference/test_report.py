@@ -14,7 +14,7 @@ from PIL import Image
 
 from vision_ssm.errors import DataError
 from vision_ssm.inference.evaluate import Evaluation, Guess
-from vision_ssm.inference.report import Tile, draw_confusion, draw_curve, draw_predictions, draw_sheet
+from vision_ssm.tasks.classification.pictures import Tile, draw_confusion, draw_curve, draw_predictions, draw_sheet
 
 
 def scored(names: list[str], count: int = 60, wrong: int = 10) -> Evaluation:

@@ -10,12 +10,12 @@ from PIL import Image
 
 import vision_ssm
 from vision_ssm.errors import CheckpointError, ConfigError, DataError
-from vision_ssm.inference import shipped
 from vision_ssm.inference.evaluate import evaluate
-from vision_ssm.inference.opening import open_model
 from vision_ssm.inference.predict import predict
-from vision_ssm.inference.shipped import DEFAULT, describe, find_weights, names_weights, shipped_weights
-from vision_ssm.inference.weights import Loaded, save_weights
+from vision_ssm.weights import shipped
+from vision_ssm.weights.files import Loaded, save_weights
+from vision_ssm.weights.opening import open_model
+from vision_ssm.weights.shipped import DEFAULT, describe, find_weights, names_weights, shipped_weights
 
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 

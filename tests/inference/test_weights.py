@@ -15,8 +15,8 @@ from torch import nn
 
 from vision_ssm.data.preprocessing import Preprocessing
 from vision_ssm.errors import CheckpointError
-from vision_ssm.inference.opening import open_model
-from vision_ssm.inference.weights import Loaded, WeightsInfo, load_weights, read_info, save_weights
+from vision_ssm.weights.files import Loaded, WeightsInfo, load_weights, read_info, save_weights
+from vision_ssm.weights.opening import open_model
 
 
 def test_round_trip(weights: Path, loaded: Loaded) -> None:

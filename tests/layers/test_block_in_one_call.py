@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from vision_ssm.layers import Block, VimMixer, make_norm, try_one_call
-from vision_ssm.ops.cpu import CpuBackend
 from vision_ssm.ops.native import MISSING, KernelCall
+from vision_ssm.ops.scan.cpu import CpuBackend
 
 needs_vectors = pytest.mark.skipif(CpuBackend().instruction_set == "portable", reason="portable code is left alone")
 needs_kernel = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
@@ -334,7 +334,7 @@ def test_a_model_runs_its_column_in_one_call(monkeypatch: pytest.MonkeyPatch) ->
 def test_a_model_embeds_in_one_call_what_its_modules_embed(
     monkeypatch: pytest.MonkeyPatch, class_token: str, dtype: torch.dtype
 ) -> None:
-    monkeypatch.setattr("vision_ssm.ops.backends.multiplies_tiles_of_bfloat16", lambda: False)
+    monkeypatch.setattr("vision_ssm.ops.dispatch.multiplies_tiles_of_bfloat16", lambda: False)
     torch.manual_seed(0)
     options = {"img_size": 64, "depth": 2, "num_classes": 5, "class_token": class_token, "stride": 12}
     model = timm.create_model("vim_tiny_patch16_224", **options).eval().to(dtype)

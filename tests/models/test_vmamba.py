@@ -16,8 +16,8 @@ from vision_ssm.errors import CheckpointError, ConfigError
 from vision_ssm.models import create_model
 from vision_ssm.models.vmamba import VMamba, VMambaBlock
 from vision_ssm.ops import residual_mlp
-from vision_ssm.ops.cpu import CpuBackend
 from vision_ssm.ops.native import MISSING
+from vision_ssm.ops.scan.cpu import CpuBackend
 
 needs_kernel = pytest.mark.skipif(
     CpuBackend().instruction_set in (None, "portable"), reason=MISSING or "portable code leaves the MLP alone"

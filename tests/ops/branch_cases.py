@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vision_ssm.ops import BranchWeights, NormWeights, SsmWeights, Traversal, selective_scan
-from vision_ssm.ops.backends import AUTO, choose
-from vision_ssm.ops.cpu import CpuBackend
+from vision_ssm.ops.dispatch import AUTO, choose
 from vision_ssm.ops.native import BEST, INSTRUCTION_SETS, LIBRARY
+from vision_ssm.ops.scan.cpu import CpuBackend
 
 # Per name: which way the walks go, which way the convolutions look (as in layers/mixer.py).
 WAYS = {

@@ -15,7 +15,9 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from vision_ssm.ops import triton_backward, triton_conv, triton_forward, triton_norm, triton_parts
+from vision_ssm.ops.add_norm import triton as triton_norm
+from vision_ssm.ops.conv import triton as triton_conv
+from vision_ssm.ops.scan import triton_backward, triton_forward, triton_parts
 
 OPTIONS = ("z", "skip", "bias", "dz", "saved", "heads", "sums", "tails")
 STATE = ("a", "weight", "skip", "bias", "saved", "heads", "sums", "ends", "tails", "parts", "scratch", "db", "dc", "da")

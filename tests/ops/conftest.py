@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 
-from vision_ssm.ops import backends
-from vision_ssm.ops.cpu import CpuBackend
+from vision_ssm.ops import dispatch as backends
 from vision_ssm.ops.native import INSTRUCTION_SETS
+from vision_ssm.ops.scan.cpu import CpuBackend
 
 
 @pytest.fixture(autouse=True)

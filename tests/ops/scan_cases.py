@@ -12,9 +12,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from vision_ssm.ops import Traversal, backends, norm, selective_scan
-from vision_ssm.ops.cpu import CpuBackend
-from vision_ssm.ops.triton_backend import TritonBackend
+from vision_ssm.ops import Traversal, selective_scan
+from vision_ssm.ops import dispatch as backends
+from vision_ssm.ops.add_norm import op as norm
+from vision_ssm.ops.scan.cpu import CpuBackend
+from vision_ssm.ops.scan.triton import TritonBackend
 
 KERNEL_MISSING = CpuBackend().missing
 needs_kernel = pytest.mark.skipif(KERNEL_MISSING is not None, reason=f"no C++ kernel: {KERNEL_MISSING}")

@@ -25,9 +25,10 @@ from scan_cases import (
 from torch import Tensor
 
 from vision_ssm.errors import BackendError, ConfigError
-from vision_ssm.ops import Traversal, available_backends, backends, explain, selective_scan
-from vision_ssm.ops.cpu import CpuBackend
+from vision_ssm.ops import Traversal, available_backends, explain, selective_scan
+from vision_ssm.ops import dispatch as backends
 from vision_ssm.ops.native import INSTRUCTION_SETS
+from vision_ssm.ops.scan.cpu import CpuBackend
 
 CPU = torch.device("cpu")
 

@@ -68,7 +68,7 @@ def test_two_threads_on_one_image(
     monkeypatch: pytest.MonkeyPatch, instruction_set: str, way: str, tokens: int, dtype: torch.dtype
 ) -> None:
     """Up to 256 tokens the products rearrange weights as they go, deeper ones than a panel in parts; beyond, before."""
-    monkeypatch.setattr("vision_ssm.ops.branch.multiplies_tiles_of_bfloat16", lambda: False)
+    monkeypatch.setattr("vision_ssm.ops.vim_block.op.multiplies_tiles_of_bfloat16", lambda: False)
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
@@ -82,13 +82,13 @@ def test_products_of_bfloat16(
     monkeypatch: pytest.MonkeyPatch, instruction_set: str, threads: int, tokens: int, width: int, inner: int
 ) -> None:
     """Inputs that end in half a pair, or in part of a vector of them."""
-    monkeypatch.setattr("vision_ssm.ops.branch.multiplies_tiles_of_bfloat16", lambda: False)
+    monkeypatch.setattr("vision_ssm.ops.vim_block.op.multiplies_tiles_of_bfloat16", lambda: False)
     weights = random_weights("bidirectional", width=width, inner=inner, states=5)
     check(stream(1, tokens, width), cast(weights, torch.bfloat16), "bidirectional")
 
 
 def test_autocast_decides_about_products(monkeypatch: pytest.MonkeyPatch, instruction_set: str) -> None:
-    monkeypatch.setattr("vision_ssm.ops.branch.multiplies_tiles_of_bfloat16", lambda: False)
+    monkeypatch.setattr("vision_ssm.ops.vim_block.op.multiplies_tiles_of_bfloat16", lambda: False)
     x, way = stream(1, 70, 40), "bidirectional"
     weights = random_weights(way, width=40, inner=72, states=5)
     branch = Branch(weights, 0.5, *WAYS[way])
@@ -109,7 +109,7 @@ def test_autocast_decides_about_products(monkeypatch: pytest.MonkeyPatch, instru
 def test_norms_layer_scale_and_half_weights(
     monkeypatch: pytest.MonkeyPatch, norm: str, gamma: bool, dtype: torch.dtype
 ) -> None:
-    monkeypatch.setattr("vision_ssm.ops.branch.multiplies_tiles_of_bfloat16", lambda: False)
+    monkeypatch.setattr("vision_ssm.ops.vim_block.op.multiplies_tiles_of_bfloat16", lambda: False)
     weights = random_weights("bidirectional", width=20, inner=24, states=3, norm=norm, gamma=gamma)
     check(stream(2, 50, 20) + 1, cast(weights, dtype), "bidirectional")
 

@@ -12,14 +12,9 @@ from scan_cases import FLOORS, needs_kernel, relative_error
 from torch import Tensor
 
 from vision_ssm.errors import BackendError
-from vision_ssm.ops import (
-    Branch,
-    BranchWeights,
-    branch_applies,
-    cpu_branch,
-    residual_branch,
-)
+from vision_ssm.ops import Branch, BranchWeights, branch_applies, residual_branch
 from vision_ssm.ops.native import denormals_flushed
+from vision_ssm.ops.vim_block import cpu_training as cpu_branch
 
 pytestmark = needs_kernel
 
@@ -92,7 +87,7 @@ def test_gradients_under_autocast(
     inner: int,
 ) -> None:
     """Rounding both sides of products in both directions, as plain operations under autocast would."""
-    monkeypatch.setattr("vision_ssm.ops.branch.multiplies_tiles_of_bfloat16", lambda: False)
+    monkeypatch.setattr("vision_ssm.ops.vim_block.op.multiplies_tiles_of_bfloat16", lambda: False)
     weights = random_weights("bidirectional", width=width, inner=inner, states=5)
     with torch.autocast("cpu", torch.bfloat16):
         check_gradients(stream(batch, tokens, width), weights, "bidirectional")

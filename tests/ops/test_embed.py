@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vision_ssm.errors import BackendError, ShapeError
 from vision_ssm.ops import embed_applies, embed_patches
-from vision_ssm.ops.cpu import CpuBackend
+from vision_ssm.ops.scan.cpu import CpuBackend
 
 pytestmark = needs_kernel
 needs_vectors = pytest.mark.skipif(CpuBackend().instruction_set == "portable", reason="portable code is left alone")
@@ -133,9 +133,9 @@ def test_stands_back_where_it_would_be_wrong_or_unseen(monkeypatch: pytest.Monke
     with torch.autocast("cpu", torch.bfloat16):
         assert not applies()
     half = cast((images, weight, bias, positions, rows, places), torch.bfloat16)
-    monkeypatch.setattr("vision_ssm.ops.backends.multiplies_tiles_of_bfloat16", lambda: True)
+    monkeypatch.setattr("vision_ssm.ops.dispatch.multiplies_tiles_of_bfloat16", lambda: True)
     assert not embed_applies(*half, stride=8)
-    monkeypatch.setattr("vision_ssm.ops.backends.multiplies_tiles_of_bfloat16", lambda: False)
+    monkeypatch.setattr("vision_ssm.ops.dispatch.multiplies_tiles_of_bfloat16", lambda: False)
     assert embed_applies(*half, stride=8)
 
 

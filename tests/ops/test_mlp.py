@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vision_ssm.errors import BackendError, ConfigError, ShapeError
 from vision_ssm.ops import MlpWeights, NormWeights, mlp_applies, residual_mlp
-from vision_ssm.ops.cpu import CpuBackend
+from vision_ssm.ops.scan.cpu import CpuBackend
 
 pytestmark = needs_kernel
 needs_vectors = pytest.mark.skipif(CpuBackend().instruction_set == "portable", reason="portable code is left alone")
@@ -65,7 +65,7 @@ def check(x: Tensor, added: Tensor, weights: MlpWeights, floor: float = FLOORS[t
 
 @pytest.fixture(autouse=True)
 def _no_tiles_of_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vision_ssm.ops.backends.multiplies_tiles_of_bfloat16", lambda: False)
+    monkeypatch.setattr("vision_ssm.ops.dispatch.multiplies_tiles_of_bfloat16", lambda: False)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -171,7 +171,7 @@ def test_stands_back_where_it_would_be_wrong_or_unseen(monkeypatch: pytest.Monke
         assert mlp_applies(x, added, weights)
     half = x.bfloat16(), added.bfloat16(), cast(random_weights(16, 32), torch.bfloat16)
     assert mlp_applies(*half)
-    monkeypatch.setattr("vision_ssm.ops.backends.multiplies_tiles_of_bfloat16", lambda: True)
+    monkeypatch.setattr("vision_ssm.ops.dispatch.multiplies_tiles_of_bfloat16", lambda: True)
     assert not mlp_applies(*half)
 
 

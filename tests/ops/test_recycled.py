@@ -9,8 +9,9 @@ import torch
 from branch_cases import WAYS, random_weights, stream
 from scan_cases import needs_kernel
 
-from vision_ssm.ops import Branch, cpu_ssm, residual_branch
-from vision_ssm.ops.recycled import Recycler
+from vision_ssm.ops import Branch, residual_branch
+from vision_ssm.ops.ssm import cpu as cpu_ssm
+from vision_ssm.ops.vim_block.recycled import Recycler
 
 
 def test_memory_comes_back_when_nothing_in_it_is_left() -> None:

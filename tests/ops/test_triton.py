@@ -32,11 +32,12 @@ from scan_cases import (
 from torch import Tensor, nn
 
 from vision_ssm.errors import BackendError
-from vision_ssm.ops import Traversal, backends, explain, selective_scan
-from vision_ssm.ops.chunked import ChunkedBackend
-from vision_ssm.ops.contract import CHUNK, ScanCall
-from vision_ssm.ops.triton_backend import TritonBackend
-from vision_ssm.ops.triton_schedule import WARPS_HELD, WARPS_WANTED, plan
+from vision_ssm.ops import Traversal, explain, selective_scan
+from vision_ssm.ops import dispatch as backends
+from vision_ssm.ops.scan.chunked import ChunkedBackend
+from vision_ssm.ops.scan.contract import CHUNK, ScanCall
+from vision_ssm.ops.scan.triton import TritonBackend
+from vision_ssm.ops.scan.triton_schedule import WARPS_HELD, WARPS_WANTED, plan
 
 pytestmark = needs_triton
 
@@ -209,7 +210,7 @@ def test_saved_states_are_those_of_the_contract(segment_chunks: int | None, monk
 
 
 def test_the_kernel_that_writes_the_walks_writes_their_words() -> None:
-    from vision_ssm.ops import triton_parts
+    from vision_ssm.ops.scan import triton_parts
 
     walks = (*cross(3, 5), *each_line(3, 5))
     table = torch.empty((len(walks), triton_parts.WORDS), dtype=torch.int32, device=device_of("triton"))

@@ -14,7 +14,7 @@ from torch import Tensor, library, nn
 
 from vision_ssm.errors import BackendError
 from vision_ssm.ops import causal_conv1d
-from vision_ssm.ops.triton_backend import TritonBackend
+from vision_ssm.ops.scan.triton import TritonBackend
 
 pytestmark = needs_triton
 
@@ -107,7 +107,7 @@ def poisoned(x: Tensor, every_other: bool) -> Tensor:
 
 
 def test_these_are_the_kernels_that_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    from vision_ssm.ops import triton_conv
+    from vision_ssm.ops.conv import triton as triton_conv
 
     ran = []
 
@@ -192,7 +192,7 @@ def test_nothing_in_nothing_out(shape: tuple[int, int, int]) -> None:
 @pytest.mark.parametrize("programs", [1, 2, 1024])
 def test_many_pieces_and_several_in_turn(shortest: int, programs: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pieces shorter than the taps reach, a last piece with fewer tokens, a last set with fewer pieces."""
-    from vision_ssm.ops import triton_conv
+    from vision_ssm.ops.conv import triton as triton_conv
 
     monkeypatch.setattr(triton_conv, "SHORTEST", shortest)
     monkeypatch.setattr(triton_conv, "PROGRAMS", programs)
@@ -208,7 +208,7 @@ def test_many_pieces_and_several_in_turn(shortest: int, programs: int, monkeypat
     [(1, 1, 1), (1, 197, 384), (256, 197, 384), (64, 1025, 768), (1, 100_000, 384), (100_000, 5, 16), (1, 50, 200_000)],
 )
 def test_the_pieces_cover_the_tokens_and_their_parts_stay_few(batch: int, tokens: int, channels: int) -> None:
-    from vision_ssm.ops import triton_conv
+    from vision_ssm.ops.conv import triton as triton_conv
 
     pieces, blocks = triton_conv.cut(batch, tokens, channels), -(-channels // triton_conv.BLOCK)
     assert (pieces.per_image - 1) * pieces.tokens < tokens <= pieces.per_image * pieces.tokens

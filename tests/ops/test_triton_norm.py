@@ -13,7 +13,8 @@ from torch import Tensor, library
 from torch.utils.flop_counter import FlopCounterMode
 
 from vision_ssm.errors import BackendError, ConfigError, ShapeError
-from vision_ssm.ops import add_norm, add_norm_applies, fuses_norms, norm
+from vision_ssm.ops import add_norm, add_norm_applies, fuses_norms
+from vision_ssm.ops.add_norm import op as norm
 
 pytestmark = needs_triton
 

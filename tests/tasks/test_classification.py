@@ -9,7 +9,7 @@ from sklearn.metrics import confusion_matrix, top_k_accuracy_score
 
 from vision_ssm.data.loader import Batch
 from vision_ssm.errors import ConfigError
-from vision_ssm.tasks.classification import Classification, ClassificationMeter, Mixing
+from vision_ssm.tasks.classification.task import Classification, ClassificationMeter, Mixing
 
 
 def batch(targets: torch.Tensor, side: int = 4) -> Batch:

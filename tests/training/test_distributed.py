@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from vision_ssm.training import train
-from vision_ssm.training.checkpoint import read_state
 from vision_ssm.training.config import TrainConfig
+from vision_ssm.training.state import read_state
 
 # No randomness but the order: two processes draw other mixing ratios and drop paths than one.
 PLAIN = {

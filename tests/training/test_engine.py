@@ -11,13 +11,13 @@ import torch
 import torch.nn.functional as F
 
 from vision_ssm.errors import ConfigError, TrainingDiverged
-from vision_ssm.tasks.classification import Classification
+from vision_ssm.tasks.classification.task import Classification
 from vision_ssm.training import train
 from vision_ssm.training.assembly import assemble, make_optimizer
-from vision_ssm.training.checkpoint import read_state
 from vision_ssm.training.config import TrainConfig
 from vision_ssm.training.distributed import Processes
 from vision_ssm.training.engine import Engine
+from vision_ssm.training.state import read_state
 
 Tiny = Callable[..., TrainConfig]
 

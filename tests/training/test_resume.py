@@ -14,9 +14,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from vision_ssm.inference.weights import read_info
-from vision_ssm.training.checkpoint import read_state
 from vision_ssm.training.config import TrainConfig
+from vision_ssm.training.state import read_state
+from vision_ssm.weights.files import read_info
 
 
 def _die() -> None:
@@ -25,7 +25,8 @@ def _die() -> None:
 
 def child(values: dict[str, Any], moment: tuple[str, int] | None) -> None:
     """Train in this process and die at ``moment``."""
-    from vision_ssm.training import checkpoint, run
+    from vision_ssm.training import run
+    from vision_ssm.training import state as checkpoint
 
     torch.set_num_threads(1)
     multiprocessing.set_start_method("fork", force=True)  # of the loader's workers; quicker than another fork server

@@ -11,12 +11,12 @@ import torch
 
 from vision_ssm.checkpoints import vim
 from vision_ssm.errors import CheckpointError, ConfigError, DataError
-from vision_ssm.inference.weights import load_weights, read_info
 from vision_ssm.models.registry import create_model
 from vision_ssm.training import estimate, train
-from vision_ssm.training.checkpoint import read_state
 from vision_ssm.training.config import TrainConfig
 from vision_ssm.training.events import Event, Interrupted, Notice, RunStarted, StepDone
+from vision_ssm.training.state import read_state
+from vision_ssm.weights.files import load_weights, read_info
 
 Tiny = Callable[..., TrainConfig]
 

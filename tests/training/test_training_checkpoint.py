@@ -12,9 +12,10 @@ import pytest
 import torch
 
 from vision_ssm.errors import CheckpointError, ConfigError
-from vision_ssm.training import checkpoint, train
-from vision_ssm.training.checkpoint import read_state, refuse_changes, write_state
+from vision_ssm.training import state as checkpoint
+from vision_ssm.training import train
 from vision_ssm.training.config import TrainConfig
+from vision_ssm.training.state import read_state, refuse_changes, write_state
 
 
 def state(number: int) -> dict[str, Any]:

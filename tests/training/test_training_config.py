@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from vision_ssm.errors import ConfigError
+from vision_ssm.settings import describe
 from vision_ssm.training.config import TrainConfig
-from vision_ssm.training.settings import describe
 
 
 @pytest.mark.parametrize(

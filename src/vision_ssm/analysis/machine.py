@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from vision_ssm.ops import BackendStatus, explain
-from vision_ssm.ops.cpu import CpuBackend
 from vision_ssm.ops.native import INSTRUCTION_SETS
+from vision_ssm.ops.scan.cpu import CpuBackend
 
 __all__ = ["DeviceReport", "Environment", "environment"]
 

@@ -166,8 +166,8 @@ def split_inputs(options: argparse.Namespace) -> tuple[str | None, list[str]]:
     Raises:
         ConfigError: no images.
     """
-    from vision_ssm.inference.shipped import names_weights
     from vision_ssm.models.registry import list_models
+    from vision_ssm.weights.shipped import names_weights
 
     files: list[str] = [*([] if options.weights is None else [options.weights]), *options.images]
     named = bool(files) and names_weights(files[0], model=options.model, models=list_models())

@@ -10,15 +10,15 @@ from vision_ssm.cli.console import console
 
 if TYPE_CHECKING:
     from vision_ssm.inference.inputs import Failure
-    from vision_ssm.inference.weights import Loaded
+    from vision_ssm.weights.files import Loaded
 
 __all__ = ["open_weights", "print_failures"]
 
 
 def open_weights(weights: str | None, options: argparse.Namespace) -> Loaded:
     """Open ``weights`` for ``options.model`` on ``options.device``; None takes the shipped ones and tells on stderr."""
-    from vision_ssm.inference.opening import open_model
-    from vision_ssm.inference.shipped import DEFAULT, describe
+    from vision_ssm.weights.opening import open_model
+    from vision_ssm.weights.shipped import DEFAULT, describe
 
     loaded = open_model(weights, model=options.model, device=options.device)
     if weights is None:

@@ -17,8 +17,8 @@ import yaml
 from vision_ssm.cli.arguments import image_size
 from vision_ssm.cli.console import amount, console, duration, print_json, print_table, score
 from vision_ssm.errors import ConfigError
+from vision_ssm.settings import Setting, describe
 from vision_ssm.training.config import TrainConfig
-from vision_ssm.training.settings import Setting, describe
 
 if TYPE_CHECKING:
     from vision_ssm.training import TrainResult

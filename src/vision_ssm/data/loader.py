@@ -22,9 +22,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from vision_ssm.data.images import decoding
-from vision_ssm.data.sources import ImageDataset
-from vision_ssm.data.transforms import Transform
 from vision_ssm.errors import ConfigError, DataError
+from vision_ssm.tasks.classification.sources import ImageDataset
+from vision_ssm.tasks.classification.transforms import Transform
 
 __all__ = ["Batch", "EpochLoader", "epoch_order", "seeded"]
 
@@ -60,8 +60,8 @@ class EpochLoader:
         for batch in loader: ...
 
     Args:
-        dataset: see `vision_ssm.data.sources.open_dataset`.
-        transform: see `vision_ssm.data.transforms`.
+        dataset: see `vision_ssm.tasks.classification.sources.open_dataset`.
+        transform: see `vision_ssm.tasks.classification.transforms`.
         batch_size: samples per batch on this process.
         seed: of order and augmentation.
         train: shuffle. Otherwise the order is that of the data set, and with several processes each takes every

@@ -12,15 +12,15 @@ from typing import Any, NamedTuple
 import torch
 
 from vision_ssm.data.loader import Batch, EpochLoader
-from vision_ssm.data.sources import ImageDataset, open_dataset
 from vision_ssm.data.splits import VAL_FRACTION
-from vision_ssm.data.transforms import build_eval_transform
 from vision_ssm.errors import CheckpointError
-from vision_ssm.inference.classes import match_classes
-from vision_ssm.inference.opening import autocast, open_model
-from vision_ssm.inference.weights import Loaded
 from vision_ssm.storage import whole_file
-from vision_ssm.tasks.classification import Classification
+from vision_ssm.tasks.classification.classes import match_classes
+from vision_ssm.tasks.classification.sources import ImageDataset, open_dataset
+from vision_ssm.tasks.classification.task import Classification
+from vision_ssm.tasks.classification.transforms import build_eval_transform
+from vision_ssm.weights.files import Loaded
+from vision_ssm.weights.opening import autocast, open_model
 
 __all__ = ["Evaluation", "Guess", "evaluate"]
 
@@ -96,9 +96,9 @@ def evaluate(
 
     Args:
         weights: a weights file, the name of one that ships with the package, a loaded model
-            (`vision_ssm.inference.opening.open_model`), or with ``model`` a checkpoint without description, such as
+            (`vision_ssm.weights.opening.open_model`), or with ``model`` a checkpoint without description, such as
             the published ones.
-        data: folder or name, see `vision_ssm.data.sources.open_dataset`; or a data set that is open already.
+        data: folder or name, see `vision_ssm.tasks.classification.sources.open_dataset`; or a data set that is open already.
         split: see `open_dataset`; without effect on an open data set.
         batch_size: images per run of the model.
         img_size: side, or (height, width), to resize to instead of the size of training.

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from vision_ssm.data.images import MAX_PIXELS
 from vision_ssm.errors import ConfigError
 from vision_ssm.inference.inputs import Failure, ImageLike, ImageSize, ModelInput, find_images, prepare_images
-from vision_ssm.inference.opening import autocast, open_model
-from vision_ssm.inference.weights import Loaded
 from vision_ssm.storage import require_writable, whole_file
+from vision_ssm.weights.files import Loaded
+from vision_ssm.weights.opening import autocast, open_model
 
 __all__ = ["INDEX", "Feature", "Features", "features"]
 

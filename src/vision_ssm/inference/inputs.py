@@ -14,14 +14,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vision_ssm.data.folders import image_files
 from vision_ssm.data.images import decoding, read_image, to_rgb
 from vision_ssm.data.strips import ARRAY_SUFFIX, Strips, open_strips, read_array, rgb_array
-from vision_ssm.data.transforms import Normalise, Transform, build_eval_transform
 from vision_ssm.errors import ConfigError, DataError, ShapeError
-from vision_ssm.inference.opening import autocast
-from vision_ssm.inference.weights import Loaded
 from vision_ssm.layers.strips import Patches
+from vision_ssm.tasks.classification.folders import image_files
+from vision_ssm.tasks.classification.transforms import Normalise, Transform, build_eval_transform
+from vision_ssm.weights.files import Loaded
+from vision_ssm.weights.opening import autocast
 
 __all__ = [
     "NATIVE",

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from vision_ssm.data.images import MAX_PIXELS
 from vision_ssm.errors import ConfigError
 from vision_ssm.inference.inputs import Failure, ImageLike, ImageSize, ModelInput, find_images, prepare_images
-from vision_ssm.inference.opening import autocast, open_model
-from vision_ssm.inference.weights import Loaded
 from vision_ssm.storage import whole_file
+from vision_ssm.weights.files import Loaded
+from vision_ssm.weights.opening import autocast, open_model
 
 __all__ = ["Failure", "ImageLike", "Prediction", "Predictions", "predict"]
 
@@ -95,7 +95,7 @@ def predict(
 
     Args:
         weights: a weights file, the name of one that ships with the package, a loaded model
-            (`vision_ssm.inference.opening.open_model`), or with ``model`` a checkpoint without description, such as
+            (`vision_ssm.weights.opening.open_model`), or with ``model`` a checkpoint without description, such as
             the published ones. None takes the shipped model of ten everyday classes:
             ``predict(images=["cat.jpg"])``; ``vision_ssm.load_model().info`` tells what it knows.
         images: one image or several, see `ImageLike`.

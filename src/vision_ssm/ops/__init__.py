@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
-from vision_ssm.ops.backends import BackendStatus, available_backends, explain
-from vision_ssm.ops.branch import (
+from vision_ssm.ops.add_norm.op import add_norm, add_norm_applies, fuses_norms
+from vision_ssm.ops.conv.op import causal_conv1d
+from vision_ssm.ops.dispatch import BackendStatus, available_backends, explain
+from vision_ssm.ops.mlp.op import MlpWeights, mlp_applies, residual_mlp
+from vision_ssm.ops.patch_embed.op import embed_applies, embed_patches
+from vision_ssm.ops.scan.op import selective_scan
+from vision_ssm.ops.ssm.op import one_pass, one_pass_applies
+from vision_ssm.ops.traversal import Traversal
+from vision_ssm.ops.vim_block.column import ResidualColumn
+from vision_ssm.ops.vim_block.op import (
     Branch,
     BranchWeights,
     NormWeights,
@@ -12,14 +20,6 @@ from vision_ssm.ops.branch import (
     residual_branch,
     try_residual_branch,
 )
-from vision_ssm.ops.column import ResidualColumn
-from vision_ssm.ops.conv import causal_conv1d
-from vision_ssm.ops.embed import embed_applies, embed_patches
-from vision_ssm.ops.mlp import MlpWeights, mlp_applies, residual_mlp
-from vision_ssm.ops.norm import add_norm, add_norm_applies, fuses_norms
-from vision_ssm.ops.scan import selective_scan
-from vision_ssm.ops.ssm import one_pass, one_pass_applies
-from vision_ssm.ops.traversal import Traversal
 
 __all__ = [
     "BackendStatus",

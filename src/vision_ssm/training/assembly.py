@@ -15,17 +15,17 @@ from torch import nn
 
 from vision_ssm.data.loader import EpochLoader
 from vision_ssm.data.preprocessing import Augmentation, Preprocessing
-from vision_ssm.data.sources import ImageDataset, open_dataset
-from vision_ssm.data.transforms import build_eval_transform, build_train_transform
 from vision_ssm.errors import ConfigError, suggestion
-from vision_ssm.inference.opening import preprocessing_of
-from vision_ssm.tasks.classification import Classification, Mixing
+from vision_ssm.tasks.classification.sources import ImageDataset, open_dataset
+from vision_ssm.tasks.classification.task import Classification, Mixing
+from vision_ssm.tasks.classification.transforms import build_eval_transform, build_train_transform
 from vision_ssm.tasks.task import Task
 from vision_ssm.training.config import TrainConfig
 from vision_ssm.training.distributed import Processes
 from vision_ssm.training.randomness import seed_everything
 from vision_ssm.training.schedule import scaled_rate
 from vision_ssm.training.starting import load_start
+from vision_ssm.weights.opening import preprocessing_of
 
 __all__ = ["Parts", "assemble", "make_optimizer"]
 

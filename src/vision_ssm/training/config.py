@@ -16,8 +16,8 @@ import yaml
 
 from vision_ssm.data.splits import VAL_FRACTION
 from vision_ssm.errors import ConfigError
+from vision_ssm.settings import Section, describe, from_mapping, setting, to_mapping
 from vision_ssm.training.recipes import find_recipe
-from vision_ssm.training.settings import Section, describe, from_mapping, setting, to_mapping
 
 __all__ = [
     "AugmentConfig",

@@ -2,7 +2,7 @@
 
 Everything that depends on how the model is spread over processes is in this file: wrapping, when gradients are
 exchanged, and sums over ranks. Sharding (FSDP2) would change `Processes.wrap`, `Processes.accumulating` and the
-gathering of state in `vision_ssm.training.checkpoint`.
+gathering of state in `vision_ssm.training.state`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from vision_ssm.inference.opening import choose_device
+from vision_ssm.weights.opening import choose_device
 
 __all__ = ["Processes"]
 

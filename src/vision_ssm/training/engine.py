@@ -21,13 +21,13 @@ from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 
 from vision_ssm.errors import TrainingDiverged
-from vision_ssm.inference.opening import autocast
 from vision_ssm.tasks.task import Batch, Meter
 from vision_ssm.training.assembly import Parts, make_optimizer
-from vision_ssm.training.checkpoint import refuse_changes
 from vision_ssm.training.distributed import Processes
 from vision_ssm.training.randomness import seed_everything
 from vision_ssm.training.schedule import LearningRate
+from vision_ssm.training.state import refuse_changes
+from vision_ssm.weights.opening import autocast
 
 __all__ = ["Engine", "Progress", "Update"]
 

@@ -10,11 +10,11 @@ from torch import nn
 
 from vision_ssm.errors import VisionSSMError
 from vision_ssm.inference.evaluate import evaluate
-from vision_ssm.inference.report import draw_confusion, draw_curve, draw_predictions
-from vision_ssm.inference.weights import WeightsInfo, save_weights
+from vision_ssm.tasks.classification.pictures import draw_confusion, draw_curve, draw_predictions
 from vision_ssm.training.assembly import Parts
 from vision_ssm.training.engine import Engine
 from vision_ssm.training.run_folder import RunFolder
+from vision_ssm.weights.files import WeightsInfo, save_weights
 
 __all__ = ["write_pictures", "write_weights"]
 

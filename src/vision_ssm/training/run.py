@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from vision_ssm.errors import TrainingDiverged
-from vision_ssm.training import checkpoint, results
+from vision_ssm.training import results
+from vision_ssm.training import state as checkpoint
 from vision_ssm.training.assembly import assemble
 from vision_ssm.training.config import TrainConfig
 from vision_ssm.training.distributed import Processes

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from vision_ssm.errors import ConfigError, DataError
 from vision_ssm.storage import require_writable, whole_file
-from vision_ssm.training.checkpoint import LAST, PREVIOUS
 from vision_ssm.training.config import TrainConfig
 from vision_ssm.training.events import Event
+from vision_ssm.training.state import LAST, PREVIOUS
 
 __all__ = ["RunFolder"]
 

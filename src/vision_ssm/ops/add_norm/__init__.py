@@ -1,0 +1,1 @@
+"""The residual addition and the norm behind it."""

@@ -1,0 +1,1 @@
+"""Images to the residual stream of a columnar model."""

@@ -1,0 +1,1 @@
+"""The selective scan over token maps."""

@@ -1,0 +1,170 @@
+"""The scan in C++ (csrc/): float32 and bfloat16 on the CPU, forward and backward."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from vision_ssm.ops.native import (
+    BEST,
+    DTYPES,
+    INSTRUCTION_SETS,
+    LIBRARY,
+    MISSING,
+    KernelCall,
+    TensorArgument,
+    task_groups,
+)
+from vision_ssm.ops.scan.contract import Cover, ScanCall, ScanGradients, chunk_count, cover_of, saved_states_shape
+from vision_ssm.ops.traversal import WORDS, Traversal, flatten
+
+__all__ = ["CpuBackend", "Walk", "kernel_walks"]
+
+
+class Walk(ctypes.Structure):
+    """A traversal in the kernel's form (vssm_walk)."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_int64)
+        for name in (
+            *("start", "inner_count", "inner_stride", "outer_stride", "length", "reset"),
+            *("write_start", "write_inner_stride", "write_outer_stride"),
+        )
+    )
+
+
+class _Scan(ctypes.Structure):
+    _fields_ = (
+        *((n, ctypes.c_int64) for n in ("batch", "directions", "tokens", "channels", "states", "chunks", "groups")),
+        *((n, ctypes.c_int32) for n in ("threads", "isa", "softplus", "merge", "cover")),
+        ("walks", ctypes.POINTER(Walk)),
+        *((n, ctypes.c_void_p) for n in ("a", "skip", "bias")),
+        *((n, TensorArgument) for n in ("u", "delta", "b", "c", "z")),
+        ("saved", ctypes.c_void_p),
+        *((n, TensorArgument) for n in ("y", "sum", "grad", "du", "ddelta", "dz")),
+        *((n, ctypes.c_void_p) for n in ("db", "dc")),
+        *((n, ctypes.c_int64) for n in ("db_directions", "dc_directions")),
+        *((n, ctypes.c_void_p) for n in ("da", "dskip", "dbias")),
+    )
+
+
+class CpuBackend:
+    """Compiled kernels; the best instruction set of the machine, or the one named."""
+
+    name = "cpu"
+
+    def __init__(self, instruction_set: str | None = None) -> None:
+        self.missing = MISSING
+        self.isa = BEST if instruction_set is None else INSTRUCTION_SETS.index(instruction_set)
+
+    @property
+    def instruction_set(self) -> str | None:
+        """The instruction set that runs here, or None without the library."""
+        if LIBRARY is None:
+            return None
+        return INSTRUCTION_SETS[LIBRARY.vssm_best_isa() if self.isa == BEST else self.isa]
+
+    def why_not(self, device: torch.device, dtype: torch.dtype) -> str | None:
+        """Needs the built library, CPU tensors and float32 or bfloat16."""
+        if LIBRARY is None:
+            return self.missing
+        if device.type != "cpu":
+            return f"the tensors are on {device}, the kernel runs on the CPU"
+        if dtype not in DTYPES:
+            return f"it computes float32 and bfloat16, not {str(dtype).removeprefix('torch.')}"
+        if self.isa != BEST and not LIBRARY.vssm_has_isa(self.isa):
+            return f"this machine or build lacks {INSTRUCTION_SETS[self.isa]}"
+        return None
+
+    def forward(self, call: ScanCall, save_states: bool) -> tuple[Tensor, Tensor]:
+        """Run the forward kernel."""
+        cover = cover_of(call.traversals, call.tokens)
+        y = call.output()
+        states = call.A.new_empty(saved_states_shape(call)) if save_states else call.A.new_empty(0)
+        if cover == Cover.SOME or (cover == Cover.ONCE and not call.merge):
+            y.zero_()
+        total = y
+        if call.merge and y.dtype != torch.float32 and cover != Cover.ONCE:
+            if cover == Cover.SOME:
+                total = torch.zeros_like(y, dtype=torch.float32)
+            elif len(call.traversals) > 1:
+                total = torch.empty_like(y, dtype=torch.float32)
+        kernel = _describe(call, self.isa)
+        kernel.set(y=_directions(y, call), sum=_directions(total, call))
+        kernel.structure.saved = states.data_ptr() if save_states else None
+        kernel.run("vssm_scan_forward")
+        return y, states
+
+    def backward(self, call: ScanCall, states: Tensor, grad: Tensor) -> ScanGradients:
+        """Run the backward kernel and sum its per-task parts, always in the same order."""
+        kernel = _describe(call, self.isa)
+        scan = kernel.structure
+        cover, directions = cover_of(call.traversals, call.tokens), len(call.traversals)
+
+        def fresh(shape: Sequence[int], own: bool, dtype: torch.dtype) -> Tensor:
+            """What the directions share is added to where they overlap; of its own, each fills the visited tokens."""
+            empty = cover == Cover.EACH or (cover == Cover.ONCE and not own)
+            return (torch.empty if empty else torch.zeros)(shape, dtype=dtype, device="cpu")
+
+        def gradient_of(x: Tensor) -> Tensor:
+            own = x.shape[1] > 1
+            summed = not own and directions > 1 and cover != Cover.ONCE
+            return fresh(x.shape, own, torch.float32 if summed else x.dtype)
+
+        du, ddelta = gradient_of(call.u), gradient_of(call.delta)
+        dz = None if call.z is None else gradient_of(call.z[:, None])
+        db, dc = (fresh((scan.groups, *x.shape), x.shape[1] > 1, torch.float32) for x in (call.B, call.C))
+        da = torch.empty(call.batch, directions, call.states, call.channels, dtype=torch.float32, device="cpu")
+        dskip, dbias = torch.zeros(2, call.batch, directions, call.channels, dtype=torch.float32, device="cpu")
+        kernel.set(grad=_directions(grad, call), du=du, ddelta=ddelta, dz=dz)
+        scan.saved, scan.db, scan.dc = states.data_ptr(), db.data_ptr(), dc.data_ptr()
+        scan.db_directions, scan.dc_directions = call.B.shape[1], call.C.shape[1]
+        scan.da, scan.dskip, scan.dbias = da.data_ptr(), dskip.data_ptr(), dbias.data_ptr()
+        kernel.run("vssm_scan_backward")
+        return ScanGradients(
+            du.to(call.u.dtype),
+            ddelta.to(call.delta.dtype),
+            da.sum(0).transpose(1, 2).contiguous(),
+            _over_tasks(db).to(call.B.dtype),
+            _over_tasks(dc).to(call.C.dtype),
+            dskip.sum(0) if call.D is not None else None,
+            None if dz is None else dz[:, 0].to(call.u.dtype),
+            dbias.sum(0) if call.delta_bias is not None else None,
+        )
+
+
+def _describe(call: ScanCall, isa: int) -> KernelCall:
+    """Return the kernel call with everything that forward and backward share."""
+    scan = _Scan()
+    scan.batch, scan.tokens = call.batch, call.tokens
+    scan.directions, scan.channels, scan.states = call.A.shape
+    scan.walks, scan.chunks = kernel_walks(call.traversals)
+    scan.groups = task_groups(call.batch, -(-call.channels // 16))
+    scan.threads, scan.isa = torch.get_num_threads(), isa
+    scan.softplus, scan.merge = call.delta_softplus, call.merge
+    scan.cover = cover_of(call.traversals, call.tokens)
+    kernel = KernelCall(scan)
+    scan.a, scan.skip, scan.bias = (kernel.pointer(x) for x in (call.A, call.D, call.delta_bias))
+    kernel.set(u=call.u, delta=call.delta, b=call.B, c=call.C, z=None if call.z is None else call.z[:, None])
+    return kernel
+
+
+@lru_cache(maxsize=256)
+def kernel_walks(traversals: tuple[Traversal, ...]) -> tuple[ctypes.Array[Walk], int]:
+    """Return the walks in the kernel's form, and the most chunks that any of them has."""
+    words = flatten(traversals)
+    walks = (Walk * len(traversals))(*(Walk(*words[at : at + WORDS]) for at in range(0, len(words), WORDS)))
+    return walks, max(chunk_count(walk.length, walk.inner_count, walk.reset) for walk in traversals)
+
+
+def _directions(y: Tensor, call: ScanCall) -> Tensor:
+    """Return an output-shaped tensor as [B, K|1, L, C]."""
+    return y[:, None] if call.merge else y
+
+
+def _over_tasks(parts: Tensor) -> Tensor:
+    return parts[0] if parts.shape[0] == 1 else parts.sum(0)

@@ -1,0 +1,1 @@
+"""The selective SSM from its input to its gated output."""

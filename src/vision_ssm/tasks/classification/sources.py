@@ -1,0 +1,96 @@
+"""Labelled images: a folder of class folders, or a well-known data set by name.
+
+Every data set here is map-style: ``dataset[i]`` is ``(RGB image, class index)``, in an order that is the same on every
+machine. Nothing is decoded before it is asked for.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+from PIL import Image
+
+from vision_ssm.data.images import MAX_PIXELS
+from vision_ssm.data.splits import VAL_FRACTION
+from vision_ssm.errors import DataError, suggestion
+from vision_ssm.tasks.classification.folders import open_folder
+from vision_ssm.tasks.classification.named import DATASET_NAMES, open_named
+
+__all__ = ["DATASET_NAMES", "SPLITS", "ImageDataset", "open_dataset"]
+
+SPLITS = ("train", "val", "test", "all")
+
+
+class ImageDataset(Protocol):
+    """What the loader, training and evaluation ask of a data set.
+
+    Attributes:
+        name: for titles and logs.
+        class_names: in the order of the class indices (sorted by name).
+        paths: one file name (or, where there are no files, an identifier such as ``digits/0042``) per sample.
+        targets: one class index per sample.
+        mirror_safe: whether an image mirrored left-right still belongs to its class.
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    paths: tuple[str, ...]
+    targets: tuple[int, ...]
+    mirror_safe: bool
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        """Decode one sample: (RGB image, class index). Raises DataError naming the file if that fails."""
+
+
+def open_dataset(
+    spec: str | Path,
+    split: str = "train",
+    *,
+    val_fraction: float = VAL_FRACTION,
+    download: bool = False,
+    max_pixels: int = MAX_PIXELS,
+) -> ImageDataset:
+    """Open one split of a data set.
+
+    Args:
+        spec: a folder, or one of `DATASET_NAMES` (``digits``, ``cifar10``, ...). For a folder whose name is one of
+            these write ``./digits``. A folder holds either ``train/`` and ``val/`` (or ``validation/``, ``valid/``,
+            ``test/``) with the same class folders in each, or the class folders themselves. In the second case, and
+            when ``val/`` is missing, ``val_fraction`` of each class is held out, chosen by a hash of the relative
+            path: the choice is the same on every machine and nearly unaffected by new files. A folder of class
+            folders that is itself called ``val``, ``validation``, ``valid`` or ``test`` is taken whole when
+            a held-out split is asked for.
+        split: ``train``, ``val``, ``test`` (held-out data; the same as ``val`` where a data set has only one
+            held-out part), or ``all``.
+        val_fraction: share of each class to hold out where the data set does not say itself, in (0, 1).
+        download: whether a named data set may be fetched when it is not on this machine.
+        max_pixels: see `vision_ssm.data.images.read_image`.
+
+    Raises:
+        DataError: missing, empty or unreadable data, unknown name, or classes that differ between the splits.
+    """
+    if split not in SPLITS:
+        raise DataError(f"unknown split {split!r}, expected one of {', '.join(SPLITS)}.{suggestion(split, SPLITS)}")
+    if not 0 < val_fraction < 1:
+        raise DataError(f"val_fraction must lie between 0 and 1, got {val_fraction}.")
+    text = str(spec)
+    if text in DATASET_NAMES:
+        return open_named(text, split, val_fraction=val_fraction, download=download)
+    folder = Path(spec).expanduser()
+    if folder.is_dir():
+        return open_folder(folder, split, val_fraction=val_fraction, max_pixels=max_pixels)
+    if folder.exists():
+        raise DataError(f"data {text!r} is a file; give a folder of class folders, or a name: {_names()}.")
+    raise DataError(f"no folder and no data set is called {text!r}; the names are {_names()}.{_nearest(text)}")
+
+
+def _names() -> str:
+    return ", ".join(DATASET_NAMES)
+
+
+def _nearest(text: str) -> str:
+    return suggestion(text.lower(), DATASET_NAMES)

@@ -1,0 +1,122 @@
+"""The state of a run on disk: written whole or not at all, read without running anything that is in it.
+
+A checkpoint holds everything that the next update depends on: weights, average, optimiser, loss scaler, position and
+configuration. Random numbers need no state, because they are a function of the seed and the position.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vision_ssm.errors import CheckpointError, ConfigError
+from vision_ssm.settings import differences
+from vision_ssm.storage import whole_file
+from vision_ssm.training.config import TrainConfig
+
+__all__ = ["LAST", "PREVIOUS", "has_state", "read_state", "refuse_changes", "write_state"]
+
+FORMAT = 1
+LAST, PREVIOUS, _NEXT = "last.ckpt", "previous.ckpt", "next.ckpt"
+_KEYS = {"format", "model", "ema", "optimizer", "scaler", "progress", "config", "data", "processes", "log_bytes"}
+
+
+def write_state(folder: Path, state: Mapping[str, Any]) -> Path:
+    """Write ``last.ckpt`` in ``folder`` and keep the one before it as ``previous.ckpt``.
+
+    Whatever happens meanwhile (kill, full disk, power), one of the two is whole afterwards.
+
+    Raises CheckpointError when it cannot be written; the files of before are untouched then.
+    """
+    path = folder / LAST
+    try:
+        with whole_file(folder / _NEXT, error=CheckpointError) as part:
+            _serialise({"format": FORMAT, **state}, part)
+        if path.exists():
+            os.replace(path, folder / PREVIOUS)
+        os.replace(folder / _NEXT, path)
+    except (CheckpointError, OSError) as error:
+        kept = next((folder / name for name in (LAST, PREVIOUS) if (folder / name).exists()), None)
+        advice = f"The last good checkpoint is {kept}; make room and resume." if kept else "There is no earlier one."
+        raise CheckpointError(f"could not write the checkpoint: {error} {advice}") from error
+    return path
+
+
+def _serialise(state: Mapping[str, Any], path: Path) -> None:
+    try:
+        with path.open("wb") as file:
+            torch.save(dict(state), file)
+    except RuntimeError as error:
+        # torch's writer hides the reason (no space left ...) behind an internal message.
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from None
+        raise
+
+
+def has_state(path: Path) -> bool:
+    """Whether ``path`` is, or is a run folder with, a checkpoint to continue from."""
+    return path.suffix == ".ckpt" or any((path / name).exists() for name in (LAST, PREVIOUS))
+
+
+def read_state(path: Path) -> tuple[dict[str, Any], Path]:
+    """Read a checkpoint, or the newest whole one of a run folder. Returns the state and the file it came from.
+
+    Raises CheckpointError when there is none, or none that can be read.
+    """
+    if not path.is_dir():
+        return _read(path), path
+    problems = []
+    for candidate in (path / LAST, path / PREVIOUS):
+        if not candidate.exists():
+            continue
+        try:
+            return _read(candidate), candidate
+        except CheckpointError as error:
+            problems.append(str(error))
+    raise CheckpointError(" ".join(problems) or f"{path}: no checkpoint ({LAST}) here.")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}.") from error
+    except (RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise CheckpointError(f"{path}: damaged, or not a training checkpoint: {reason}") from error
+    if not isinstance(state, dict) or not set(state) >= _KEYS:
+        raise CheckpointError(
+            f"{path}: not a training checkpoint of this library. To start from its weights use model.checkpoint "
+            "(--checkpoint)."
+        )
+    if state["format"] > FORMAT:
+        raise CheckpointError(f"{path}: written by a newer version (format {state['format']}, known is {FORMAT}).")
+    return state
+
+
+def refuse_changes(state: Mapping[str, Any], config: TrainConfig, data: Mapping[str, Any], processes: int) -> None:
+    """Make sure that continuing ``state`` under ``config`` is the same run.
+
+    Settings that leave the trained weights alone may change (paths, logging, workers, device, checkpoint interval);
+    ``schedule.cooldown_epochs`` may, since the cosine before it is the same function; ``schedule.epochs`` may only for
+    the constant schedule, where it is not part of the function.
+
+    Raises ConfigError naming every setting that differs, with both values.
+    """
+    changed = differences(TrainConfig, state["config"], config.to_dict())
+    if config.schedule.name == "constant":
+        changed.pop("schedule.epochs", None)
+    lines = [f"{key} was {old!r} and is {new!r}" for key, (old, new) in changed.items()]
+    lines += [f"the {key} differ" for key, value in data.items() if state["data"].get(key) != value]
+    if state["processes"] != processes:
+        lines.append(f"it ran on {state['processes']} processes and would continue on {processes}")
+    if lines:
+        raise ConfigError(
+            f"resuming would not continue the same run: {'; '.join(lines)}. Undo this, or start a new run from the "
+            "weights with model.checkpoint."
+        )
