@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from vision_ssm.storage import whole_file
-from vision_ssm.tasks.classification.pictures import BLUE, GREY, ORANGE, png_figure
+from vision_ssm.plots import BLUE, GREY, ORANGE, png_figure
 
 FORMS = ("forward", "forward and backward")
 DRAWN = 2**23  # elements: with fewer the caches would hold most, and the floor of bytes is not theirs

@@ -28,9 +28,9 @@ import torch
 
 import vision_ssm
 from vision_ssm.analysis.machine import environment
+from vision_ssm.data.preprocessing import Preprocessing
 from vision_ssm.storage import whole_file
 from vision_ssm.weights.files import WeightsInfo, load_weights, save_weights
-from vision_ssm.weights.opening import preprocessing_of
 
 SIDES = (512, 1024, 2048, 4096, 8192, 16384)
 LARGE = 8192  # from this side on, one call and one run are enough
@@ -48,8 +48,9 @@ def write_image(path: Path, side: int) -> None:
 def write_weights(path: Path, name: str) -> None:
     torch.manual_seed(0)
     model = timm.create_model(name, num_classes=10)
-    names = tuple(f"class {i}" for i in range(10))
-    save_weights(path, model, info=WeightsInfo(name, {"num_classes": 10}, names, preprocessing_of(model)))
+    preprocessing = Preprocessing.from_dict(timm.data.resolve_model_data_config(model))
+    record = {"class_names": [f"class {i}" for i in range(10)]}
+    save_weights(path, model, info=WeightsInfo(name, {}, "classification", record, preprocessing))
 
 
 def run_one(weights: str, image: str, threads: int) -> dict[str, float]:

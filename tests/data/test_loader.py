@@ -17,7 +17,8 @@ from PIL import Image
 from timm.data.distributed_sampler import RepeatAugSampler
 from torch import Tensor
 
-from vision_ssm.data.loader import Batch, EpochLoader, epoch_order, seeded
+from vision_ssm.data.batches import Batch
+from vision_ssm.data.loader import EpochLoader, epoch_order
 from vision_ssm.errors import ConfigError, DataError
 from vision_ssm.tasks.classification.sources import open_dataset
 
@@ -42,10 +43,10 @@ class Numbers:
         return Image.new("RGB", (2, 2), (index, 0, 0)), index % 2
 
 
-def noisy(image: Image.Image) -> Tensor:
+def noisy(image: Image.Image, target: int) -> tuple[Tensor, int]:
     """Draw from all three generators that transforms use."""
     value = image.getpixel((0, 0))[0] + random.random()
-    return torch.full((3, 2, 2), value) + torch.rand(3, 2, 2) + float(np.random.random())
+    return torch.full((3, 2, 2), value) + torch.rand(3, 2, 2) + float(np.random.random()), target
 
 
 def epochs(loader: EpochLoader, *positions: tuple[int, int]) -> list[list[Batch]]:
@@ -112,23 +113,6 @@ def test_the_random_state_of_the_process_is_untouched() -> None:
     assert torch.equal(torch.get_rng_state(), states[0])
     assert random.getstate() == states[1]
     assert np.array_equal(np.random.get_state()[1], states[2])
-
-
-def test_seeded_depends_on_its_key_alone_and_restores() -> None:
-    def draw() -> tuple[float, float, float]:
-        return random.random(), float(np.random.random()), float(torch.rand(()))
-
-    torch.manual_seed(3)
-    after_expected = torch.rand(2)
-    torch.manual_seed(3)
-    with seeded(1, 2):
-        first = draw()
-    assert torch.equal(torch.rand(2), after_expected)
-    with seeded(1, 2):
-        assert draw() == first
-    for key in ((2, 1), (1, 3), (1,)):
-        with seeded(*key):
-            assert not set(draw()) & set(first)
 
 
 def test_evaluation_keeps_the_order_and_the_last_batch() -> None:

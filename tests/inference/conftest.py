@@ -14,7 +14,7 @@ from vision_ssm.models.registry import create_model
 from vision_ssm.weights.files import Loaded, WeightsInfo, save_weights
 
 COLOURS = {"blue": (0, 0, 255), "green": (0, 255, 0), "red": (255, 0, 0)}
-OPTIONS = {"num_classes": 3, "depth": 1, "embed_dim": 16, "img_size": 8}
+OPTIONS = {"depth": 1, "embed_dim": 16, "img_size": 8}
 PREPROCESSING = Preprocessing(input_size=(3, 8, 8), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), crop_pct=1.0)
 
 
@@ -22,7 +22,7 @@ PREPROCESSING = Preprocessing(input_size=(3, 8, 8), mean=(0.5, 0.5, 0.5), std=(0
 def loaded() -> Loaded:
     """A model trained for a few steps to tell plain colours apart, as a real one would be."""
     torch.manual_seed(0)
-    model = create_model("vim_nano", **OPTIONS)
+    model = create_model("vim_nano", num_classes=3, **OPTIONS)
     images = 2 * torch.tensor(list(COLOURS.values())).view(3, 3, 1, 1).expand(3, 3, 8, 8) / 255 - 1
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     for _ in range(30):
@@ -30,7 +30,8 @@ def loaded() -> Loaded:
         torch.nn.functional.cross_entropy(model(images), torch.arange(3)).backward()
         optimizer.step()
     assert model(images).argmax(dim=1).tolist() == [0, 1, 2]
-    info = WeightsInfo("vim_nano", OPTIONS, tuple(COLOURS), PREPROCESSING, {"top1": 1.0}, version="0")
+    record = {"class_names": list(COLOURS)}
+    info = WeightsInfo("vim_nano", OPTIONS, "classification", record, PREPROCESSING, {"top1": 1.0}, version="0")
     return Loaded(model.eval(), info)
 
 

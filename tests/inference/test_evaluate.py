@@ -25,11 +25,11 @@ def test_scores(weights: Path, colour_folder: Callable[..., Path], tmp_path: Pat
     Image.new("RGB", (8, 8), "green").save(root / "red" / "wrong.png")
     seen = []
     result = evaluate(weights, root, batch_size=4, on_progress=lambda done, total: seen.append((done, total)))
-    assert (result.count, result.top1, result.top5) == (13, pytest.approx(12 / 13), 1.0)
-    assert result.class_names == ("blue", "green", "red")
-    assert result.per_class == (1.0, 1.0, pytest.approx(0.8))
-    assert result.confusion == ((4, 0, 0), (0, 4, 0), (0, 1, 4))
-    (mistake,) = [guess for guess in result.guesses if guess.true != guess.predicted]
+    assert (result.count, result.scores["top1"], result.scores["top5"]) == (13, pytest.approx(12 / 13), 1.0)
+    assert result.meter.class_names == ("blue", "green", "red")
+    assert result.meter.per_class == [1.0, 1.0, pytest.approx(0.8)]
+    assert result.meter.confusion.tolist() == [[4, 0, 0], [0, 4, 0], [0, 1, 4]]
+    (mistake,) = [guess for guess in result.meter.guesses if guess.true != guess.predicted]
     assert open_dataset(root, "val").paths[mistake.position].endswith("wrong.png")
     assert (mistake.true, mistake.predicted) == (2, 1)
     assert seen == [(4, 13), (8, 13), (12, 13), (13, 13)]
@@ -39,15 +39,43 @@ def test_scores(weights: Path, colour_folder: Callable[..., Path], tmp_path: Pat
 
 def test_same_scores_with_workers_and_an_open_data_set(loaded: Loaded, colour_folder: Callable[..., Path]) -> None:
     root = colour_folder()
-    assert evaluate(loaded, root, workers=2, batch_size=5) == evaluate(loaded, open_dataset(root, "all"), batch_size=5)
+    one, other = (
+        evaluate(loaded, root, workers=2, batch_size=5),
+        evaluate(loaded, open_dataset(root, "all"), batch_size=5),
+    )
+    assert one.to_dict() == other.to_dict()
+    assert one.meter.guesses == other.meter.guesses
+
+
+def test_at_own_size(loaded: Loaded, colour_folder: Callable[..., Path]) -> None:
+    root = colour_folder("red", count=2)
+    Image.new("RGB", (31, 17), "red").save(root / "red" / "large.png")
+    result = evaluate(loaded, root, img_size="native", batch_size=8)
+    assert (result.count, result.scores["top1"]) == (3, 1.0)
+    size = (17, 31)
+    image = torch.tensor([1.0, -1.0, -1.0]).view(1, 3, 1, 1).expand(1, 3, *size)
+    with torch.inference_mode():
+        expected = loaded.model(image).softmax(1).max()
+    assert result.meter.guesses[2].probability == pytest.approx(float(expected), rel=1e-5)
+    with pytest.raises(ConfigError, match="'native', got 'own'"):
+        evaluate(loaded, root, img_size="own")
+
+
+def test_what_was_an_attribute_says_where_it_is(loaded: Loaded, colour_folder: Callable[..., Path]) -> None:
+    result = evaluate(loaded, colour_folder("red"))
+    with pytest.raises(AttributeError, match=r"Evaluation.top1 is now Evaluation.scores\['top1'\]"):
+        result.top1
+    with pytest.raises(AttributeError, match=r"Evaluation.confusion is now Evaluation.meter.confusion"):
+        result.confusion
+    with pytest.raises(AttributeError, match="no attribute 'tp1'"):
+        result.tp1
 
 
 def test_data_with_fewer_classes_is_matched_by_name(
     loaded: Loaded, colour_folder: Callable[..., Path], tmp_path: Path
 ) -> None:
     result = evaluate(loaded, colour_folder("red", "green"))
-    assert result.top1 == 1.0
-    assert result.per_class == (None, 1.0, 1.0)
+    assert result.scores["top1"] == 1.0
     result.write(tmp_path / "scores.json")
     assert json.loads((tmp_path / "scores.json").read_text())["per_class"][0] is None
 
@@ -100,5 +128,5 @@ def test_a_published_checkpoint_by_model_name(tmp_path: Path) -> None:
     opened = open_model(tmp_path / "published.pth", model="vim_nano", model_options=options)
     result = evaluate(opened, tmp_path / "test")
     assert result.count == 2
-    assert [guess.true for guess in result.guesses] == [0, 1]
-    assert result.class_names == imagenet_names()
+    assert [guess.true for guess in result.meter.guesses] == [0, 1]
+    assert result.meter.class_names == imagenet_names()

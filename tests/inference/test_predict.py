@@ -12,10 +12,11 @@ import pytest
 import torch
 from PIL import Image
 
+from vision_ssm.device import choose_device
 from vision_ssm.errors import ConfigError, DataError, ShapeError
 from vision_ssm.inference.predict import predict
 from vision_ssm.weights.files import Loaded
-from vision_ssm.weights.opening import choose_device, open_model
+from vision_ssm.weights.opening import open_model
 
 
 def test_files_and_folders(weights: Path, colour_folder: Callable[..., Path]) -> None:
@@ -97,8 +98,23 @@ def test_an_image_smaller_than_a_patch_is_enlarged(loaded: Loaded) -> None:
 
 @pytest.mark.parametrize("option", [{"batch_size": 0}, {"batch_size": -2}, {"top_k": 0}])
 def test_refused_numbers(loaded: Loaded, option: dict[str, int]) -> None:
-    with pytest.raises(ConfigError, match="batch_size and top_k must be at least 1"):
+    with pytest.raises(ConfigError, match=f"{next(iter(option))} must be at least 1"):
         predict(loaded, Image.new("RGB", (1, 1)), **option)
+
+
+def test_an_option_that_the_task_does_not_have(loaded: Loaded) -> None:
+    with pytest.raises(ConfigError, match=r"'topk'.*Did you mean 'top_k'\?"):
+        predict(loaded, Image.new("RGB", (1, 1)), topk=3)
+
+
+def test_results_drawn_on_the_images(loaded: Loaded, colour_folder: Callable[..., Path], tmp_path: Path) -> None:
+    root = colour_folder("red", "green", count=1)
+    predict(loaded, [root, Image.new("RGB", (30, 20), "blue")], pictures=tmp_path / "drawn")
+    drawn = sorted((tmp_path / "drawn").iterdir())
+    assert [path.name for path in drawn] == ["0.png", "0_2.png", "image_0.png"]
+    with Image.open(drawn[2]) as image:
+        assert image.getpixel((15, 10)) == (0, 0, 255)
+        assert image.height > 20, "the caption is below the image, which stays whole"
 
 
 def test_nothing_to_predict_and_bad_choices(loaded: Loaded) -> None:

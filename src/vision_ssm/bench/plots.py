@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from vision_ssm.bench.report import group_rows
 from vision_ssm.errors import ConfigError
-from vision_ssm.tasks.classification.pictures import BLUE, GREY, INK, ORANGE, RED, png_figure
+from vision_ssm.plots import BLUE, GREY, INK, ORANGE, RED, png_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

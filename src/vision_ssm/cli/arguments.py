@@ -16,6 +16,7 @@ __all__ = [
     "add_inputs",
     "image_options",
     "image_size",
+    "image_size_or_native",
     "layer_list",
     "output_file",
     "split_inputs",

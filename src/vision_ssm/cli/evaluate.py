@@ -1,17 +1,18 @@
-"""``vision-ssm evaluate``: accuracy of a weights file on labelled images."""
+"""``vision-ssm evaluate``: the scores of a weights file on data with known answers."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
 
-from vision_ssm.cli.arguments import image_size, output_file, whole_number
-from vision_ssm.cli.console import percent, print_json, print_table, progress_bar
+from vision_ssm.cli.arguments import image_size_or_native, output_file, whole_number
+from vision_ssm.cli.console import print_json, print_table, progress_bar
 from vision_ssm.storage import require_writable
 
 NAME = "evaluate"
-SUMMARY = "Measure the accuracy of a weights file on labelled images."
-EXAMPLES = """DATA is a folder of class folders (with or without train/ and val/ above them), or a name such as digits.
+SUMMARY = "Score a weights file on data with known answers."
+EXAMPLES = """The weights say their task; DATA is a folder laid out for it (classification: one folder of images per class, with or
+without train/ and val/ above them), or a name such as digits.
 
 examples:
   vision-ssm evaluate runs/demo/best.safetensors digits
@@ -23,7 +24,9 @@ examples:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument("weights", metavar="WEIGHTS", help="weights file, or the name of shipped weights")
-    parser.add_argument("data", metavar="DATA", help="folder of class folders, or the name of a data set")
+    parser.add_argument(
+        "data", metavar="DATA", help="folder of data for the task of the weights, or the name of a data set"
+    )
     parser.add_argument("--split", default="val", metavar="NAME", help="train, val or test (default: val)")
     parser.add_argument("--model", metavar="NAME", help="model of a published checkpoint, which does not say it itself")
     parser.add_argument(
@@ -32,7 +35,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--workers", type=whole_number(0), default=0, metavar="N", help="decoding processes (default: 0)"
     )
-    parser.add_argument("--img-size", type=image_size, metavar="N|HxW", help="another size than that of training")
+    parser.add_argument(
+        "--img-size",
+        type=image_size_or_native,
+        metavar="N|HxW|native",
+        help="another size than that of training; native: each image at its own",
+    )
     parser.add_argument(
         "--amp", choices=("none", "bf16", "fp16"), default="none", help="mixed precision (default: none)"
     )
@@ -74,20 +82,11 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         print_json(found.to_dict())
         return 0
-    counts = [sum(row) for row in found.confusion]
-    print_table(
-        "Accuracy per class",
-        ("class", "images", "top-1"),
-        [
-            (name, str(count), "-" if share is None else percent(share))
-            for name, count, share in zip(found.class_names, counts, found.per_class, strict=True)
-            if count
-        ],
-        numeric=("images", "top-1"),
-    )
-    print_table(
-        f"{options.weights} on {options.data} ({options.split})",
-        ("", ""),
-        [("images", f"{found.count:,}"), ("top-1", percent(found.top1)), ("top-5", percent(found.top5))],
-    )
+    for table in found.meter.tables():
+        print_table(table.title, table.columns, table.rows, numeric=table.numeric)
+    scores = [
+        (score.title, score.text(found.scores[score.name])) for score in found.named if score.name in found.scores
+    ]
+    title = f"{options.weights} on {options.data} ({options.split})"
+    print_table(title, ("", ""), [("images", f"{found.count:,}"), *scores])
     return 0

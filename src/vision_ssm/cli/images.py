@@ -12,18 +12,27 @@ if TYPE_CHECKING:
     from vision_ssm.inference.inputs import Failure
     from vision_ssm.weights.files import Loaded
 
-__all__ = ["open_weights", "print_failures"]
+__all__ = ["described", "open_weights", "print_failures"]
 
 
 def open_weights(weights: str | None, options: argparse.Namespace) -> Loaded:
     """Open ``weights`` for ``options.model`` on ``options.device``; None takes the shipped ones and tells on stderr."""
     from vision_ssm.weights.opening import open_model
-    from vision_ssm.weights.shipped import DEFAULT, describe
+    from vision_ssm.weights.shipped import DEFAULT
 
     loaded = open_model(weights, model=options.model, device=options.device)
     if weights is None:
-        console(stderr=True).print(f"no weights named; using {describe(DEFAULT, loaded.info)}", soft_wrap=True)
+        console(stderr=True).print(f"no weights named; using {DEFAULT}: {described(loaded)}", soft_wrap=True)
     return loaded
+
+
+def described(loaded: Loaded) -> str:
+    """Say in one line which model it is, what it can tell, and how well it did on its validation images."""
+    task, info = loaded.task(), loaded.info
+    knows = task.knows()
+    value = info.metrics.get(task.primary.name)
+    score = "" if value is None else f"; {task.primary.text(value)} {task.primary.title} on its validation images"
+    return f"a {info.model}{f' that knows {knows}' if knows else ''}{score}"
 
 
 def print_failures(failures: Sequence[Failure], successes: int) -> None:

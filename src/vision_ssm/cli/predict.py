@@ -1,8 +1,9 @@
-"""``vision-ssm predict``: the most likely classes of image files and folders."""
+"""``vision-ssm predict``: what a model finds in image files and folders."""
 
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,21 +11,24 @@ from typing import TYPE_CHECKING
 from vision_ssm.cli.arguments import (
     add_image_options,
     add_inputs,
+    add_task_options,
     image_options,
     output_file,
     split_inputs,
     take_inputs,
-    whole_number,
+    task_options,
 )
-from vision_ssm.cli.console import console, percent, print_json, print_table, progress_bar
+from vision_ssm.cli.console import console, print_json, print_table, progress_bar
 from vision_ssm.cli.images import open_weights, print_failures
 from vision_ssm.storage import require_writable
 
 if TYPE_CHECKING:
     from vision_ssm.inference.predict import Predictions
 
+NUMBER = re.compile(r"-?[\d.,]+(?:e[-+]\d+)? ?%?")
+
 NAME = "predict"
-SUMMARY = "Classify image files and folders of images."
+SUMMARY = "Run a model on image files and folders of images."
 EXAMPLES = """WEIGHTS is best.safetensors or last.safetensors of a run, a published checkpoint together with --model, or
 the name of a model for its published weights. Without it, the shipped weights are used: a small model that knows the
 ten classes of CIFAR-10 and nothing else.
@@ -42,14 +46,17 @@ Files that cannot be read are listed at the end, and the exit code is then 1."""
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     add_inputs(parser)
-    parser.add_argument("--top-k", type=whole_number(1), default=5, metavar="K", help="classes per image (default: 5)")
     parser.add_argument(
         "--output",
         type=output_file(".json", ".csv"),
         metavar="FILE",
         help="also write the predictions to this .json or .csv file",
     )
+    parser.add_argument(
+        "--pictures", type=Path, metavar="DIR", help="also write each image with its result drawn on it"
+    )
     add_image_options(parser)
+    add_task_options(parser)
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
 
@@ -67,7 +74,14 @@ def run(options: argparse.Namespace) -> int:
         require_writable(options.output.parent)
     loaded = open_weights(weights, options)
     with progress_bar("predicting", shown=not options.json) as on_progress:
-        found = predict(loaded, images, top_k=options.top_k, on_progress=on_progress, **image_options(options))
+        found = predict(
+            loaded,
+            images,
+            pictures=options.pictures,
+            on_progress=on_progress,
+            **image_options(options),
+            **task_options(options, loaded.info.task),
+        )
     if options.output:
         found.write(options.output)
     if options.json:
@@ -78,21 +92,11 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _print(found: Predictions, output: Path | None) -> None:
-    if found.results:
-        print_table(
-            None,
-            ("image", "class", "probability", "then"),
-            [
-                (
-                    result.path,
-                    result.classes[0][0],
-                    percent(result.classes[0][1]),
-                    ", ".join(f"{name} {percent(probability)}" for name, probability in result.classes[1:]),
-                )
-                for result in found.results
-            ],
-            numeric=("probability",),
-        )
+    rows = [{"image": prediction.path, **prediction.result.row()} for prediction in found.results]
+    if rows:
+        columns = list(dict.fromkeys(column for row in rows for column in row))
+        numeric = [name for name in columns if all(NUMBER.fullmatch(row.get(name, "0")) for row in rows)]
+        print_table(None, columns, [tuple(row.get(name, "") for name in columns) for row in rows], numeric=numeric)
     if output:
         console().print(f"written to {output}", soft_wrap=True)
     print_failures(found.failures, len(found.results))

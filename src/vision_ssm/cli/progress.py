@@ -8,7 +8,8 @@ from typing import Self
 
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from vision_ssm.cli.console import amount, console, percent
+from vision_ssm.cli.console import amount, console
+from vision_ssm.tasks.scores import Score
 from vision_ssm.training.config import TrainConfig
 from vision_ssm.training.events import (
     EpochDone,
@@ -34,6 +35,7 @@ class TrainingDisplay:
         self._on_start = on_start
         self._console = console()
         self._epochs = 0
+        self._scores: tuple[Score, ...] = ()
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -75,10 +77,12 @@ class TrainingDisplay:
 
     def _started(self, event: RunStarted) -> None:
         self._epochs = event.epochs
+        self._scores = tuple(Score(**score) for score in event.scores)
         self._on_start(TrainConfig.load(event.folder / "config.yaml"))
         self._console.print(
             f"{event.model}, {amount(event.parameters)} parameters, from {event.started_from}; "
-            f"{event.classes} classes; {event.train_images:,} images to train on, {event.val_images:,} held out\n"
+            f"{f'{event.knows}; ' if event.knows else ''}"
+            f"{event.train_images:,} images to train on, {event.val_images:,} held out\n"
             f"{event.epochs} epochs of {event.updates_per_epoch} updates with {event.images_per_update} images "
             f"on {event.device}; results in {event.folder}",
             soft_wrap=True,
@@ -108,10 +112,10 @@ class TrainingDisplay:
             self._progress.remove_task(self._evaluation)
             self._evaluation = None
         scores = [
-            f"{label}{name} {percent(value)}"
+            f"{label}{score.title} {score.text(group[score.name])}"
             for label, group in (("", event.scores), ("EMA ", event.ema_scores))
-            for name, value in (group or {}).items()
-            if name in ("top1", "top5")
+            for score in self._scores
+            if group is not None and score.name in group
         ]
         self._console.print(
             f"epoch {event.epoch:>{len(str(self._epochs))}}/{self._epochs}  loss {event.train_loss:.4f}  "

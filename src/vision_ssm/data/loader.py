@@ -21,26 +21,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from vision_ssm.data.batches import Batch, Sample, Samples, Transform, stack
 from vision_ssm.data.images import decoding
 from vision_ssm.errors import ConfigError, DataError
-from vision_ssm.tasks.classification.sources import ImageDataset
-from vision_ssm.tasks.classification.transforms import Transform
 
-__all__ = ["Batch", "EpochLoader", "epoch_order", "seeded"]
-
-
-class Batch(NamedTuple):
-    """Images [B, 3, H, W] float32, class indices [B] int64, and positions in the data set [B] int64."""
-
-    images: Tensor
-    targets: Tensor
-    indices: Tensor
-
-    def to(self, device: torch.device) -> Batch:
-        """Move images and targets; the indices stay where files are looked up."""
-        return Batch(
-            self.images.to(device, non_blocking=True), self.targets.to(device, non_blocking=True), self.indices
-        )
+__all__ = ["EpochLoader", "epoch_order"]
 
 
 class _Draw(NamedTuple):
@@ -60,8 +45,9 @@ class EpochLoader:
         for batch in loader: ...
 
     Args:
-        dataset: see `vision_ssm.tasks.classification.sources.open_dataset`.
-        transform: see `vision_ssm.tasks.classification.transforms`.
+        dataset: the samples.
+        transform: of each sample; what it draws at random depends on seed, epoch and position only.
+        collate: samples to a batch, see `stack`.
         batch_size: samples per batch on this process.
         seed: of order and augmentation.
         train: shuffle. Otherwise the order is that of the data set, and with several processes each takes every
@@ -79,9 +65,10 @@ class EpochLoader:
 
     def __init__(
         self,
-        dataset: ImageDataset,
+        dataset: Samples,
         transform: Transform,
         *,
+        collate: Callable[[Sequence[Sample]], Batch] = stack,
         batch_size: int,
         seed: int = 0,
         train: bool = False,
@@ -124,7 +111,7 @@ class EpochLoader:
             _Samples(dataset, transform, seed),
             batch_sampler=self._plan,
             num_workers=workers,
-            collate_fn=_collate,
+            collate_fn=_Collate(collate),
             worker_init_fn=_start_worker if workers else None,
             persistent_workers=workers > 0,
             # Its own generator: DataLoader would otherwise draw from the global one at every start of an epoch.
@@ -184,10 +171,10 @@ class _BatchPlan:
 class _Samples(Dataset[object]):
     """Load a batch of draws at a time, each with its own randomness."""
 
-    def __init__(self, dataset: ImageDataset, transform: Transform, seed: int) -> None:
+    def __init__(self, dataset: Samples, transform: Transform, seed: int) -> None:
         self._dataset, self._transform, self._seed = dataset, transform, seed
 
-    def __getitems__(self, draws: Sequence[_Draw]) -> list[tuple[Tensor, int, int]] | DataError:
+    def __getitems__(self, draws: Sequence[_Draw]) -> list[Sample] | DataError:
         samples = []
         # Without workers this is the training process: its own random state must come out untouched.
         with _kept_random_state():
@@ -198,18 +185,21 @@ class _Samples(Dataset[object]):
                     return DataError(*error.args)  # returned, as DataLoader would bury it in a worker's traceback
                 _seed_all(self._seed, *draw)
                 with decoding():
-                    samples.append((self._transform(image), target, draw.sample))
+                    samples.append(Sample(*self._transform(image, target), image.size[::-1], draw.sample))
         return samples
 
     def __getitem__(self, draw: _Draw) -> object:
         return self.__getitems__([draw])
 
 
-def _collate(samples: list[tuple[Tensor, int, int]] | DataError) -> Batch | DataError:
-    if isinstance(samples, DataError):
-        return samples
-    images, targets, indices = zip(*samples, strict=True)
-    return Batch(torch.stack(images), torch.tensor(targets), torch.tensor(indices))
+class _Collate:
+    """Put samples together, and pass an error through."""
+
+    def __init__(self, collate: Callable[[Sequence[Sample]], Batch]) -> None:
+        self._collate = collate
+
+    def __call__(self, samples: list[Sample] | DataError) -> Batch | DataError:
+        return samples if isinstance(samples, DataError) else self._collate(samples)
 
 
 def epoch_order(
@@ -239,17 +229,6 @@ def epoch_order(
         taken = len(range(rank, length, world_size))
     positions = (rank + world_size * torch.arange(taken)) % (length * repeats)
     return torch.stack([order[positions // repeats], positions % repeats], dim=1)
-
-
-@contextmanager
-def seeded(*key: int) -> Iterator[None]:
-    """Within the block `random`, `numpy.random` and torch's CPU generator depend on ``key`` alone; restored after.
-
-    For randomness of the training loop that must survive a resume, such as mixup: ``with seeded(seed, step): ...``.
-    """
-    with _kept_random_state():
-        _seed_all(*key)
-        yield
 
 
 @contextmanager

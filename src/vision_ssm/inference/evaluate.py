@@ -1,4 +1,4 @@
-"""Accuracy of a model on labelled images."""
+"""Scores of a model on data with known answers."""
 
 from __future__ import annotations
 
@@ -7,31 +7,23 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
+from torch import Tensor
 
-from vision_ssm.data.loader import Batch, EpochLoader
-from vision_ssm.data.splits import VAL_FRACTION
+from vision_ssm.data.batches import Samples
+from vision_ssm.data.loader import EpochLoader
+from vision_ssm.device import autocast
 from vision_ssm.errors import CheckpointError
+from vision_ssm.inference.inputs import ImageSize, is_native
 from vision_ssm.storage import whole_file
-from vision_ssm.tasks.classification.classes import match_classes
-from vision_ssm.tasks.classification.sources import ImageDataset, open_dataset
-from vision_ssm.tasks.classification.task import Classification
-from vision_ssm.tasks.classification.transforms import build_eval_transform
-from vision_ssm.weights.files import Loaded
-from vision_ssm.weights.opening import autocast, open_model
+from vision_ssm.tasks.scores import Score
+from vision_ssm.tasks.task import Meter
+from vision_ssm.weights.files import Loaded, require_command
+from vision_ssm.weights.opening import open_model
 
-__all__ = ["Evaluation", "Guess", "evaluate"]
-
-
-class Guess(NamedTuple):
-    """One evaluated image: its position in the data set, class, predicted class, and the probability given to it."""
-
-    position: int
-    true: int
-    predicted: int
-    probability: float
+__all__ = ["Evaluation", "evaluate"]
 
 
 @dataclass(frozen=True)
@@ -39,33 +31,36 @@ class Evaluation:
     """The scores of a model.
 
     Attributes:
-        top1: share of images whose most probable class is right, in [0, 1].
-        top5: share of images whose class is among the five most probable (all, if there are fewer classes).
-        per_class: the top-1 share per class; None for a class without images.
-        confusion: counts [true class][predicted class].
+        task: what was evaluated.
+        weights: the file, or the name, of the model.
+        scores: by name, see ``named``; for classification top1 and top5 in [0, 1] and the loss.
+        named: how the scores are called and read, the primary one first.
         count: number of images.
-        class_names: of the model, in the order of the indices above.
-        guesses: one per image, in the order of the data.
+        meter: of the task, with all that it has collected; for classification ``confusion``, ``per_class``,
+            ``guesses``.
     """
 
-    top1: float
-    top5: float
-    per_class: tuple[float | None, ...]
-    confusion: tuple[tuple[int, ...], ...]
+    task: str
+    weights: str
+    scores: dict[str, float]
+    named: tuple[Score, ...]
     count: int
-    class_names: tuple[str, ...]
-    guesses: tuple[Guess, ...]
+    meter: Any
+
+    def __getattr__(self, name: str) -> Any:
+        """Say where a score or a detail is that was an attribute before evaluations knew of tasks."""
+        values = self.__dict__
+        if name in values.get("scores", ()):
+            raise AttributeError(f"Evaluation.{name} is now Evaluation.scores[{name!r}]")
+        if not name.startswith("__") and hasattr(values.get("meter"), name):
+            raise AttributeError(f"Evaluation.{name} is now Evaluation.meter.{name}")
+        raise AttributeError(f"an Evaluation has no attribute {name!r}")
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the scores, without the single guesses, as plain JSON values."""
-        return {
-            "count": self.count,
-            "top1": self.top1,
-            "top5": self.top5,
-            "class_names": list(self.class_names),
-            "per_class": list(self.per_class),
-            "confusion": [list(row) for row in self.confusion],
-        }
+        """Return count, scores (None where there is nothing to score) and the meter's details as plain JSON values."""
+        scores = {name: None if math.isnan(value) else value for name, value in self.scores.items()}
+        about = {"task": self.task, "weights": self.weights, "count": self.count}
+        return {**about, **scores, **self.meter.details()}
 
     def write(self, path: str | Path) -> None:
         """Write `to_dict` as JSON, whole or not at all.
@@ -79,11 +74,11 @@ class Evaluation:
 
 def evaluate(
     weights: str | Path | Loaded,
-    data: str | Path | ImageDataset,
+    data: str | Path | Samples,
     split: str = "val",
     *,
     batch_size: int = 32,
-    img_size: int | tuple[int, int] | None = None,
+    img_size: ImageSize = None,
     device: str | torch.device | None = None,
     amp: str = "none",
     workers: int = 0,
@@ -96,57 +91,59 @@ def evaluate(
 
     Args:
         weights: a weights file, the name of one that ships with the package, a loaded model
-            (`vision_ssm.weights.opening.open_model`), or with ``model`` a checkpoint without description, such as
-            the published ones.
-        data: folder or name, see `vision_ssm.tasks.classification.sources.open_dataset`; or a data set that is open already.
-        split: see `open_dataset`; without effect on an open data set.
+            (`vision_ssm.load_model`), or with ``model`` a checkpoint without description, such as the published ones.
+        data: folder or name, as for training; or samples that are open already.
+        split: ``train``, ``val``, ``test`` or ``all``; without effect on open samples.
         batch_size: images per run of the model.
-        img_size: side, or (height, width), to resize to instead of the size of training.
+        img_size: side, or (height, width), to resize to instead of the size of training; ``native`` for every image
+            at its own size, one by one.
         device: None takes a GPU if there is one, else the CPU.
         amp: ``none``, ``bf16`` or ``fp16`` autocast.
         workers: decoding processes; 0 decodes in this one.
         val_fraction: share to hold out where the folder does not say; None takes the one of training, so that no
             training image is counted.
-        download: see `open_dataset`.
+        download: whether a named data set may be fetched.
         model: registered name of the model that a checkpoint belongs to.
         on_progress: called with (images done, images in all).
 
     Raises:
-        DataError: unusable data, or classes that the model does not know; CheckpointError: unusable weights;
+        DataError: unusable data, or labels that the model does not know; CheckpointError: unusable weights;
         ConfigError: an option is out of range.
     """
     loaded = open_model(weights, model=model, device=device)
-    info = loaded.info
-    if isinstance(data, (str, Path)):
-        fraction = val_fraction or info.val_fraction or VAL_FRACTION
-        dataset = open_dataset(data, split, val_fraction=fraction, download=download)
+    require_command(loaded.info, "evaluate")
+    if isinstance(data, str | Path):
+        asked = {"download": download} if val_fraction is None else {"download": download, "val_fraction": val_fraction}
+        task = loaded.task(path=str(data), **asked)
+        samples = task.open(split)
     else:
-        dataset = data
-    outputs = torch.tensor(match_classes(info.class_names, dataset.class_names))
-    preprocessing = info.preprocessing if img_size is None else info.preprocessing.with_size(img_size)
-    loader = EpochLoader(dataset, build_eval_transform(preprocessing), batch_size=batch_size, workers=workers)
-    task = Classification(info.class_names)
-    meter = task.meter()
-    guesses: list[Guess] = []
+        task = loaded.task()
+        samples = task.adopt(data)
+    native, own = is_native(img_size), loaded.info.preprocessing
+    prepared = own if native or img_size is None else own.with_size(img_size)  # type: ignore[arg-type]
+    loader = EpochLoader(
+        samples,
+        task.transform(prepared, train=False, native=native),
+        collate=task.collate,
+        batch_size=1 if native else batch_size,
+        workers=workers,
+    )
+    meter: Meter = task.meter()
     place = next(loaded.model.parameters()).device
     for batch in loader:
-        matched = Batch(batch.images.to(place), outputs[batch.targets].to(place), batch.indices)
+        moved = batch.to(place)
         with torch.inference_mode(), autocast(place, amp):
-            logits = task.predict(loaded.model, matched)
-        if not logits.isfinite().all():
-            raise CheckpointError(f"the model's output for {dataset.paths[int(batch.indices[0])]!r} is not finite.")
-        meter.update(logits, matched)
-        probability, predicted = logits.softmax(dim=1).max(dim=1)
-        columns = batch.indices, matched.targets, predicted, probability
-        guesses += [Guess(*row) for row in zip(*(column.tolist() for column in columns), strict=True)]
+            outputs = task.predict(loaded.model, moved)
+        if not _is_finite(outputs):
+            raise CheckpointError(f"the model's output for {samples.paths[int(batch.indices[0])]!r} is not finite.")
+        meter.update(outputs, moved)
         if on_progress is not None:
-            on_progress(len(guesses), loader.samples)
-    return Evaluation(
-        top1=meter.top1,
-        top5=meter.top5,
-        per_class=tuple(None if math.isnan(share) else share for share in meter.per_class),
-        confusion=tuple(tuple(row) for row in meter.confusion.tolist()),
-        count=meter.count,
-        class_names=info.class_names,
-        guesses=tuple(guesses),
-    )
+            on_progress(meter.count, loader.samples)
+    return Evaluation(loaded.info.task, loaded.info.source, meter.scores(), task.scores, meter.count, meter)
+
+
+def _is_finite(outputs: Any) -> bool:
+    if isinstance(outputs, Tensor):
+        return not outputs.is_floating_point() or bool(outputs.isfinite().all())
+    parts = outputs.values() if isinstance(outputs, dict) else outputs if isinstance(outputs, list | tuple) else ()
+    return all(_is_finite(part) for part in parts)

@@ -15,11 +15,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vision_ssm.data.images import MAX_PIXELS
+from vision_ssm.device import autocast
 from vision_ssm.errors import ConfigError
 from vision_ssm.inference.inputs import Failure, ImageLike, ImageSize, ModelInput, find_images, prepare_images
+from vision_ssm.inference.naming import free_name
 from vision_ssm.storage import require_writable, whole_file
-from vision_ssm.weights.files import Loaded
-from vision_ssm.weights.opening import autocast, open_model
+from vision_ssm.weights.files import Loaded, require_command
+from vision_ssm.weights.opening import open_model
 
 __all__ = ["INDEX", "Feature", "Features", "features"]
 
@@ -111,10 +113,14 @@ def features(
     if folder is not None:  # found out now rather than after the work
         require_writable(folder)
     loaded = open_model(weights, model=model, device=device)
-    taken = _chosen_layers(loaded.model, layers)
+    require_command(loaded.info, "features")
+    task = loaded.task()
+    network = task.backbone(loaded.model)
+    taken = _chosen_layers(network, layers)
     batches = prepare_images(
         found,
         loaded,
+        task,
         failures,
         batch_size=batch_size,
         img_size=img_size,
@@ -124,9 +130,9 @@ def features(
     )
     results: list[Feature] = []
     used = {INDEX}
-    for names, inputs in batches:
-        vectors, maps = _extract(loaded.model, inputs, taken, amp)
-        for row, (name, vector) in enumerate(zip(names, vectors, strict=True)):
+    for used_images, batch in batches:
+        vectors, maps = _extract(network, batch.images, taken, amp)
+        for row, ((name, _), vector) in enumerate(zip(used_images, vectors, strict=True)):
             if not np.isfinite(vector).all():
                 failures.append(Failure(name, "the model's output is not finite"))
                 continue
@@ -178,18 +184,8 @@ def _numbers(values: Tensor) -> NDArray[np.float32]:
 
 
 def _written(feature: Feature, folder: Path, used: set[str]) -> Feature:
-    name = _free_name(feature.path, used)
+    name = free_name(feature.path, ".npz", used)
     arrays: dict[str, Any] = {f"map_{layer}": map_ for layer, map_ in feature.maps.items()}
     with whole_file(folder / name) as part, part.open("wb") as file:
         np.savez(file, embedding=feature.embedding, **arrays)
     return dataclasses.replace(feature, maps={}, file=name)
-
-
-def _free_name(path: str, used: set[str]) -> str:
-    """A file name after the image's; images of the same name in several folders are numbered from 2."""
-    stem = Path(path).stem.replace(" ", "_")
-    name, number = f"{stem}.npz", 2
-    while name.lower() in used:  # file systems may not tell A from a
-        name, number = f"{stem}_{number}.npz", number + 1
-    used.add(name.lower())
-    return name

@@ -14,14 +14,16 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from vision_ssm.data.batches import Batch, Sample, Transform
+from vision_ssm.data.files import image_files
 from vision_ssm.data.images import decoding, read_image, to_rgb
+from vision_ssm.data.normalise import Normalise
 from vision_ssm.data.strips import ARRAY_SUFFIX, Strips, open_strips, read_array, rgb_array
+from vision_ssm.device import autocast
 from vision_ssm.errors import ConfigError, DataError, ShapeError
 from vision_ssm.layers.strips import Patches
-from vision_ssm.tasks.classification.folders import image_files
-from vision_ssm.tasks.classification.transforms import Normalise, Transform, build_eval_transform
+from vision_ssm.tasks.task import Task
 from vision_ssm.weights.files import Loaded
-from vision_ssm.weights.opening import autocast
 
 __all__ = [
     "NATIVE",
@@ -32,7 +34,9 @@ __all__ = [
     "ModelInput",
     "Named",
     "find_images",
+    "is_native",
     "prepare_images",
+    "read_picture",
 ]
 
 ImageLike = str | Path | Image.Image | np.ndarray[Any, Any]
@@ -43,7 +47,7 @@ ImageSize = int | tuple[int, int] | Literal["native"] | None
 """A side or (height, width) to resize to, 'native' for every image at its own size, None for the size of training."""
 
 ModelInput = Tensor | Patches
-"""Images [B, 3, H, W], or patches that were embedded in strips."""
+"""Images [B, 3, H, W], or patches that were embedded in strips; `Batch.images` is one of them."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +99,7 @@ def find_images(images: ImageLike | Iterable[ImageLike], failures: list[Failure]
 def prepare_images(
     found: Sequence[Named],
     loaded: Loaded,
+    task: Task,
     failures: list[Failure],
     *,
     batch_size: int,
@@ -102,14 +107,16 @@ def prepare_images(
     amp: str,
     max_pixels: int,
     on_progress: Callable[[int, int], None] | None,
-) -> Iterator[tuple[list[str], ModelInput]]:
-    """Yield (names, input of the model on its device) for one batch after the other.
+) -> Iterator[tuple[list[Named], Batch]]:
+    """Yield (images, what the model takes, on its device) for one batch after the other.
 
     Images that cannot be used join ``failures``. With ``img_size="native"`` each image makes a batch of its own.
+    ``Batch.indices`` count within the batch; targets are None.
 
     Args:
         found: what `find_images` returned.
         loaded: the model and its preprocessing.
+        task: that the model was trained for.
         failures: extended.
         batch_size: images per batch, at least 1.
         img_size: see `ImageSize`.
@@ -122,58 +129,75 @@ def prepare_images(
     """
     if batch_size < 1:
         raise ConfigError(f"batch_size must be at least 1, got {batch_size}.")
-    prepare: Callable[[ImageLike], ModelInput]
-    if isinstance(img_size, str):
-        if img_size != NATIVE:
-            raise ConfigError(f"img_size must be a side, a (height, width) pair or {NATIVE!r}, got {img_size!r}.")
-        native, size = True, 1
-        normalise = Normalise(loaded.info.preprocessing)
-        prepare = partial(_at_own_size, loaded=loaded, normalise=normalise, amp=amp, max_pixels=max_pixels)
+    prepare: Callable[[ImageLike], Sample]
+    native = is_native(img_size)
+    size = 1 if native else batch_size
+    own = loaded.info.preprocessing
+    if native:
+        prepare = partial(_at_own_size, loaded=loaded, normalise=Normalise(own), amp=amp, max_pixels=max_pixels)
+        collate = _alone
     else:
-        native, size = False, batch_size
-        own = loaded.info.preprocessing
-        transform = build_eval_transform(own if img_size is None else own.with_size(img_size))
-        prepare = partial(_resized, transform=transform, max_pixels=max_pixels)
+        prepared = own if img_size is None else own.with_size(img_size)  # type: ignore[arg-type]
+        prepare = partial(_resized, transform=task.transform(prepared, train=False), max_pixels=max_pixels)
+        collate = task.collate
     device = next(loaded.model.parameters()).device
     for start in range(0, len(found), size):
-        names: list[str] = []
-        inputs: list[ModelInput] = []
-        for name, image in found[start : start + size]:
+        used: list[Named] = []
+        samples: list[Sample] = []
+        for named in found[start : start + size]:
             try:
-                inputs.append(prepare(image))
-                names.append(name)
+                samples.append(prepare(named.image)._replace(index=len(used)))
+                used.append(named)
             except (DataError, ShapeError) as error:  # ShapeError: smaller than a patch, or not the one size allowed
-                failures.append(Failure(name, str(error)))
-        if inputs:
-            yield names, (inputs[0] if native else torch.stack(inputs).to(device))  # type: ignore[arg-type]
+                failures.append(Failure(named.name, str(error)))
+        if samples:
+            yield used, collate(samples).to(device)
         if on_progress is not None:
             on_progress(min(start + size, len(found)), len(found))
 
 
-def _resized(image: ImageLike, transform: Transform, max_pixels: int) -> Tensor:
+def is_native(img_size: ImageSize) -> bool:
+    """Tell whether every image keeps its own size. Raises ConfigError for any other word."""
+    if isinstance(img_size, str) and img_size != NATIVE:
+        raise ConfigError(f"img_size must be a side, a (height, width) pair or {NATIVE!r}, got {img_size!r}.")
+    return img_size == NATIVE
+
+
+def read_picture(image: ImageLike, max_pixels: int) -> Image.Image:
+    """Return an image, given as a file or in memory, as an RGB picture. Raises DataError when that is not possible."""
     if isinstance(image, (str, Path)) and Path(image).suffix.lower() != ARRAY_SUFFIX:
-        picture = read_image(image, max_pixels=max_pixels)
-    elif isinstance(image, Image.Image):
-        picture = to_rgb(image)
-    else:
-        pixels = image if isinstance(image, np.ndarray) else read_array(image, max_pixels=max_pixels)
-        picture = Image.fromarray(np.ascontiguousarray(rgb_array(pixels)))
+        return read_image(image, max_pixels=max_pixels)
+    if isinstance(image, Image.Image):
+        return to_rgb(image)
+    pixels = image if isinstance(image, np.ndarray) else read_array(image, max_pixels=max_pixels)
+    return Image.fromarray(np.ascontiguousarray(rgb_array(pixels)))
+
+
+def _resized(image: ImageLike, transform: Transform, max_pixels: int) -> Sample:
+    picture = read_picture(image, max_pixels)
     with decoding():  # transforms of large images meet Pillow's own pixel limit
-        return transform(picture)
+        return Sample(*transform(picture, None), picture.size[::-1], 0)
+
+
+def _alone(samples: Sequence[Sample]) -> Batch:
+    """Make a batch of one image or of its patches [1, ...]."""
+    (sample,) = samples
+    return Batch(sample.image, [None], torch.tensor([sample.size]), torch.tensor([sample.index]))
 
 
 @torch.inference_mode()
-def _at_own_size(image: ImageLike, loaded: Loaded, normalise: Normalise, amp: str, max_pixels: int) -> ModelInput:
+def _at_own_size(image: ImageLike, loaded: Loaded, normalise: Normalise, amp: str, max_pixels: int) -> Sample:
     model = loaded.model
     device = next(model.parameters()).device
     with open_strips(image, max_pixels=max_pixels) as opened:
         if opened.note is not None:
             warnings.warn(opened.note, stacklevel=2)
+        size = (opened.height, opened.width)
         if not isinstance(model, EmbedsStrips):
-            return _joined(opened, normalise).to(device)
+            return Sample(_joined(opened, normalise), None, size, 0)
         strips = (normalise(band)[None].to(device) for band in opened.bands)
         with autocast(device, amp):
-            return model.embed_strips(strips, (opened.height, opened.width))
+            return Sample(model.embed_strips(strips, size), None, size, 0)  # type: ignore[arg-type]
 
 
 def _joined(opened: Strips, normalise: Normalise) -> Tensor:

@@ -1,4 +1,4 @@
-"""Classify image files, folders of them, or images in memory."""
+"""Run a model on image files, folders of them, or images in memory, and say what it finds."""
 
 from __future__ import annotations
 
@@ -10,38 +10,69 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
+from vision_ssm.data.batches import Batch
 from vision_ssm.data.images import MAX_PIXELS
+from vision_ssm.device import autocast
 from vision_ssm.errors import ConfigError
-from vision_ssm.inference.inputs import Failure, ImageLike, ImageSize, ModelInput, find_images, prepare_images
-from vision_ssm.storage import whole_file
-from vision_ssm.weights.files import Loaded
-from vision_ssm.weights.opening import autocast, open_model
+from vision_ssm.inference.inputs import (
+    Failure,
+    ImageLike,
+    ImageSize,
+    find_images,
+    prepare_images,
+    read_picture,
+)
+from vision_ssm.inference.naming import free_name
+from vision_ssm.settings import from_mapping
+from vision_ssm.storage import require_writable, whole_file
+from vision_ssm.tasks.task import Result, Task
+from vision_ssm.weights.files import Loaded, require_command
+from vision_ssm.weights.opening import open_model
 
 __all__ = ["Failure", "ImageLike", "Prediction", "Predictions", "predict"]
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """The classes found for one image, most probable first: (class name, probability in [0, 1])."""
+    """What was found in one image.
+
+    Attributes:
+        path: of the image, or its number where it came from memory.
+        result: the task's, with ``to_dict()`` and ``draw(image)``; its own attributes can be read here as well, such as
+            ``classes`` of a classification.
+    """
 
     path: str
-    classes: tuple[tuple[str, float], ...]
+    result: Result
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name == "result":  # not while being unpickled
+            raise AttributeError(name)
+        return getattr(self.result, name)
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """What `predict` returns: ``results`` in the order asked for, and ``failures``."""
+    """What `predict` returns: ``results`` in the order asked for, and ``failures``.
+
+    Attributes:
+        results: one per image that could be used.
+        failures: the others.
+        task: what the model was trained for.
+        weights: the file, or the name, that they came from.
+    """
 
     results: tuple[Prediction, ...]
     failures: tuple[Failure, ...]
+    task: str
+    weights: str
 
     def write(self, path: str | Path) -> None:
         """Write to a .json or .csv file, whole or not at all.
 
-        JSON: ``{"results": [{"path", "classes": [{"class", "probability"}]}], "failures": [{"path", "reason"}]}``.
-        CSV: one row per image and rank, with columns path, rank, class, probability, error.
+        JSON: `to_dict`. CSV: a column ``path``, the columns of the task's results (for classification one line per
+        image and rank: rank, class, probability), and ``error`` for failures.
 
         Raises:
             ConfigError: another suffix; DataError: the file cannot be written.
@@ -55,51 +86,47 @@ class Predictions:
             writer(part)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the content of the JSON file as plain values."""
-        results = [
-            {"path": result.path, "classes": [{"class": name, "probability": p} for name, p in result.classes]}
-            for result in self.results
-        ]
+        """Return plain values: ``{"task", "weights", "results": [{"path", ...}], "failures": [{"path", "reason"}]}``."""
+        results = [{"path": prediction.path, **prediction.result.to_dict()} for prediction in self.results]
         failures = [{"path": failure.path, "reason": failure.reason} for failure in self.failures]
-        return {"results": results, "failures": failures}
+        return {"task": self.task, "weights": self.weights, "results": results, "failures": failures}
 
     def _write_json(self, path: Path) -> None:
         path.write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
 
     def _write_csv(self, path: Path) -> None:
+        rows = [{"path": found.path, **record} for found in self.results for record in found.result.records()]
+        columns = list(dict.fromkeys(["path", *(column for row in rows for column in row)])) + ["error"]
+        rows += [{"path": failure.path, "error": failure.reason} for failure in self.failures]
         # File names need not be valid text; this writes their bytes back as they were.
         with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-            table = csv.writer(file)
-            table.writerow(["path", "rank", "class", "probability", "error"])
-            for result in self.results:
-                for rank, (name, probability) in enumerate(result.classes, start=1):
-                    table.writerow([result.path, rank, name, f"{probability:.6f}", ""])
-            for failure in self.failures:
-                table.writerow([failure.path, "", "", "", failure.reason])
+            table = csv.DictWriter(file, columns, restval="")
+            table.writeheader()
+            table.writerows(rows)
 
 
 def predict(
     weights: str | Path | Loaded | None = None,
     images: ImageLike | Iterable[ImageLike] = (),
     *,
-    top_k: int = 5,
     batch_size: int = 16,
     img_size: ImageSize = None,
     device: str | torch.device | None = None,
     amp: str = "none",
     model: str | None = None,
     max_pixels: int = MAX_PIXELS,
+    pictures: str | Path | None = None,
     on_progress: Callable[[int, int], None] | None = None,
+    **options: Any,
 ) -> Predictions:
-    """Classify images. Files that cannot be read do not stop the others; they are listed in ``failures``.
+    """Run a model on images. Files that cannot be read do not stop the others; they are listed in ``failures``.
 
     Args:
         weights: a weights file, the name of one that ships with the package, a loaded model
-            (`vision_ssm.weights.opening.open_model`), or with ``model`` a checkpoint without description, such as
-            the published ones. None takes the shipped model of ten everyday classes:
-            ``predict(images=["cat.jpg"])``; ``vision_ssm.load_model().info`` tells what it knows.
+            (`vision_ssm.load_model`), or with ``model`` a checkpoint without description, such as the published ones.
+            None takes the shipped model of ten everyday classes: ``predict(images=["cat.jpg"])``;
+            ``vision_ssm.load_model().info`` tells what it knows.
         images: one image or several, see `ImageLike`.
-        top_k: number of classes to report per image; all of them if the model has fewer.
         batch_size: images per run of the model.
         img_size: side, or (height, width), to resize to instead of the size of training; ``native`` for every image
             at its own size, one by one, embedded in strips as it is read (docs/large_images.md).
@@ -107,20 +134,28 @@ def predict(
         amp: ``none``, ``bf16`` or ``fp16`` autocast.
         model: registered name of the model that a checkpoint belongs to.
         max_pixels: see `vision_ssm.data.images.read_image`.
+        pictures: folder for a PNG file per image with what was found drawn on it; None draws nothing.
         on_progress: called with (images done, images in all).
+        options: of the task. Classification: ``top_k``, the number of classes to report per image (5).
 
     Raises:
-        DataError: no image at all; ConfigError: an option is out of range; CheckpointError: unusable weights;
-        ShapeError: ``img_size`` is too small for the model; with ``native`` that is a failure of the image.
+        DataError: no image at all; ConfigError: an option is unknown or out of range; CheckpointError: unusable
+        weights, or of a task that predicts nothing; ShapeError: ``img_size`` is too small for the model; with
+        ``native`` that is a failure of the image.
     """
-    if batch_size < 1 or top_k < 1:
-        raise ConfigError(f"batch_size and top_k must be at least 1, got {batch_size} and {top_k}.")
     failures: list[Failure] = []
     found = find_images(images, failures)
+    folder = None if pictures is None else Path(pictures)
+    if folder is not None:  # found out now rather than after the work
+        require_writable(folder)
     loaded = open_model(weights, model=model, device=device)
+    require_command(loaded.info, "predict")
+    task = loaded.task()
+    asked = task_options(task, options)
     batches = prepare_images(
         found,
         loaded,
+        task,
         failures,
         batch_size=batch_size,
         img_size=img_size,
@@ -129,25 +164,32 @@ def predict(
         on_progress=on_progress,
     )
     results: list[Prediction] = []
-    for names, inputs in batches:
-        probabilities = _probabilities(loaded.model, inputs, amp)
-        for name, row in zip(names, probabilities, strict=True):
-            if row.isfinite().all():
-                results.append(_prediction(name, row, loaded.info.class_names, top_k))
-            else:
-                failures.append(Failure(name, "the model's output is not finite"))
-    return Predictions(tuple(results), tuple(failures))
+    names: set[str] = set()
+    for used, batch in batches:
+        for named, result in zip(used, task.results(_outputs(task, loaded, batch, amp), batch, asked), strict=True):
+            if result is None:
+                failures.append(Failure(named.name, "the model's output is not finite"))
+                continue
+            results.append(Prediction(named.name, result))
+            if folder is not None:
+                drawn = result.draw(read_picture(named.image, max_pixels))
+                with whole_file(folder / free_name(named.name, ".png", names)) as part:
+                    drawn.save(part, format="png")
+    return Predictions(tuple(results), tuple(failures), loaded.info.task, loaded.info.source)
+
+
+def task_options(task: Task, options: dict[str, Any]) -> Any:
+    """Return the task's ``Options`` of these values. Raises ConfigError for an unknown name or a value out of range."""
+    if task.Options is not None:
+        return from_mapping(task.Options, options)
+    if options:
+        raise ConfigError(
+            f"predictions of the task {task.name} have no option {next(iter(options))!r}; they have none."
+        )
+    return None
 
 
 @torch.inference_mode()
-def _probabilities(model: nn.Module, images: ModelInput, amp: str) -> Tensor:
-    device = next(model.parameters()).device
-    with autocast(device, amp):
-        logits: Tensor = model(images)
-    return logits.float().softmax(dim=1).cpu()
-
-
-def _prediction(name: str, probabilities: Tensor, class_names: tuple[str, ...], top_k: int) -> Prediction:
-    top = probabilities.topk(min(top_k, len(probabilities)))
-    pairs = zip(top.indices.tolist(), top.values.tolist(), strict=True)
-    return Prediction(name, tuple((class_names[index], probability) for index, probability in pairs))
+def _outputs(task: Task, loaded: Loaded, batch: Batch, amp: str) -> Any:
+    with autocast(next(loaded.model.parameters()).device, amp):
+        return task.predict(loaded.model, batch)

@@ -1,40 +1,40 @@
-"""What the training engine asks of a task. A new task needs these methods and no change of the engine."""
+"""What a task is: everything that training, evaluation, prediction and the weights file ask of it.
+
+    data -> open -> transform -> collate -> model -> losses            (training)
+                                            model -> predict -> meter  (evaluation), results (prediction)
+
+A task is a folder in this room, or another package's (see `vision_ssm.tasks.registry`). The rest of the library knows
+tasks through this class only.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Protocol, Self
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, Self
 
-import torch
+from PIL import Image
 from torch import Tensor, nn
 
-__all__ = ["Batch", "Meter", "Task"]
+from vision_ssm.data.batches import Batch, Sample, Samples, Transform, stack
+from vision_ssm.data.preprocessing import Preprocessing
+from vision_ssm.settings import Section
+from vision_ssm.tasks.scores import Score, Table
+from vision_ssm.tasks.settings import TaskSettings
 
-
-class Batch(Protocol):
-    """A batch as the loader makes it. What ``targets`` holds is between the task and its loader."""
-
-    @property
-    def images(self) -> Tensor:
-        """Images [B, 3, H, W]."""
-
-    @property
-    def targets(self) -> Any:
-        """What is to be predicted."""
-
-    @property
-    def indices(self) -> Tensor:
-        """Positions in the data set [B], for messages that name files."""
-
-    def to(self, device: torch.device) -> Self:
-        """The same batch on another device."""
+__all__ = ["Meter", "Result", "Task"]
 
 
 class Meter(Protocol):
     """Collects one evaluation."""
 
+    @property
+    def count(self) -> int:
+        """Number of images seen."""
+
     def update(self, outputs: Any, batch: Batch) -> None:
-        """Add one batch: what ``Task.predict`` returned for it, and its targets."""
+        """Add one batch: what `Task.predict` returned for it, and its targets."""
 
     def state(self) -> Any:
         """Everything collected so far by this process, picklable."""
@@ -43,27 +43,201 @@ class Meter(Protocol):
         """Replace what was collected by the union of the ``states`` of all processes, in any order."""
 
     def scores(self) -> dict[str, float]:
-        """The scores by name; higher is better for the task's ``primary`` one."""
+        """The values of the task's `scores`, by name; nan where there is nothing to score."""
+
+    def details(self) -> dict[str, Any]:
+        """What else is worth keeping, such as a score per class, as plain JSON values."""
+
+    def tables(self) -> list[Table]:
+        """The same for people, shown above the scores."""
 
 
-class Task(Protocol):
-    """Model, loss and scores of one kind of problem."""
+class Result(ABC):
+    """What was found in one image, in pixels of its file."""
 
-    name: str
-    primary: str  # the score by which the best weights are chosen
+    @abstractmethod
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as plain JSON values."""
 
-    def build(self, model: str, **options: Any) -> nn.Module:
-        """Make the model with the right head for the data."""
+    def row(self) -> dict[str, str]:
+        """One line of the table on the terminal: column -> text."""
+        return {key: str(value) for key, value in self.to_dict().items()}
 
-    def loss(self, model: nn.Module, batch: Any) -> Tensor:
-        """Mean training loss of a batch, a scalar in float32.
+    def records(self) -> list[dict[str, Any]]:
+        """Lines of a CSV file: column -> value."""
+        return [self.to_dict()]
+
+    def draw(self, image: Image.Image) -> Image.Image:
+        """Return a copy of the RGB image with what was found drawn on it."""
+        return image.copy()
+
+
+class Task(ABC):
+    """One kind of problem: its data, model, losses, scores and results.
+
+    Instances come about in two ways. Training makes one from its settings and shows it the training data (`prepare`);
+    everything else gets one as it was trained from a weights file (`restore`).
+
+    Attributes:
+        name: as in the registry.
+        Settings: of a run, see `vision_ssm.tasks.settings`.
+        Options: what a prediction may be asked for, see `results`; None for nothing.
+        scores: what its meters report; the first decides which weights are best.
+        settings: of this instance.
+        sync_batch_norm: whether batch norms take their statistics over all processes (GPUs only).
+        unused_parameters: whether a step may leave parameters without a gradient.
+        batch_multiple: training batches must be a multiple of this.
+        repeats: how often an epoch's samples come each, see `vision_ssm.data.loader.epoch_order`.
+    """
+
+    name: ClassVar[str]
+    Settings: ClassVar[type[TaskSettings]]
+    Options: ClassVar[type[Section] | None] = None
+    scores: ClassVar[tuple[Score, ...]]
+
+    sync_batch_norm: bool = False
+    unused_parameters: bool = False
+    batch_multiple: int = 1
+    repeats: int = 1
+
+    def __init__(self, settings: TaskSettings) -> None:
+        self.settings = settings
+
+    @property
+    def primary(self) -> Score:
+        """The score by which the best weights are chosen."""
+        return self.scores[0]
+
+    # ------------------------------------------------------------------------------------------------------- data
+
+    @abstractmethod
+    def open(self, split: str) -> Samples:
+        """Open ``train``, ``val``, ``test`` or ``all`` of the data that ``settings.data`` names.
+
+        A task that knows its labels gives the targets as its model's outputs are numbered.
+
+        Raises:
+            DataError: missing, empty or unreadable data, an unknown name, or labels that the model does not know.
+        """
+
+    def adopt(self, samples: Samples) -> Samples:
+        """Return samples that somebody else opened, their targets numbered as the model's outputs; as `open` does.
+
+        Raises:
+            DataError: they have labels that the model does not know.
+        """
+        return samples
+
+    def prepare(self, train: Samples) -> None:
+        """Take over from the training samples what model and weights file must know, such as names of classes."""
+
+    def preprocessing(self, model: nn.Module) -> Preprocessing:
+        """Return how images are prepared for ``model``: what it declares, changed by the settings."""
+        from timm.data.config import resolve_model_data_config
+
+        return Preprocessing.from_dict(resolve_model_data_config(model))  # type: ignore[no-untyped-call]
+
+    @abstractmethod
+    def transform(self, preprocessing: Preprocessing, *, train: bool, native: bool = False) -> Transform:
+        """Return what prepares one sample.
+
+        Args:
+            preprocessing: size, normalisation and interpolation.
+            train: random changes included. They draw from `random`, `numpy.random` and torch's global generator,
+                which the loader seeds for each sample.
+            native: leave every image at its own size; not with ``train``.
+        """
+
+    def collate(self, samples: Sequence[Sample]) -> Batch:
+        """Put samples together."""
+        return stack(samples)
+
+    # ------------------------------------------------------------------------------------------------------ model
+
+    @abstractmethod
+    def build(self, backbone: str, **options: Any) -> nn.Module:
+        """Make the model with the right head for the data.
+
+        Args:
+            backbone: registered name, of this library or timm.
+            options: of the backbone; ``pretrained`` among them.
+
+        Raises:
+            ConfigError: unknown name or option.
+        """
+
+    def backbone(self, model: nn.Module) -> nn.Module:
+        """Return the part of a built model that published and other tasks' weights fit, and that gives features."""
+        return model
+
+    @abstractmethod
+    def losses(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """Mean training losses of a batch by name, scalars in float32; their sum is minimised.
 
         What is drawn at random here (mixup, drop path) comes from the global generators of `random`, `numpy.random` and
         torch, which the engine seeds before every call.
         """
 
-    def predict(self, model: nn.Module, batch: Any) -> Any:
-        """Outputs of a model in evaluation mode, as ``Meter.update`` takes them."""
+    @abstractmethod
+    def predict(self, model: nn.Module, batch: Batch) -> Any:
+        """Outputs of a model in evaluation mode, as `Meter.update` and `results` take them. Targets are not read."""
 
+    # ---------------------------------------------------------------------------------------------------- results
+
+    @abstractmethod
     def meter(self) -> Meter:
-        """A fresh meter."""
+        """Return a fresh meter."""
+
+    @abstractmethod
+    def results(self, outputs: Any, batch: Batch, options: Any = None) -> list[Result | None]:
+        """Return what was found in each image of a batch; None where the outputs are not finite.
+
+        Args:
+            outputs: of `predict`.
+            batch: whose ``sizes`` are those of the files.
+            options: of class ``Options``; None for its defaults.
+        """
+
+    def pictures(self, meter: Meter, samples: Samples, folder: Path, *, title: str = "") -> list[Path]:
+        """Draw an evaluation of ``samples`` into PNG files in ``folder`` and return them.
+
+        ``title`` says what was evaluated. Only files that the registry's entry names (`TaskInfo.pictures`), so that a run folder knows what is a run's.
+
+        Raises:
+            DataError: a picture cannot be written.
+        """
+        return []
+
+    # ----------------------------------------------------------------------------------------------- weights file
+
+    def record(self) -> dict[str, Any]:
+        """Return what `restore` needs, as plain JSON values; ``class_names`` holds the names of classes, if any."""
+        return {}
+
+    @classmethod
+    def restore(cls, record: Mapping[str, Any], settings: TaskSettings) -> Self:
+        """Return the task as it was trained.
+
+        Args:
+            record: of `record`, or of `published_record`.
+            settings: the data to open next, and how.
+
+        Raises:
+            CheckpointError: the record is not one.
+        """
+        return cls(settings)
+
+    @classmethod
+    def published_record(cls, model: nn.Module) -> dict[str, Any]:
+        """Return the record of a published model, which brings none.
+
+        Raises:
+            CheckpointError: no weights were published for this task.
+        """
+        from vision_ssm.errors import CheckpointError
+
+        raise CheckpointError(f"no weights were published for the task {cls.name}; name a weights file.")
+
+    def knows(self) -> str:
+        """Say in a few words what the trained model can tell, such as ``10 classes (cat, dog, ...)``."""
+        return ""

@@ -1,31 +1,26 @@
-"""From a configuration to the parts that the engine drives. Only here does training know one task from another."""
+"""From a configuration to the parts that the engine drives."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from hashlib import blake2b
-from pathlib import Path
 from typing import Any
 
 import torch
 from timm.optim import create_optimizer_v2, get_optimizer_info, list_optimizers  # type: ignore[attr-defined]
 from torch import nn
 
+from vision_ssm.data.batches import Samples
 from vision_ssm.data.loader import EpochLoader
-from vision_ssm.data.preprocessing import Augmentation, Preprocessing
+from vision_ssm.data.preprocessing import Preprocessing
 from vision_ssm.errors import ConfigError, suggestion
-from vision_ssm.tasks.classification.sources import ImageDataset, open_dataset
-from vision_ssm.tasks.classification.task import Classification, Mixing
-from vision_ssm.tasks.classification.transforms import build_eval_transform, build_train_transform
+from vision_ssm.tasks.registry import find_task
 from vision_ssm.tasks.task import Task
 from vision_ssm.training.config import TrainConfig
 from vision_ssm.training.distributed import Processes
 from vision_ssm.training.randomness import seed_everything
 from vision_ssm.training.schedule import scaled_rate
 from vision_ssm.training.starting import load_start
-from vision_ssm.weights.opening import preprocessing_of
 
 __all__ = ["Parts", "assemble", "make_optimizer"]
 
@@ -36,9 +31,9 @@ class Parts:
 
     Attributes:
         config: the configuration as it is carried out; ``notices`` say where it differs from what was asked for.
+        task: that knows the training data.
         model: on its device, not wrapped.
-        class_names: in the order of the outputs.
-        model_options: keyword arguments of `vision_ssm.models.create_model` that rebuild the model.
+        model_options: keyword arguments of `Task.build` that rebuild the model.
         started_from: "scratch", "published weights" or a file.
     """
 
@@ -46,7 +41,6 @@ class Parts:
     task: Task
     model: nn.Module
     model_options: dict[str, Any]
-    class_names: Sequence[str]
     preprocessing: Preprocessing
     train: EpochLoader
     val: EpochLoader
@@ -56,20 +50,14 @@ class Parts:
     @property
     def data_identity(self) -> dict[str, str]:
         """Fingerprints that tell whether a resumed run sees the same images. Folders may move: only names count."""
-        return {"training images": _fingerprint(self.train.dataset), "held-out images": _fingerprint(self.val.dataset)}
+        return {
+            "training images": self.train.dataset.fingerprint,
+            "held-out images": self.val.dataset.fingerprint,
+        }
 
     def files(self, indices: Sequence[int]) -> list[str]:
         """File names of training images."""
         return [str(self.train.dataset.paths[index]) for index in indices]
-
-
-def _fingerprint(dataset: ImageDataset) -> str:
-    digest = blake2b(digest_size=16)
-    for text in dataset.class_names:
-        digest.update(f"{text}\n".encode())
-    for path, target in zip(dataset.paths, dataset.targets, strict=True):
-        digest.update(f"{target} {Path(path).name}\n".encode())
-    return digest.hexdigest()
 
 
 def assemble(config: TrainConfig, processes: Processes, *, resuming: bool) -> Parts:
@@ -84,45 +72,42 @@ def assemble(config: TrainConfig, processes: Processes, *, resuming: bool) -> Pa
         ConfigError, DataError, CheckpointError: with what is wrong and what to do.
     """
     if not config.data.path:
-        raise ConfigError("no data: give a folder of class folders or a name such as digits (data.path).")
+        raise ConfigError("no data: give a folder, or the name of a data set such as digits (data.path).")
     if config.run.amp == "fp16" and processes.device.type != "cuda":
         raise ConfigError(f"run.amp fp16 needs a CUDA device, and this run is on {processes.device}; use bf16 or none.")
-    data = config.data
-    train_set, val_set = (
-        open_dataset(data.path, split, val_fraction=data.val_fraction, download=data.download)
-        for split in ("train", "val")
-    )
-    task = _classification(config, train_set)
+    task: Task = find_task(config.task).load()(config.settings)
+    train_set = task.open("train")
+    task.prepare(train_set)
+    val_set = task.open("val")
     model, options = _model(config, task, pretrained=config.model.pretrained and not resuming)
-    preprocessing = _preprocessing(config, model)
+    preprocessing = task.preprocessing(model)
+    if config.model.img_size is not None:
+        preprocessing = preprocessing.with_size(config.model.img_size)
     notices: list[str] = []
     started_from = "published weights" if config.model.pretrained else "scratch"
     if config.model.checkpoint and not resuming:
         started_from = config.model.checkpoint
-        notices += load_start(model, config.model.checkpoint, positions=config.model.positions)
-    config, train = _train_loader(config, train_set, preprocessing, processes, notices)
+        notices += load_start(task.backbone(model), config.model.checkpoint, positions=config.model.positions)
+    config, train = _train_loader(config, task, train_set, preprocessing, processes, notices)
     rate = scaled_rate(config, processes.world)
     if config.schedule.name == "cosine" and config.schedule.min_lr > rate:
         notices.append(f"The learning rate rises: from {rate:.3g} to schedule.min_lr, {config.schedule.min_lr:.3g}.")
     val = EpochLoader(
         val_set,
-        build_eval_transform(preprocessing),
-        batch_size=data.eval_batch_size or data.batch_size,
-        workers=data.workers,
+        task.transform(preprocessing, train=False),
+        collate=task.collate,
+        batch_size=config.data.eval_batch_size or config.data.batch_size,
+        workers=config.data.workers,
         rank=processes.rank,
         world_size=processes.world,
     )
+    if task.sync_batch_norm and processes.world > 1 and processes.device.type != "cuda":
+        notices.append("Batch norms take each process's own statistics: PyTorch synchronises them on GPUs only.")
     model.to(processes.device)
-    return Parts(config, task, model, options, train_set.class_names, preprocessing, train, val, started_from, notices)
+    return Parts(config, task, model, options, preprocessing, train, val, started_from, notices)
 
 
-def _classification(config: TrainConfig, dataset: ImageDataset) -> Classification:
-    augment = config.augment
-    mixing = Mixing(augment.mixup, augment.cutmix, augment.mix_prob, augment.mix_switch_prob, augment.mix_mode)
-    return Classification(dataset.class_names, label_smoothing=augment.label_smoothing, mixing=mixing)
-
-
-def _model(config: TrainConfig, task: Classification, *, pretrained: bool) -> tuple[nn.Module, dict[str, Any]]:
+def _model(config: TrainConfig, task: Task, *, pretrained: bool) -> tuple[nn.Module, dict[str, Any]]:
     wanted = config.model
     options = dict(wanted.options)
     if wanted.img_size is not None:
@@ -133,34 +118,26 @@ def _model(config: TrainConfig, task: Classification, *, pretrained: bool) -> tu
     seed_everything(config.run.seed, "model")
     model = task.build(wanted.name, **options, **extra)
     if wanted.grad_checkpointing:
-        model.set_grad_checkpointing(True)  # type: ignore[operator]
-    return model, {**options, "num_classes": len(task.class_names)}
-
-
-def _preprocessing(config: TrainConfig, model: nn.Module) -> Preprocessing:
-    """The model's own preprocessing with what the configuration says otherwise."""
-    own = preprocessing_of(model)
-    said = {
-        name: getattr(config.data, name)
-        for name in ("mean", "std", "interpolation", "crop_pct", "crop_mode")
-        if getattr(config.data, name) is not None
-    }
-    changed = dataclasses.replace(own, **said)
-    return changed if config.model.img_size is None else changed.with_size(config.model.img_size)
+        task.backbone(model).set_grad_checkpointing(True)  # type: ignore[operator]
+    return model, options
 
 
 def _train_loader(
-    config: TrainConfig, dataset: ImageDataset, preprocessing: Preprocessing, processes: Processes, notices: list[str]
+    config: TrainConfig,
+    task: Task,
+    samples: Samples,
+    preprocessing: Preprocessing,
+    processes: Processes,
+    notices: list[str],
 ) -> tuple[TrainConfig, EpochLoader]:
     """The training loader, and the configuration with a batch size that the data can fill."""
-    names = {field.name for field in dataclasses.fields(Augmentation)}
-    augmentation = Augmentation(**{k: v for k, v in dataclasses.asdict(config.augment).items() if k in names})
-    transform = build_train_transform(preprocessing, augmentation, mirror_safe=dataset.mirror_safe)
+    transform = task.transform(preprocessing, train=True)
 
     def loader(batch_size: int) -> EpochLoader:
         return EpochLoader(
-            dataset,
+            samples,
             transform,
+            collate=task.collate,
             batch_size=batch_size,
             seed=config.run.seed,
             train=True,
@@ -168,15 +145,18 @@ def _train_loader(
             workers=config.data.workers,
             rank=processes.rank,
             world_size=processes.world,
-            repeats=config.augment.repeats,
+            repeats=task.repeats,
         )
 
     available = loader(1).samples
     if config.data.batch_size <= available:
         return config, loader(config.data.batch_size)
-    reduced = available - available % 2 if config.mixes else available
+    reduced = available - available % task.batch_multiple
     if reduced < 1:
-        raise ConfigError(f"{len(dataset)} training image is too few for mixup or cutmix, which pair images.")
+        raise ConfigError(
+            f"{len(samples)} training image is too few: these settings take batches of {task.batch_multiple} or a "
+            "multiple of it."
+        )
     notices.append(
         f"data.batch_size is {reduced} instead of {config.data.batch_size}: there are only {available} training images"
         f"{' per process' if processes.world > 1 else ''}."

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from vision_ssm.weights.opening import choose_device
+from vision_ssm.device import choose_device
 
 __all__ = ["Processes"]
 
@@ -58,11 +58,23 @@ class Processes:
         """Whether this process writes files and reports."""
         return self.rank == 0
 
-    def wrap(self, model: nn.Module) -> nn.Module:
-        """The model as training calls it: gradients are averaged over the processes."""
+    def wrap(self, model: nn.Module, *, sync_batch_norm: bool, unused_parameters: bool) -> nn.Module:
+        """The model as training calls it: gradients are averaged over the processes.
+
+        Args:
+            model: on its device; its batch norms are exchanged where they are to be synchronised.
+            sync_batch_norm: whether batch norms take their statistics over all processes. PyTorch can on GPUs only;
+                elsewhere they keep each process's own.
+            unused_parameters: whether a step may leave parameters without a gradient.
+        """
         if self.world == 1:
             return model
-        return DistributedDataParallel(model, device_ids=[self.device] if self.device.type == "cuda" else None)
+        on_gpu = self.device.type == "cuda"
+        if sync_batch_norm and on_gpu:
+            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        return DistributedDataParallel(
+            model, device_ids=[self.device] if on_gpu else None, find_unused_parameters=unused_parameters
+        )
 
     def accumulating(self, model: nn.Module, more_to_come: bool) -> AbstractContextManager[Any]:
         """Skip the exchange of gradients while more batches of the same update are to come."""

@@ -26,6 +26,7 @@ class DryRun:
         images_per_second: of training, reading and augmentation included.
         eval_images_per_second: of evaluation.
         seconds: estimate for the whole run with its evaluations; without the set-up and the writing of files.
+        knows: what the model would learn to tell, in words.
         notices: where the run would differ from what was asked for.
     """
 
@@ -33,7 +34,7 @@ class DryRun:
     parameters: int
     device: str
     processes: int
-    classes: int
+    knows: str
     train_images: int
     val_images: int
     epochs: int
@@ -67,7 +68,7 @@ def estimate(config: TrainConfig) -> DryRun:
         parameters=sum(parameter.numel() for parameter in engine.model.parameters()),
         device=str(processes.device),
         processes=processes.world,
-        classes=len(parts.class_names),
+        knows=parts.task.knows(),
         train_images=len(parts.train.dataset),
         val_images=len(parts.val.dataset),
         epochs=config.total_epochs,

@@ -11,6 +11,7 @@ two updates is all that a later process needs.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -20,14 +21,15 @@ import torch
 from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 
+from vision_ssm.data.batches import Batch
+from vision_ssm.device import autocast
 from vision_ssm.errors import TrainingDiverged
-from vision_ssm.tasks.task import Batch, Meter
+from vision_ssm.tasks.task import Meter
 from vision_ssm.training.assembly import Parts, make_optimizer
 from vision_ssm.training.distributed import Processes
 from vision_ssm.training.randomness import seed_everything
 from vision_ssm.training.schedule import LearningRate
 from vision_ssm.training.state import refuse_changes
-from vision_ssm.weights.opening import autocast
 
 __all__ = ["Engine", "Progress", "Update"]
 
@@ -47,9 +49,13 @@ class Progress:
 
 @dataclass(frozen=True)
 class Update:
-    """What one update tells about itself; ``stop`` is whether any process was asked to stop."""
+    """What one update tells about itself.
+
+    ``losses`` are the task's by name and ``loss`` is their sum; ``stop`` is whether any process was asked to stop.
+    """
 
     loss: float
+    losses: dict[str, float]
     learning_rate: float
     grad_norm: float
     stop: bool
@@ -71,7 +77,9 @@ class Engine:
         self.updates_per_epoch = math.ceil(len(parts.train) / self.config.optim.accumulate)
         self.rate = LearningRate(self.optimizer, self.config, self.updates_per_epoch)
         self.scaler = torch.amp.GradScaler(processes.device.type, enabled=self.config.run.amp == "fp16")
-        self.parallel = processes.wrap(self.model)
+        self.parallel = processes.wrap(
+            self.model, sync_batch_norm=self.task.sync_batch_norm, unused_parameters=self.task.unused_parameters
+        )
 
     @property
     def images_per_update(self) -> int:
@@ -99,7 +107,9 @@ class Engine:
         rate = self.rate.set(at.epoch, at.update)
         self.optimizer.zero_grad(set_to_none=True)
         count = self.batches_in(at.step)
-        losses: list[Tensor] = []
+        totals: list[Tensor] = []
+        parts: list[Tensor] = []
+        names: list[str] = []
         indices: list[list[int]] = []
         for number in range(count):
             batch = next(batches)
@@ -108,16 +118,19 @@ class Engine:
             seed_everything(self.config.run.seed, "batch", at.update, number, self.processes.rank)
             with self.processes.accumulating(self.parallel, more_to_come=number + 1 < count):
                 with autocast(self.processes.device, self.config.run.amp):
-                    loss = self.task.loss(self.parallel, batch)
+                    losses = self.task.losses(self.parallel, batch)
+                    loss = functools.reduce(torch.add, losses.values())
                 self.scaler.scale(loss / count).backward()  # type: ignore[no-untyped-call]
-            losses.append(loss.detach())
-        shared = self.processes.mean(torch.stack([torch.stack(losses).mean(), losses[0].new_tensor(float(stop))]))
-        mean_loss, asked_to_stop = shared.tolist()
+            names = list(losses)
+            totals.append(loss.detach())
+            parts.append(torch.stack([value.detach() for value in losses.values()]))
+        told = [torch.stack(totals).mean(), totals[0].new_tensor(float(stop)), *torch.stack(parts).mean(0)]
+        mean_loss, asked_to_stop, *mean_parts = self.processes.mean(torch.stack(told)).tolist()
         self.scaler.unscale_(self.optimizer)
         norm = self._clip()
         # With loss scaling an infinite gradient only means that the scale was too high: the scaler skips the update.
         if not math.isfinite(mean_loss) or not (math.isfinite(norm) or self.scaler.is_enabled()):
-            raise self._diverged(mean_loss, rate, losses, indices)
+            raise self._diverged(mean_loss, rate, totals, indices)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         at.step += 1
@@ -125,7 +138,7 @@ class Engine:
         at.loss_sum += mean_loss
         if self.ema is not None:
             self.ema.update(self.model, step=at.update if self.config.ema.warmup else None)
-        return Update(mean_loss, rate, norm, asked_to_stop > 0)
+        return Update(mean_loss, dict(zip(names, mean_parts, strict=True)), rate, norm, asked_to_stop > 0)
 
     def _clip(self) -> float:
         parameters = [p for p in self.model.parameters() if p.grad is not None]

@@ -38,13 +38,18 @@ class Event:
 
 @dataclass(frozen=True)
 class RunStarted(Event):
-    """Everything is loaded and the first step is next. ``resumed_at`` is None or the updates already done."""
+    """Everything is loaded and the first step is next.
+
+    ``scores`` are the task's (see `vision_ssm.tasks.scores.Score`), the primary one first; ``knows`` says in words what
+    the model learns to tell; ``resumed_at`` is None or the updates already done.
+    """
 
     folder: Path
     model: str
     parameters: int
     task: str
-    classes: int
+    scores: list[dict[str, Any]]
+    knows: str
     train_images: int
     val_images: int
     epochs: int
@@ -66,12 +71,16 @@ class Notice(Event):
 
 @dataclass(frozen=True)
 class StepDone(Event):
-    """One update. ``update`` counts from 1 over the whole run, ``step`` from 1 within the epoch."""
+    """One update. ``update`` counts from 1 over the whole run, ``step`` from 1 within the epoch.
+
+    ``losses`` are the task's by name, ``loss`` is their sum.
+    """
 
     epoch: int
     step: int
     update: int
     loss: float
+    losses: dict[str, float]
     learning_rate: float
     grad_norm: float
     images_per_second: float

@@ -10,8 +10,8 @@ from torch import nn
 
 from vision_ssm.errors import VisionSSMError
 from vision_ssm.inference.evaluate import evaluate
-from vision_ssm.tasks.classification.pictures import draw_confusion, draw_curve, draw_predictions
 from vision_ssm.training.assembly import Parts
+from vision_ssm.training.curve import draw_curve
 from vision_ssm.training.engine import Engine
 from vision_ssm.training.run_folder import RunFolder
 from vision_ssm.weights.files import WeightsInfo, save_weights
@@ -29,10 +29,10 @@ def write_weights(
     info = WeightsInfo(
         model=parts.config.model.name,
         model_options=parts.model_options,
-        class_names=tuple(parts.class_names),
+        task=parts.task.name,
+        record=parts.task.record(),
         preprocessing=parts.preprocessing,
         metrics={**scores, "epoch": epoch, "weights": kind},
-        task=parts.task.name,
         version=version("vision-ssm"),
         val_fraction=parts.config.data.val_fraction,
     )
@@ -40,7 +40,7 @@ def write_weights(
 
 
 def write_pictures(folder: RunFolder, engine: Engine) -> str | None:
-    """Draw the training curve, and confusion matrix and a sheet of predictions of the best weights as they are on disk.
+    """Draw the training curve, and the task's pictures of the best weights as they are on disk.
 
     Returns what went wrong, if anything: a run with good weights is not failed by a picture.
     """
@@ -55,8 +55,7 @@ def write_pictures(folder: RunFolder, engine: Engine) -> str | None:
             amp=config.run.amp,
             workers=config.data.workers,
         )
-        draw_confusion(evaluation, folder.path / "confusion.png", title=config.model.name)
-        draw_predictions(evaluation, parts.val.dataset, folder.path / "predictions.png")
+        parts.task.pictures(evaluation.meter, parts.val.dataset, folder.path, title=config.model.name)
     except VisionSSMError as error:
         return f"The pictures could not be drawn: {error}"
     return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -139,7 +140,8 @@ class _Run:
             done = engine.update(batches, stop=self.stop.signal is not None)
             at.seconds += time.monotonic() - started
             speed = rate.after_update(restart=at.update % self.config.run.log_every == 0)
-            self.emit(StepDone(at.epoch + 1, at.step, at.update, done.loss, done.learning_rate, done.grad_norm, speed))
+            position = at.epoch + 1, at.step, at.update
+            self.emit(StepDone(*position, done.loss, done.losses, done.learning_rate, done.grad_norm, speed))
             if done.stop:
                 return False
             if time.monotonic() - self._saved_at >= 60 * self.config.run.checkpoint_minutes:
@@ -159,16 +161,19 @@ class _Run:
                     return False
                 scores[name] = found
         primary = engine.task.primary
-        winner = max(scores, key=lambda name: scores[name][primary], default=None)
-        is_best = winner is not None and scores[winner][primary] > at.best_scores.get(primary, float("-inf"))
-        if winner is not None and is_best:
+        winner, best = None, at.best_scores.get(primary.name)
+        for name, found in scores.items():
+            if primary.is_better(found[primary.name], best):
+                winner, best = name, found[primary.name]
+        is_best = winner is not None
+        if winner is not None:
             at.best_epoch, at.best_scores = epoch, scores[winner]
         if self._is_main:
             last = "ema" if engine.ema is not None else "model"
             results.write_weights(
                 self.folder.last_weights, candidates[last], engine.parts, scores.get(last, {}), epoch, last
             )
-            if winner is not None and is_best:
+            if winner is not None:
                 results.write_weights(
                     self.folder.best_weights, candidates[winner], engine.parts, scores[winner], epoch, winner
                 )
@@ -215,7 +220,8 @@ class _Run:
             model=self.config.model.name,
             parameters=sum(parameter.numel() for parameter in engine.model.parameters()),
             task=engine.task.name,
-            classes=len(parts.class_names),
+            scores=[dataclasses.asdict(score) for score in engine.task.scores],
+            knows=engine.task.knows(),
             train_images=len(parts.train.dataset),
             val_images=len(parts.val.dataset),
             epochs=self.config.total_epochs,

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from vision_ssm.errors import ConfigError, DataError
 from vision_ssm.storage import require_writable, whole_file
+from vision_ssm.tasks.registry import find_task
 from vision_ssm.training.config import TrainConfig
 from vision_ssm.training.events import Event
 from vision_ssm.training.state import LAST, PREVIOUS
@@ -24,8 +25,6 @@ _LEFT_BY_A_RUN = (
     "best.safetensors",
     "last.safetensors",
     "curve.png",
-    "confusion.png",
-    "predictions.png",
 )
 
 
@@ -42,7 +41,8 @@ class RunFolder:
     def __init__(self, config: TrainConfig) -> None:
         self.path = config.run_folder
         self._resuming = bool(config.run.resume)
-        self._used = [name for name in _LEFT_BY_A_RUN if (self.path / name).exists()]
+        left = (*_LEFT_BY_A_RUN, *find_task(config.task).pictures)
+        self._used = [name for name in left if (self.path / name).exists()]
         if self._resuming and "config.yaml" not in self._used:
             raise ConfigError(f"nothing to resume: {self.path} holds no run (no config.yaml).")
         if self._used and not self._resuming and not config.run.overwrite:

@@ -1,11 +1,12 @@
 """The weights file of this library: safetensors with everything that prediction needs in its metadata.
 
-The metadata entry ``vision_ssm`` is JSON: the format number, the task, the model's name and options, the class names,
-the preprocessing and the metrics. There is no pickle in it, and none is ever opened here.
+The metadata entry ``vision_ssm`` is JSON: the format number, the task and its record (class names, ...), the model's
+name and options, the preprocessing and the metrics. There is no pickle in it, and none is ever opened here.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,13 +18,28 @@ import torch
 from torch import Tensor, nn
 
 from vision_ssm.data.preprocessing import Preprocessing
-from vision_ssm.errors import CheckpointError, VisionSSMError
+from vision_ssm.errors import CheckpointError, ConfigError, VisionSSMError
 from vision_ssm.storage import whole_file
+from vision_ssm.settings import from_mapping
+from vision_ssm.tasks.registry import TaskInfo, find_task
+from vision_ssm.tasks.task import Task
 
-__all__ = ["FORMAT", "Loaded", "WeightsInfo", "load_weights", "read_info", "save_weights"]
+__all__ = [
+    "FORMAT",
+    "Loaded",
+    "WeightsInfo",
+    "load_weights",
+    "read_info",
+    "require_command",
+    "restored_task",
+    "save_weights",
+]
 
-FORMAT = 1
-"""Number of the metadata layout; raised when older versions of the library could not read the file correctly."""
+FORMAT = 2
+"""Number of the metadata layout; raised when older versions of the library could not read the file correctly.
+
+2: what the task recorded is under ``record``. In 1 every file was a classifier's, with ``class_names`` beside ``task``.
+"""
 
 _KEY = "vision_ssm"
 
@@ -34,44 +50,51 @@ class WeightsInfo:
 
     Attributes:
         model: registered name of the model.
-        model_options: keyword arguments that rebuild it (``num_classes``, ``img_size``, ...).
-        class_names: one name per output.
+        model_options: keyword arguments that rebuild it (``img_size``, ...), beside what the task adds.
+        task: what the model does, by its name in `vision_ssm.tasks.registry`.
+        record: what the task needs to be restored, such as class names; see `vision_ssm.tasks.task.Task.record`.
         preprocessing: how images were prepared for evaluation.
         metrics: such as ``{"top1": 0.97}``.
         val_fraction: share that training held out of a data folder without a val/ of its own, so that evaluation
             holds out the same images; None where the data had its own.
-        task: what the model does.
         version: of the library that wrote the file.
+        source: the file, or the name, that the weights came from; not stored.
     """
 
     model: str
     model_options: dict[str, Any]
-    class_names: tuple[str, ...]
+    task: str
+    record: dict[str, Any]
     preprocessing: Preprocessing
     metrics: dict[str, Any] = field(default_factory=dict)
     val_fraction: float | None = None
-    task: str = "classification"
     version: str = ""
+    source: str = ""
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes that the model knows, in its order; empty for a task without classes."""
+        return tuple(self.record.get("class_names", ()))
 
     def to_json(self) -> str:
         """Return the metadata entry.
 
         Raises:
-            CheckpointError: an option or metric is not a plain JSON value.
+            CheckpointError: an option, a metric or the record is not a plain JSON value.
         """
-        record = {
+        fields = {
             "format": FORMAT,
             "task": self.task,
+            "record": self.record,
             "model": self.model,
             "model_options": self.model_options,
-            "class_names": list(self.class_names),
             "preprocessing": self.preprocessing.to_dict(),
             "metrics": self.metrics,
             "val_fraction": self.val_fraction,
             "version": self.version,
         }
         try:
-            return json.dumps(record)
+            return json.dumps(fields)
         except TypeError as error:
             raise CheckpointError(f"the weights' description cannot be stored as JSON: {error}.") from error
 
@@ -83,21 +106,23 @@ class WeightsInfo:
             CheckpointError: it is damaged or written by a newer version; the message names no file.
         """
         try:
-            record = json.loads(text)
-            if record["format"] > FORMAT:
+            fields = json.loads(text)
+            if fields["format"] > FORMAT:
                 raise CheckpointError(
-                    f"it has format {record['format']}, written by vision-ssm {record.get('version', '?')}, and this "
+                    f"it has format {fields['format']}, written by vision-ssm {fields.get('version', '?')}, and this "
                     f"version reads up to format {FORMAT}; upgrade vision-ssm"
                 )
+            if fields["format"] == 1:
+                fields["record"] = {"class_names": [str(name) for name in fields["class_names"]]}
             return cls(
-                model=str(record["model"]),
-                model_options=dict(record["model_options"]),
-                class_names=tuple(str(name) for name in record["class_names"]),
-                preprocessing=Preprocessing.from_dict(record["preprocessing"]),
-                metrics=dict(record["metrics"]),
-                val_fraction=record["val_fraction"],
-                task=str(record["task"]),
-                version=str(record["version"]),
+                model=str(fields["model"]),
+                model_options=dict(fields["model_options"]),
+                task=str(fields["task"]),
+                record=dict(fields["record"]),
+                preprocessing=Preprocessing.from_dict(fields["preprocessing"]),
+                metrics=dict(fields["metrics"]),
+                val_fraction=fields["val_fraction"],
+                version=str(fields["version"]),
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(f"its description is damaged ({type(error).__name__}: {error})") from error
@@ -108,6 +133,49 @@ class Loaded(NamedTuple):
 
     model: nn.Module
     info: WeightsInfo
+
+    def task(self, **data: Any) -> Task:
+        """Return the task as the model was trained for it.
+
+        Args:
+            data: settings of the data section to open next, such as ``path``.
+
+        Raises:
+            CheckpointError: the task is not installed, or the record does not fit it.
+        """
+        return restored_task(self.info, **data)
+
+
+def restored_task(info: WeightsInfo, **data: Any) -> Task:
+    """Return the task that weights were trained for; arguments and errors as for `Loaded.task`."""
+    entry = _entry(info)
+    if info.val_fraction is not None:
+        data = {"val_fraction": info.val_fraction, **data}
+    settings = from_mapping(entry.load_settings(), {"data": data})
+    try:
+        task = entry.load().restore(info.record, settings)
+    except CheckpointError as error:
+        raise CheckpointError(f"cannot use weights {info.source or info.model!r}: {error}") from error
+    return task
+
+
+def require_command(info: WeightsInfo, command: str) -> None:
+    """Raise CheckpointError, naming the commands that do, unless ``command`` can use weights of this task."""
+    able = _entry(info).commands
+    if command not in able:
+        others = " or ".join(f"`vision-ssm {name}`" for name in able)
+        raise CheckpointError(
+            f"{info.source or info.model} holds weights of the task {info.task}, which {command} cannot use; use {others}."
+        )
+
+
+def _entry(info: WeightsInfo) -> TaskInfo:
+    try:
+        return find_task(info.task)
+    except ConfigError as error:
+        raise CheckpointError(
+            f"cannot use weights {info.source or info.model!r} of a task that is not installed: {error}"
+        ) from error
 
 
 def save_weights(path: str | Path, model: nn.Module, *, info: WeightsInfo) -> None:
@@ -182,16 +250,15 @@ def read_info(path: str | Path) -> WeightsInfo:
             "preprocessing); load it as a checkpoint with --model NAME (in Python: model=NAME)."
         )
     try:
-        return WeightsInfo.from_json(metadata[_KEY])
+        return dataclasses.replace(WeightsInfo.from_json(metadata[_KEY]), source=str(path))
     except CheckpointError as error:
         raise CheckpointError(f"cannot use weights file {str(path)!r}: {error}.") from error
 
 
 def _build(path: str | Path, info: WeightsInfo) -> nn.Module:
-    from vision_ssm.models.registry import create_model
-
+    task = restored_task(info)
     try:
-        return create_model(info.model, **info.model_options)
+        return task.build(info.model, **info.model_options)
     except (VisionSSMError, TypeError) as error:
         raise CheckpointError(f"weights file {str(path)!r} describes a model that cannot be built: {error}") from error
 

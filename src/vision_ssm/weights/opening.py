@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from vision_ssm.data.preprocessing import Preprocessing
-from vision_ssm.errors import CheckpointError, ConfigError, suggestion
-from vision_ssm.tasks.classification.classes import IMAGENET_CLASSES, imagenet_names
-from vision_ssm.weights.files import Loaded, WeightsInfo, load_weights
+from vision_ssm.device import choose_device
+from vision_ssm.errors import CheckpointError, ConfigError
+from vision_ssm.tasks.registry import DEFAULT, find_task
+from vision_ssm.weights.files import Loaded, WeightsInfo, load_weights, restored_task
 from vision_ssm.weights.shipped import find_weights
 
-__all__ = ["AMP_TYPES", "autocast", "choose_device", "open_model", "preprocessing_of"]
-
-AMP_TYPES = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+__all__ = ["open_model"]
 
 
 def open_model(
@@ -37,7 +35,7 @@ def open_model(
             published files. Or a model that is loaded already.
         model: registered name of the model that a checkpoint belongs to.
         model_options: further options of that model, such as ``{"num_classes": 10}``.
-        device: see `choose_device`.
+        device: see `vision_ssm.device.choose_device`.
 
     Raises:
         CheckpointError: the file cannot be used; ConfigError: unknown model, option or device, or a model without
@@ -64,48 +62,10 @@ def open_model(
             load_published(network, read_checkpoint(weights).weights)
         except CheckpointError as error:
             raise CheckpointError(f"cannot load {str(weights)!r} into {model!r}: {error}") from error
-    outputs = int(getattr(network, "num_classes", 0))
-    names = imagenet_names() if outputs == IMAGENET_CLASSES else tuple(f"class {index}" for index in range(outputs))
-    info = WeightsInfo(model, options, names, preprocessing_of(network))
-    return Loaded(network.eval().to(chosen), info)
-
-
-def preprocessing_of(model: nn.Module) -> Preprocessing:
-    """Return the preprocessing that a timm model declares."""
-    from timm.data.config import resolve_model_data_config
-
-    return Preprocessing.from_dict(resolve_model_data_config(model))  # type: ignore[no-untyped-call]
-
-
-def choose_device(device: str | torch.device | None = None) -> torch.device:
-    """Return a device that this machine has; None or ``auto`` takes a GPU if there is one, else the CPU.
-
-    Raises:
-        ConfigError: unknown, or not on this machine.
-    """
-    if device is None or device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        chosen = torch.device(device)
-    except RuntimeError as error:
-        raise ConfigError(f"unknown device {device!r}; expected cpu, cuda, cuda:1, mps or auto.") from error
-    if chosen.type not in ("cpu", "meta") and (chosen.index or 0) >= _device_count(chosen.type):
-        raise ConfigError(f"device {str(chosen)!r} is not available on this machine; use cpu or auto.")
-    return chosen
-
-
-def autocast(device: torch.device, amp: str) -> AbstractContextManager[object]:
-    """Return the context in which the model runs: ``none``, ``bf16`` or ``fp16``.
-
-    Raises:
-        ConfigError: unknown precision.
-    """
-    if amp not in AMP_TYPES:
-        raise ConfigError(f"unknown amp {amp!r}, expected one of {', '.join(AMP_TYPES)}.{suggestion(amp, AMP_TYPES)}")
-    dtype = AMP_TYPES[amp]
-    return torch.autocast(device.type, dtype) if dtype is not None else nullcontext()
-
-
-def _device_count(kind: str) -> int:
-    module = torch.get_device_module(kind)
-    return int(module.device_count()) if module.is_available() else 0
+    # A published model says its task itself where it is not a classifier.
+    task = find_task(getattr(network, "published_task", DEFAULT))
+    record = task.load().published_record(network)
+    source = model if weights in (None, model) else str(weights)
+    info = WeightsInfo(model, options, task.name, record, Preprocessing(), source=source)
+    prepared = restored_task(info).preprocessing(network)
+    return Loaded(network.eval().to(chosen), dataclasses.replace(info, preprocessing=prepared))

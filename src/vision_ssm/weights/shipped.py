@@ -4,14 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from pathlib import Path
-from typing import TYPE_CHECKING
-
 from vision_ssm.errors import CheckpointError, suggestion
 
-if TYPE_CHECKING:
-    from vision_ssm.weights.files import WeightsInfo
-
-__all__ = ["DEFAULT", "WEIGHTS_SUFFIXES", "describe", "find_weights", "names_weights", "shipped_weights"]
+__all__ = ["DEFAULT", "WEIGHTS_SUFFIXES", "find_weights", "names_weights", "shipped_weights"]
 
 FOLDER = Path(__file__).resolve().parent.parent / "pretrained"
 
@@ -75,17 +70,3 @@ def names_weights(text: str, *, model: str | None = None, models: Collection[str
     if not path.exists() and (name in models or suggestion(name, [*shipped_weights(), *models])):
         return True
     return model is not None
-
-
-def describe(name: str, info: WeightsInfo) -> str:
-    """Say in one line which model weights belong to, which classes it knows, and how often it was right.
-
-    Args:
-        name: how the weights are called.
-        info: their description.
-    """
-    classes = info.class_names
-    shown = ", ".join(classes) if len(classes) <= 20 else f"{', '.join(classes[:10])}, ..."
-    top1 = info.metrics.get("top1")
-    score = "" if top1 is None else f"; {100 * top1:.2f} % top-1 on its validation images"
-    return f"{name}: a {info.model} that knows {len(classes)} classes ({shown}){score}"

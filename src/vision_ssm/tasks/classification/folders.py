@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
 
-from vision_ssm.data.images import IMAGE_SUFFIXES, MAX_PIXELS, check_image, read_image
+from vision_ssm.data.files import image_files, is_visible
+from vision_ssm.data.images import MAX_PIXELS, check_image, read_image
 from vision_ssm.data.splits import held_out
 from vision_ssm.errors import DataError, suggestion
+from vision_ssm.tasks.classification.fingerprints import fingerprint
 
-__all__ = ["CACHE_BYTES", "ImageFolder", "image_files", "open_folder"]
+__all__ = ["CACHE_BYTES", "ImageFolder", "open_folder"]
 
 CACHE_BYTES = 512 * 2**20
 """Data sets that decode to less than this (CIFAR-10: 147 MB) are kept decoded in memory, in each loading process."""
@@ -23,7 +24,7 @@ _TEST = ("test",)
 
 
 class ImageFolder:
-    """Images in class folders. See `vision_ssm.tasks.classification.sources.ImageDataset` for the attributes.
+    """Images in class folders. See `vision_ssm.tasks.classification.sources.ClassSamples` for the attributes.
 
     Decoded images are kept in memory when all of them are expected to fit into `CACHE_BYTES`.
     """
@@ -40,6 +41,11 @@ class ImageFolder:
         self._max_pixels = max_pixels
         self._cache: dict[int, tuple[tuple[int, int], bytes]] | None = {} if self._fits_in_memory() else None
         self._cached_bytes = 0
+
+    @property
+    def fingerprint(self) -> str:
+        """A digest of class names, file names and classes."""
+        return fingerprint(self)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -92,26 +98,6 @@ def open_folder(root: Path, split: str, *, val_fraction: float, max_pixels: int 
     return _load(root, train if split == "train" else val, split, None, max_pixels)
 
 
-def image_files(folder: Path) -> list[Path]:
-    """Return the image files (by suffix) in a folder and its subfolders, sorted; hidden ones are left out."""
-    found: list[Path] = []
-    visited: set[str] = set()
-    for current, subfolders, files in os.walk(folder, followlinks=True):
-        # A link to a folder above would be walked for ever.
-        real = os.path.realpath(current)
-        if real in visited:
-            subfolders.clear()
-            continue
-        visited.add(real)
-        subfolders[:] = sorted(name for name in subfolders if _is_visible(name))
-        found += [
-            Path(current, name)
-            for name in files
-            if _is_visible(name) and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
-        ]
-    return sorted(found)
-
-
 def _load(root: Path, tree: Path, split: str, val_fraction: float | None, max_pixels: int) -> ImageFolder:
     class_folders = _class_folders(tree)
     names: list[str] = []
@@ -139,7 +125,7 @@ def _joined(root: Path, parts: Sequence[ImageFolder]) -> ImageFolder:
 
 
 def _class_folders(tree: Path) -> list[Path]:
-    folders = sorted((entry for entry in tree.iterdir() if entry.is_dir() and _is_visible(entry.name)), key=_name)
+    folders = sorted((entry for entry in tree.iterdir() if entry.is_dir() and is_visible(entry.name)), key=_name)
     if folders:
         return folders
     here = image_files(tree)
@@ -194,10 +180,6 @@ def _listing(names: set[str]) -> str:
     shown = sorted(names)[:5]
     more = len(names) - len(shown)
     return ", ".join(repr(name) for name in shown) + (f" and {more} more" if more else "")
-
-
-def _is_visible(name: str) -> bool:
-    return not name.startswith((".", "__MACOSX"))
 
 
 def _name(path: Path) -> str:

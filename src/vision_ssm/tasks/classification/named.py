@@ -13,6 +13,7 @@ from PIL import Image
 
 from vision_ssm.data.splits import held_out
 from vision_ssm.errors import DataError
+from vision_ssm.tasks.classification.fingerprints import fingerprint
 
 __all__ = ["DATASET_NAMES", "ArrayImages", "open_named"]
 
@@ -28,7 +29,7 @@ DATASET_NAMES = ("digits", *_TORCHVISION)
 
 
 class ArrayImages:
-    """Images held in one array [n, H, W] (grey) or [n, H, W, 3] (colour), uint8; attributes as in `ImageDataset`."""
+    """Images held in one array [n, H, W] (grey) or [n, H, W, 3] (colour), uint8; attributes as in `ClassSamples`."""
 
     def __init__(
         self,
@@ -45,6 +46,11 @@ class ArrayImages:
         self.targets = tuple(targets)
         self.mirror_safe = mirror_safe
         self._pixels = pixels
+
+    @property
+    def fingerprint(self) -> str:
+        """A digest of class names, file names and classes."""
+        return fingerprint(self)
 
     def __len__(self) -> int:
         return len(self.paths)

@@ -1,103 +1,28 @@
-"""Pictures of a run as PNG files: the training curve, the confusion matrix, and a sheet of predicted images.
-
-matplotlib is imported on first use and only through its file backend: no window, no global state.
-"""
+"""Pictures of an evaluated classifier as PNG files: the confusion matrix, and a sheet of predicted images."""
 
 from __future__ import annotations
 
-import json
 import math
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
+from vision_ssm.data.batches import Samples
 from vision_ssm.errors import DataError
-from vision_ssm.inference.evaluate import Evaluation, Guess
-from vision_ssm.storage import whole_file
-from vision_ssm.tasks.classification.sources import ImageDataset
+from vision_ssm.plots import BLUE, GREY, INK, RED, png_figure
+from vision_ssm.tasks.classification.meter import ClassificationMeter, Guess
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["draw_confusion", "draw_curve", "draw_predictions", "draw_sheet", "png_figure"]
-
-BLUE, ORANGE, RED, GREY, INK = "#2563a8", "#d97b12", "#c62f2f", "#8b929c", "#22262c"
-
-_STYLE: dict[Any, Any] = {
-    "font.family": "DejaVu Sans",
-    "font.size": 9.5,
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "axes.edgecolor": GREY,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.titlesize": 11,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#e4e7eb",
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "legend.frameon": False,
-    "text.parse_math": False,  # a class may be called $a$
-}
+__all__ = ["Tile", "draw_confusion", "draw_predictions", "draw_sheet"]
 
 
-def draw_curve(log: str | Path, path: str | Path) -> None:
-    """Draw loss, held-out top-1 and learning rate over the epochs of a run.
-
-    Args:
-        log: the run's log.jsonl (events ``step_done`` and ``epoch_done``). After a resume the later line counts.
-        path: the PNG file to write.
-
-    Raises:
-        DataError: the log cannot be read or has no step yet, or the picture cannot be written.
-    """
-    steps, epochs = _read_log(Path(log))
-    if not steps:
-        raise DataError(f"log {str(log)!r} holds no training step yet, so there is no curve to draw.")
-    # Steps carry their update number over the whole run; finished epochs tell how many updates make one.
-    per_epoch = epochs[-1]["update"] / epochs[-1]["epoch"] if epochs else steps[-1]["update"] / steps[-1]["epoch"]
-    at = [step["update"] / per_epoch for step in steps]
-    done = [epoch["epoch"] for epoch in epochs]
-    with png_figure(path, (11.0, 3.6)) as figure:
-        loss, score, rate = figure.subplots(1, 3, width_ratios=(5, 5, 3.2))
-        losses = [step["loss"] for step in steps]
-        loss.plot(at, losses, color=BLUE, linewidth=0.8, alpha=0.4 if done else 1)
-        loss.plot(done, [epoch["train_loss"] for epoch in epochs], color=BLUE, **_marked(done), label="training")
-        _plot_scores(loss, epochs, "scores", "loss", 1, color=ORANGE, label="held-out")
-        loss.set_title("Loss")
-        # The first steps of a run would otherwise flatten everything after them.
-        finite = [value for value in losses if math.isfinite(value)]
-        if finite:
-            loss.set_ylim(0, 1.15 * float(np.quantile(finite, 0.98)))
-        _plot_scores(score, epochs, "scores", "top1", 100, color=ORANGE, label="weights")
-        _plot_scores(score, epochs, "ema_scores", "top1", 100, color=BLUE, label="their moving average")
-        _mark_best(score, epochs)
-        score.set_title("Held-out top-1 accuracy (%)")
-        rates = np.array([step["learning_rate"] for step in steps])
-        power = math.floor(math.log10(1.05 * rates.max())) if rates.max() > 0 else 0
-        rate.plot(at, rates / 10.0**power, color=INK, linewidth=1.4)
-        rate.set_ylim(bottom=0)
-        rate.set_title(f"Learning rate (1e{power})")
-        for axes in (loss, score, rate):
-            axes.set_xlabel("epoch")
-            axes.set_xlim(0, 1.015 * max(at[-1], *done, 1e-9))
-            axes.xaxis.get_major_locator().set_params(integer=at[-1] >= 2)
-            if len(axes.get_legend_handles_labels()[0]) > 1:
-                axes.legend(loc="best")
-        if not score.lines:
-            score.text(0.5, 0.5, "not evaluated yet", transform=score.transAxes, ha="center", color=GREY)
-
-
-def draw_confusion(evaluation: Evaluation, path: str | Path, *, title: str = "") -> None:
+def draw_confusion(evaluation: ClassificationMeter, path: str | Path, *, title: str = "") -> None:
     """Draw which classes are taken for which; each row shows how the images of one class were spread.
 
     Up to 20 classes have their percentages written in; larger matrices come with a list of the commonest confusions.
@@ -105,7 +30,7 @@ def draw_confusion(evaluation: Evaluation, path: str | Path, *, title: str = "")
     Raises:
         DataError: the picture cannot be written.
     """
-    counts = np.array(evaluation.confusion, dtype=np.int64)
+    counts = evaluation.confusion.numpy()
     # A model of a thousand classes evaluated on ten of them: show what occurs.
     used = np.flatnonzero((counts.sum(0) > 0) | (counts.sum(1) > 0))
     counts = counts[np.ix_(used, used)]
@@ -139,7 +64,7 @@ def draw_confusion(evaluation: Evaluation, path: str | Path, *, title: str = "")
 
 
 def draw_predictions(
-    evaluation: Evaluation, dataset: ImageDataset, path: str | Path, *, columns: int = 8, title: str = ""
+    evaluation: ClassificationMeter, dataset: Samples, path: str | Path, *, columns: int = 8, title: str = ""
 ) -> None:
     """Draw images of an evaluation with their true and predicted classes.
 
@@ -234,58 +159,6 @@ def _draw_tile(figure: Figure, box: tuple[float, float, float, float], tile: Til
         axes.text(0.5, -0.2, truth, transform=axes.transAxes, ha="center", va="top", fontsize=8, color=INK)
 
 
-def _read_log(log: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    steps: dict[int, dict[str, Any]] = {}
-    epochs: dict[int, dict[str, Any]] = {}
-    try:
-        lines = log.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise DataError(f"cannot read log {str(log)!r}: {error.strerror or error}.") from error
-    for number, line in enumerate(lines, start=1):
-        try:
-            event = json.loads(line)
-        except json.JSONDecodeError as error:
-            if number == len(lines):  # a run that was killed while writing
-                break
-            raise DataError(f"log {str(log)!r} is damaged in line {number}: {error}.") from error
-        if event.get("event") == "step_done":
-            steps[event["update"]] = event
-        elif event.get("event") == "epoch_done":
-            epochs[event["epoch"]] = event
-    return [steps[key] for key in sorted(steps)], [epochs[key] for key in sorted(epochs)]
-
-
-def _plot_scores(
-    axes: Axes, epochs: Sequence[dict[str, Any]], which: str, name: str, factor: float, **look: Any
-) -> None:
-    points = [
-        (epoch["epoch"], factor * epoch[which][name])
-        for epoch in epochs
-        if (epoch.get(which) or {}).get(name) is not None
-    ]
-    if points:
-        at, values = zip(*points, strict=True)
-        axes.plot(at, values, **_marked(at), **look)
-
-
-def _mark_best(axes: Axes, epochs: Sequence[dict[str, Any]]) -> None:
-    scored = [
-        (epoch[which]["top1"], epoch["epoch"])
-        for epoch in epochs
-        for which in ("scores", "ema_scores")
-        if (epoch.get(which) or {}).get("top1") is not None
-    ]
-    if scored:
-        best, at = max(scored, key=lambda pair: (pair[0], -pair[1]))
-        axes.axhline(100 * best, color=GREY, linewidth=0.8, linestyle=(0, (4, 3)))
-        axes.annotate(
-            f"best {100 * best:.1f} in epoch {at}", (0.98, 100 * best), xycoords=("axes fraction", "data"),
-            xytext=(0, 3), textcoords="offset points", ha="right", fontsize=8.5, color=INK,
-        )  # fmt: skip
-        lowest, highest = axes.get_ylim()
-        axes.set_ylim(max(lowest, 0), min(highest + 0.1 * (highest - lowest), 101))
-
-
 def _write_shares(axes: Axes, shares: np.ndarray[Any, Any]) -> None:
     for row, column in zip(*np.nonzero(shares), strict=True):
         share = shares[row, column]
@@ -307,7 +180,7 @@ def _list_confusions(axes: Axes, counts: np.ndarray[Any, Any], names: Sequence[s
     axes.text(left, 1 - 0.35 / side, "\n".join(lines), transform=axes.transAxes, va="top", fontsize=9, linespacing=1.7)
 
 
-def _tile(guess: Guess, dataset: ImageDataset, evaluation: Evaluation) -> Tile:
+def _tile(guess: Guess, dataset: Samples, evaluation: ClassificationMeter) -> Tile:
     names = evaluation.class_names
     image, _ = dataset[guess.position]
     image = image.copy()
@@ -325,11 +198,6 @@ def _square(image: Image.Image) -> np.ndarray[Any, Any]:
     return np.asarray(image.convert("RGB").crop((left, top, left + side, top + side)))
 
 
-def _marked(points: Sequence[float]) -> dict[str, Any]:
-    """Line style: single points are visible as markers while they are few."""
-    return {"linewidth": 1.8, "marker": "o" if len(points) <= 40 else None, "markersize": 3.5}
-
-
 def _blues() -> Any:
     from matplotlib.colors import LinearSegmentedColormap
 
@@ -345,23 +213,3 @@ def _short(text: str, length: int) -> str:
     if len(text) > length:
         text = text.split(",")[0]  # ImageNet's names are lists of synonyms
     return text if len(text) <= length else text[: length - 1].rstrip() + "…"
-
-
-@contextmanager
-def png_figure(path: str | Path, size: tuple[float, float], layout: str | None = "constrained") -> Iterator[Figure]:
-    """Yield a figure of ``size`` inches in the house's style; on a clean exit it is written to ``path``, whole.
-
-    Raises:
-        DataError: the picture cannot be written.
-    """
-    import matplotlib as mpl
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    with mpl.rc_context(_STYLE), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing")  # class names in scripts the font lacks
-        figure = Figure(figsize=size, layout=layout, facecolor="white")  # type: ignore[arg-type]
-        FigureCanvasAgg(figure)
-        yield figure
-        with whole_file(path) as part:
-            figure.savefig(part, format="png", dpi=130, bbox_inches="tight", pad_inches=0.12)

@@ -6,6 +6,7 @@ machine. Nothing is decoded before it is asked for.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -14,16 +15,17 @@ from PIL import Image
 from vision_ssm.data.images import MAX_PIXELS
 from vision_ssm.data.splits import VAL_FRACTION
 from vision_ssm.errors import DataError, suggestion
+from vision_ssm.tasks.classification.fingerprints import fingerprint
 from vision_ssm.tasks.classification.folders import open_folder
 from vision_ssm.tasks.classification.named import DATASET_NAMES, open_named
 
-__all__ = ["DATASET_NAMES", "SPLITS", "ImageDataset", "open_dataset"]
+__all__ = ["DATASET_NAMES", "SPLITS", "ClassSamples", "open_dataset", "renumbered"]
 
 SPLITS = ("train", "val", "test", "all")
 
 
-class ImageDataset(Protocol):
-    """What the loader, training and evaluation ask of a data set.
+class ClassSamples(Protocol):
+    """Images with one class each, see `vision_ssm.data.batches.Samples`.
 
     Attributes:
         name: for titles and logs.
@@ -39,6 +41,10 @@ class ImageDataset(Protocol):
     targets: tuple[int, ...]
     mirror_safe: bool
 
+    @property
+    def fingerprint(self) -> str:
+        """A digest of class names, file names and classes; folders may move."""
+
     def __len__(self) -> int:
         """Return the number of samples."""
 
@@ -53,7 +59,7 @@ def open_dataset(
     val_fraction: float = VAL_FRACTION,
     download: bool = False,
     max_pixels: int = MAX_PIXELS,
-) -> ImageDataset:
+) -> ClassSamples:
     """Open one split of a data set.
 
     Args:
@@ -86,6 +92,36 @@ def open_dataset(
     if folder.exists():
         raise DataError(f"data {text!r} is a file; give a folder of class folders, or a name: {_names()}.")
     raise DataError(f"no folder and no data set is called {text!r}; the names are {_names()}.{_nearest(text)}")
+
+
+def renumbered(samples: ClassSamples, outputs: Sequence[int], class_names: Sequence[str]) -> ClassSamples:
+    """Return the samples with other numbers for their classes.
+
+    Args:
+        samples: of any classes.
+        outputs: the new number of each of their classes.
+        class_names: by the new numbers.
+    """
+    return _Renumbered(samples, outputs, class_names)
+
+
+class _Renumbered:
+    def __init__(self, samples: ClassSamples, outputs: Sequence[int], class_names: Sequence[str]) -> None:
+        self._samples, self._outputs = samples, tuple(outputs)
+        self.name, self.paths, self.mirror_safe = samples.name, samples.paths, samples.mirror_safe
+        self.class_names = tuple(class_names)
+        self.targets = tuple(self._outputs[target] for target in samples.targets)
+
+    @property
+    def fingerprint(self) -> str:
+        return fingerprint(self)
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        image, target = self._samples[index]
+        return image, self._outputs[target]
 
 
 def _names() -> str:

@@ -1,146 +1,189 @@
-"""Image classification: one class per image."""
+"""Image classification: one class per image, learned by cross-entropy on hard, smoothed or mixed targets."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
 
-import torch
 import torch.nn.functional as F
+from PIL import Image
 from timm.data.mixup import Mixup
 from torch import Tensor, nn
 
-from vision_ssm.errors import ConfigError
+from vision_ssm.data.batches import Batch, Samples, Transform
+from vision_ssm.data.preprocessing import Preprocessing
+from vision_ssm.errors import CheckpointError
 from vision_ssm.models.registry import create_model
-from vision_ssm.tasks.task import Batch
+from vision_ssm.tasks.classification.classes import IMAGENET_CLASSES, imagenet_names, match_classes
+from vision_ssm.tasks.classification.meter import ClassificationMeter
+from vision_ssm.tasks.classification.pictures import draw_confusion, draw_predictions
+from vision_ssm.tasks.classification.results import Classes
+from vision_ssm.tasks.classification.settings import AugmentSettings, ClassificationOptions, ClassificationSettings
+from vision_ssm.tasks.classification.sources import ClassSamples, open_dataset, renumbered
+from vision_ssm.tasks.classification.transforms import build_eval_transform, build_train_transform, to_tensor
+from vision_ssm.tasks.scores import Score
+from vision_ssm.tasks.task import Meter, Result, Task
 
-__all__ = ["Classification", "ClassificationMeter", "Mixing"]
+__all__ = ["Classification"]
 
-
-@dataclass(frozen=True)
-class Mixing:
-    """Combining pairs of training images and of their targets.
-
-    Attributes:
-        mixup: alpha of the beta distribution of blending ratios (arXiv:1710.09412); 0 is off.
-        cutmix: the same for pasted rectangles (arXiv:1905.04899); 0 is off.
-        prob: probability that anything is mixed.
-        switch_prob: probability of cutmix when both are on.
-        mode: whether a ``batch``, a ``pair`` or each element (``elem``) draws its own ratio.
-    """
-
-    mixup: float = 0.0
-    cutmix: float = 0.0
-    prob: float = 1.0
-    switch_prob: float = 0.5
-    mode: str = "batch"
+PREPROCESSING = ("mean", "std", "interpolation", "crop_pct", "crop_mode")  # that the settings may say otherwise
 
 
-class Classification:
-    """Cross-entropy on hard, smoothed or mixed targets; top-1 and top-5.
-
-    Args:
-        class_names: in the order of the class indices.
-        label_smoothing: probability mass that training spreads evenly over all classes, in [0, 1).
-        mixing: None, or what to mix; batches must then be even.
-    """
+class Classification(Task):
+    """Cross-entropy; top-1 and top-5. Class names come from the training data, or from the weights file."""
 
     name = "classification"
-    primary = "top1"
+    Settings = ClassificationSettings
+    Options = ClassificationOptions
+    scores = (
+        Score("top1", "top-1", "%"),
+        Score("top5", "top-5", "%"),
+        Score("loss", "loss", higher_is_better=False),
+    )
 
-    def __init__(
-        self, class_names: Sequence[str], *, label_smoothing: float = 0.0, mixing: Mixing | None = None
-    ) -> None:
-        if not class_names:
-            raise ConfigError("classification needs at least one class.")
-        self.class_names = tuple(class_names)
-        self._smoothing = label_smoothing
-        self._mixup = None
-        if mixing is not None and (mixing.mixup > 0 or mixing.cutmix > 0):
-            self._mixup = Mixup(  # type: ignore[no-untyped-call]
-                mixup_alpha=mixing.mixup,
-                cutmix_alpha=mixing.cutmix,
-                prob=mixing.prob,
-                switch_prob=mixing.switch_prob,
-                mode=mixing.mode,
-                label_smoothing=label_smoothing,
-                num_classes=len(self.class_names),
-            )
+    settings: ClassificationSettings
 
-    def build(self, model: str, **options: Any) -> nn.Module:
-        """Make ``model`` with one output per class; see `vision_ssm.models.create_model` for the options."""
-        return create_model(model, num_classes=len(self.class_names), **options)
+    def __init__(self, settings: ClassificationSettings) -> None:
+        super().__init__(settings)
+        self.class_names: tuple[str, ...] = ()
+        self.repeats = settings.augment.repeats
+        self.batch_multiple = 2 if settings.mixes else 1  # mixup pairs the images of a batch
+        self._mirror_safe = True
+        self._mixup: Mixup | None = None
 
-    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Mean cross-entropy in float32. With mixing on, ``batch.images`` is overwritten."""
+    # ------------------------------------------------------------------------------------------------------- data
+
+    def open(self, split: str) -> ClassSamples:
+        """Open one split, see `vision_ssm.tasks.classification.sources.open_dataset`."""
+        data = self.settings.data
+        samples = open_dataset(data.path, split, val_fraction=data.val_fraction, download=data.download)
+        return self.adopt(samples)
+
+    def adopt(self, samples: ClassSamples) -> ClassSamples:  # type: ignore[override]  # classes are needed
+        """Match the data's classes with the model's by name, once there are any."""
+        if not self.class_names or samples.class_names == self.class_names:
+            return samples
+        return renumbered(samples, match_classes(self.class_names, samples.class_names), self.class_names)
+
+    def prepare(self, train: ClassSamples) -> None:  # type: ignore[override]
+        """Take the class names, and whether mirrored images mean the same."""
+        self.class_names, self._mirror_safe = train.class_names, train.mirror_safe
+        self._mixup = _mixup(self.settings.augment, len(self.class_names)) if self.settings.mixes else None
+
+    def preprocessing(self, model: nn.Module) -> Preprocessing:
+        """What the model declares, with what ``data.`` says otherwise."""
+        data = self.settings.data
+        said = {name: getattr(data, name) for name in PREPROCESSING if getattr(data, name) is not None}
+        return dataclasses.replace(super().preprocessing(model), **said)
+
+    def transform(self, preprocessing: Preprocessing, *, train: bool, native: bool = False) -> Transform:
+        """Transform the image; its class stays."""
+        if native:
+            return _ImageOnly(to_tensor(preprocessing))
+        if train:
+            augment = self.settings.augment
+            return _ImageOnly(build_train_transform(preprocessing, augment, mirror_safe=self._mirror_safe))
+        return _ImageOnly(build_eval_transform(preprocessing))
+
+    # ------------------------------------------------------------------------------------------------------ model
+
+    def build(self, backbone: str, **options: Any) -> nn.Module:
+        """Make ``backbone`` with one output per class."""
+        return create_model(backbone, **{**options, "num_classes": len(self.class_names)})
+
+    def losses(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """Mean cross-entropy. With mixing on, ``batch.images`` is overwritten."""
         if self._mixup is not None:  # the smoothing is in the mixed targets already
             images, targets = self._mixup(batch.images, batch.targets)
-            return F.cross_entropy(model(images).float(), targets)
-        return F.cross_entropy(model(batch.images).float(), batch.targets, label_smoothing=self._smoothing)
+            return {"loss": F.cross_entropy(model(images).float(), targets)}
+        smoothing = self.settings.augment.label_smoothing
+        return {"loss": F.cross_entropy(model(batch.images).float(), batch.targets, label_smoothing=smoothing)}
 
     def predict(self, model: nn.Module, batch: Batch) -> Tensor:
         """Logits [B, classes] in float32."""
         logits: Tensor = model(batch.images).float()
         return logits
 
+    # ---------------------------------------------------------------------------------------------------- results
+
     def meter(self) -> ClassificationMeter:
         """A fresh meter for these classes."""
-        return ClassificationMeter(len(self.class_names))
+        return ClassificationMeter(self.class_names)
+
+    def results(
+        self, outputs: Tensor, batch: Batch, options: ClassificationOptions | None = None
+    ) -> list[Result | None]:
+        """The most probable classes of each image."""
+        count = min((options or ClassificationOptions()).top_k, outputs.shape[1])
+        probabilities = outputs.softmax(dim=1).cpu()
+        top = probabilities.topk(count)
+        return [
+            Classes(tuple((self.class_names[index], p) for index, p in zip(indices, values, strict=True)))
+            if is_finite
+            else None
+            for indices, values, is_finite in zip(
+                top.indices.tolist(), top.values.tolist(), probabilities.isfinite().all(dim=1).tolist(), strict=True
+            )
+        ]
+
+    def pictures(self, meter: Meter, samples: Samples, folder: Path, *, title: str = "") -> list[Path]:
+        """``confusion.png`` and ``predictions.png``."""
+        paths = [folder / "confusion.png", folder / "predictions.png"]
+        if not isinstance(meter, ClassificationMeter):
+            raise TypeError(f"expected the meter of this task, got {type(meter).__name__}")
+        draw_confusion(meter, paths[0], title=title)
+        draw_predictions(meter, samples, paths[1])
+        return paths
+
+    # ----------------------------------------------------------------------------------------------- weights file
+
+    def record(self) -> dict[str, Any]:
+        """The class names, in the order of the outputs."""
+        return {"class_names": list(self.class_names)}
+
+    @classmethod
+    def restore(cls, record: Mapping[str, Any], settings: ClassificationSettings) -> Self:  # type: ignore[override]
+        """Take the class names from the record."""
+        names = record.get("class_names")
+        if not isinstance(names, Sequence) or isinstance(names, str) or not names:
+            raise CheckpointError(f"a classifier's record lists its class_names, got {names!r}")
+        task = cls(settings)
+        task.class_names = tuple(str(name) for name in names)
+        return task
+
+    @classmethod
+    def published_record(cls, model: nn.Module) -> dict[str, Any]:
+        """ImageNet's names for a thousand outputs, numbers for any other count."""
+        outputs = int(getattr(model, "num_classes", 0))
+        names = imagenet_names() if outputs == IMAGENET_CLASSES else [f"class {index}" for index in range(outputs)]
+        return {"class_names": list(names)}
+
+    def knows(self) -> str:
+        """How many classes, and some of their names."""
+        names = self.class_names
+        shown = ", ".join(names) if len(names) <= 20 else f"{', '.join(names[:10])}, ..."
+        return f"{len(names)} classes ({shown})"
 
 
-class ClassificationMeter:
-    """Top-1, top-5, loss, accuracy per class and the confusion matrix, from exact counts.
+def _mixup(augment: AugmentSettings, classes: int) -> Mixup:
+    return Mixup(  # type: ignore[no-untyped-call]
+        mixup_alpha=augment.mixup,
+        cutmix_alpha=augment.cutmix,
+        prob=augment.mix_prob,
+        switch_prob=augment.mix_switch_prob,
+        mode=augment.mix_mode,
+        label_smoothing=augment.label_smoothing,
+        num_classes=classes,
+    )
 
-    ``top_k`` is 5, or the number of classes where there are fewer; "top5" means that k.
-    """
 
-    def __init__(self, num_classes: int) -> None:
-        self.top_k = min(5, num_classes)
-        self.confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64)
-        """Counts [true class, predicted class]."""
-        self._top_k_hits = 0
-        self._loss = 0.0
+class _ImageOnly:
+    """Transform images and hand their targets on."""
 
-    def update(self, outputs: Tensor, batch: Batch) -> None:
-        """Add logits [B, classes] and the targets [B] of a batch."""
-        targets = batch.targets
-        top = outputs.topk(self.top_k, dim=1).indices
-        self._top_k_hits += int((top == targets[:, None]).sum())
-        self._loss += float(F.cross_entropy(outputs, targets, reduction="sum"))
-        cells = (targets * len(self.confusion) + top[:, 0]).cpu()
-        self.confusion += torch.bincount(cells, minlength=self.confusion.numel()).view_as(self.confusion)
+    def __init__(self, transform: Any) -> None:
+        self._transform = transform
 
-    def state(self) -> tuple[Tensor, int, float]:
-        """The counts of this process."""
-        return self.confusion, self._top_k_hits, self._loss
-
-    def merge(self, states: Sequence[tuple[Tensor, int, float]]) -> None:
-        """Take the sum over the ``states`` of all processes."""
-        confusions, hits, losses = zip(*states, strict=True)
-        self.confusion = torch.stack(confusions).sum(0)
-        self._top_k_hits, self._loss = sum(hits), sum(losses)
-
-    @property
-    def count(self) -> int:
-        """Number of images seen."""
-        return int(self.confusion.sum())
-
-    @property
-    def top1(self) -> float:
-        """Share of images whose first guess is right, in [0, 1]; nan before the first image."""
-        return int(self.confusion.diagonal().sum()) / self.count if self.count else float("nan")
-
-    @property
-    def top5(self) -> float:
-        """Share of images whose class is among the first ``top_k`` guesses, in [0, 1]; nan before the first image."""
-        return self._top_k_hits / self.count if self.count else float("nan")
-
-    @property
-    def per_class(self) -> list[float]:
-        """Share of each class's images that are recognised, in [0, 1]; nan for a class without images."""
-        return (self.confusion.diagonal().double() / self.confusion.sum(1)).tolist()
-
-    def scores(self) -> dict[str, float]:
-        """top1, top5 in [0, 1], and the mean cross-entropy in nats."""
-        return {"top1": self.top1, "top5": self.top5, "loss": self._loss / self.count if self.count else float("nan")}
+    def __call__(self, image: Image.Image, target: Any) -> tuple[Tensor, Any]:
+        return self._transform(image), target

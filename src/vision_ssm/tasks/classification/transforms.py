@@ -21,9 +21,10 @@ from timm.data.transforms_factory import create_transform
 from torch import Tensor
 from torchvision import transforms
 
+from vision_ssm.data.normalise import Normalise
 from vision_ssm.data.preprocessing import SMALL_IMAGE_SIDE, Augmentation, Preprocessing
 
-__all__ = ["Normalise", "Transform", "build_eval_transform", "build_train_transform"]
+__all__ = ["Transform", "build_eval_transform", "build_train_transform", "to_tensor"]
 
 Transform = Callable[[Image.Image], Tensor]
 """RGB image of any size -> float32 tensor [3, H, W], normalised."""
@@ -119,17 +120,9 @@ def _posterize(image: Image.Image, bits_to_keep: int, **_: object) -> Image.Imag
     return image if bits_to_keep >= 8 else ImageOps.posterize(image, bits_to_keep)
 
 
-class Normalise:
-    """Pixels uint8 [H, W, 3] -> normalised float32 [3, H, W]; the same numbers as timm's to within rounding."""
-
-    def __init__(self, preprocessing: Preprocessing) -> None:
-        self.mean = 255 * torch.tensor(preprocessing.mean).view(3, 1, 1)
-        self.scale = 1 / (255 * torch.tensor(preprocessing.std).view(3, 1, 1))
-
-    def __call__(self, pixels: NDArray[np.uint8]) -> Tensor:
-        """Convert all pixels, or a strip of them."""
-        planes = torch.from_numpy(np.array(pixels)).permute(2, 0, 1)  # torch shares no memory that is only to be read
-        return planes.to(torch.float32, memory_format=torch.contiguous_format).sub_(self.mean).mul_(self.scale)
+def to_tensor(preprocessing: Preprocessing) -> Transform:
+    """Return the transform that leaves images at their own size: normalise."""
+    return _ToTensor(preprocessing)
 
 
 class _ToTensor:

@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
-import json
-import math
 import sys
 import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from vision_ssm.errors import DataError
-from vision_ssm.inference.evaluate import Evaluation, Guess
-from vision_ssm.tasks.classification.pictures import Tile, draw_confusion, draw_curve, draw_predictions, draw_sheet
+from vision_ssm.data.batches import Batch
+from vision_ssm.tasks.classification.meter import ClassificationMeter
+from vision_ssm.tasks.classification.pictures import Tile, draw_confusion, draw_predictions, draw_sheet
 
 
-def scored(names: list[str], count: int = 60, wrong: int = 10) -> Evaluation:
-    true = np.arange(count) % len(names)
-    predicted = true.copy()
+def scored(names: list[str], count: int = 60, wrong: int = 10) -> ClassificationMeter:
+    true = torch.arange(count) % len(names)
+    predicted = true.clone()
     predicted[:wrong] = (true[:wrong] + 1) % len(names)
-    confusion = np.zeros((len(names), len(names)), dtype=int)
-    np.add.at(confusion, (true, predicted), 1)
-    guesses = tuple(Guess(i, int(true[i]), int(predicted[i]), 0.9) for i in range(count))
-    rows = tuple(tuple(row) for row in confusion.tolist())
-    return Evaluation(1 - wrong / count, 1.0, (), rows, count, tuple(names), guesses)
+    meter = ClassificationMeter(names)
+    meter.update(
+        5 * torch.nn.functional.one_hot(predicted, len(names)).float(), Batch(None, true, None, torch.arange(count))
+    )
+    return meter
 
 
 class Plain:
@@ -45,47 +45,6 @@ def picture(path: Path) -> np.ndarray:
     with Image.open(path) as image:
         assert image.format == "PNG"
         return np.asarray(image.convert("RGB"))
-
-
-def log_lines(epochs: int, per_epoch: int = 5, scores: bool = True) -> list[str]:
-    lines = [json.dumps({"event": "run_started"})]
-    for epoch in range(1, epochs + 1):
-        for step in range(1, per_epoch + 1):
-            update = (epoch - 1) * per_epoch + step
-            event = {"event": "step_done", "epoch": epoch, "update": update, "loss": 2 / update, "learning_rate": 1e-3}
-            lines.append(json.dumps(event))
-        result = {"top1": 1 - 0.5**epoch, "loss": 1 / epoch} if scores else None
-        event = {"event": "epoch_done", "epoch": epoch, "update": epoch * per_epoch, "train_loss": 1 / epoch}
-        lines.append(json.dumps({**event, "scores": result, "ema_scores": result}))
-    return lines
-
-
-@pytest.mark.parametrize(("epochs", "scores"), [(1, True), (3, False), (60, True)])
-def test_curve(tmp_path: Path, epochs: int, scores: bool) -> None:
-    (tmp_path / "log.jsonl").write_text("\n".join(log_lines(epochs, scores=scores)))
-    draw_curve(tmp_path / "log.jsonl", tmp_path / "curve.png")
-    assert picture(tmp_path / "curve.png").std() > 5
-
-
-def test_curve_of_an_interrupted_and_a_diverged_run(tmp_path: Path) -> None:
-    lines = log_lines(1)[:-1]
-    lines.append(json.dumps({"event": "step_done", "epoch": 1, "update": 6, "loss": math.nan, "learning_rate": 0.0}))
-    (tmp_path / "log.jsonl").write_text("\n".join([*lines, '{"event": "step_do']))
-    draw_curve(tmp_path / "log.jsonl", tmp_path / "curve.png")
-    assert picture(tmp_path / "curve.png").std() > 5
-
-
-def test_logs_that_cannot_be_drawn(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="cannot read log"):
-        draw_curve(tmp_path / "none.jsonl", tmp_path / "curve.png")
-    log = tmp_path / "log.jsonl"
-    log.write_text(log_lines(0)[0])
-    with pytest.raises(DataError, match="no training step yet"):
-        draw_curve(log, tmp_path / "curve.png")
-    log.write_text("not json\n" + log_lines(1)[0])
-    with pytest.raises(DataError, match="damaged in line 1"):
-        draw_curve(log, tmp_path / "curve.png")
-    assert list(tmp_path.iterdir()) == [log]
 
 
 @pytest.mark.parametrize("classes", [2, 20, 21, 150])
@@ -108,9 +67,8 @@ def test_names_are_text_whatever_they_hold(tmp_path: Path) -> None:
 
 
 def test_classes_that_do_not_occur_are_left_out(tmp_path: Path) -> None:
-    few = scored(["a", "b"])
-    rows = tuple((*row, *[0] * 998) for row in few.confusion) + tuple((0,) * 1000 for _ in range(998))
-    many = Evaluation(few.top1, 1.0, (), rows, few.count, ("a", "b", *map(str, range(998))), few.guesses)
+    few, many = scored(["a", "b"]), ClassificationMeter(["a", "b", *map(str, range(998))])
+    many.confusion[:2, :2] = few.confusion
     draw_confusion(few, tmp_path / "few.png")
     draw_confusion(many, tmp_path / "many.png")
     assert np.array_equal(picture(tmp_path / "few.png"), picture(tmp_path / "many.png"))

@@ -7,21 +7,22 @@ import pytest
 import torch
 from sklearn.metrics import confusion_matrix, top_k_accuracy_score
 
-from vision_ssm.data.loader import Batch
-from vision_ssm.errors import ConfigError
-from vision_ssm.tasks.classification.task import Classification, ClassificationMeter, Mixing
+from vision_ssm.data.batches import Batch
+from vision_ssm.settings import from_mapping
+from vision_ssm.tasks.classification.meter import ClassificationMeter
+from vision_ssm.tasks.classification.task import Classification
 
 
 def batch(targets: torch.Tensor, side: int = 4) -> Batch:
     count = len(targets)
     images = torch.arange(count, dtype=torch.float32).view(-1, 1, 1, 1).expand(-1, 3, side, side).clone()
-    return Batch(images, targets, torch.arange(count))
+    return Batch(images, targets, torch.full((count, 2), side), torch.arange(count))
 
 
 def test_meter_against_scikit_learn() -> None:
     torch.manual_seed(0)
     logits, targets = torch.randn(200, 7), torch.randint(6, (200,))  # class 6 never occurs
-    meter = ClassificationMeter(7)
+    meter = ClassificationMeter("abcdefg")
     for part in (slice(0, 64), slice(64, 200)):
         meter.update(logits[part], batch(targets[part]))
     predicted = logits.argmax(1)
@@ -38,7 +39,7 @@ def test_meter_against_scikit_learn() -> None:
 def test_merging_the_meters_of_several_processes() -> None:
     torch.manual_seed(0)
     logits, targets = torch.randn(50, 3), torch.randint(3, (50,))
-    whole, parts = ClassificationMeter(3), [ClassificationMeter(3) for _ in range(3)]
+    whole, parts = ClassificationMeter("abc"), [ClassificationMeter("abc") for _ in range(3)]
     whole.update(logits, batch(targets))
     for rank, part in enumerate(parts):
         part.update(logits[rank::3], batch(targets[rank::3]))
@@ -48,9 +49,24 @@ def test_merging_the_meters_of_several_processes() -> None:
 
 
 def test_top5_of_fewer_than_five_classes() -> None:
-    meter = ClassificationMeter(2)
+    meter = ClassificationMeter("ab")
     meter.update(torch.eye(2), batch(torch.tensor([1, 0])))
     assert (meter.top_k, meter.top1, meter.top5) == (2, 0.0, 1.0)
+
+
+class Labelled:
+    """Training data, as far as the task looks at it."""
+
+    mirror_safe = True
+
+    def __init__(self, class_names: str) -> None:
+        self.class_names = tuple(class_names)
+
+
+def task(class_names: str, **augment: object) -> Classification:
+    made = Classification(from_mapping(Classification.Settings, {"augment": augment}))
+    made.prepare(Labelled(class_names))
+    return made
 
 
 class Echo(torch.nn.Module):
@@ -67,7 +83,7 @@ class Echo(torch.nn.Module):
 
 def test_loss_is_smoothed_cross_entropy_in_float32() -> None:
     model = Echo(4)
-    loss = Classification("abcd", label_smoothing=0.1).loss(model, batch(torch.tensor([3, 1])))
+    loss = task("abcd", label_smoothing=0.1).losses(model, batch(torch.tensor([3, 1])))["loss"]
     logits = model.logits.detach().to(torch.bfloat16).float()
     log_p = logits.log_softmax(0)
     expected = -(0.9 * (log_p[3] + log_p[1]) / 2 + 0.1 * log_p.mean())
@@ -76,11 +92,11 @@ def test_loss_is_smoothed_cross_entropy_in_float32() -> None:
 
 
 def test_mixed_targets_follow_the_images() -> None:
-    task = Classification("abcd", label_smoothing=0.2, mixing=Mixing(mixup=1.0))
+    mixing = task("abcd", label_smoothing=0.2, mixup=1.0)
     model = Echo(4)
     np.random.seed(3)
     given = batch(torch.tensor([0, 3]))
-    loss = task.loss(model, given)
+    loss = mixing.losses(model, given)["loss"]
     # Image i is filled with i, so the blend tells the ratio: x = (1 - lam) in the first image.
     share = float(model.images[0, 0, 0, 0])
     assert 0 < share < 1
@@ -90,11 +106,6 @@ def test_mixed_targets_follow_the_images() -> None:
     assert loss.item() == pytest.approx(float(expected), rel=1e-5)
 
 
-def test_no_classes() -> None:
-    with pytest.raises(ConfigError, match="at least one class"):
-        Classification(())
-
-
 def test_build_makes_one_output_per_class() -> None:
-    model = Classification("abc").build("vim_nano", img_size=8, patch_size=4, depth=1, embed_dim=16)
+    model = task("abc").build("vim_nano", img_size=8, patch_size=4, depth=1, embed_dim=16)
     assert model(torch.zeros(2, 3, 8, 8)).shape == (2, 3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import pickle
@@ -15,13 +16,13 @@ from torch import nn
 
 from vision_ssm.data.preprocessing import Preprocessing
 from vision_ssm.errors import CheckpointError
-from vision_ssm.weights.files import Loaded, WeightsInfo, load_weights, read_info, save_weights
+from vision_ssm.weights.files import Loaded, WeightsInfo, load_weights, read_info, require_command, save_weights
 from vision_ssm.weights.opening import open_model
 
 
 def test_round_trip(weights: Path, loaded: Loaded) -> None:
     model, info = load_weights(weights)
-    assert info == loaded.info
+    assert info == dataclasses.replace(loaded.info, source=str(weights))
     assert not model.training
     state = loaded.model.state_dict()
     assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
@@ -30,11 +31,32 @@ def test_round_trip(weights: Path, loaded: Loaded) -> None:
         assert json.loads(file.metadata()["vision_ssm"])["model"] == "vim_nano"
 
 
+def test_a_file_of_the_first_layout(weights: Path, loaded: Loaded) -> None:
+    """Every file was a classifier's then, and its names of classes lay beside the task."""
+    with safetensors.safe_open(weights, framework="pt") as file:
+        fields = json.loads(file.metadata()["vision_ssm"])
+    old = {**fields, "format": 1, **fields.pop("record")}
+    old["model_options"]["num_classes"] = 3
+    del old["record"]
+    safetensors.torch.save_file(safetensors.torch.load_file(weights), weights, metadata={"vision_ssm": json.dumps(old)})
+    model, info = load_weights(weights)
+    assert info.task == "classification"
+    assert info.class_names == loaded.info.class_names
+    images = torch.randn(2, 3, 8, 8)
+    assert torch.equal(model(images), loaded.model(images))
+
+
+def test_a_command_that_cannot_use_a_task_names_one_that_can(loaded: Loaded) -> None:
+    require_command(loaded.info, "predict")
+    with pytest.raises(CheckpointError, match=r"which sample cannot use; use `vision-ssm train` or"):
+        require_command(loaded.info, "sample")
+
+
 def test_tensors_that_share_memory_are_saved(tmp_path: Path) -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
     model[1].weight = model[0].weight
     model.register_buffer("turned", torch.arange(6.0).view(2, 3).t())
-    save_weights(tmp_path / "a.safetensors", model, info=WeightsInfo("x", {}, (), Preprocessing()))
+    save_weights(tmp_path / "a.safetensors", model, info=WeightsInfo("x", {}, "classification", {}, Preprocessing()))
     tensors = safetensors.torch.load_file(tmp_path / "a.safetensors")
     assert torch.equal(tensors["0.weight"], tensors["1.weight"])
     assert tensors["turned"].tolist() == [[0, 3], [1, 4], [2, 5]]
@@ -73,7 +95,7 @@ def test_output_folder_not_writable(tmp_path: Path, loaded: Loaded) -> None:
 
 
 def test_an_option_that_json_cannot_hold(tmp_path: Path, loaded: Loaded) -> None:
-    info = WeightsInfo("vim_nano", {"norm": nn.LayerNorm}, (), Preprocessing())
+    info = WeightsInfo("vim_nano", {"norm": nn.LayerNorm}, "classification", {}, Preprocessing())
     with pytest.raises(CheckpointError, match="cannot be stored as JSON"):
         save_weights(tmp_path / "a.safetensors", loaded.model, info=info)
     assert not list(tmp_path.iterdir())
@@ -156,7 +178,9 @@ def rewritten(path: Path, **changes: object) -> Path:
         ({"model": "vim_nona"}, r"describes a model that cannot be built.*Did you mean 'vim_nano'\?"),
         ({"model_options": {"num_klasses": 3}}, "describes a model that cannot be built"),
         ({"preprocessing": {"input_size": [3, -1, 8]}}, "description is damaged.*at least 1 pixel"),
-        ({"class_names": None}, "description is damaged"),
+        ({"record": None}, "description is damaged"),
+        ({"record": {"class_names": "cat"}}, "a classifier's record lists its class_names, got 'cat'"),
+        ({"task": "classificaton"}, r"of the task 'classificaton', which is not installed.*'classification'\?"),
     ],
 )
 def test_damaged_descriptions(weights: Path, changes: dict[str, object], message: str) -> None:
@@ -165,9 +189,8 @@ def test_damaged_descriptions(weights: Path, changes: dict[str, object], message
 
 
 def test_tensors_that_do_not_fit_are_listed(weights: Path, loaded: Loaded) -> None:
-    options = {**loaded.info.model_options, "num_classes": 4}
     with pytest.raises(CheckpointError, match=r"head\.weight is \[3, 16\] instead of \[4, 16\]"):
-        load_weights(rewritten(weights, model_options=options))
+        load_weights(rewritten(weights, record={"class_names": list("abcd")}))
     tensors = safetensors.torch.load_file(weights)
     tensors["extra"] = tensors.pop("head.bias")
     metadata = {"vision_ssm": loaded.info.to_json()}

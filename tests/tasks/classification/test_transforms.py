@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import random
 
 import numpy as np
 import pytest
@@ -10,10 +12,18 @@ import timm.data
 import torch
 from PIL import Image
 
-from vision_ssm.data.loader import seeded
 from vision_ssm.data.preprocessing import Augmentation, Preprocessing
 from vision_ssm.errors import ConfigError
 from vision_ssm.tasks.classification.transforms import build_eval_transform, build_train_transform
+
+
+def seeded(seed: int) -> contextlib.nullcontext[None]:
+    """Seed the generators that transforms draw from."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    return contextlib.nullcontext()
+
 
 SMALL = Preprocessing(input_size=(3, 32, 32), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), crop_pct=1.0)
 

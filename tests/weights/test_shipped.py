@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,13 +10,14 @@ import pytest
 from PIL import Image
 
 import vision_ssm
+from vision_ssm.cli.images import described
 from vision_ssm.errors import CheckpointError, ConfigError, DataError
 from vision_ssm.inference.evaluate import evaluate
 from vision_ssm.inference.predict import predict
 from vision_ssm.weights import shipped
 from vision_ssm.weights.files import Loaded, save_weights
 from vision_ssm.weights.opening import open_model
-from vision_ssm.weights.shipped import DEFAULT, describe, find_weights, names_weights, shipped_weights
+from vision_ssm.weights.shipped import DEFAULT, find_weights, names_weights, shipped_weights
 
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
@@ -34,10 +36,11 @@ def test_no_weights_named_and_weights_by_name_are_the_shipped_ones(
     weights: Path, colour_folder: Callable[..., Path]
 ) -> None:
     root = colour_folder()
-    expected = predict(weights, root)
-    assert predict(None, root) == predict(images=root) == predict(DEFAULT, root) == expected
-    assert open_model().info == open_model(weights).info
-    assert evaluate(DEFAULT, root, "all").top1 == 1
+    expected = predict(weights, root).results
+    for found in (predict(None, root), predict(images=root), predict(DEFAULT, root)):
+        assert found.results == expected
+        assert found.weights.endswith(f"{DEFAULT}.safetensors")
+    assert evaluate(DEFAULT, root, "all").scores["top1"] == 1
 
 
 @pytest.mark.usefixtures("folder")
@@ -80,11 +83,10 @@ def test_which_first_argument_is_weights(folder: Path, tmp_path: Path) -> None:
 
 
 def test_description(loaded: Loaded) -> None:
-    told = describe("x", loaded.info)
-    assert told == "x: a vim_nano that knows 3 classes (blue, green, red); 100.00 % top-1 on its validation images"
-    loaded.info.metrics.clear()
-    assert describe("x", loaded.info).endswith("(blue, green, red)")
-    loaded.info.metrics["top1"] = 1.0
+    told = described(loaded)
+    assert told == "a vim_nano that knows 3 classes (blue, green, red); 100.00 % top-1 on its validation images"
+    unscored = Loaded(loaded.model, dataclasses.replace(loaded.info, metrics={}))
+    assert described(unscored).endswith("(blue, green, red)")
 
 
 def test_the_file_in_the_package() -> None:

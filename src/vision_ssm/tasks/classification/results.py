@@ -1,0 +1,52 @@
+"""What a classifier finds in one image."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from PIL import Image, ImageDraw, ImageFont
+
+from vision_ssm.tasks.task import Result
+
+__all__ = ["Classes"]
+
+
+@dataclass(frozen=True)
+class Classes(Result):
+    """The classes found, most probable first: (class name, probability in [0, 1])."""
+
+    classes: tuple[tuple[str, float], ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """``{"classes": [{"class", "probability"}]}``."""
+        return {"classes": [{"class": name, "probability": p} for name, p in self.classes]}
+
+    def row(self) -> dict[str, str]:
+        """The first class, and what comes then."""
+        (name, probability), *others = self.classes
+        then = ", ".join(f"{name} {_percent(p)}" for name, p in others)
+        return {"class": name, "probability": _percent(probability), "then": then}
+
+    def records(self) -> list[dict[str, Any]]:
+        """One line per rank."""
+        return [
+            {"rank": rank, "class": name, "probability": f"{probability:.6f}"}
+            for rank, (name, probability) in enumerate(self.classes, start=1)
+        ]
+
+    def draw(self, image: Image.Image) -> Image.Image:
+        """Write the first class below the image."""
+        name, probability = self.classes[0]
+        size = max(12, image.width // 24)
+        drawn = Image.new("RGB", (image.width, image.height + 2 * size), "white")
+        drawn.paste(image)
+        font = ImageFont.load_default(size)
+        ImageDraw.Draw(drawn).text(
+            (size // 2, image.height + size // 3), f"{name}  {_percent(probability)}", "black", font
+        )
+        return drawn
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2f} %"

@@ -1,0 +1,63 @@
+"""The training curve: drawn from any log, for whatever the task scores."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vision_ssm.errors import DataError
+from vision_ssm.training.curve import draw_curve
+
+ACCURACY = {"name": "top1", "title": "top-1", "unit": "%", "higher_is_better": True}
+
+
+def picture(path: Path) -> np.ndarray:
+    with Image.open(path) as image:
+        assert image.format == "PNG"
+        return np.asarray(image.convert("RGB"))
+
+
+def log_lines(epochs: int, per_epoch: int = 5, scores: bool = True) -> list[str]:
+    lines = [json.dumps({"event": "run_started", "scores": [ACCURACY]})]
+    for epoch in range(1, epochs + 1):
+        for step in range(1, per_epoch + 1):
+            update = (epoch - 1) * per_epoch + step
+            event = {"event": "step_done", "epoch": epoch, "update": update, "loss": 2 / update, "learning_rate": 1e-3}
+            lines.append(json.dumps(event))
+        result = {"top1": 1 - 0.5**epoch, "loss": 1 / epoch} if scores else None
+        event = {"event": "epoch_done", "epoch": epoch, "update": epoch * per_epoch, "train_loss": 1 / epoch}
+        lines.append(json.dumps({**event, "scores": result, "ema_scores": result}))
+    return lines
+
+
+@pytest.mark.parametrize(("epochs", "scores"), [(1, True), (3, False), (60, True)])
+def test_curve(tmp_path: Path, epochs: int, scores: bool) -> None:
+    (tmp_path / "log.jsonl").write_text("\n".join(log_lines(epochs, scores=scores)))
+    draw_curve(tmp_path / "log.jsonl", tmp_path / "curve.png")
+    assert picture(tmp_path / "curve.png").std() > 5
+
+
+def test_curve_of_an_interrupted_and_a_diverged_run(tmp_path: Path) -> None:
+    lines = log_lines(1)[:-1]
+    lines.append(json.dumps({"event": "step_done", "epoch": 1, "update": 6, "loss": math.nan, "learning_rate": 0.0}))
+    (tmp_path / "log.jsonl").write_text("\n".join([*lines, '{"event": "step_do']))
+    draw_curve(tmp_path / "log.jsonl", tmp_path / "curve.png")
+    assert picture(tmp_path / "curve.png").std() > 5
+
+
+def test_logs_that_cannot_be_drawn(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="cannot read log"):
+        draw_curve(tmp_path / "none.jsonl", tmp_path / "curve.png")
+    log = tmp_path / "log.jsonl"
+    log.write_text(log_lines(0)[0])
+    with pytest.raises(DataError, match="no training step yet"):
+        draw_curve(log, tmp_path / "curve.png")
+    log.write_text("not json\n" + log_lines(1)[0])
+    with pytest.raises(DataError, match="damaged in line 1"):
+        draw_curve(log, tmp_path / "curve.png")
+    assert list(tmp_path.iterdir()) == [log]
