@@ -6,21 +6,27 @@ import argparse
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from vision_ssm.errors import ConfigError, suggestion
+
+if TYPE_CHECKING:
+    from vision_ssm.settings import Setting
 
 __all__ = [
     "Parser",
     "add_image_options",
     "add_inputs",
+    "add_task_options",
     "image_options",
     "image_size",
     "image_size_or_native",
     "layer_list",
     "output_file",
+    "setting_value",
     "split_inputs",
     "take_inputs",
+    "task_options",
     "whole_number",
 ]
 
@@ -132,6 +138,59 @@ def image_options(options: argparse.Namespace) -> dict[str, Any]:
     """Return what `add_image_options` declared as the keywords of the Python calls; the model is opened before."""
     names = ("batch_size", "img_size", "device", "amp", *(["max_pixels"] if options.max_pixels is not None else []))
     return {name: getattr(options, name) for name in names}
+
+
+def add_task_options(parser: argparse.ArgumentParser) -> None:
+    """Declare what predictions may be asked for, task by task; those of the weights' task are accepted later."""
+    from vision_ssm.settings import describe
+    from vision_ssm.tasks.registry import find_task, task_names
+
+    declared: set[str] = set()
+    for name in task_names():
+        try:
+            options = find_task(name).load_options()
+        except ConfigError:  # of a broken package; said as soon as weights of its task are opened
+            continue
+        group = parser.add_argument_group(f"options of {name}")
+        for key, entry in describe(options).items() if options is not None else ():
+            if key not in declared:
+                declared.add(key)
+                text = f"{entry.text} ({entry.type}; default: {entry.default})".replace("%", "%%")
+                group.add_argument(f"--{key.replace('_', '-')}", dest=f"task:{key}", metavar="VALUE", help=text)
+
+
+def task_options(options: argparse.Namespace, task: str) -> dict[str, Any]:
+    """Return what `add_task_options` declared as the keywords of the Python call.
+
+    Raises:
+        ConfigError: an option that ``task`` does not have, or a value of another type.
+    """
+    from vision_ssm.settings import describe
+    from vision_ssm.tasks.registry import find_task
+
+    given = {name[5:]: value for name, value in vars(options).items() if name.startswith("task:") and value is not None}
+    kind = find_task(task).load_options() if given else None
+    own = describe(kind) if kind is not None else {}
+    for key in given:
+        if key not in own:
+            flags = ", ".join(f"--{name.replace('_', '-')}" for name in own) or "none"
+            raise ConfigError(
+                f"--{key.replace('_', '-')} does not apply: these weights are for the task {task}, whose options are "
+                f"{flags}."
+            )
+    return {key: setting_value(own[key], text) for key, text in given.items()}
+
+
+def setting_value(entry: Setting, text: str) -> Any:
+    """Text stays as it is typed; anything else is read as YAML, as in a recipe. Raises ConfigError."""
+    from vision_ssm.training.recipes import parse_value
+
+    if entry.type.startswith("text") and not (text == "null" and "null" in entry.type):
+        return text
+    try:
+        return parse_value(text, entry.key)
+    except ConfigError:
+        raise ConfigError(f"{entry.key} must be {entry.type}, got {text!r}.") from None
 
 
 def output_file(*suffixes: str) -> Callable[[str], Path]:
