@@ -9,7 +9,8 @@ from sklearn.metrics import confusion_matrix, top_k_accuracy_score
 
 from vision_ssm.data.loader import Batch
 from vision_ssm.errors import ConfigError
-from vision_ssm.tasks.classification.task import Classification, ClassificationMeter, Mixing
+from vision_ssm.tasks.classification.settings import AugmentSettings
+from vision_ssm.tasks.classification.task import Classification, ClassificationMeter
 
 
 def batch(targets: torch.Tensor, side: int = 4) -> Batch:
@@ -67,7 +68,7 @@ class Echo(torch.nn.Module):
 
 def test_loss_is_smoothed_cross_entropy_in_float32() -> None:
     model = Echo(4)
-    loss = Classification("abcd", label_smoothing=0.1).loss(model, batch(torch.tensor([3, 1])))
+    loss = Classification("abcd", AugmentSettings(label_smoothing=0.1)).loss(model, batch(torch.tensor([3, 1])))
     logits = model.logits.detach().to(torch.bfloat16).float()
     log_p = logits.log_softmax(0)
     expected = -(0.9 * (log_p[3] + log_p[1]) / 2 + 0.1 * log_p.mean())
@@ -76,7 +77,7 @@ def test_loss_is_smoothed_cross_entropy_in_float32() -> None:
 
 
 def test_mixed_targets_follow_the_images() -> None:
-    task = Classification("abcd", label_smoothing=0.2, mixing=Mixing(mixup=1.0))
+    task = Classification("abcd", AugmentSettings(label_smoothing=0.2, mixup=1.0))
     model = Echo(4)
     np.random.seed(3)
     given = batch(torch.tensor([0, 3]))

@@ -7,17 +7,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from timm.optim import create_optimizer_v2, get_optimizer_info, list_optimizers  # type: ignore[attr-defined]
 from torch import nn
 
 from vision_ssm.data.loader import EpochLoader
-from vision_ssm.data.preprocessing import Augmentation, Preprocessing
+from vision_ssm.data.preprocessing import Preprocessing
 from vision_ssm.errors import ConfigError, suggestion
+from vision_ssm.tasks.classification.settings import ClassificationSettings
 from vision_ssm.tasks.classification.sources import ImageDataset, open_dataset
-from vision_ssm.tasks.classification.task import Classification, Mixing
+from vision_ssm.tasks.classification.task import Classification
 from vision_ssm.tasks.classification.transforms import build_eval_transform, build_train_transform
 from vision_ssm.tasks.task import Task
 from vision_ssm.training.config import TrainConfig
@@ -87,12 +88,13 @@ def assemble(config: TrainConfig, processes: Processes, *, resuming: bool) -> Pa
         raise ConfigError("no data: give a folder of class folders or a name such as digits (data.path).")
     if config.run.amp == "fp16" and processes.device.type != "cuda":
         raise ConfigError(f"run.amp fp16 needs a CUDA device, and this run is on {processes.device}; use bf16 or none.")
-    data = config.data
+    settings = cast(ClassificationSettings, config.settings)
+    data = settings.data
     train_set, val_set = (
         open_dataset(data.path, split, val_fraction=data.val_fraction, download=data.download)
         for split in ("train", "val")
     )
-    task = _classification(config, train_set)
+    task = Classification(train_set.class_names, settings.augment)
     model, options = _model(config, task, pretrained=config.model.pretrained and not resuming)
     preprocessing = _preprocessing(config, model)
     notices: list[str] = []
@@ -116,12 +118,6 @@ def assemble(config: TrainConfig, processes: Processes, *, resuming: bool) -> Pa
     return Parts(config, task, model, options, train_set.class_names, preprocessing, train, val, started_from, notices)
 
 
-def _classification(config: TrainConfig, dataset: ImageDataset) -> Classification:
-    augment = config.augment
-    mixing = Mixing(augment.mixup, augment.cutmix, augment.mix_prob, augment.mix_switch_prob, augment.mix_mode)
-    return Classification(dataset.class_names, label_smoothing=augment.label_smoothing, mixing=mixing)
-
-
 def _model(config: TrainConfig, task: Classification, *, pretrained: bool) -> tuple[nn.Module, dict[str, Any]]:
     wanted = config.model
     options = dict(wanted.options)
@@ -139,11 +135,11 @@ def _model(config: TrainConfig, task: Classification, *, pretrained: bool) -> tu
 
 def _preprocessing(config: TrainConfig, model: nn.Module) -> Preprocessing:
     """The model's own preprocessing with what the configuration says otherwise."""
-    own = preprocessing_of(model)
+    own, data = preprocessing_of(model), config.settings.data
     said = {
-        name: getattr(config.data, name)
+        name: getattr(data, name)
         for name in ("mean", "std", "interpolation", "crop_pct", "crop_mode")
-        if getattr(config.data, name) is not None
+        if getattr(data, name) is not None
     }
     changed = dataclasses.replace(own, **said)
     return changed if config.model.img_size is None else changed.with_size(config.model.img_size)
@@ -153,9 +149,8 @@ def _train_loader(
     config: TrainConfig, dataset: ImageDataset, preprocessing: Preprocessing, processes: Processes, notices: list[str]
 ) -> tuple[TrainConfig, EpochLoader]:
     """The training loader, and the configuration with a batch size that the data can fill."""
-    names = {field.name for field in dataclasses.fields(Augmentation)}
-    augmentation = Augmentation(**{k: v for k, v in dataclasses.asdict(config.augment).items() if k in names})
-    transform = build_train_transform(preprocessing, augmentation, mirror_safe=dataset.mirror_safe)
+    augment = cast(ClassificationSettings, config.settings).augment
+    transform = build_train_transform(preprocessing, augment, mirror_safe=dataset.mirror_safe)
 
     def loader(batch_size: int) -> EpochLoader:
         return EpochLoader(
@@ -168,13 +163,13 @@ def _train_loader(
             workers=config.data.workers,
             rank=processes.rank,
             world_size=processes.world,
-            repeats=config.augment.repeats,
+            repeats=augment.repeats,
         )
 
     available = loader(1).samples
     if config.data.batch_size <= available:
         return config, loader(config.data.batch_size)
-    reduced = available - available % 2 if config.mixes else available
+    reduced = available - available % 2 if augment.mixes else available
     if reduced < 1:
         raise ConfigError(f"{len(dataset)} training image is too few for mixup or cutmix, which pair images.")
     notices.append(

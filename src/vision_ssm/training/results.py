@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
+from typing import cast
 
 from torch import nn
 
 from vision_ssm.errors import VisionSSMError
 from vision_ssm.inference.evaluate import evaluate
 from vision_ssm.tasks.classification.pictures import draw_confusion, draw_curve, draw_predictions
+from vision_ssm.tasks.classification.settings import ClassificationSettings
 from vision_ssm.training.assembly import Parts
 from vision_ssm.training.engine import Engine
 from vision_ssm.training.run_folder import RunFolder
@@ -34,7 +36,7 @@ def write_weights(
         metrics={**scores, "epoch": epoch, "weights": kind},
         task=parts.task.name,
         version=version("vision-ssm"),
-        val_fraction=parts.config.data.val_fraction,
+        val_fraction=cast(ClassificationSettings, parts.config.settings).data.val_fraction,
     )
     save_weights(path, model, info=info)
 

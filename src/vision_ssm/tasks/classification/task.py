@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,28 +12,10 @@ from torch import Tensor, nn
 
 from vision_ssm.errors import ConfigError
 from vision_ssm.models.registry import create_model
+from vision_ssm.tasks.classification.settings import AugmentSettings
 from vision_ssm.tasks.task import Batch
 
-__all__ = ["Classification", "ClassificationMeter", "Mixing"]
-
-
-@dataclass(frozen=True)
-class Mixing:
-    """Combining pairs of training images and of their targets.
-
-    Attributes:
-        mixup: alpha of the beta distribution of blending ratios (arXiv:1710.09412); 0 is off.
-        cutmix: the same for pasted rectangles (arXiv:1905.04899); 0 is off.
-        prob: probability that anything is mixed.
-        switch_prob: probability of cutmix when both are on.
-        mode: whether a ``batch``, a ``pair`` or each element (``elem``) draws its own ratio.
-    """
-
-    mixup: float = 0.0
-    cutmix: float = 0.0
-    prob: float = 1.0
-    switch_prob: float = 0.5
-    mode: str = "batch"
+__all__ = ["Classification", "ClassificationMeter"]
 
 
 class Classification:
@@ -42,29 +23,27 @@ class Classification:
 
     Args:
         class_names: in the order of the class indices.
-        label_smoothing: probability mass that training spreads evenly over all classes, in [0, 1).
-        mixing: None, or what to mix; batches must then be even.
+        augment: label smoothing, and whether pairs of images are mixed; batches must then be even.
     """
 
     name = "classification"
     primary = "top1"
 
-    def __init__(
-        self, class_names: Sequence[str], *, label_smoothing: float = 0.0, mixing: Mixing | None = None
-    ) -> None:
+    def __init__(self, class_names: Sequence[str], augment: AugmentSettings | None = None) -> None:
         if not class_names:
             raise ConfigError("classification needs at least one class.")
         self.class_names = tuple(class_names)
-        self._smoothing = label_smoothing
+        augment = augment or AugmentSettings()
+        self._smoothing = augment.label_smoothing
         self._mixup = None
-        if mixing is not None and (mixing.mixup > 0 or mixing.cutmix > 0):
+        if augment.mixes:
             self._mixup = Mixup(  # type: ignore[no-untyped-call]
-                mixup_alpha=mixing.mixup,
-                cutmix_alpha=mixing.cutmix,
-                prob=mixing.prob,
-                switch_prob=mixing.switch_prob,
-                mode=mixing.mode,
-                label_smoothing=label_smoothing,
+                mixup_alpha=augment.mixup,
+                cutmix_alpha=augment.cutmix,
+                prob=augment.mix_prob,
+                switch_prob=augment.mix_switch_prob,
+                mode=augment.mix_mode,
+                label_smoothing=augment.label_smoothing,
                 num_classes=len(self.class_names),
             )
 
