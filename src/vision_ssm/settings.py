@@ -1,172 +1,110 @@
-"""Dataclasses as settings: every field knows its type, range and help text, and refuses what does not fit.
+"""Settings: pydantic models that say of every value its type, range and meaning, and whose errors are ours.
 
-Pure Python, so that a command line can show its help without importing torch.
+A `Section` refuses what does not fit with a ConfigError that names the key, what was expected and what came. The JSON
+schema of a section is the one description that the help, the messages and editors share. No torch here.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import math
-import types
-import typing
-from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar, Literal, TypeVar, Union, cast
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, Self, TypeVar, cast
+
+from annotated_types import Ge, Gt, Le, Lt
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic.json_schema import GenerateJsonSchema
 
 from vision_ssm.errors import ConfigError, suggestion
 
-__all__ = ["Section", "Setting", "describe", "differences", "from_mapping", "setting", "to_mapping"]
+if TYPE_CHECKING:
+    from pydantic._internal._model_construction import ModelMetaclass
+else:
+    ModelMetaclass = type(BaseModel)  # not public under its name
+
+__all__ = [
+    "Count",
+    "Fraction",
+    "Natural",
+    "NotNegative",
+    "OpenFraction",
+    "Positive",
+    "Probability",
+    "Section",
+    "Setting",
+    "Share",
+    "describe",
+    "differences",
+    "from_mapping",
+    "schema",
+    "setting",
+    "to_mapping",
+]
+
+Natural = Annotated[int, Ge(0)]
+Count = Annotated[int, Ge(1)]
+Positive = Annotated[float, Gt(0)]
+NotNegative = Annotated[float, Ge(0)]
+Probability = Annotated[float, Ge(0), Le(1)]
+Fraction = Annotated[float, Ge(0), Lt(1)]
+Share = Annotated[float, Gt(0), Le(1)]
+OpenFraction = Annotated[float, Gt(0), Lt(1)]
 
 T = TypeVar("T")
 
 
-def setting(
-    default: T,
-    text: str,
-    *,
-    above: float | None = None,
-    at_least: float | None = None,
-    at_most: float | None = None,
-    below: float | None = None,
-    free: bool = False,
-) -> T:
-    """Return a dataclass field with its help text and its range, typed as the value it holds.
+def setting(default: T, text: str, *, free: bool = False) -> T:
+    """Return a field of a `Section` with its help text, typed as the value it holds.
 
     Args:
         default: the value when nothing is said.
-        text: one sentence for the help and the documentation.
-        above: smallest number, itself excluded. Bounds apply to each element of a tuple.
-        at_least: smallest number allowed.
-        at_most: largest number allowed.
-        below: largest number, itself excluded.
+        text: one sentence for the help, the schema and the documentation.
         free: True when the value does not alter the trained weights, so a resumed run may change it.
     """
-    bounds = {"above": above, "at least": at_least, "at most": at_most, "below": below}
-    metadata = {"help": text, "bounds": {k: v for k, v in bounds.items() if v is not None}, "free": free}
-    if isinstance(default, dict):
-        content = dict(default)
-        return cast(T, dataclasses.field(default_factory=lambda: dict(content), metadata=metadata))
-    return dataclasses.field(default=default, metadata=metadata)
+    field: T = Field(default, description=text, json_schema_extra={_FREE: True} if free else None)
+    return field
 
 
-class Section:
-    """Base of the settings dataclasses: types and ranges are checked whenever one is made.
+_FREE = "x-free-on-resume"
+
+
+class _Refusing(ModelMetaclass):
+    """Makes ``Section(...)`` raise ConfigError, as everything on purpose in this library does."""
+
+    def __call__(cls, **values: Any) -> Any:
+        kind = cast(Any, cls).kind_for(values)
+        try:
+            return super(_Refusing, kind).__call__(**values)
+        except ValidationError as error:
+            _refuse(error, kind, values)
+
+
+class Section(BaseModel, metaclass=_Refusing):
+    """Base of the settings: immutable, strict, without unknown keys.
+
+    Strict means that True is no number and 1.5 no whole number; a whole number is a number, though, and a list serves
+    as a tuple, since YAML and JSON have no other.
 
     Raises ConfigError naming the setting, what was expected and what came.
     """
 
-    prefix: ClassVar[str] = ""
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
-    def __post_init__(self) -> None:
-        hints = typing.get_type_hints(type(self))
-        for field in dataclasses.fields(self):  # type: ignore[arg-type]
-            key = self.prefix + field.name
-            annotation = hints[field.name]
-            try:
-                value = _fit(getattr(self, field.name), annotation)
-            except _MismatchError:
-                raise ConfigError(
-                    f"{key} must be {_spell(annotation)}, got {getattr(self, field.name)!r}."
-                    f"{_nearest_choice(getattr(self, field.name), annotation)}"
-                ) from None
-            _check_bounds(key, value, field.metadata.get("bounds", {}))
-            object.__setattr__(self, field.name, value)
+    @classmethod
+    def kind_for(cls, values: Mapping[str, Any]) -> type[Self]:
+        """The class that ``values`` are for, where it depends on them."""
+        return cls
+
+    @model_validator(mode="before")
+    @classmethod
+    def _lists_are_tuples(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping):
+            return values
+        return {key: _as_tuple(value) if isinstance(value, list) else value for key, value in values.items()}
 
 
-class _MismatchError(Exception):
-    """The value does not fit the annotation."""
-
-
-def _fit(value: Any, annotation: Any) -> Any:
-    """Return ``value`` as ``annotation`` wants it (a list becomes a tuple, 1 becomes 1.0), or raise."""
-    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
-    if annotation is Any:
-        return value
-    if origin in (Union, types.UnionType):
-        for option in arguments:
-            try:
-                return _fit(value, option)
-            except _MismatchError:
-                continue
-        raise _MismatchError
-    if origin is Literal:
-        if value in arguments and not isinstance(value, bool):
-            return value
-        raise _MismatchError
-    if origin is tuple:
-        if not isinstance(value, list | tuple):
-            raise _MismatchError
-        kinds = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else list(arguments)
-        if len(kinds) != len(value):
-            raise _MismatchError
-        return tuple(_fit(item, kind) for item, kind in zip(value, kinds, strict=True))
-    if origin is dict:
-        if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
-            return dict(value)
-        raise _MismatchError
-    if annotation is float:
-        return _fit_float(value)
-    if isinstance(value, bool) and annotation is not bool:  # bool is an int to Python, not to people
-        raise _MismatchError
-    if isinstance(value, annotation):
-        return value
-    raise _MismatchError
-
-
-def _fit_float(value: Any) -> float:
-    if isinstance(value, str):  # YAML 1.1 reads 1e-3, without a dot, as a string
-        try:
-            value = float(value)
-        except ValueError:
-            raise _MismatchError from None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise _MismatchError
-    return float(value)
-
-
-def _check_bounds(key: str, value: Any, bounds: Mapping[str, float]) -> None:
-    numbers = value if isinstance(value, tuple) else (value,)
-    holds = {
-        "above": lambda number, bound: number > bound,
-        "at least": lambda number, bound: number >= bound,
-        "at most": lambda number, bound: number <= bound,
-        "below": lambda number, bound: number < bound,
-    }
-    for number in numbers:
-        if not isinstance(number, int | float):
-            continue
-        if not all(holds[kind](number, bound) for kind, bound in bounds.items()):
-            wanted = " and ".join(f"{kind} {bound:g}" for kind, bound in bounds.items())
-            raise ConfigError(f"{key} must be {wanted}, got {value!r}.")
-
-
-def _spell(annotation: Any) -> str:
-    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
-    if origin in (Union, types.UnionType):
-        return " or ".join(_spell(option) for option in arguments)
-    if origin is Literal:
-        return "one of " + ", ".join(str(option) for option in arguments)
-    if origin is tuple:
-        count = "" if arguments[-1] is Ellipsis else f"{len(arguments)} "
-        return f"a list of {count}{'whole numbers' if arguments[0] is int else 'numbers'}"
-    names = {
-        bool: "true or false",
-        int: "a whole number",
-        float: "a number",
-        str: "text",
-        type(None): "null",
-    }
-    return names.get(annotation, "a mapping of names to values")
-
-
-def _nearest_choice(value: Any, annotation: Any) -> str:
-    choices = [c for c in _literal_choices(annotation) if isinstance(c, str)]
-    return suggestion(value, choices) if isinstance(value, str) and choices else ""
-
-
-def _literal_choices(annotation: Any) -> tuple[Any, ...]:
-    if typing.get_origin(annotation) is Literal:
-        return typing.get_args(annotation)
-    return tuple(choice for option in typing.get_args(annotation) for choice in _literal_choices(option))
+def _as_tuple(value: Any) -> Any:
+    return tuple(_as_tuple(item) for item in value) if isinstance(value, list) else value
 
 
 S = TypeVar("S", bound=Section)
@@ -175,32 +113,189 @@ S = TypeVar("S", bound=Section)
 def from_mapping(kind: type[S], values: Mapping[str, Any]) -> S:
     """Build ``kind`` and the sections inside it from nested mappings.
 
-    Raises ConfigError for a key that no section has, naming the nearest one that exists.
+    Raises ConfigError for a value that does not fit, or for a key that no section has, naming the nearest one.
     """
-    hints = typing.get_type_hints(kind)
-    known = {field.name: hints[field.name] for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    arguments: dict[str, Any] = {}
-    for key, value in values.items():
-        if key not in known:
-            raise ConfigError(f"unknown setting {kind.prefix + str(key)!r}.{_nearest_setting(str(key), kind)}")
-        annotation = known[key]
-        if isinstance(annotation, type) and issubclass(annotation, Section):
-            if isinstance(value, annotation):
-                arguments[key] = value
-                continue
-            if not isinstance(value, Mapping):
-                names = ", ".join(f.name for f in dataclasses.fields(annotation))  # type: ignore[arg-type]
-                raise ConfigError(f"{kind.prefix}{key} is a section with the settings {names}; got {value!r}.")
-            arguments[key] = from_mapping(annotation, value)
-        else:
-            arguments[key] = value
-    return kind(**arguments)
+    kind = kind.kind_for(values)
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        _refuse(error, kind, values)
 
 
-def _nearest_setting(name: str, kind: type[Section]) -> str:
+def to_mapping(section: Section) -> dict[str, Any]:
+    """The section as plain nested dicts and lists, ready for YAML, JSON or a checkpoint."""
+    plain: dict[str, Any] = section.model_dump(mode="json")
+    return plain
+
+
+# ------------------------------------------------------------------------------------------------------- the schema
+class _WithoutTitles(GenerateJsonSchema):
+    """pydantic would give every setting its own name in capitals as a title."""
+
+    def field_title_should_be_set(self, schema: Any) -> bool:
+        return False
+
+
+@functools.cache
+def schema(kind: type[Section]) -> dict[str, Any]:
+    """The JSON schema (draft 2020-12) of ``kind``: types, ranges, defaults and help texts. Do not change it."""
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **kind.model_json_schema(schema_generator=_WithoutTitles),
+    }
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One line of the help: dotted key, type in words, default, text, and whether a resumed run may change it.
+
+    Attributes:
+        bounds: the range in words, such as "at least 0 and below 1"; empty where there is none.
+        choices: the names to choose from; empty where the value is free.
+    """
+
+    key: str
+    type: str
+    default: Any
+    text: str
+    free: bool
+    bounds: str
+    choices: tuple[str, ...]
+
+
+@functools.cache
+def describe(kind: type[Section]) -> dict[str, Setting]:
+    """Every setting of ``kind`` and of the sections inside it by its dotted key, in the order of definition."""
+    whole = schema(kind)
+    return {entry.key: entry for entry in _describe(whole, "", whole.get("$defs", {}))}
+
+
+def _describe(section: Mapping[str, Any], prefix: str, definitions: Mapping[str, Any]) -> Iterator[Setting]:
+    for name, field in section["properties"].items():
+        if "$ref" in field:
+            yield from _describe(definitions[field["$ref"].rpartition("/")[2]], f"{prefix}{name}.", definitions)
+            continue
+        limits = {kind: limit for part in _parts(field) for kind, limit in part.items() if kind in _BOUNDS}
+        yield Setting(
+            key=prefix + name,
+            type=_in_words(field),
+            default=field.get("default"),
+            text=field.get("description", ""),
+            free=field.get(_FREE, False),
+            bounds=" and ".join(f"{words} {limits[kind]:g}" for kind, words in _BOUNDS.items() if kind in limits),
+            choices=tuple(choice for part in _parts(field) for choice in part.get("enum", ())),
+        )
+
+
+_BOUNDS = {"exclusiveMinimum": "above", "minimum": "at least", "maximum": "at most", "exclusiveMaximum": "below"}
+_NAMES = {
+    "boolean": "true or false",
+    "integer": "a whole number",
+    "number": "a number",
+    "string": "text",
+    "null": "null",
+    "object": "a mapping of names to values",
+}
+
+
+def _in_words(field: Mapping[str, Any]) -> str:
+    if "anyOf" in field:
+        return " or ".join(_in_words(option) for option in field["anyOf"])
+    if "enum" in field:
+        return "one of " + ", ".join(str(choice) for choice in field["enum"])
+    if "const" in field:
+        return str(field["const"])
+    if field.get("type") == "array":
+        items = field.get("prefixItems") or [field.get("items", {})]
+        count = f"{len(items)} " if "prefixItems" in field else ""
+        numbers = {"integer": "whole numbers", "number": "numbers"}
+        return f"a list of {count}{numbers.get(items[0].get('type'), 'values')}"
+    return _NAMES.get(field.get("type", ""), "a value")
+
+
+def _parts(field: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """The schema of a setting, of its alternatives and of its elements."""
+    yield field
+    for inner in (*field.get("anyOf", ()), *field.get("prefixItems", ()), field.get("items")):
+        if isinstance(inner, Mapping):
+            yield from _parts(inner)
+
+
+# ------------------------------------------------------------------------------------------------------- the errors
+def _refuse(error: ValidationError, kind: type[Section], values: Mapping[str, Any]) -> NoReturn:
+    """Raise the first fault in our words. A misspelt key goes first: it may be why another one is missing."""
+    faults = error.errors(include_url=False)
+    unknown = [fault for fault in faults if fault["type"] == "extra_forbidden"]
+    first = (unknown or faults)[0]
+    path = _path(kind, first["loc"])
+    if unknown:
+        raise ConfigError(f"unknown setting {'.'.join(path)!r}.{_nearest_setting(path, kind)}") from None
+    if first["type"] == "value_error":  # raised by a check of ours, which names what it is about
+        raise ConfigError(str(first["ctx"]["error"])) from None
+    key = ".".join(path)
+    settings = describe(_section(kind, path[:-1]))
+    if path[-1] not in settings:
+        came = f"is missing; it is a section with the settings {', '.join(_names(kind, path))}"
+        if first["type"] != "missing":
+            came = f"is a section with the settings {', '.join(_names(kind, path))}; got {_value(values, path)!r}"
+        raise ConfigError(f"{key} {came}.") from None
+    entry = settings[path[-1]]
+    if first["type"] == "missing":
+        raise ConfigError(f"{key} is missing: it must be {entry.type}.") from None
+    value = _value(values, path)
+    outside = any(fault["type"].startswith(_OUT_OF_RANGE) for fault in faults if _path(kind, fault["loc"]) == path)
+    wanted = entry.bounds if outside else entry.type
+    near = suggestion(value, entry.choices) if isinstance(value, str) else ""
+    raise ConfigError(f"{key} must be {wanted}, got {_as_list(value)!r}.{near}") from None
+
+
+_OUT_OF_RANGE = ("greater_than", "less_than")
+
+
+def _path(kind: type[Section], location: Sequence[str | int]) -> list[str]:
+    """The names down to a setting; what pydantic says beyond (a type of a union, an index) is left out."""
+    path = []
+    for part in location:
+        path.append(str(part))
+        inner = _inner(kind, str(part))
+        if inner is None:
+            break
+        kind = inner
+    return path
+
+
+def _inner(kind: type[Section], name: str) -> type[Section] | None:
+    field = kind.model_fields.get(name)
+    found = field.annotation if field is not None else None
+    return found if isinstance(found, type) and issubclass(found, Section) else None
+
+
+def _section(kind: type[Section], path: Sequence[str]) -> type[Section]:
+    for name in path:
+        kind = _inner(kind, name) or kind
+    return kind
+
+
+def _names(kind: type[Section], path: Sequence[str]) -> list[str]:
+    return list(_section(kind, path).model_fields)
+
+
+def _value(values: Any, path: Sequence[str]) -> Any:
+    for name in path:
+        values = values[name] if isinstance(values, Mapping) else getattr(values, name)
+    return values
+
+
+def _as_list(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _nearest_setting(path: Sequence[str], kind: type[Section]) -> str:
     """Prefer the nearest name in the same section; at the top look through every section."""
-    same = {field.name: kind.prefix + field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    leaves = {} if kind.prefix else {entry.key.rpartition(".")[2]: entry.key for entry in describe(kind)}
+    *sections, name = path
+    prefix = "".join(f"{section}." for section in sections)
+    same = {field: prefix + field for field in _names(kind, sections)}
+    leaves = {} if sections else {key.rpartition(".")[2]: key for key in describe(kind)}
     for names in (same, leaves):
         near = suggestion(name, names)
         if near:
@@ -209,58 +304,22 @@ def _nearest_setting(name: str, kind: type[Section]) -> str:
     return f" The settings here are {', '.join(same)}."
 
 
-def to_mapping(section: Section) -> dict[str, Any]:
-    """The section as plain nested dicts and lists, ready for YAML, JSON or a checkpoint."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, Section):
-            return to_mapping(value)
-        if isinstance(value, tuple):
-            return [plain(item) for item in value]
-        if isinstance(value, dict):
-            return {key: plain(item) for key, item in value.items()}
-        return value
-
-    return {f.name: plain(getattr(section, f.name)) for f in dataclasses.fields(section)}  # type: ignore[arg-type]
-
-
-@dataclasses.dataclass(frozen=True)
-class Setting:
-    """One line of the help: dotted key, type in words, default, text, and whether a resumed run may change it."""
-
-    key: str
-    type: str
-    default: Any
-    text: str
-    free: bool
-
-
-def describe(kind: type[Section]) -> list[Setting]:
-    """Every setting of ``kind`` and the sections inside it, in the order of definition."""
-    return list(_describe(kind))
-
-
-def _describe(kind: type[Section]) -> Iterator[Setting]:
-    hints = typing.get_type_hints(kind)
-    for field in dataclasses.fields(kind):  # type: ignore[arg-type]
-        annotation = hints[field.name]
-        if isinstance(annotation, type) and issubclass(annotation, Section):
-            yield from _describe(annotation)
-            continue
-        default = field.default
-        if field.default_factory is not dataclasses.MISSING:
-            default = field.default_factory()
-        yield Setting(
-            kind.prefix + field.name, _spell(annotation), default, field.metadata["help"], field.metadata["free"]
-        )
-
-
 def differences(kind: type[Section], old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Settings not marked free whose values differ between two ``to_mapping`` results: key -> (old, new)."""
+    """Settings not marked free whose values differ between two ``to_mapping`` results: key -> (old, new).
+
+    A setting that ``old`` does not have yet had its default.
+    """
     changed: dict[str, tuple[Any, Any]] = {}
-    for entry in describe(kind):
-        section, _, name = entry.key.rpartition(".")
-        before, after = (m.get(section, {}) if section else m for m in (old, new))
-        if not entry.free and before.get(name, entry.default) != after.get(name, entry.default):
-            changed[entry.key] = (before.get(name, entry.default), after.get(name, entry.default))
+    for key, entry in describe(kind).items():
+        before, after = (_get(values, key, entry.default) for values in (old, new))
+        if not entry.free and before != after:
+            changed[key] = before, after
     return changed
+
+
+def _get(values: Any, key: str, default: Any) -> Any:
+    for name in key.split("."):
+        if not isinstance(values, Mapping) or name not in values:
+            return default
+        values = values[name]
+    return values

@@ -64,11 +64,11 @@ def test_at_own_size(loaded: Loaded, colour_folder: Callable[..., Path]) -> None
 def test_what_was_an_attribute_says_where_it_is(loaded: Loaded, colour_folder: Callable[..., Path]) -> None:
     result = evaluate(loaded, colour_folder("red"))
     with pytest.raises(AttributeError, match=r"Evaluation.top1 is now Evaluation.scores\['top1'\]"):
-        result.top1
+        _ = result.top1
     with pytest.raises(AttributeError, match=r"Evaluation.confusion is now Evaluation.meter.confusion"):
-        result.confusion
+        _ = result.confusion
     with pytest.raises(AttributeError, match="no attribute 'tp1'"):
-        result.tp1
+        _ = result.tp1
 
 
 def test_data_with_fewer_classes_is_matched_by_name(

@@ -17,8 +17,9 @@ from PIL import Image
 from safetensors.torch import load_file
 
 HERE = Path(__file__).parent / "third_party"
-TINY = "--model.options.depth 1 --model.options.embed_dim 16 --model.options.patch_size 4 --img-size 8 --workers 0".split()
-LENGTH = "--epochs 4 --batch-size 8 --lr 0.01 --run.checkpoint_minutes 0 --device cpu".split()
+SIZE = {"depth": 1, "embed_dim": 16, "patch_size": 4}
+TINY = [f"--model.options.{name}={value}" for name, value in SIZE.items()] + ["--img-size", "8", "--workers", "0"]
+LENGTH = ["--epochs", "4", "--batch-size", "8", "--lr", "0.01", "--run.checkpoint_minutes", "0", "--device", "cpu"]
 
 
 @pytest.fixture(scope="module")

@@ -17,9 +17,9 @@ from vision_ssm.bench.memory import fresh_processes
 from vision_ssm.bench.report import Measured, Report
 from vision_ssm.bench.settings import Case, Settings, split_variant
 from vision_ssm.bench.subject import FAILURES, prepare, reason, synchronise
+from vision_ssm.device import choose_device
 from vision_ssm.errors import ConfigError
 from vision_ssm.models.registry import require_model
-from vision_ssm.device import choose_device
 
 __all__ = ["run_benchmark"]
 

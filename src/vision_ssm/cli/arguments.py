@@ -32,11 +32,27 @@ __all__ = [
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser that raises ConfigError, names the nearest option, and never guesses abbreviations."""
+    """An argument parser that raises ConfigError, names the nearest option, and never guesses abbreviations.
 
-    def __init__(self, **options: Any) -> None:
+    Args:
+        declare: adds the arguments when the first command line is about to be read, so that a program of many commands
+            prepares only the one that is called. It may look at ``parser.given``, that command line.
+        options: see `argparse.ArgumentParser`.
+    """
+
+    def __init__(self, *, declare: Callable[[Parser], None] | None = None, **options: Any) -> None:
         options.setdefault("formatter_class", _HelpFormatter)
         super().__init__(**options, allow_abbrev=False)
+        self._declare = declare
+        self.given: Sequence[str] = ()
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        """As in argparse, after the arguments have been declared."""
+        if self._declare is not None:
+            declare, self._declare = self._declare, None
+            self.given = list(args or ())
+            declare(self)
+        return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         """Raise instead of printing the usage and leaving the process."""

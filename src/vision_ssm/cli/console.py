@@ -21,7 +21,6 @@ __all__ = [
     "print_json",
     "print_table",
     "progress_bar",
-    "score",
 ]
 
 WIDTH_WHEN_PIPED = 160  # a file or a pipe has no width; narrow tables would cut names
@@ -90,11 +89,6 @@ def memory(size: int | None) -> str:
 def percent(value: float) -> str:
     """Write a share of one: 0.9731 -> '97.31 %'."""
     return f"{100 * value:.2f} %"
-
-
-def score(name: str, value: float) -> str:
-    """Write a score: accuracies in percent, anything else with four digits."""
-    return percent(value) if name.startswith("top") else f"{value:.4g}"
 
 
 @contextmanager

@@ -20,7 +20,7 @@ COMMANDS = {module.NAME: module for module in (train, evaluate, predict, feature
 
 
 def build_parser() -> tuple[Parser, dict[str, Parser]]:
-    """Return the parser of the program and those of its commands, by name."""
+    """Return the parser of the program and those of its commands, by name. These know their arguments on first use."""
     program = Parser(
         prog="vision-ssm",
         description="Train, evaluate and use state-space vision backbones.",
@@ -31,9 +31,9 @@ def build_parser() -> tuple[Parser, dict[str, Parser]]:
     parsers = {}
     for name, module in COMMANDS.items():
         summary = module.SUMMARY[0].lower() + module.SUMMARY[1:].rstrip(".")
-        parser = commands.add_parser(name, help=summary, description=module.SUMMARY, epilog=module.EXAMPLES)
-        module.add_arguments(parser)
-        parsers[name] = parser
+        parsers[name] = commands.add_parser(
+            name, help=summary, description=module.SUMMARY, epilog=module.EXAMPLES, declare=module.add_arguments
+        )
     return program, parsers
 
 

@@ -10,23 +10,21 @@ import shlex
 import signal
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
-import yaml
-
-from vision_ssm.cli.arguments import image_size
-from vision_ssm.cli.console import amount, console, duration, print_json, print_table, score
+from vision_ssm.cli.arguments import Parser, image_size, setting_value
+from vision_ssm.cli.console import amount, console, duration, print_json, print_table
 from vision_ssm.errors import ConfigError
-from vision_ssm.settings import Setting, describe
-from vision_ssm.training.config import TrainConfig
 
 if TYPE_CHECKING:
-    from vision_ssm.training import TrainResult
+    from vision_ssm.settings import Setting
+    from vision_ssm.tasks.registry import TaskInfo
+    from vision_ssm.training import TrainConfig, TrainResult
 
 NAME = "train"
 SUMMARY = "Train a model on a folder of images or a named data set."
-EXAMPLES = """DATA is a folder with one folder of images per class (with or without train/ and val/ above them), or
-a name: digits, cifar10, cifar100, mnist, fashion-mnist.
+EXAMPLES = """DATA is what the task takes. For classification: a folder with one folder of images per class (with or without
+train/ and val/ above them), or a name: digits, cifar10, cifar100, mnist, fashion-mnist.
 
 examples:
   vision-ssm train images/ --model vim_tiny_patch16_224 --pretrained --epochs 20
@@ -34,6 +32,7 @@ examples:
   vision-ssm train cifar10 --download --batch-size 128 --schedule.warmup_epochs 2 --model.options.class_token head
   vision-ssm train images/ --recipe my.yaml --dry-run
   vision-ssm train --resume runs/my-run
+  vision-ssm train --schema
 
 A recipe is read first, the options change it. The run's folder, runs/NAME, holds the effective configuration, the log,
 the weights (best.safetensors, last.safetensors), the state to resume from, and the plots."""
@@ -51,17 +50,54 @@ SHORT = {
     "name": "run.name",
     "output": "run.output",
     "seed": "run.seed",
+    "download": "data.download",
+    "pretrained": "model.pretrained",
+    "overwrite": "run.overwrite",
 }
-FLAGS = {"pretrained": "model.pretrained", "download": "data.download", "overwrite": "run.overwrite"}
 METAVARS = {"model": "NAME", "checkpoint": "FILE", "device": "DEVICE", "name": "NAME", "output": "FOLDER", "lr": "RATE"}
 FREE_FORM = re.compile(r"--(model\.options\.\w+)(?:=(.*))?", re.DOTALL)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the everyday options and, below them, every setting by its dotted name."""
-    settings = {entry.key: entry for entry in describe(TrainConfig)}
+def add_arguments(parser: Parser) -> None:
+    """Declare the everyday options and, below them, every setting of the task by its dotted name."""
+    from vision_ssm.settings import describe
+    from vision_ssm.tasks.registry import task_names
+    from vision_ssm.training.config import config_class
+
+    task = _task(parser)
+    settings = describe(config_class(task.name))
+    parser.set_defaults(task_of_settings=task.name)
     parser.usage = "vision-ssm train DATA [options]"
-    parser.add_argument("data", nargs="?", metavar="DATA", help="folder of class folders, or the name of a data set")
+    parser.add_argument("data", nargs="?", metavar="DATA", help="folder, or the name of a data set")
+    _add_choosers(parser, f"what is learned; here {task.name}: {task.summary} Tasks: {', '.join(task_names())}")
+    parser.add_argument(
+        "--amp", nargs="?", const="bf16", choices=("none", "bf16", "fp16"), help="mixed precision; alone it means bf16"
+    )
+    for short, key in {**SHORT, **task.short}.items():
+        kind: dict[str, Any] = {"metavar": METAVARS.get(short, "N")}
+        if settings[key].type == "true or false":
+            kind = {"action": "store_const", "const": "true"}
+        elif short == "img-size":
+            kind = {"type": image_size, "metavar": "N|HxW"}
+        parser.add_argument(f"--{short}", dest=f"short:{key}", help=_help(settings[key], short=True), **kind)
+    parser.add_argument(
+        "--dry-run", action="store_true", help="show steps, speed here and the time needed; train nothing"
+    )
+    parser.add_argument("--json", action="store_true", help="print the result as JSON, and no progress")
+    parser.add_argument("--schema", action="store_true", help="print the JSON schema of recipes, for editors")
+    groups: dict[str, argparse._ArgumentGroup] = {}
+    for key, entry in settings.items():
+        section = key.rpartition(".")[0]
+        if not section:
+            continue
+        if section not in groups:
+            groups[section] = parser.add_argument_group(f"settings: {section}")
+        groups[section].add_argument(f"--{key}", dest=f"setting:{key}", metavar="VALUE", help=_help(entry))
+
+
+def _add_choosers(parser: argparse.ArgumentParser, tasks: str) -> None:
+    """The options that decide which task this is about, and with it which further options there are."""
+    parser.add_argument("--task", metavar="NAME", help=tasks.replace("%", "%%"))
     parser.add_argument("--recipe", metavar="FILE|NAME", help="YAML file, or a recipe that comes with the package")
     parser.add_argument(
         "--resume",
@@ -70,35 +106,42 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="RUN",
         help="continue an interrupted run: its folder; without RUN, the run these options name",
     )
-    for flag, key in FLAGS.items():
-        parser.add_argument(f"--{flag}", action="store_true", help=f"{settings[key].text} [{key}]")
-    parser.add_argument(
-        "--amp", nargs="?", const="bf16", choices=("none", "bf16", "fp16"), help="mixed precision; alone it means bf16"
-    )
-    for short, key in SHORT.items():
-        kind: dict[str, Any] = {"metavar": METAVARS.get(short, "N")}
-        if short == "img-size":
-            kind = {"type": image_size, "metavar": "N|HxW"}
-        parser.add_argument(f"--{short}", dest=_destination(key), help=_help(settings[key], short=True), **kind)
-    parser.add_argument(
-        "--dry-run", action="store_true", help="show steps, speed here and the time needed; train nothing"
-    )
-    parser.add_argument("--json", action="store_true", help="print the result as JSON, and no progress")
-    groups: dict[str, argparse._ArgumentGroup] = {}
-    for key, entry in settings.items():
-        section = key.rpartition(".")[0] or "general"
-        if section not in groups:
-            groups[section] = parser.add_argument_group(f"settings: {section}")
-        groups[section].add_argument(f"--{key}", dest=f"setting:{key}", metavar="VALUE", help=_help(entry))
 
 
-def _destination(key: str) -> str:
-    return f"short:{key}"
+def _task(parser: Parser) -> TaskInfo:
+    """The task that the command line names, or its recipe, or the run that it resumes. Raises ConfigError."""
+    from vision_ssm.tasks.registry import DEFAULT, find_task
+    from vision_ssm.training.recipes import find_recipe, read_recipe
+
+    chooser = Parser(prog=parser.prog, add_help=False)
+    _add_choosers(chooser, "")
+    options, _ = chooser.parse_known_args(parser.given)
+    recipe = _recipe(options)
+    if options.task is not None or recipe is None:
+        return find_task(options.task or DEFAULT)
+    source = find_recipe(recipe)
+    name = read_recipe(source).get("task", DEFAULT)
+    try:
+        return find_task(str(name))
+    except ConfigError as error:
+        raise ConfigError(f"{source}: {error}") from error
+
+
+def _recipe(options: argparse.Namespace) -> str | Path | None:
+    """The recipe asked for, or the configuration of the run to resume, if it has one."""
+    if options.recipe is not None or not options.resume:
+        return cast("str | None", options.recipe)
+    given = Path(options.resume)
+    saved = (given.parent if given.suffix == ".ckpt" else given) / "config.yaml"
+    return saved if saved.is_file() else None
 
 
 def _help(entry: Setting, *, short: bool = False) -> str:
     text = entry.text.replace("%", "%%")
-    return f"{text} [{entry.key}]" if short else f"{text} ({entry.type}; default: {_spell(entry.default)})"
+    if short:
+        return f"{text} [{entry.key}]"
+    kind = ", ".join(filter(None, (entry.type, entry.bounds)))
+    return f"{text} ({kind}; default: {_spell(entry.default)})"
 
 
 def _spell(value: Any) -> str:
@@ -106,7 +149,7 @@ def _spell(value: Any) -> str:
         return "null"
     if isinstance(value, bool):
         return str(value).lower()
-    return str(list(value)) if isinstance(value, tuple) else str(value)
+    return str(value)
 
 
 def accept(options: argparse.Namespace, unknown: Sequence[str]) -> Sequence[str]:
@@ -130,40 +173,37 @@ def accept(options: argparse.Namespace, unknown: Sequence[str]) -> Sequence[str]
 
 def configuration(options: argparse.Namespace) -> TrainConfig:
     """Turn the command line into the configuration it asks for. Raises ConfigError."""
-    settings = {entry.key: entry for entry in describe(TrainConfig)}
+    from vision_ssm.settings import describe
+    from vision_ssm.training.config import TrainConfig, config_class
+    from vision_ssm.training.recipes import parse_value
+
+    settings = describe(config_class(options.task_of_settings))
     overrides: dict[str, Any] = {}
     for name, value in vars(options).items():
         kind, _, key = name.partition(":")
         if kind in ("setting", "short") and value is not None:
-            overrides[key] = _value(settings[key], value) if isinstance(value, str) else list(value)
+            overrides[key] = setting_value(settings[key], value) if isinstance(value, str) else list(value)
     if options.amp:
         overrides["run.amp"] = options.amp
-    overrides |= {key: True for flag, key in FLAGS.items() if getattr(options, flag)}
-    overrides |= {key: yaml.safe_load(text) for key, text in options.model_options}
+    overrides |= {key: parse_value(text, key) for key, text in options.model_options}
     if options.data is not None:
         overrides["data.path"] = options.data
-    recipe = options.recipe
+    if options.task is not None:
+        overrides["task"] = options.task
     if options.resume:
-        given = Path(options.resume)
-        saved = (given.parent if given.suffix == ".ckpt" else given) / "config.yaml"
-        recipe = recipe or (saved if saved.is_file() else None)
         overrides["run.resume"] = options.resume
-    config = TrainConfig.load(recipe, overrides)
+    config = TrainConfig.load(_recipe(options), overrides)
     return config.replace(**{"run.resume": str(config.run_folder)}) if options.resume == "" else config
 
 
-def _value(entry: Setting, text: str) -> Any:
-    """Text stays as it is typed; anything else is read as YAML, as in a recipe. Raises ConfigError."""
-    if entry.type.startswith("text") and not (text == "null" and "null" in entry.type):
-        return text
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise ConfigError(f"{entry.key} must be {entry.type}, got {text!r}.") from None
-
-
 def run(options: argparse.Namespace) -> int:
-    """Train, or estimate with ``--dry-run``."""
+    """Train, or estimate with ``--dry-run``, or print the schema."""
+    if options.schema:
+        from vision_ssm.settings import schema
+        from vision_ssm.training.config import config_class
+
+        print_json(schema(config_class(options.task_of_settings)))
+        return 0
     config = configuration(options)
     return _estimate(config, options) if options.dry_run else _train(config, options)
 
@@ -180,7 +220,7 @@ def _estimate(config: TrainConfig, options: argparse.Namespace) -> int:
     for notice in found.notices:
         console().print(f"note: {notice}", soft_wrap=True)
     rows = [
-        ("model", f"{found.model}, {amount(found.parameters)} parameters, {found.classes} classes"),
+        ("model", f"{found.model}, {amount(found.parameters)} parameters{f', {found.knows}' if found.knows else ''}"),
         ("images", f"{found.train_images:,} to train on, {found.val_images:,} held out"),
         ("updates", f"{found.updates:,} = {found.epochs} epochs x {found.updates_per_epoch:,}"),
         ("images per update", f"{found.images_per_update:,}"),
@@ -211,10 +251,11 @@ def _train(config: TrainConfig, options: argparse.Namespace) -> int:
 
 
 def _print_configuration(config: TrainConfig) -> None:
+    from vision_ssm.training.recipes import write_recipe
+
     console().print("Effective configuration", style="bold")
-    style: dict[str, Any] = {"sort_keys": False, "allow_unicode": True, "default_flow_style": True, "width": 110}
     for section, values in config.to_dict().items():
-        text = yaml.safe_dump(values, **style) if isinstance(values, dict) else str(values)
+        text = write_recipe(values, flow=True) if isinstance(values, dict) else str(values)
         print(f"{section}: {text.strip()}")
     print()
 
@@ -234,7 +275,11 @@ def _report(result: TrainResult, options: argparse.Namespace) -> None:
         return
     rows = [("updates", str(result.updates))]
     if result.best_weights:
-        rows += [(name, score(name, value)) for name, value in result.best_scores.items()]
+        rows += [
+            (named.title, named.text(result.best_scores[named.name]))
+            for named in result.named
+            if named.name in result.best_scores
+        ]
         rows += [("best epoch", str(result.best_epoch)), ("weights", str(result.best_weights))]
     rows.append(("folder", str(result.folder)))
     print_table("Interrupted" if result.interrupted else "Result", ("", ""), rows)

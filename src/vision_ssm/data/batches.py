@@ -50,7 +50,7 @@ class Sample(NamedTuple):
     image: Tensor
     target: Any
     size: tuple[int, int]
-    index: int
+    position: int
 
 
 class Batch(NamedTuple):

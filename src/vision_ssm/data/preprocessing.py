@@ -6,19 +6,14 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 from vision_ssm.errors import ConfigError, suggestion
 
-__all__ = ["SMALL_IMAGE_SIDE", "Augmentation", "Preprocessing"]
+__all__ = ["CropMode", "Interpolation", "Preprocessing"]
 
-INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
-CROP_MODES = ("center", "squash", "border")
-CROPS = ("auto", "resized", "padded", "none")
-ERASING_MODES = ("pixel", "rand", "const")
-
-SMALL_IMAGE_SIDE = 64
-"""Up to this input side, ``Augmentation.crop = "auto"`` shifts images by a few pixels instead of rescaling them."""
+Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"]
+CropMode = Literal["center", "squash", "border"]
 
 
 @dataclass(frozen=True)
@@ -60,8 +55,8 @@ class Preprocessing:
             raise ConfigError(f"std must be positive, got {self.std}.")
         if not 0 < self.crop_pct <= 1:
             raise ConfigError(f"crop_pct must lie in (0, 1], got {self.crop_pct}.")
-        _one_of("interpolation", self.interpolation, INTERPOLATIONS)
-        _one_of("crop_mode", self.crop_mode, CROP_MODES)
+        _one_of("interpolation", self.interpolation, get_args(Interpolation))
+        _one_of("crop_mode", self.crop_mode, get_args(CropMode))
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> Preprocessing:
@@ -84,81 +79,21 @@ class Preprocessing:
         return dataclasses.replace(self, input_size=(3, height, width))
 
 
-@dataclass(frozen=True)
-class Augmentation:
-    """Random changes to training images. Mixup and cutmix combine samples, so they belong to the training loop.
-
-    Defaults are mild; recipes state their own numbers.
-
-    Attributes:
-        crop: ``resized`` takes a random part of random size and scales it up (ImageNet practice), ``padded`` shifts
-            the image by up to ``crop_padding`` pixels (CIFAR practice), ``none`` uses the evaluation crop, and
-            ``auto`` is ``padded`` for sides up to 64 pixels and ``resized`` above: at 32 pixels, rescaling parts of
-            an image costs more accuracy than it brings.
-        crop_padding: pixels of reflected border for ``padded``.
-        scale: share of the image area for ``resized``.
-        ratio: aspect ratios for ``resized``.
-        hflip: probability of mirroring left-right. None means 0.5, or 0 where mirrored images mean something else
-            (digits).
-        vflip: probability of mirroring top-bottom.
-        auto_augment: a timm policy such as ``rand-m9-mstd0.5-inc1``, or None. It replaces colour jitter, as in timm.
-        color_jitter: strength of brightness, contrast and saturation changes; 0 for none.
-        erasing: probability of filling a random rectangle.
-        erasing_mode: ``pixel`` (noise per pixel), ``rand`` (one random colour) or ``const`` (the mean colour).
-        erasing_count: up to how many rectangles.
-
-    Raises:
-        ConfigError: a field is out of its range.
-    """
-
-    crop: str = "auto"
-    crop_padding: int = 4
-    scale: tuple[float, float] = (0.08, 1.0)
-    ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    hflip: float | None = None
-    vflip: float = 0.0
-    auto_augment: str | None = None
-    color_jitter: float = 0.0
-    erasing: float = 0.0
-    erasing_mode: str = "pixel"
-    erasing_count: int = 1
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "scale", _numbers("scale", self.scale, count=2))
-        object.__setattr__(self, "ratio", _numbers("ratio", self.ratio, count=2))
-        _one_of("crop", self.crop, CROPS)
-        _one_of("erasing_mode", self.erasing_mode, ERASING_MODES)
-        for name in ("hflip", "vflip", "erasing"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value <= 1:
-                raise ConfigError(f"{name} is a probability in [0, 1], got {value}.")
-        if not 0 < self.scale[0] <= self.scale[1] <= 1:
-            raise ConfigError(f"scale is a range of area shares inside (0, 1], got {self.scale}.")
-        if not 0 < self.ratio[0] <= self.ratio[1]:
-            raise ConfigError(f"ratio is a range of positive aspect ratios, got {self.ratio}.")
-        if self.crop_padding < 0 or self.color_jitter < 0:
-            raise ConfigError(
-                f"crop_padding and color_jitter cannot be negative, got {self.crop_padding} and {self.color_jitter}."
-            )
-        if self.erasing_count < 1:
-            raise ConfigError(f"erasing_count must be at least 1, got {self.erasing_count}.")
-
-
 def _integers(name: str, values: object) -> tuple[int, ...]:
     if not isinstance(values, (list, tuple)) or len(values) != 3 or not all(type(value) is int for value in values):
         raise ConfigError(f"{name} must be three integers (channels, height, width), got {values!r}.")
     return tuple(values)
 
 
-def _numbers(name: str, values: object, count: int = 3) -> tuple[float, ...]:
-    if isinstance(values, (list, tuple)) and len(values) == count:
+def _numbers(name: str, values: object) -> tuple[float, ...]:
+    if isinstance(values, (list, tuple)) and len(values) == 3:
         try:
             numbers = tuple(float(value) for value in values)
         except (TypeError, ValueError):
             numbers = ()
-        if len(numbers) == count and all(math.isfinite(number) for number in numbers):
+        if len(numbers) == 3 and all(math.isfinite(number) for number in numbers):
             return numbers
-    raise ConfigError(f"{name} must be {count} finite numbers, got {values!r}.")
+    raise ConfigError(f"{name} must be 3 finite numbers, got {values!r}.")
 
 
 def _one_of(name: str, value: str, options: tuple[str, ...]) -> None:

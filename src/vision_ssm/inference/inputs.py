@@ -146,7 +146,7 @@ def prepare_images(
         samples: list[Sample] = []
         for named in found[start : start + size]:
             try:
-                samples.append(prepare(named.image)._replace(index=len(used)))
+                samples.append(prepare(named.image)._replace(position=len(used)))
                 used.append(named)
             except (DataError, ShapeError) as error:  # ShapeError: smaller than a patch, or not the one size allowed
                 failures.append(Failure(named.name, str(error)))
@@ -182,7 +182,7 @@ def _resized(image: ImageLike, transform: Transform, max_pixels: int) -> Sample:
 def _alone(samples: Sequence[Sample]) -> Batch:
     """Make a batch of one image or of its patches [1, ...]."""
     (sample,) = samples
-    return Batch(sample.image, [None], torch.tensor([sample.size]), torch.tensor([sample.index]))
+    return Batch(sample.image, [None], torch.tensor([sample.size]), torch.tensor([sample.position]))
 
 
 @torch.inference_mode()

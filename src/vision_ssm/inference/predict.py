@@ -86,7 +86,7 @@ class Predictions:
             writer(part)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values: ``{"task", "weights", "results": [{"path", ...}], "failures": [{"path", "reason"}]}``."""
+        """Return ``{"task", "weights", "results": [{"path", ...}], "failures": [{"path", "reason"}]}``, plain values."""
         results = [{"path": prediction.path, **prediction.result.to_dict()} for prediction in self.results]
         failures = [{"path": failure.path, "reason": failure.reason} for failure in self.failures]
         return {"task": self.task, "weights": self.weights, "results": results, "failures": failures}
@@ -96,7 +96,7 @@ class Predictions:
 
     def _write_csv(self, path: Path) -> None:
         rows = [{"path": found.path, **record} for found in self.results for record in found.result.records()]
-        columns = list(dict.fromkeys(["path", *(column for row in rows for column in row)])) + ["error"]
+        columns = [*dict.fromkeys(["path", *(column for row in rows for column in row)]), "error"]
         rows += [{"path": failure.path, "error": failure.reason} for failure in self.failures]
         # File names need not be valid text; this writes their bytes back as they were.
         with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:

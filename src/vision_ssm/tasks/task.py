@@ -128,7 +128,7 @@ class Task(ABC):
         """
         return samples
 
-    def prepare(self, train: Samples) -> None:
+    def prepare(self, train: Samples) -> None:  # noqa: B027 -- most tasks learn something from their data, not all
         """Take over from the training samples what model and weights file must know, such as names of classes."""
 
     def preprocessing(self, model: nn.Module) -> Preprocessing:
@@ -201,7 +201,8 @@ class Task(ABC):
     def pictures(self, meter: Meter, samples: Samples, folder: Path, *, title: str = "") -> list[Path]:
         """Draw an evaluation of ``samples`` into PNG files in ``folder`` and return them.
 
-        ``title`` says what was evaluated. Only files that the registry's entry names (`TaskInfo.pictures`), so that a run folder knows what is a run's.
+        ``title`` says what was evaluated. Only files that the registry's entry names (`TaskInfo.pictures`), so that a
+        run folder knows what is a run's.
 
         Raises:
             DataError: a picture cannot be written.

@@ -2,43 +2,47 @@
 
 A run is described by a recipe (YAML), changed by dotted overrides such as ``optim.lr=3e-4``. Anything unknown or out of
 range is a ConfigError that names the file and the key. ``TrainConfig.to_yaml`` is what a run folder keeps.
+
+What every task has is here; the sections ``data`` and, for instance, ``augment`` are those of the run's task.
 """
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal, Self, cast
 
-import yaml
+from pydantic import Field, create_model, model_validator
 
-from vision_ssm.data.splits import VAL_FRACTION
 from vision_ssm.errors import ConfigError
-from vision_ssm.settings import Section, describe, from_mapping, setting, to_mapping
-from vision_ssm.training.recipes import find_recipe
+from vision_ssm.settings import (
+    Count,
+    Fraction,
+    Natural,
+    NotNegative,
+    OpenFraction,
+    Positive,
+    Section,
+    Share,
+    describe,
+    from_mapping,
+    setting,
+    to_mapping,
+)
+from vision_ssm.tasks.registry import DEFAULT, find_task, task_names
+from vision_ssm.tasks.settings import TaskSettings
+from vision_ssm.training.recipes import find_recipe, parse_value, read_recipe, write_recipe
 
-__all__ = [
-    "AugmentConfig",
-    "DataConfig",
-    "EmaConfig",
-    "ModelConfig",
-    "OptimConfig",
-    "RunConfig",
-    "ScheduleConfig",
-    "TrainConfig",
-]
+__all__ = ["EmaConfig", "ModelConfig", "OptimConfig", "RunConfig", "ScheduleConfig", "TrainConfig", "config_class"]
 
 
-@dataclass(frozen=True)
 class ModelConfig(Section):
     """Which model, and what it starts from."""
 
-    prefix: ClassVar[str] = "model."
     name: str = setting("vim_nano", "Model name, see `vision-ssm models`; any model registered with timm works.")
-    img_size: int | tuple[int, int] | None = setting(
-        None, "Side of the square input in pixels, or [height, width]; null takes the model's own.", at_least=1
+    img_size: Count | tuple[Count, Count] | None = setting(
+        None, "Side of the square input in pixels, or [height, width]; null takes the model's own."
     )
     pretrained: bool = setting(False, "Start from the published weights of this model.")
     checkpoint: str | None = setting(None, "Start from this weights file (.safetensors or .pth), ours or published.")
@@ -47,204 +51,128 @@ class ModelConfig(Section):
         "How a checkpoint's position table of another image size is resized: at its true places, or as the published "
         "fine-tuning did.",
     )
-    drop_path_rate: float = setting(
-        0.0, "Stochastic depth of the last block; grows linearly from 0.", at_least=0, below=1
-    )
+    drop_path_rate: Fraction = setting(0.0, "Stochastic depth of the last block; grows linearly from 0.")
     grad_checkpointing: bool = setting(
         False, "Recompute activations in the backward pass: less memory, about a third more time.", free=True
     )
-    options: dict[str, Any] = setting(  # noqa: RUF009 - setting() gives each instance its own dict
-        {}, "Further keyword arguments of the model, for instance {class_token: head}."
-    )
+    options: dict[str, Any] = setting({}, "Further keyword arguments of the model, for instance {class_token: head}.")
+
+    @model_validator(mode="after")
+    def _one_start(self) -> Self:
+        if self.pretrained and self.checkpoint:
+            raise ConfigError("model.pretrained and model.checkpoint both say where to start; give one of them.")
+        return self
 
 
-@dataclass(frozen=True)
-class DataConfig(Section):
-    """Which images, and how they are read."""
-
-    prefix: ClassVar[str] = "data."
-    path: str = setting(
-        "", "Folder of class folders (with or without train/ and val/), or a name such as digits.", free=True
-    )
-    val_fraction: float = setting(
-        VAL_FRACTION,
-        "Share of the images held out where the data have no such part of their own.",
-        above=0,
-        below=1,
-    )
-    download: bool = setting(False, "Allow a named data set to be downloaded.", free=True)
-    batch_size: int = setting(64, "Images per step and process.", at_least=1)
-    eval_batch_size: int | None = setting(
-        None, "Images per evaluation step; null takes batch_size.", at_least=1, free=True
-    )
-    workers: int = setting(
-        2, "Processes that read and augment images; the result does not depend on it.", at_least=0, free=True
-    )
-    crop_pct: float | None = setting(
-        None, "Share of the resized image that evaluation crops; null takes the model's own.", above=0, at_most=1
-    )
-    crop_mode: Literal["center", "squash", "border"] | None = setting(
-        None, "center cuts the longer side, squash distorts, border pads; null takes the model's own."
-    )
-    interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"] | None = setting(
-        None, "Resampling of evaluation and training; null takes the model's own."
-    )
-    mean: tuple[float, float, float] | None = setting(None, "Mean per channel in 0..1; null takes the model's own.")
-    std: tuple[float, float, float] | None = setting(
-        None, "Standard deviation per channel in 0..1; null takes the model's own.", above=0
-    )
-
-
-@dataclass(frozen=True)
-class AugmentConfig(Section):
-    """What training does to the images and the targets."""
-
-    prefix: ClassVar[str] = "augment."
-    crop: Literal["auto", "resized", "padded", "none"] = setting(
-        "auto", "resized: random area scaled up; padded: shift by crop_padding; auto: padded up to 64 pixels."
-    )
-    crop_padding: int = setting(4, "Pixels of reflected border that `padded` shifts within.", at_least=0)
-    scale: tuple[float, float] = setting(
-        (0.08, 1.0), "Range of the area that `resized` takes, as a share of the image.", above=0, at_most=1
-    )
-    ratio: tuple[float, float] = setting((0.75, 1.3333333333333333), "Range of that area's aspect.", above=0)
-    hflip: float | None = setting(
-        None, "Probability of mirroring left-right; null is 0.5, or 0 for digits.", at_least=0, at_most=1
-    )
-    vflip: float = setting(0.0, "Probability of mirroring top-bottom.", at_least=0, at_most=1)
-    color_jitter: float = setting(0.0, "Strength of colour jitter; unused when auto_augment is set.", at_least=0)
-    auto_augment: str | None = setting(None, "timm policy, for instance rand-m9-mstd0.5-inc1.")
-    erasing: float = setting(0.0, "Probability of erasing a rectangle.", at_least=0, at_most=1)
-    erasing_mode: Literal["pixel", "rand", "const"] = setting("pixel", "What fills the erased rectangle.")
-    erasing_count: int = setting(1, "Up to how many rectangles.", at_least=1)
-    repeats: int = setting(1, "Repeated augmentation: draws of each image per pass.", at_least=1)
-    mixup: float = setting(0.0, "Alpha of mixup's beta distribution; 0 is off.", at_least=0)
-    cutmix: float = setting(0.0, "Alpha of cutmix's beta distribution; 0 is off.", at_least=0)
-    mix_prob: float = setting(1.0, "Probability that a batch is mixed at all.", at_least=0, at_most=1)
-    mix_switch_prob: float = setting(0.5, "Probability of cutmix over mixup when both are on.", at_least=0, at_most=1)
-    mix_mode: Literal["batch", "pair", "elem"] = setting("batch", "Whether a batch, a pair or an image has one ratio.")
-    label_smoothing: float = setting(0.0, "Probability mass spread over the other classes.", at_least=0, below=1)
-
-
-@dataclass(frozen=True)
 class OptimConfig(Section):
     """How gradients become updates."""
 
-    prefix: ClassVar[str] = "optim."
     name: str = setting("adamw", "Optimiser by its timm name.")
-    lr: float = setting(1e-3, "Learning rate at the top of the schedule.", above=0)
-    lr_base_batch: int | None = setting(
+    lr: Positive = setting(1e-3, "Learning rate at the top of the schedule.")
+    lr_base_batch: Count | None = setting(
         None,
         "When set, the rate used is lr × (batch_size × accumulate × processes) / lr_base_batch.",
-        at_least=1,
     )
-    weight_decay: float = setting(0.05, "Decay of the weights that the model lets decay.", at_least=0)
-    betas: tuple[float, float] | None = setting(
-        None, "Adam's betas; null keeps the optimiser's own.", at_least=0, below=1
-    )
-    eps: float | None = setting(None, "Adam's epsilon; null keeps the optimiser's own.", above=0)
-    momentum: float = setting(0.9, "Momentum of optimisers that have one.", at_least=0, below=1)
-    clip_grad: float | None = setting(None, "Largest norm of the gradient; null does not clip.", above=0)
-    layer_decay: float | None = setting(
-        None, "Factor of the learning rate per layer from the head down.", above=0, at_most=1
-    )
-    accumulate: int = setting(1, "Batches whose gradients make one update.", at_least=1)
+    weight_decay: NotNegative = setting(0.05, "Decay of the weights that the model lets decay.")
+    betas: tuple[Fraction, Fraction] | None = setting(None, "Adam's betas; null keeps the optimiser's own.")
+    eps: Positive | None = setting(None, "Adam's epsilon; null keeps the optimiser's own.")
+    momentum: Fraction = setting(0.9, "Momentum of optimisers that have one.")
+    clip_grad: Positive | None = setting(None, "Largest norm of the gradient; null does not clip.")
+    layer_decay: Share | None = setting(None, "Factor of the learning rate per layer from the head down.")
+    accumulate: Count = setting(1, "Batches whose gradients make one update.")
 
 
-@dataclass(frozen=True)
 class ScheduleConfig(Section):
     """How long, and the learning rate over that time."""
 
-    prefix: ClassVar[str] = "schedule."
     name: Literal["cosine", "constant"] = setting("cosine", "Shape after the warm-up.")
-    epochs: int = setting(30, "Passes over the training images.", at_least=1)
-    cooldown_epochs: int = setting(
-        0, "Further passes at min_lr after the schedule's end; a resumed run may raise it.", at_least=0, free=True
+    epochs: Count = setting(30, "Passes over the training images.")
+    cooldown_epochs: Natural = setting(
+        0, "Further passes at min_lr after the schedule's end; a resumed run may raise it.", free=True
     )
-    warmup_epochs: float = setting(0.0, "Linear rise from warmup_lr at the start; part of epochs.", at_least=0)
-    warmup_lr: float = setting(0.0, "Learning rate at the start of the warm-up.", at_least=0)
+    warmup_epochs: NotNegative = setting(0.0, "Linear rise from warmup_lr at the start; part of epochs.")
+    warmup_lr: NotNegative = setting(0.0, "Learning rate at the start of the warm-up.")
     warmup_prefix: bool = setting(
         False, "The cosine begins after the warm-up and spans the epochs left, instead of running on beneath it."
     )
-    min_lr: float = setting(0.0, "Learning rate at the end of the cosine.", at_least=0)
+    min_lr: NotNegative = setting(0.0, "Learning rate at the end of the cosine.")
     per: Literal["update", "epoch"] = setting("update", "Whether the rate moves at each update or each epoch.")
-    epoch_lag: int = setting(
+    epoch_lag: Natural = setting(
         0,
         "Epochs the schedule trails by. The official code has 1: its epochs 0 and 1 both run at the start.",
-        at_least=0,
     )
 
+    @model_validator(mode="after")
+    def _warmup_fits(self) -> Self:
+        if self.warmup_epochs > self.epochs:
+            raise ConfigError(
+                f"schedule.warmup_epochs ({self.warmup_epochs:g}) is longer than schedule.epochs ({self.epochs})."
+            )
+        if self.warmup_prefix and self.warmup_epochs == self.epochs:
+            raise ConfigError("schedule.warmup_prefix leaves the cosine no epoch; shorten warmup_epochs.")
+        return self
 
-@dataclass(frozen=True)
+
 class EmaConfig(Section):
     """A moving average of the weights, evaluated and saved beside them."""
 
-    prefix: ClassVar[str] = "ema."
-    decay: float | None = setting(
-        None, "Decay per update, for instance 0.9999; null keeps no average.", above=0, below=1
-    )
+    decay: OpenFraction | None = setting(None, "Decay per update, for instance 0.9999; null keeps no average.")
     warmup: bool = setting(False, "Start from a small decay that grows towards `decay`, for short runs.")
 
 
-@dataclass(frozen=True)
 class RunConfig(Section):
     """Where the run lives, what it runs on, and how it reports."""
 
-    prefix: ClassVar[str] = "run."
     output: str = setting("runs", "Folder that holds the run folders.", free=True)
     name: str | None = setting(None, "Name of the run folder; null makes one of the model and the data.", free=True)
     resume: str | None = setting(None, "Continue this run: its folder, or a .ckpt file inside it.", free=True)
     overwrite: bool = setting(False, "Delete what an earlier run left in the run folder.", free=True)
-    seed: int = setting(0, "Everything random is a function of this and of the position in the run.", at_least=0)
+    seed: Natural = setting(0, "Everything random is a function of this and of the position in the run.")
     device: str = setting("auto", "auto, cpu, cuda, cuda:1, mps ...", free=True)
     amp: Literal["none", "bf16", "fp16"] = setting("none", "Autocast; fp16 scales the loss and needs a GPU.")
-    log_every: int = setting(10, "Updates between two step lines of log.jsonl.", at_least=1, free=True)
-    eval_every: int = setting(1, "Epochs between two evaluations; the last epoch is always evaluated.", at_least=1)
-    checkpoint_minutes: float = setting(
-        5.0, "Minutes between two checkpoints inside an epoch; 0 writes one after every update.", at_least=0, free=True
+    log_every: Count = setting(10, "Updates between two step lines of log.jsonl.", free=True)
+    eval_every: Count = setting(1, "Epochs between two evaluations; the last epoch is always evaluated.")
+    checkpoint_minutes: NotNegative = setting(
+        5.0, "Minutes between two checkpoints inside an epoch; 0 writes one after every update.", free=True
     )
 
-
-@dataclass(frozen=True)
-class TrainConfig(Section):
-    """A training run."""
-
-    task: Literal["classification"] = setting("classification", "What is learned.")
-    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
-    data: DataConfig = dataclasses.field(default_factory=DataConfig)
-    augment: AugmentConfig = dataclasses.field(default_factory=AugmentConfig)
-    optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
-    schedule: ScheduleConfig = dataclasses.field(default_factory=ScheduleConfig)
-    ema: EmaConfig = dataclasses.field(default_factory=EmaConfig)
-    run: RunConfig = dataclasses.field(default_factory=RunConfig)
-
-    def __post_init__(self) -> None:
-        """Check what concerns more than one setting. Raises ConfigError."""
-        super().__post_init__()
-        if self.model.pretrained and self.model.checkpoint:
-            raise ConfigError("model.pretrained and model.checkpoint both say where to start; give one of them.")
-        if self.run.resume and self.run.overwrite:
+    @model_validator(mode="after")
+    def _resume_or_overwrite(self) -> Self:
+        if self.resume and self.overwrite:
             raise ConfigError("run.resume continues a run and run.overwrite deletes it; give one of them.")
-        if self.schedule.warmup_epochs > self.schedule.epochs:
-            raise ConfigError(
-                f"schedule.warmup_epochs ({self.schedule.warmup_epochs:g}) is longer than schedule.epochs "
-                f"({self.schedule.epochs})."
-            )
-        if self.schedule.warmup_prefix and self.schedule.warmup_epochs == self.schedule.epochs:
-            raise ConfigError("schedule.warmup_prefix leaves the cosine no epoch; shorten warmup_epochs.")
-        for low, high, key in ((*self.augment.scale, "scale"), (*self.augment.ratio, "ratio")):
-            if low > high:
-                raise ConfigError(f"augment.{key} must be [smallest, largest], got [{low:g}, {high:g}].")
-        if self.mixes and self.data.batch_size % 2:
-            raise ConfigError(
-                f"mixup and cutmix pair the images of a batch, so data.batch_size must be even, "
-                f"got {self.data.batch_size}."
-            )
+        return self
+
+
+class _Start(Section):
+    """What a configuration begins with."""
+
+    task: str = setting(DEFAULT, "What is learned.")
+    model: ModelConfig = Field(default_factory=ModelConfig)
+
+
+class TrainConfig(TaskSettings, _Start):
+    """A training run. Whatever makes one makes an instance of `config_class` of its task."""
+
+    optim: OptimConfig = Field(default_factory=OptimConfig)
+    schedule: ScheduleConfig = Field(default_factory=ScheduleConfig)
+    ema: EmaConfig = Field(default_factory=EmaConfig)
+    run: RunConfig = Field(default_factory=RunConfig)
+
+    @classmethod
+    def kind_for(cls, values: Mapping[str, Any]) -> type[Self]:
+        """The class of the task that ``values`` name. Raises ConfigError when there is no such task."""
+        if cls is not TrainConfig:
+            return cls
+        task = values.get("task", DEFAULT)
+        if not isinstance(task, str):
+            raise ConfigError(f"task must be the name of a task ({', '.join(task_names())}), got {task!r}.")
+        return cast("type[Self]", config_class(task))
 
     @property
-    def mixes(self) -> bool:
-        """Whether mixup or cutmix is on."""
-        return self.augment.mixup > 0 or self.augment.cutmix > 0
+    def settings(self) -> TaskSettings:
+        """The task's own part, an instance of its settings' class."""
+        kind = find_task(self.task).load_settings()
+        return kind(**{name: getattr(self, name) for name in kind.model_fields})
 
     @property
     def total_epochs(self) -> int:
@@ -269,20 +197,23 @@ class TrainConfig(Section):
 
         Raises ConfigError naming the file, the key and the nearest valid one.
         """
+        changes = _override_items(overrides)
         values: dict[str, Any] = {}
-        source = None
         if recipe is not None:
             source = find_recipe(recipe)
-            values = _read_yaml(source)
-            _located(source, values)
-        for key, value in _override_items(overrides):
-            _put(values, key, value)
-        return from_mapping(cls, values)
+            values = read_recipe(source)
+            if "task" in changes:
+                values["task"] = changes["task"]
+            try:  # on its own, so that its faults are told with its name
+                from_mapping(TrainConfig, values)
+            except ConfigError as error:
+                raise ConfigError(f"{source}: {error}") from None
+        return from_mapping(TrainConfig, _changed(values, changes))
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TrainConfig:
         """Build from nested mappings, as strictly as ``load``."""
-        return from_mapping(cls, values)
+        return from_mapping(TrainConfig, values)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain nested dicts and lists."""
@@ -292,51 +223,53 @@ class TrainConfig(Section):
         """The effective configuration, every setting with its value; ``load`` reads it back."""
         values = self.to_dict()
         values["run"].update(resume=None, overwrite=False)  # how this process was started, not what the run is
-        return str(yaml.safe_dump(values, sort_keys=False, allow_unicode=True, default_flow_style=False))
+        return write_recipe(values)
 
     def replace(self, **overrides: Any) -> TrainConfig:
         """A copy with some settings changed: ``config.replace(**{"optim.lr": 1e-4})``."""
-        values = self.to_dict()
-        for key, value in overrides.items():
-            _put(values, key, value)
-        return from_mapping(TrainConfig, values)
+        return from_mapping(TrainConfig, _changed(self.to_dict(), overrides))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # The class is made at run time, so it has no place that a pickle could name.
+        return TrainConfig.from_dict, (self.to_dict(),)
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not valid YAML: {error}") from error
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path}: a recipe is a mapping of sections, got {type(values).__name__}.")
-    return values
+@functools.cache
+def config_class(task: str) -> type[TrainConfig]:
+    """The configuration of a run of ``task``: the general sections and the task's own beside them.
+
+    Raises ConfigError when there is no such task, or when a section of it has the name of a general one.
+    """
+    settings = find_task(task).load_settings()
+    taken = set(settings.model_fields) & (set(TrainConfig.model_fields) - set(TaskSettings.model_fields))
+    if taken:
+        raise ConfigError(
+            f"the task {task!r} may not call its settings {', '.join(sorted(taken))}: every run has these."
+        )
+    # Declared once more, because of the ``data`` of two bases the first would win.
+    own: dict[str, Any] = {name: (field.annotation, field) for name, field in settings.model_fields.items()}
+    own["task"] = (Literal[task], setting(task, "What is learned."))
+    bases: Any = (TrainConfig, settings)
+    return cast("type[TrainConfig]", create_model("TrainConfig", __base__=bases, __doc__=TrainConfig.__doc__, **own))
 
 
-def _located(source: Path, values: Mapping[str, Any]) -> None:
-    """Check a recipe on its own, so that its faults are told with its name."""
-    try:
-        from_mapping(TrainConfig, values)
-    except ConfigError as error:
-        raise ConfigError(f"{source}: {error}") from None
-
-
-def _override_items(overrides: Mapping[str, Any] | Iterable[str]) -> list[tuple[str, Any]]:
+def _override_items(overrides: Mapping[str, Any] | Iterable[str]) -> dict[str, Any]:
     if isinstance(overrides, Mapping):
-        return list(overrides.items())
-    items = []
+        return dict(overrides)
+    items = {}
     for text in overrides:
         key, sign, value = text.partition("=")
         if not sign:
             raise ConfigError(f"an override is written section.name=value, got {text!r}.")
-        try:
-            items.append((key.strip(), yaml.safe_load(value)))
-        except yaml.YAMLError as error:
-            raise ConfigError(f"{key}: {value!r} is not a YAML value: {error}") from error
+        items[key.strip()] = parse_value(value, key)
     return items
+
+
+def _changed(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    changed = dict(values)
+    for key, value in overrides.items():
+        _put(changed, key, value)
+    return changed
 
 
 def _put(values: dict[str, Any], key: str, value: Any) -> None:
@@ -345,7 +278,7 @@ def _put(values: dict[str, Any], key: str, value: Any) -> None:
     for depth, section in enumerate(sections):
         inner = values.setdefault(section, {})
         if not isinstance(inner, dict):
-            known = ", ".join(entry.key for entry in describe(TrainConfig) if entry.key.startswith(sections[0]))
+            known = ", ".join(key for key in describe(TrainConfig) if key.startswith(sections[0]))
             raise ConfigError(f"{'.'.join(sections[: depth + 1])!r} holds a value, not settings. Settings: {known}.")
         values[section] = dict(inner)  # never change the caller's mapping
         values = values[section]

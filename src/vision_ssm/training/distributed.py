@@ -71,7 +71,7 @@ class Processes:
             return model
         on_gpu = self.device.type == "cuda"
         if sync_batch_norm and on_gpu:
-            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
         return DistributedDataParallel(
             model, device_ids=[self.device] if on_gpu else None, find_unused_parameters=unused_parameters
         )

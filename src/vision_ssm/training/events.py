@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vision_ssm.tasks.scores import Score
+
 __all__ = [
     "CheckpointWritten",
     "Diverged",
@@ -146,7 +148,8 @@ class TrainResult:
     Attributes:
         folder: the run folder.
         best_weights: the weights file with the best score so far, None before the first evaluation.
-        best_scores: its scores on the held-out images.
+        best_scores: its scores on the held-out images, by name.
+        named: how these scores are called and read.
         best_epoch: the epoch it comes from, counted from 1.
         updates: updates done over the whole run.
         interrupted: None, or the signal that ended this process early ("SIGINT", "SIGTERM").
@@ -158,6 +161,7 @@ class TrainResult:
     best_epoch: int = 0
     updates: int = 0
     interrupted: str | None = None
+    named: tuple[Score, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,17 @@
-"""Recipes by name or by file. They travel inside the package, so an installed wheel has them."""
+"""Recipes by name or by file, and their YAML. They travel inside the package, so an installed wheel has them."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from vision_ssm.errors import ConfigError, suggestion
 
-__all__ = ["find_recipe", "list_recipes"]
+__all__ = ["find_recipe", "list_recipes", "parse_value", "read_recipe", "write_recipe"]
 
 FOLDER = Path(__file__).resolve().parent.parent / "recipes"
 
@@ -31,3 +36,49 @@ def find_recipe(recipe: str | Path) -> Path:
         return known[str(recipe)]
     near = suggestion(str(recipe), known)
     raise ConfigError(f"no recipe is called {str(recipe)!r}.{near} Recipes: {', '.join(known)}.")
+
+
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # yaml has no types
+    """YAML 1.2's numbers: 1e-3 is one. YAML 1.1 wants 1.0e-3 and would take it for text."""
+
+
+class _Dumper(yaml.SafeDumper):  # type: ignore[misc]
+    """Quotes the texts that `_Loader` would take for a number."""
+
+
+_POWER_OF_TEN = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
+for _kind in (_Loader, _Dumper):
+    _kind.add_implicit_resolver("tag:yaml.org,2002:float", _POWER_OF_TEN, list("-+.0123456789"))
+
+
+def read_recipe(path: Path) -> dict[str, Any]:
+    """The content of a recipe. Raises ConfigError when it cannot be read or is no mapping."""
+    try:
+        values = _parse(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: a recipe is a mapping of sections, got {type(values).__name__}.")
+    return values
+
+
+def write_recipe(values: Mapping[str, Any], *, flow: bool = False) -> str:
+    """``values`` as YAML in their order; with ``flow`` in braces, over as few lines as fit."""
+    style: dict[str, Any] = {"sort_keys": False, "allow_unicode": True, "width": 110 if flow else None}
+    return str(yaml.dump(dict(values), Dumper=_Dumper, default_flow_style=flow, **style))
+
+
+def parse_value(text: str, key: str) -> Any:
+    """One value as a recipe has it. Raises ConfigError naming ``key``."""
+    try:
+        return _parse(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{key}: {text!r} is not a YAML value: {error}") from error
+
+
+def _parse(text: str) -> Any:
+    return yaml.load(text, Loader=_Loader)  # which is a SafeLoader

@@ -261,7 +261,8 @@ class _Run:
     def _result(self, signal: str | None) -> TrainResult:
         at = self.engine.progress
         best = self.folder.best_weights if at.best_epoch else None
-        return TrainResult(self.folder.path, best, dict(at.best_scores), at.best_epoch, at.update, signal)
+        scores = self.engine.task.scores
+        return TrainResult(self.folder.path, best, dict(at.best_scores), at.best_epoch, at.update, signal, scores)
 
 
 class _Rate:

@@ -108,7 +108,7 @@ def refuse_changes(state: Mapping[str, Any], config: TrainConfig, data: Mapping[
 
     Raises ConfigError naming every setting that differs, with both values.
     """
-    changed = differences(TrainConfig, state["config"], config.to_dict())
+    changed = differences(type(config), state["config"], config.to_dict())
     if config.schedule.name == "constant":
         changed.pop("schedule.epochs", None)
     lines = [f"{key} was {old!r} and is {new!r}" for key, (old, new) in changed.items()]

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from vision_ssm.data.preprocessing import Preprocessing
 from vision_ssm.errors import CheckpointError, ConfigError, VisionSSMError
-from vision_ssm.storage import whole_file
 from vision_ssm.settings import from_mapping
+from vision_ssm.storage import whole_file
 from vision_ssm.tasks.registry import TaskInfo, find_task
 from vision_ssm.tasks.task import Task
 
@@ -165,7 +165,8 @@ def require_command(info: WeightsInfo, command: str) -> None:
     if command not in able:
         others = " or ".join(f"`vision-ssm {name}`" for name in able)
         raise CheckpointError(
-            f"{info.source or info.model} holds weights of the task {info.task}, which {command} cannot use; use {others}."
+            f"{info.source or info.model} holds weights of the task {info.task}, which {command} cannot use; "
+            f"use {others}."
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from pathlib import Path
+
 from vision_ssm.errors import CheckpointError, suggestion
 
 __all__ = ["DEFAULT", "WEIGHTS_SUFFIXES", "find_weights", "names_weights", "shipped_weights"]

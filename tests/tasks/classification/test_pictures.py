@@ -11,8 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from vision_ssm.errors import DataError
 from vision_ssm.data.batches import Batch
+from vision_ssm.errors import DataError
 from vision_ssm.tasks.classification.meter import ClassificationMeter
 from vision_ssm.tasks.classification.pictures import Tile, draw_confusion, draw_predictions, draw_sheet
 

@@ -12,8 +12,9 @@ import timm.data
 import torch
 from PIL import Image
 
-from vision_ssm.data.preprocessing import Augmentation, Preprocessing
+from vision_ssm.data.preprocessing import Preprocessing
 from vision_ssm.errors import ConfigError
+from vision_ssm.tasks.classification.settings import AugmentSettings
 from vision_ssm.tasks.classification.transforms import build_eval_transform, build_train_transform
 
 
@@ -53,7 +54,7 @@ def test_evaluation_equals_timm(crop_mode: str, size: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("policy", ["rand-m9-mstd0.5-inc1", None])
 def test_imagenet_training_equals_timm(policy: str | None) -> None:
-    augmentation = Augmentation(auto_augment=policy, color_jitter=0.3, erasing=0.9)
+    augmentation = AugmentSettings(auto_augment=policy, color_jitter=0.3, erasing=0.9)
     theirs = timm.data.create_transform(
         224,
         is_training=True,
@@ -79,7 +80,7 @@ def test_imagenet_training_equals_timm(policy: str | None) -> None:
 
 
 def test_zero_bits_of_posterisation_is_black() -> None:
-    transform = build_train_transform(SMALL, Augmentation(auto_augment="rand-m10-n1-inc1", hflip=0.0))
+    transform = build_train_transform(SMALL, AugmentSettings(auto_augment="rand-m10-n1-inc1", hflip=0.0))
     policy = next(step for step in transform.transforms if hasattr(step, "ops"))
     policy.ops = [op for op in policy.ops if "Posterize" in op.name]
     policy.ops[0].prob = 1.0
@@ -91,7 +92,7 @@ def test_zero_bits_of_posterisation_is_black() -> None:
 def test_any_shape_of_image_gives_the_input_size(size: tuple[int, int]) -> None:
     image = Image.new("RGB", size, (200, 10, 30))
     for record in (Preprocessing(input_size=(3, 64, 96)), SMALL):
-        for transform in (build_eval_transform(record), build_train_transform(record, Augmentation())):
+        for transform in (build_eval_transform(record), build_train_transform(record, AugmentSettings())):
             assert transform(image).shape == record.input_size
 
 
@@ -106,7 +107,7 @@ def test_small_images_are_shifted_not_rescaled() -> None:
     y, x = np.mgrid[:32, :32]
     image = Image.fromarray(np.stack([x, y, 0 * x], axis=2).astype(np.uint8))
     record = Preprocessing(input_size=(3, 32, 32), mean=(0, 0, 0), std=(1, 1, 1))
-    transform = build_train_transform(record, Augmentation(hflip=0.0, crop_padding=4))
+    transform = build_train_transform(record, AugmentSettings(hflip=0.0, crop_padding=4))
     seen = set()
     for seed in range(200):
         with seeded(seed):
@@ -125,7 +126,7 @@ def test_digits_are_never_mirrored_unless_asked() -> None:
     image = Image.fromarray(left)
 
     def mirrored(mirror_safe: bool, hflip: float | None) -> int:
-        record = Augmentation(crop="none", hflip=hflip)
+        record = AugmentSettings(crop="none", hflip=hflip)
         transform = build_train_transform(SMALL, record, mirror_safe=mirror_safe)
         torch.manual_seed(0)
         return sum(int(transform(image)[0, 0, 0] < 0) for _ in range(60))
@@ -137,13 +138,13 @@ def test_digits_are_never_mirrored_unless_asked() -> None:
 
 def test_crop_kinds() -> None:
     def names(record: Preprocessing, crop: str) -> str:
-        return str(build_train_transform(record, Augmentation(crop=crop)))
+        return str(build_train_transform(record, AugmentSettings(crop=crop)))
 
     assert "RandomResizedCrop" in names(Preprocessing(), "auto")
     assert "RandomResizedCrop" in names(SMALL, "resized")
     assert "RandomResizedCrop" not in names(SMALL, "auto")
     with seeded(0):
-        plain = build_train_transform(SMALL, Augmentation(crop="none", hflip=0.0))(noise(40, 50))
+        plain = build_train_transform(SMALL, AugmentSettings(crop="none", hflip=0.0))(noise(40, 50))
     torch.testing.assert_close(plain, build_eval_transform(SMALL)(noise(40, 50)))
 
 
@@ -178,19 +179,19 @@ def test_preprocessing_refuses(fields: dict[str, object], message: str) -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"hflip": 1.5}, "probability"),
-        ({"erasing": -0.1}, "probability"),
-        ({"scale": (0.5, 0.1)}, "scale"),
-        ({"ratio": (0.0, 1.0)}, "ratio"),
+        ({"hflip": 1.5}, r"hflip must be at least 0 and at most 1, got 1\.5"),
+        ({"erasing": -0.1}, "at least 0 and at most 1"),
+        ({"scale": (0.5, 0.1)}, r"augment\.scale must be \[smallest, largest\]"),
+        ({"ratio": (0.0, 1.0)}, r"ratio must be above 0, got \[0\.0, 1\.0\]"),
         ({"crop": "padd"}, "Did you mean 'padded'"),
         ({"erasing_mode": "pixels"}, "Did you mean 'pixel'"),
-        ({"crop_padding": -1}, "negative"),
+        ({"crop_padding": -1}, "at least 0"),
         ({"erasing_count": 0}, "at least 1"),
     ],
 )
 def test_augmentation_refuses(fields: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        Augmentation(**fields)
+        AugmentSettings(**fields)
 
 
 def test_records_need_no_torch() -> None:

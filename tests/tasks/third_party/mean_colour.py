@@ -1,4 +1,3 @@
-"""A task of somebody else's: predict the mean colour of an image. Nothing in `src` knows it."""
 from dataclasses import dataclass
 from pathlib import Path
 

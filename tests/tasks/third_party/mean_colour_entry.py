@@ -1,10 +1,10 @@
-from vision_ssm.settings import Section, setting
+from vision_ssm.settings import NotNegative, Section, setting
 from vision_ssm.tasks.registry import TaskInfo
 from vision_ssm.tasks.settings import TaskSettings
 
 
 class ColourSection(Section):
-    squared: float = setting(1.0, "Weight of the squared error.", at_least=0)
+    squared: NotNegative = setting(1.0, "Weight of the squared error.")
 
 
 class ColourSettings(TaskSettings):

@@ -1,1 +1,14 @@
 """Image classification: one class per image."""
+
+from vision_ssm.tasks.registry import TaskInfo
+
+__all__ = ["TASK"]
+
+TASK = TaskInfo(
+    name="classification",
+    summary="One class per image, from a folder of class folders or a named data set.",
+    settings="vision_ssm.tasks.classification.settings:ClassificationSettings",
+    task="vision_ssm.tasks.classification.task:Classification",
+    options="vision_ssm.tasks.classification.settings:ClassificationOptions",
+    pictures=("confusion.png", "predictions.png"),
+)

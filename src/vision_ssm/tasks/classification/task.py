@@ -49,7 +49,7 @@ class Classification(Task):
         super().__init__(settings)
         self.class_names: tuple[str, ...] = ()
         self.repeats = settings.augment.repeats
-        self.batch_multiple = 2 if settings.mixes else 1  # mixup pairs the images of a batch
+        self.batch_multiple = 2 if settings.augment.mixes else 1  # mixup pairs the images of a batch
         self._mirror_safe = True
         self._mixup: Mixup | None = None
 
@@ -70,7 +70,7 @@ class Classification(Task):
     def prepare(self, train: ClassSamples) -> None:  # type: ignore[override]
         """Take the class names, and whether mirrored images mean the same."""
         self.class_names, self._mirror_safe = train.class_names, train.mirror_safe
-        self._mixup = _mixup(self.settings.augment, len(self.class_names)) if self.settings.mixes else None
+        self._mixup = _mixup(self.settings.augment, len(self.class_names)) if self.settings.augment.mixes else None
 
     def preprocessing(self, model: nn.Module) -> Preprocessing:
         """What the model declares, with what ``data.`` says otherwise."""

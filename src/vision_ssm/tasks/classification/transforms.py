@@ -1,4 +1,4 @@
-"""Image to tensor, for training and evaluation, from the records in `vision_ssm.data.preprocessing`.
+"""Image to tensor, for training and evaluation, from `Preprocessing` and `AugmentSettings`.
 
 timm's own transforms wherever they fit, so that a recipe means here what it means there. Random transforms draw from
 `random`, `numpy.random` and torch's default generator; `vision_ssm.data.loader` seeds all three for each sample.
@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from typing import cast
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from timm.data import auto_augment
@@ -22,12 +21,16 @@ from torch import Tensor
 from torchvision import transforms
 
 from vision_ssm.data.normalise import Normalise
-from vision_ssm.data.preprocessing import SMALL_IMAGE_SIDE, Augmentation, Preprocessing
+from vision_ssm.data.preprocessing import Preprocessing
+from vision_ssm.tasks.classification.settings import AugmentSettings
 
 __all__ = ["Transform", "build_eval_transform", "build_train_transform", "to_tensor"]
 
 Transform = Callable[[Image.Image], Tensor]
 """RGB image of any size -> float32 tensor [3, H, W], normalised."""
+
+SMALL_IMAGE_SIDE = 64
+"""Up to this input side, ``augment.crop: auto`` shifts images by a few pixels instead of rescaling them."""
 
 
 def build_eval_transform(preprocessing: Preprocessing) -> Transform:
@@ -47,55 +50,55 @@ def build_eval_transform(preprocessing: Preprocessing) -> Transform:
 
 
 def build_train_transform(
-    preprocessing: Preprocessing, augmentation: Augmentation, *, mirror_safe: bool = True
+    preprocessing: Preprocessing, augment: AugmentSettings, *, mirror_safe: bool = True
 ) -> Transform:
     """Return the random transform of training.
 
     Args:
         preprocessing: size, normalisation and interpolation, which training shares with evaluation.
-        augmentation: the random part.
-        mirror_safe: of the data set; decides mirroring where ``augmentation.hflip`` is None.
+        augment: the random part.
+        mirror_safe: of the data set; decides mirroring where ``augment.hflip`` is None.
     """
-    hflip = augmentation.hflip if augmentation.hflip is not None else 0.5 * mirror_safe
+    hflip = augment.hflip if augment.hflip is not None else 0.5 * mirror_safe
     chain = create_transform(
         input_size=preprocessing.input_size,
         is_training=True,
-        scale=augmentation.scale,
-        ratio=augmentation.ratio,
+        scale=augment.scale,
+        ratio=augment.ratio,
         hflip=hflip,
-        vflip=augmentation.vflip,
-        color_jitter=augmentation.color_jitter or None,  # type: ignore[arg-type]  # None leaves it out
-        auto_augment=augmentation.auto_augment,
+        vflip=augment.vflip,
+        color_jitter=augment.color_jitter or None,  # type: ignore[arg-type]  # None leaves it out
+        auto_augment=augment.auto_augment,
         interpolation=preprocessing.interpolation,
         mean=preprocessing.mean,
         std=preprocessing.std,
-        re_prob=augmentation.erasing,
-        re_mode=augmentation.erasing_mode,
-        re_count=augmentation.erasing_count,
+        re_prob=augment.erasing,
+        re_mode=augment.erasing_mode,
+        re_count=augment.erasing_count,
     )
     _accept_zero_bits(chain)
     steps = _with_fast_tensors(chain.transforms, preprocessing)
-    crop = _crop_kind(preprocessing, augmentation)
+    crop = _crop_kind(preprocessing, augment)
     if crop == "resized":
         return cast(Transform, transforms.Compose(steps))
     # timm puts the random resized crop first; the rest of its chain serves the other crops as it is.
-    return cast(Transform, transforms.Compose([*_fixed_scale_crop(preprocessing, augmentation, crop), *steps[1:]]))
+    return cast(Transform, transforms.Compose([*_fixed_scale_crop(preprocessing, augment, crop), *steps[1:]]))
 
 
-def _crop_kind(preprocessing: Preprocessing, augmentation: Augmentation) -> str:
-    if augmentation.crop != "auto":
-        return augmentation.crop
+def _crop_kind(preprocessing: Preprocessing, augment: AugmentSettings) -> str:
+    if augment.crop != "auto":
+        return augment.crop
     return "padded" if max(preprocessing.input_size[1:]) <= SMALL_IMAGE_SIDE else "resized"
 
 
-def _fixed_scale_crop(preprocessing: Preprocessing, augmentation: Augmentation, crop: str) -> list[object]:
+def _fixed_scale_crop(preprocessing: Preprocessing, augment: AugmentSettings, crop: str) -> list[object]:
     if crop == "padded":
         # Nothing is lost at the border but by the shift.
         preprocessing = dataclasses.replace(preprocessing, crop_pct=1.0)
     evaluation = cast(transforms.Compose, build_eval_transform(preprocessing)).transforms
     steps = [step for step in evaluation if not isinstance(step, _ToTensor)]
-    if crop == "padded" and augmentation.crop_padding:
-        steps.append(_RandomShift(augmentation.crop_padding))
+    if crop == "padded" and augment.crop_padding:
+        steps.append(_RandomShift(augment.crop_padding))
     return steps
 
 

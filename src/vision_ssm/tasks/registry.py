@@ -1,0 +1,114 @@
+"""The one list of tasks: those of this library, and those that other packages register as entry points.
+
+A package adds a task with an entry point of the group ``vision_ssm.tasks`` whose value is a `TaskInfo`:
+
+    [project.entry-points."vision_ssm.tasks"]
+    depth = "my_package.entry:TASK"
+
+No torch here: what a task can be set to is known before the task itself is loaded.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, cast
+
+from vision_ssm.errors import ConfigError, suggestion
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoints
+
+    from vision_ssm.settings import Section
+    from vision_ssm.tasks.settings import TaskSettings
+    from vision_ssm.tasks.task import Task
+
+__all__ = ["BUILT_IN", "DEFAULT", "TaskInfo", "find_task", "task_names"]
+
+BUILT_IN = ("classification",)
+"""Folders of `vision_ssm.tasks`; each holds its `TaskInfo` as ``TASK``."""
+
+DEFAULT = "classification"
+"""The task of a recipe that names none."""
+
+GROUP = "vision_ssm.tasks"
+
+
+@dataclass(frozen=True)
+class TaskInfo:
+    """What is known of a task without loading it.
+
+    Attributes:
+        name: as in recipes and weights files.
+        summary: one line for the help.
+        settings: ``module:Class`` of its settings, a `vision_ssm.tasks.settings.TaskSettings`; importing that module
+            loads no torch.
+        task: ``module:Class`` of the task itself; importing it may load torch.
+        options: ``module:Class`` of what a prediction may be asked for, a `vision_ssm.settings.Section`; None for
+            nothing. As light as the settings.
+        short: further options of ``vision-ssm train`` and the setting that each is short for, for instance
+            ``{"classes": "data.classes"}``. Those for a setting that is true or false take no value.
+        commands: of ``vision-ssm`` that can use its weights.
+        pictures: names of the files that `vision_ssm.tasks.task.Task.pictures` may write into a run folder.
+    """
+
+    name: str
+    summary: str
+    settings: str
+    task: str
+    options: str | None = None
+    short: Mapping[str, str] = field(default_factory=dict)
+    commands: tuple[str, ...] = ("train", "evaluate", "predict", "features")
+    pictures: tuple[str, ...] = ()
+
+    def load_settings(self) -> type[TaskSettings]:
+        """The class of its settings."""
+        return cast("type[TaskSettings]", _load(self.settings))
+
+    def load_options(self) -> type[Section] | None:
+        """The class of what a prediction may be asked for, if there is anything."""
+        return None if self.options is None else cast("type[Section]", _load(self.options))
+
+    def load(self) -> type[Task]:
+        """The class of the task."""
+        return cast("type[Task]", _load(self.task))
+
+
+def _load(place: str) -> Any:
+    module, _, name = place.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def task_names() -> list[str]:
+    """Names of all tasks, those of this library first. Loads none of them."""
+    return [*BUILT_IN, *sorted(_entry_points().names - set(BUILT_IN))]
+
+
+def find_task(name: str) -> TaskInfo:
+    """The task called ``name``.
+
+    Raises ConfigError when there is none, naming the nearest one, or when the package that has it cannot be used.
+    """
+    if name in BUILT_IN:
+        return cast(TaskInfo, importlib.import_module(f"vision_ssm.tasks.{name}").TASK)
+    found = list(_entry_points().select(name=name))
+    if not found:
+        known = task_names()
+        raise ConfigError(f"no task is called {name!r}.{suggestion(name, known)} Tasks: {', '.join(known)}.")
+    packages = " and ".join(sorted(entry.dist.name if entry.dist else entry.value for entry in found))
+    if len(found) > 1:
+        raise ConfigError(f"{packages} each have a task called {name!r}; uninstall all but one.")
+    try:
+        info = found[0].load()
+    except Exception as error:  # whatever another package raises while it is imported
+        raise ConfigError(f"the task {name!r} of {packages} cannot be loaded: {error!r}.") from error
+    if not isinstance(info, TaskInfo) or info.name != name:
+        raise ConfigError(f"the task {name!r} of {packages} must be a TaskInfo of that name, got {info!r}.")
+    return info
+
+
+def _entry_points() -> EntryPoints:
+    from importlib.metadata import entry_points
+
+    return entry_points(group=GROUP)
