@@ -25,7 +25,7 @@ DEEP = {"num_classes": 3, "depth": 3, "embed_dim": 16, "img_size": 8}
 def deep(loaded: Loaded) -> Loaded:
     """Three blocks, so that there is something to choose."""
     torch.manual_seed(0)
-    info = WeightsInfo("vim_nano", DEEP, loaded.info.class_names, loaded.info.preprocessing)
+    info = WeightsInfo("vim_nano", DEEP, "classification", loaded.info.record, loaded.info.preprocessing)
     return Loaded(create_model("vim_nano", **DEEP).eval(), info)
 
 
@@ -80,7 +80,7 @@ def test_own_size_and_other_families(loaded: Loaded, deep: Loaded) -> None:
     patch = deep.model.patch_embed.patch_size[0]
     assert result.maps[2].shape == (16, -(-21 // patch), -(-34 // patch))
     name = "efficientvmamba_nano"
-    info = WeightsInfo(name, {}, tuple("abcdefghij"), loaded.info.preprocessing)
+    info = WeightsInfo(name, {}, "classification", {"class_names": list("abcdefghij")}, loaded.info.preprocessing)
     model = create_model(name).eval()
     (result,) = features(Loaded(model, info), pixels, img_size="native", layers=None).results
     assert len(result.embedding) == model.num_features

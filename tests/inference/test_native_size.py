@@ -43,7 +43,8 @@ def whole(loaded: Loaded, pixels: np.ndarray[Any, Any]) -> dict[str, float]:
 def model_of(name: str, **options: Any) -> Loaded:
     torch.manual_seed(0)
     model = create_model(name, num_classes=3, **options).eval()
-    return Loaded(model, WeightsInfo(name, {"num_classes": 3, **options}, tuple(COLOURS), PREPROCESSING))
+    record = {"class_names": list(COLOURS)}
+    return Loaded(model, WeightsInfo(name, options, "classification", record, PREPROCESSING))
 
 
 @pytest.mark.parametrize("size", [(64, 64), (61, 43), (5, 90), (4, 4)])

@@ -111,7 +111,7 @@ def test_results_drawn_on_the_images(loaded: Loaded, colour_folder: Callable[...
     root = colour_folder("red", "green", count=1)
     predict(loaded, [root, Image.new("RGB", (30, 20), "blue")], pictures=tmp_path / "drawn")
     drawn = sorted((tmp_path / "drawn").iterdir())
-    assert [path.name for path in drawn] == ["0.png", "0_2.png", "image_0.png"]
+    assert [path.name for path in drawn] == ["0.png", "0_2.png", "image_1.png"]
     with Image.open(drawn[2]) as image:
         assert image.getpixel((15, 10)) == (0, 0, 255)
         assert image.height > 20, "the caption is below the image, which stays whole"

@@ -226,11 +226,12 @@ def read_info(path: str | Path) -> WeightsInfo:
         )
     try:
         with path.open("rb") as file:
-            start = file.read(8)
+            start = file.read(9)
         if not start:
             raise CheckpointError(f"weights file {str(path)!r} is empty (0 bytes).")
-        # torch.save writes a zip archive or, long ago, a bare pickle. Neither is opened here.
-        if start.startswith((b"PK\x03\x04", b"\x80")):
+        # torch.save writes a zip archive or, long ago, a bare pickle. Neither is opened here. The length that a
+        # safetensors file begins with may look like either; the header behind it does not.
+        if start[8:] != b"{" and start.startswith((b"PK\x03\x04", b"\x80")):
             raise CheckpointError(
                 f"{str(path)!r} is a PyTorch checkpoint (pickle), not a weights file of this library, so it does not "
                 "say which model it belongs to; published checkpoints are loaded with --model NAME "
