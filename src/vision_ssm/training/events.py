@@ -38,7 +38,10 @@ class Event:
 
 @dataclass(frozen=True)
 class RunStarted(Event):
-    """Everything is loaded and the first step is next. ``resumed_at`` is None or the updates already done."""
+    """Everything is loaded and the first step is next. ``resumed_at`` is None or the updates already done.
+
+    ``updates`` are those of the whole run; where the recipe gives them, one epoch may have fewer than the others.
+    """
 
     folder: Path
     model: str
@@ -48,6 +51,7 @@ class RunStarted(Event):
     train_images: int
     val_images: int
     epochs: int
+    updates: int
     updates_per_epoch: int
     images_per_update: int
     learning_rate: float
