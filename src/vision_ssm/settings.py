@@ -100,7 +100,7 @@ class Section(BaseModel, metaclass=_Refusing):
     def _lists_are_tuples(cls, values: Any) -> Any:
         if not isinstance(values, Mapping):
             return values
-        return {key: _as_tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+        return {str(key): _as_tuple(value) if isinstance(value, list) else value for key, value in values.items()}
 
 
 def _as_tuple(value: Any) -> Any:
@@ -233,14 +233,12 @@ def _refuse(error: ValidationError, kind: type[Section], values: Mapping[str, An
     if first["type"] == "value_error":  # raised by a check of ours, which names what it is about
         raise ConfigError(str(first["ctx"]["error"])) from None
     key = ".".join(path)
-    settings = describe(_section(kind, path[:-1]))
-    if path[-1] not in settings:
-        came = f"is missing; it is a section with the settings {', '.join(_names(kind, path))}"
-        if first["type"] != "missing":
-            came = f"is a section with the settings {', '.join(_names(kind, path))}; got {_value(values, path)!r}"
-        raise ConfigError(f"{key} {came}.") from None
-    entry = settings[path[-1]]
-    if first["type"] == "missing":
+    missing = first["type"] == "missing" and len(first["loc"]) == len(path)  # and not an element of a list
+    entry = describe(_section(kind, path[:-1])).get(path[-1])
+    if entry is None:
+        what = f"{key} is a section with the settings {', '.join(_section(kind, path).model_fields)}"
+        raise ConfigError(f"{what}; {'it is missing' if missing else f'got {_value(values, path)!r}'}.") from None
+    if missing:
         raise ConfigError(f"{key} is missing: it must be {entry.type}.") from None
     value = _value(values, path)
     outside = any(fault["type"].startswith(_OUT_OF_RANGE) for fault in faults if _path(kind, fault["loc"]) == path)
@@ -276,10 +274,6 @@ def _section(kind: type[Section], path: Sequence[str]) -> type[Section]:
     return kind
 
 
-def _names(kind: type[Section], path: Sequence[str]) -> list[str]:
-    return list(_section(kind, path).model_fields)
-
-
 def _value(values: Any, path: Sequence[str]) -> Any:
     for name in path:
         values = values[name] if isinstance(values, Mapping) else getattr(values, name)
@@ -294,7 +288,7 @@ def _nearest_setting(path: Sequence[str], kind: type[Section]) -> str:
     """Prefer the nearest name in the same section; at the top look through every section."""
     *sections, name = path
     prefix = "".join(f"{section}." for section in sections)
-    same = {field: prefix + field for field in _names(kind, sections)}
+    same = {field: prefix + field for field in _section(kind, sections).model_fields}
     leaves = {} if sections else {key.rpartition(".")[2]: key for key in describe(kind)}
     for names in (same, leaves):
         near = suggestion(name, names)

@@ -13,6 +13,7 @@ from vision_ssm.cli.main import build_parser
 from vision_ssm.cli.train import accept, configuration
 from vision_ssm.errors import ConfigError
 from vision_ssm.training.config import TrainConfig
+from vision_ssm.training.recipes import list_recipes
 
 
 def parse(*arguments: str) -> TrainConfig:
@@ -178,6 +179,42 @@ def test_output_folder_below_a_file(run, images, tmp_path):
     outcome = run("train", images, "--output", tmp_path / "file", *TINY)
     assert outcome.code == 2
     assert "cannot write to output folder" in outcome.err
+
+
+def test_lengths_in_updates():
+    config = parse("images", "--recipe", "digits", "--updates", "50", "--schedule.warmup_updates", "5")
+    assert (config.schedule.updates, config.schedule.epochs) == (50, None)
+    assert (config.schedule.warmup_updates, config.schedule.warmup_epochs) == (5, 0.0)
+    assert parse("images", "--recipe", "digits", "--schedule.name", "step", "--schedule.drops", "[3, 5]").schedule.drops
+
+
+def test_the_schema_is_that_of_every_recipe(run):
+    outcome = run("train", "--schema")
+    assert outcome.code == 0
+    schema = json.loads(outcome.out)
+    definitions = schema["$defs"]
+    sections = {name: definitions[field["$ref"].rpartition("/")[2]] for name, field in schema["properties"].items()
+                if "$ref" in field}  # fmt: skip
+    assert schema["properties"]["task"]["const"] == "classification"
+    assert not schema["additionalProperties"]
+    for name in list_recipes():
+        for section, values in TrainConfig.load(name).to_dict().items():
+            assert section == "task" or set(values) == set(sections[section]["properties"])
+    rate = sections["optim"]["properties"]["lr"]
+    assert (rate["type"], rate["exclusiveMinimum"], rate["default"]) == ("number", 0, 1e-3)
+    assert sections["run"]["properties"]["amp"]["enum"] == ["none", "bf16", "fp16"]
+
+
+def test_the_task_may_be_named_anywhere(run, tmp_path):
+    for arguments in (["--task", "clasification"], ["--task=clasification", "--help"]):
+        outcome = run("train", "images", *arguments)
+        assert outcome.code == 2
+        assert "no task is called 'clasification'. Did you mean 'classification'?" in outcome.err
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("task: segmentatoin\n")
+    outcome = run("train", "images", "--recipe", recipe)
+    assert "mine.yaml: no task is called 'segmentatoin'." in outcome.err
+    assert parse("images", "--recipe", str(recipe), "--task", "classification").task == "classification"
 
 
 def test_configuration_errors_are_config_errors():

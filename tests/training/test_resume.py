@@ -142,3 +142,24 @@ def test_checkpoints_at_the_ends_of_epochs_and_loader_processes(runs: Callable[.
     assert in_a_process(broken, ("StepDone", 5)) == -signal.SIGKILL
     assert in_a_process(broken.replace(**{"run.resume": str(broken.run_folder)})) == 0
     assert_same_run(whole.run_folder, broken.run_folder)
+
+
+def test_killed_in_the_cut_last_epoch_and_resumed_for_a_longer_cool_down(runs: Callable[..., TrainConfig]) -> None:
+    # Three updates make an epoch, so the fifth ends the schedule inside the second one.
+    schedule = {"schedule.name": "poly", "schedule.epochs": None, "schedule.updates": 5, "schedule.warmup_updates": 1}
+    whole, broken = (runs(name, **schedule) for name in ("whole", "broken"))
+    assert in_a_process(whole) == 0
+    assert in_a_process(broken, ("StepDone", 5)) == -signal.SIGKILL
+    assert read_state(broken.run_folder)[0]["progress"]["step"] == 1  # of the two that the cut epoch has
+    again = broken.replace(**{"run.resume": str(broken.run_folder)})
+    assert in_a_process(again) == 0
+    assert_same_run(whole.run_folder, broken.run_folder)
+    kinds = [(event[0], event[1], event[2]) for event in steps(whole.run_folder)]
+    assert kinds[-3:] == [("step_done", 2, 4), ("step_done", 2, 5), ("epoch_done", 2, 5)]
+    assert steps(whole.run_folder)[-1][-1] is not None  # evaluated
+
+    longer = runs("longer", **schedule, **{"schedule.cooldown_epochs": 1})
+    assert in_a_process(longer) == 0
+    assert in_a_process(again.replace(**{"schedule.cooldown_epochs": 1})) == 0
+    assert_same_run(longer.run_folder, broken.run_folder)
+    assert read_state(broken.run_folder)[0]["progress"]["update"] == 8

@@ -14,7 +14,7 @@ from vision_ssm.errors import CheckpointError, ConfigError, DataError
 from vision_ssm.models.registry import create_model
 from vision_ssm.training import estimate, train
 from vision_ssm.training.config import TrainConfig
-from vision_ssm.training.events import Event, Interrupted, Notice, RunStarted, StepDone
+from vision_ssm.training.events import EpochDone, Event, Interrupted, Notice, RunStarted, StepDone
 from vision_ssm.training.state import read_state
 from vision_ssm.weights.files import load_weights, read_info
 
@@ -153,6 +153,22 @@ def test_more_epochs_of_a_constant_rate(tiny: Tiny) -> None:
     assert same(final(long), final(short))
 
 
+def test_what_a_cut_epoch_reports(tiny: Tiny) -> None:
+    config = tiny(**{"schedule.epochs": None, "schedule.updates": 7, "run.log_every": 100, "run.eval_every": 2})
+    seen: list[Event] = []
+    train(config, on_event=seen.append)
+    started, epochs = seen[0], [event for event in seen if isinstance(event, EpochDone)]
+    assert isinstance(started, RunStarted)
+    assert (started.epochs, started.updates, started.updates_per_epoch) == (2, 7, 5)
+    assert [event.update for event in epochs] == [5, 7]
+    assert [event.scores is None for event in epochs] == [True, False]
+    losses = [event.loss for event in seen if isinstance(event, StepDone)]
+    assert epochs[1].train_loss == pytest.approx(sum(losses[5:]) / 2)
+    assert epochs[1].images_per_second == pytest.approx(2 * 8 / epochs[1].seconds)
+    logged = [json.loads(line) for line in (config.run_folder / "log.jsonl").read_text().splitlines()]
+    assert [event["update"] for event in logged if event["event"] == "step_done"] == [1, 5, 7]
+
+
 def test_nothing_written_yet_starts_over(tiny: Tiny) -> None:
     config = tiny(**{"schedule.epochs": 1})
     config.run_folder.mkdir(parents=True)
@@ -197,4 +213,6 @@ def test_estimate_writes_nothing(tiny: Tiny, tmp_path: Path) -> None:
     assert (found.updates_per_epoch, found.updates, found.images_per_update) == (3, 6, 16)
     assert (found.train_images, found.val_images, found.classes) == (40, 11, 3)
     assert found.seconds > 6 * 16 / found.images_per_second
+    cut = estimate(config.replace(**{"schedule.updates": 4, "schedule.cooldown_epochs": 1}))
+    assert (cut.epochs, cut.updates_per_epoch, cut.updates) == (3, 3, 7)
     assert not list(tmp_path.iterdir())

@@ -147,6 +147,41 @@ def test_what_may_change(overrides: dict[str, Any], allowed: bool) -> None:
         refuse_changes(state(1), config, {"training images": "a"}, 1)
 
 
+@pytest.mark.parametrize(
+    ("schedule", "change", "refused"),
+    [
+        ({"name": "constant"}, {"epochs": 40}, None),
+        ({"name": "step", "drops": [8]}, {"epochs": 40}, None),
+        ({"name": "step", "drops": [8]}, {"drops": [9]}, r"schedule\.drops was \[8\.0\] and is \[9\.0\]"),
+        ({"name": "poly"}, {"epochs": 40}, r"schedule\.epochs was 30 and is 40"),
+        ({"name": "poly", "updates": 90}, {"cooldown_epochs": 1}, None),
+        ({"name": "constant", "updates": 90}, {"updates": 100}, r"schedule\.updates was 90 and is 100"),
+        (
+            {"name": "constant"},
+            {"updates": 100},
+            r"schedule\.epochs was 30 and is None; schedule\.updates was None and is 1",
+        ),
+        ({"name": "cosine"}, {"warmup_updates": 3}, r"schedule\.warmup_updates was 0 and is 3"),
+    ],
+)
+def test_what_may_change_of_a_schedule(schedule: dict[str, Any], change: dict[str, Any], refused: str | None) -> None:
+    before = TrainConfig.load(None, {f"schedule.{key}": value for key, value in schedule.items()})
+    after = before.replace(**{f"schedule.{key}": value for key, value in change.items()})
+    saved = {**state(1), "config": before.to_dict()}
+    if refused is None:
+        refuse_changes(saved, after, {"training images": "a"}, 1)
+        return
+    with pytest.raises(ConfigError, match=refused):
+        refuse_changes(saved, after, {"training images": "a"}, 1)
+
+
+def test_a_checkpoint_from_before_there_were_lengths_in_updates() -> None:
+    saved = state(1)
+    for key in ("updates", "warmup_updates", "power", "drops", "drop_factor"):
+        del saved["config"]["schedule"][key]
+    refuse_changes(saved, TrainConfig(), {"training images": "a"}, 1)
+
+
 def test_other_data_and_other_process_counts_are_another_run() -> None:
     with pytest.raises(ConfigError, match="the training images differ; it ran on 1 processes and would continue on 2"):
         refuse_changes(state(1), TrainConfig(), {"training images": "b"}, 2)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 
 from vision_ssm.errors import ConfigError
 from vision_ssm.settings import describe
+from vision_ssm.tasks.classification.settings import ClassificationSettings
 from vision_ssm.training.config import TrainConfig, config_class
 
 
@@ -82,6 +84,33 @@ def test_what_a_run_writes_is_read_back(tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
     file.write_text(config.replace(**{"run.resume": "runs/x"}).to_yaml(), encoding="utf-8")
     assert TrainConfig.load(file) == config
+
+
+def test_numbers_without_a_dot_and_texts_that_look_like_them(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text("optim: {lr: 1e-3, eps: 1E-8}\nmodel: {options: {layer_scale: -1e-4}}\nrun: {name: '1e5'}\n")
+    config = TrainConfig.load(file, ["ema.decay=9e-1"])
+    assert (config.optim.lr, config.optim.eps, config.ema.decay) == (1e-3, 1e-8, 0.9)
+    assert (config.model.options["layer_scale"], config.run.name) == (-1e-4, "1e5")
+    file.write_text(config.to_yaml())
+    assert TrainConfig.load(file) == config
+
+
+def test_a_configuration_travels_to_another_process() -> None:
+    config = TrainConfig.load("digits")
+    assert pickle.loads(pickle.dumps(config)) == config
+
+
+def test_the_task_sees_its_own_part_and_the_general_class_is_that_of_the_task() -> None:
+    config = TrainConfig.load("digits", {"augment.mixup": 0.3})
+    assert config.settings == ClassificationSettings(data=config.data, augment=config.augment)
+    assert type(TrainConfig(task="classification")) is type(config) is config_class("classification")
+    for task, message in (
+        (3, r"task must be the name of a task \(classification\), got 3"),
+        ("x", "no task is called"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            TrainConfig.from_dict({"task": task})
 
 
 def test_instances_share_no_options() -> None:

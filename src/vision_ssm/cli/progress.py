@@ -83,16 +83,14 @@ class TrainingDisplay:
             f"{event.model}, {amount(event.parameters)} parameters, from {event.started_from}; "
             f"{f'{event.knows}; ' if event.knows else ''}"
             f"{event.train_images:,} images to train on, {event.val_images:,} held out\n"
-            f"{event.epochs} epochs of {event.updates_per_epoch} updates with {event.images_per_update} images "
+            f"{event.epochs} epochs, {event.updates:,} updates with {event.images_per_update} images "
             f"on {event.device}; results in {event.folder}",
             soft_wrap=True,
         )
         done = event.resumed_at or 0
         if event.resumed_at is not None:
             self._console.print(f"resumed after {done} updates")
-        self._training = self._progress.add_task(
-            "training", total=event.epochs * event.updates_per_epoch, completed=done
-        )
+        self._training = self._progress.add_task("training", total=event.updates, completed=done)
 
     def _step(self, event: StepDone) -> None:
         if self._training is not None:

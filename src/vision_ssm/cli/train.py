@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 NAME = "train"
 SUMMARY = "Train a model on a folder of images or a named data set."
-EXAMPLES = """DATA is what the task takes. For classification: a folder with one folder of images per class (with or without
-train/ and val/ above them), or a name: digits, cifar10, cifar100, mnist, fashion-mnist.
+EXAMPLES = """DATA is what the task takes. For classification: a folder with one folder of images per class (with or
+without train/ and val/ above them), or a name: digits, cifar10, cifar100, mnist, fashion-mnist.
 
 examples:
   vision-ssm train images/ --model vim_tiny_patch16_224 --pretrained --epochs 20
@@ -45,6 +45,7 @@ SHORT = {
     "batch-size": "data.batch_size",
     "workers": "data.workers",
     "epochs": "schedule.epochs",
+    "updates": "schedule.updates",
     "lr": "optim.lr",
     "device": "run.device",
     "name": "run.name",
@@ -222,7 +223,7 @@ def _estimate(config: TrainConfig, options: argparse.Namespace) -> int:
     rows = [
         ("model", f"{found.model}, {amount(found.parameters)} parameters{f', {found.knows}' if found.knows else ''}"),
         ("images", f"{found.train_images:,} to train on, {found.val_images:,} held out"),
-        ("updates", f"{found.updates:,} = {found.epochs} epochs x {found.updates_per_epoch:,}"),
+        ("updates", f"{found.updates:,} in {found.epochs} epochs of {found.updates_per_epoch:,}"),
         ("images per update", f"{found.images_per_update:,}"),
         ("learning rate", f"{found.learning_rate:.3g}"),
         ("speed", f"{found.images_per_second:.1f} images/s training, {found.eval_images_per_second:.1f} evaluating"),

@@ -90,7 +90,7 @@ def assemble(config: TrainConfig, processes: Processes, *, resuming: bool) -> Pa
         notices += load_start(task.backbone(model), config.model.checkpoint, positions=config.model.positions)
     config, train = _train_loader(config, task, train_set, preprocessing, processes, notices)
     rate = scaled_rate(config, processes.world)
-    if config.schedule.name == "cosine" and config.schedule.min_lr > rate:
+    if config.schedule.name in ("cosine", "poly") and config.schedule.min_lr > rate:
         notices.append(f"The learning rate rises: from {rate:.3g} to schedule.min_lr, {config.schedule.min_lr:.3g}.")
     val = EpochLoader(
         val_set,

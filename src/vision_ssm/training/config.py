@@ -9,6 +9,7 @@ What every task has is here; the sections ``data`` and, for instance, ``augment`
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, Self, cast
@@ -83,33 +84,96 @@ class OptimConfig(Section):
 
 
 class ScheduleConfig(Section):
-    """How long, and the learning rate over that time."""
+    """How long, and the learning rate over that time.
 
-    name: Literal["cosine", "constant"] = setting("cosine", "Shape after the warm-up.")
-    epochs: Count = setting(30, "Passes over the training images.")
+    The length and the warm-up are each given in epochs or in updates (optimiser steps, "iterations" elsewhere). A
+    schedule of so many updates may end inside an epoch, which is cut there, evaluated like any other, and the last.
+    """
+
+    name: Literal["cosine", "poly", "step", "constant"] = setting("cosine", "Shape after the warm-up.")
+    epochs: Count | None = setting(30, "Passes over the training images; null where `updates` is given.")
+    updates: Count | None = setting(None, "The length in updates instead; the last epoch is cut where they end.")
     cooldown_epochs: Natural = setting(
-        0, "Further passes at min_lr after the schedule's end; a resumed run may raise it.", free=True
+        0,
+        "Further passes after the schedule's end, at the rate it ends with; a resumed run may raise it.",
+        free=True,
     )
-    warmup_epochs: NotNegative = setting(0.0, "Linear rise from warmup_lr at the start; part of epochs.")
+    warmup_epochs: NotNegative = setting(0.0, "Linear rise from warmup_lr at the start; part of the length.")
+    warmup_updates: Natural = setting(0, "The warm-up in updates instead of epochs.")
     warmup_lr: NotNegative = setting(0.0, "Learning rate at the start of the warm-up.")
     warmup_prefix: bool = setting(
-        False, "The cosine begins after the warm-up and spans the epochs left, instead of running on beneath it."
+        False,
+        "Cosine and poly begin after the warm-up and span the time left, instead of running on beneath it.",
     )
-    min_lr: NotNegative = setting(0.0, "Learning rate at the end of the cosine.")
+    min_lr: NotNegative = setting(0.0, "Learning rate at the end of cosine and poly.")
+    power: Positive = setting(1.0, "Exponent of poly; 1 is a straight line.")
+    drops: tuple[Positive, ...] = setting(
+        (), "Where step lowers the rate: after so many epochs, or updates where the length is in updates."
+    )
+    drop_factor: OpenFraction = setting(0.1, "What each drop of step multiplies the rate by.")
     per: Literal["update", "epoch"] = setting("update", "Whether the rate moves at each update or each epoch.")
     epoch_lag: Natural = setting(
         0,
         "Epochs the schedule trails by. The official code has 1: its epochs 0 and 1 both run at the start.",
     )
 
+    @property
+    def unit(self) -> Literal["epochs", "updates"]:
+        """What the length is given in."""
+        return "epochs" if self.updates is None else "updates"
+
+    @property
+    def length(self) -> int:
+        """So many of `unit`, without the cool-down."""
+        return cast(int, getattr(self, self.unit))
+
+    @model_validator(mode="before")
+    @classmethod
+    def _updates_replace_the_default(cls, values: Any) -> Any:
+        if isinstance(values, Mapping) and values.get("updates") is not None:
+            return {"epochs": None, **values}
+        return values
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Self:
+        if self.epochs is not None and self.updates is not None:
+            raise ConfigError(
+                "schedule.epochs and schedule.updates both say how long the run is; give one of them, and null for the "
+                "other."
+            )
+        if self.epochs is None and self.updates is None:
+            raise ConfigError("schedule.epochs or schedule.updates must say how long the run is; both are null.")
+        if self.warmup_epochs and self.warmup_updates:
+            raise ConfigError(
+                "schedule.warmup_epochs and schedule.warmup_updates both say how long the warm-up is; give one of "
+                "them, and 0 for the other."
+            )
+        if self.per == "epoch" and (self.updates is not None or self.warmup_updates):
+            raise ConfigError("schedule.per epoch moves the rate once an epoch, so give its lengths in epochs.")
+        return self
+
     @model_validator(mode="after")
     def _warmup_fits(self) -> Self:
-        if self.warmup_epochs > self.epochs:
+        warmup, key = getattr(self, f"warmup_{self.unit}"), f"schedule.warmup_{self.unit}"
+        if warmup > self.length:
+            raise ConfigError(f"{key} ({warmup:g}) is longer than schedule.{self.unit} ({self.length}).")
+        if self.warmup_prefix and self.name in ("cosine", "poly") and warmup == self.length:
+            raise ConfigError(f"schedule.warmup_prefix leaves the {self.name} no {self.unit[:-1]}; shorten {key}.")
+        return self
+
+    @model_validator(mode="after")
+    def _drops_belong_to_step(self) -> Self:
+        if self.name != "step" and self.drops:
+            raise ConfigError(f"schedule.drops are for the step schedule, and schedule.name is {self.name}.")
+        if self.name == "step" and not self.drops:
             raise ConfigError(
-                f"schedule.warmup_epochs ({self.warmup_epochs:g}) is longer than schedule.epochs ({self.epochs})."
+                f"the step schedule needs schedule.drops, the {self.unit} after which the rate is lowered."
             )
-        if self.warmup_prefix and self.warmup_epochs == self.epochs:
-            raise ConfigError("schedule.warmup_prefix leaves the cosine no epoch; shorten warmup_epochs.")
+        rising = all(sooner < later for sooner, later in itertools.pairwise((*self.drops, self.length)))
+        if not rising:
+            raise ConfigError(
+                f"schedule.drops must rise and end before schedule.{self.unit} ({self.length}), got {list(self.drops)}."
+            )
         return self
 
 
@@ -173,11 +237,6 @@ class TrainConfig(TaskSettings, _Start):
         """The task's own part, an instance of its settings' class."""
         kind = find_task(self.task).load_settings()
         return kind(**{name: getattr(self, name) for name in kind.model_fields})
-
-    @property
-    def total_epochs(self) -> int:
-        """Epochs of the schedule and of the cool-down after it."""
-        return self.schedule.epochs + self.schedule.cooldown_epochs
 
     @property
     def run_folder(self) -> Path:
@@ -269,7 +328,19 @@ def _changed(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[st
     changed = dict(values)
     for key, value in overrides.items():
         _put(changed, key, value)
+        other, nothing = _INSTEAD.get(key, (None, None))
+        if other is not None and other not in overrides and value is not None:
+            _put(changed, other, nothing)
     return changed
+
+
+# Two ways to say one thing: an override of one replaces the other in the recipe.
+_INSTEAD = {
+    "schedule.epochs": ("schedule.updates", None),
+    "schedule.updates": ("schedule.epochs", None),
+    "schedule.warmup_epochs": ("schedule.warmup_updates", 0),
+    "schedule.warmup_updates": ("schedule.warmup_epochs", 0.0),
+}
 
 
 def _put(values: dict[str, Any], key: str, value: Any) -> None:

@@ -60,8 +60,8 @@ def estimate(config: TrainConfig) -> DryRun:
         per_update = _seconds_per_update(engine)
         per_eval_batch = _seconds_per_eval_batch(engine)
     parts, config = engine.parts, engine.config
-    evaluations = -(-config.total_epochs // config.run.eval_every) * (2 if engine.ema is not None else 1)
-    updates = engine.updates_per_epoch * config.total_epochs
+    evaluations = -(-engine.length.epochs // config.run.eval_every) * (2 if engine.ema is not None else 1)
+    updates = engine.length.updates
     eval_batch = parts.val.batch_size * processes.world
     return DryRun(
         model=config.model.name,
@@ -71,7 +71,7 @@ def estimate(config: TrainConfig) -> DryRun:
         knows=parts.task.knows(),
         train_images=len(parts.train.dataset),
         val_images=len(parts.val.dataset),
-        epochs=config.total_epochs,
+        epochs=engine.length.epochs,
         images_per_update=engine.images_per_update,
         updates_per_epoch=engine.updates_per_epoch,
         updates=updates,

@@ -28,7 +28,7 @@ from vision_ssm.tasks.task import Meter
 from vision_ssm.training.assembly import Parts, make_optimizer
 from vision_ssm.training.distributed import Processes
 from vision_ssm.training.randomness import seed_everything
-from vision_ssm.training.schedule import LearningRate
+from vision_ssm.training.schedule import LearningRate, Length
 from vision_ssm.training.state import refuse_changes
 
 __all__ = ["Engine", "Progress", "Update"]
@@ -75,6 +75,7 @@ class Engine:
         self.ema = ModelEmaV3(self.model, decay=ema.decay, use_warmup=ema.warmup) if ema.decay else None
         self.optimizer = make_optimizer(self.config, self.model, processes)
         self.updates_per_epoch = math.ceil(len(parts.train) / self.config.optim.accumulate)
+        self.length = Length.of(self.config, self.updates_per_epoch)
         self.rate = LearningRate(self.optimizer, self.config, self.updates_per_epoch)
         self.scaler = torch.amp.GradScaler(processes.device.type, enabled=self.config.run.amp == "fp16")
         self.parallel = processes.wrap(
@@ -86,10 +87,10 @@ class Engine:
         """Images of a full update, over all processes."""
         return self.config.data.batch_size * self.config.optim.accumulate * self.processes.world
 
-    @property
-    def images_per_epoch(self) -> int:
-        """Images of an epoch, over all processes."""
-        return len(self.parts.train) * self.config.data.batch_size * self.processes.world
+    def images_in(self, updates: int) -> int:
+        """Images of the first so many updates of an epoch, over all processes."""
+        batches = min(updates * self.config.optim.accumulate, len(self.parts.train))
+        return batches * self.config.data.batch_size * self.processes.world
 
     def batches_in(self, step: int) -> int:
         """Batches of an update; the last one of an epoch may have fewer than the others."""

@@ -43,7 +43,8 @@ class RunStarted(Event):
     """Everything is loaded and the first step is next.
 
     ``scores`` are the task's (see `vision_ssm.tasks.scores.Score`), the primary one first; ``knows`` says in words what
-    the model learns to tell; ``resumed_at`` is None or the updates already done.
+    the model learns to tell; ``updates`` are those of the whole run; where the recipe gives them, one epoch may have
+    fewer than the others. ``resumed_at`` is None or the updates already done.
     """
 
     folder: Path
@@ -55,6 +56,7 @@ class RunStarted(Event):
     train_images: int
     val_images: int
     epochs: int
+    updates: int
     updates_per_epoch: int
     images_per_update: int
     learning_rate: float

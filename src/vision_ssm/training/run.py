@@ -104,7 +104,7 @@ class _Run:
         for message in notices:
             self.emit(Notice(message))
         try:
-            while engine.progress.epoch < self.config.total_epochs:
+            while engine.progress.epoch < engine.length.epochs:
                 if not self._train_epoch() or not self._close_epoch():
                     return self._interrupted()
         except TrainingDiverged as error:
@@ -123,19 +123,20 @@ class _Run:
 
     def _is_logged(self, event: Event) -> bool:
         if isinstance(event, StepDone):
-            ends = event.update == 1 or event.step == self.engine.updates_per_epoch
+            ends = event.update == 1 or event.step == self.engine.length.updates_in(event.epoch - 1)
             return ends or event.update % self.config.run.log_every == 0
         return not isinstance(event, EvaluationStep)
 
     def _train_epoch(self) -> bool:
         """Make the epoch's remaining updates. False when a signal came."""
         engine, at = self.engine, self.engine.progress
-        if at.step == engine.updates_per_epoch:  # resumed between the last update and the evaluation
+        updates = engine.length.updates_in(at.epoch)
+        if at.step == updates:  # resumed between the last update and the evaluation
             return True
         engine.model.train()
         batches = engine.batches()
         rate = _Rate(engine.images_per_update)
-        while at.step < engine.updates_per_epoch:
+        while at.step < updates:
             started = time.monotonic()
             done = engine.update(batches, stop=self.stop.signal is not None)
             at.seconds += time.monotonic() - started
@@ -154,7 +155,7 @@ class _Run:
         epoch = at.epoch + 1
         candidates = {"model": engine.model} | ({"ema": engine.ema.module} if engine.ema is not None else {})
         scores: dict[str, dict[str, float]] = {}
-        if epoch % self.config.run.eval_every == 0 or epoch == self.config.total_epochs:
+        if epoch % self.config.run.eval_every == 0 or epoch == engine.length.epochs:
             for name, model in candidates.items():
                 found = self._scores(name, model)
                 if found is None:
@@ -181,13 +182,13 @@ class _Run:
             EpochDone(
                 epoch=epoch,
                 update=at.update,
-                train_loss=at.loss_sum / engine.updates_per_epoch,
+                train_loss=at.loss_sum / at.step,
                 learning_rate=engine.rate.set(at.epoch, at.update - 1),
                 scores=scores.get("model"),
                 ema_scores=scores.get("ema"),
                 is_best=is_best,
                 seconds=at.seconds,
-                images_per_second=engine.images_per_epoch / at.seconds,
+                images_per_second=engine.images_in(at.step) / at.seconds,
             )
         )
         at.epoch, at.step, at.loss_sum, at.seconds = epoch, 0, 0.0, 0.0
@@ -224,7 +225,8 @@ class _Run:
             knows=engine.task.knows(),
             train_images=len(parts.train.dataset),
             val_images=len(parts.val.dataset),
-            epochs=self.config.total_epochs,
+            epochs=engine.length.epochs,
+            updates=engine.length.updates,
             updates_per_epoch=engine.updates_per_epoch,
             images_per_update=engine.images_per_update,
             learning_rate=engine.rate.peak,

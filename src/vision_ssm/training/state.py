@@ -103,14 +103,17 @@ def refuse_changes(state: Mapping[str, Any], config: TrainConfig, data: Mapping[
     """Make sure that continuing ``state`` under ``config`` is the same run.
 
     Settings that leave the trained weights alone may change (paths, logging, workers, device, checkpoint interval);
-    ``schedule.cooldown_epochs`` may, since the cosine before it is the same function; ``schedule.epochs`` may only for
-    the constant schedule, where it is not part of the function.
+    ``schedule.cooldown_epochs`` may, since the schedule before it is the same function; ``schedule.epochs`` may only
+    for constant and step, where the rate does not depend on the length. ``schedule.updates`` may never: the epoch
+    that it cuts would have been whole in the longer run, so only a longer cool-down continues it.
 
     Raises ConfigError naming every setting that differs, with both values.
     """
     changed = differences(type(config), state["config"], config.to_dict())
-    if config.schedule.name == "constant":
-        changed.pop("schedule.epochs", None)
+    if config.schedule.name in ("constant", "step"):
+        old, new = changed.get("schedule.epochs", (None, None))
+        if old is not None and new is not None:  # not from or to a length in updates
+            del changed["schedule.epochs"]
     lines = [f"{key} was {old!r} and is {new!r}" for key, (old, new) in changed.items()]
     lines += [f"the {key} differ" for key, value in data.items() if state["data"].get(key) != value]
     if state["processes"] != processes:
