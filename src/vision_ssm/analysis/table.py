@@ -16,7 +16,10 @@ __all__ = ["ModelRow", "model_table"]
 
 @dataclass(frozen=True)
 class ModelRow:
-    """One model at its own input size. ``macs`` as in `Cost`; accuracies in percent, None where none is published."""
+    """One model at its own input size. ``macs`` as in `Cost`; accuracies in percent, None where none is published.
+
+    ``weights`` is the address of the file that the authors released, and ``licence`` theirs.
+    """
 
     name: str
     height: int
@@ -28,7 +31,7 @@ class ModelRow:
     top5: float | None
     source: str | None
     weights: str | None
-    licence: str
+    licence: str | None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -64,5 +67,5 @@ def _described(row: Variant, recount: bool) -> ModelRow:
         top5=row.top5,
         source=row.source,
         weights=row.weights.address if row.weights else None,
-        licence=row.origin.licence,
+        licence=row.origin.licence if row.weights else None,
     )
