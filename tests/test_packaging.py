@@ -46,7 +46,7 @@ def test_without_a_compiler_the_wheel_is_pure_and_complete(tmp_path):
     sources = {str(path.relative_to(ROOT / "src")) for path in (ROOT / "src").rglob("*.py")}
     recipes = {str(path.relative_to(ROOT / "src")) for path in (ROOT / "src").rglob("*.yaml")}
     assert recipes
-    assert sources | recipes | {"vision_ssm/py.typed", "vision_ssm/analysis/models.json"} <= names
+    assert sources | recipes | {"vision_ssm/py.typed"} <= names
     shipped = {f"vision_ssm/pretrained/{name}" for name in ("vim_nano_cifar10.safetensors", "vim_nano_cifar10.md")}
     assert shipped <= names
     assert any(name.endswith("licenses/LICENSE") for name in names)

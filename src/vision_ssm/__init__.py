@@ -49,7 +49,7 @@ _HOMES = {
     "selective_scan": ("ops", "selective_scan"),
     "train": ("training", "train"),
 }
-_REGISTRATION = "vision_ssm.models"
+_REGISTRATION = "vision_ssm.models.registration"
 
 
 def __getattr__(name: str) -> Any:

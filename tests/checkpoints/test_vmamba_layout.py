@@ -224,3 +224,18 @@ def test_other_objects_are_still_refused(tmp_path, monkeypatch):
     torch.save({"model": {"a": torch.zeros(1)}, "config": Harmless()}, tmp_path / "x.pth")
     with pytest.raises(CheckpointError, match=r"needs more than tensors and plain values: yacs\.other\.Harmless"):
         read_checkpoint(tmp_path / "x.pth")
+
+
+def test_a_part_of_a_whole_published_model():
+    source, target = small(), small()
+    published = to_published(source.state_dict())
+    with torch.no_grad():
+        for parameter in target.parameters():
+            parameter.zero_()
+    whole = {**{f"backbone.{n}": t for n, t in published.items()}, "decode_head.conv_seg.weight": torch.zeros(3)}
+    load_published(target, {"state_dict": {f"module.{n}": t for n, t in whole.items()}}, part="backbone")
+    same(dict(target.state_dict()), dict(source.state_dict()))
+    with pytest.raises(CheckpointError, match=r"no part 'bakbone', only backbone, decode_head\. Did you mean 'b"):
+        load_published(target, whole, part="bakbone")
+    with pytest.raises(CheckpointError, match=r"unexpected: backbone\.classifier"):
+        load_published(target, whole)

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-# Name, and the channels of its maps at strides 4, 8, 16 and 32.
-DENSE = {
-    "vim_tiny_patch16_224_pyramid": [192, 192, 192, 192],
-    "vmamba_tiny_s1l8": [96, 192, 384, 768],
-    "efficientvmamba_tiny": [48, 96, 192, 384],
-}
+import timm
+import torch
+
+from vision_ssm.families import FAMILIES
+
 STRIDES = (4, 8, 16, 32)
+
+
+def channels(name: str) -> list[int]:
+    """Channels of the model's maps, as timm tells them."""
+    with torch.device("meta"):
+        model = timm.create_model(name, features_only=True)
+    assert model.feature_info.reduction() == list(STRIDES)
+    return model.feature_info.channels()
+
+
+# Name, and the channels of its maps at strides 4, 8, 16 and 32.
+DENSE = {family.dense: channels(family.dense) for family in FAMILIES if family.dense}
 
 
 def map_sizes(height: int, width: int) -> list[tuple[int, int]]:

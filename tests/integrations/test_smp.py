@@ -11,17 +11,21 @@ import torch
 from tests.integrations.backbones import DENSE, STRIDES, map_sizes
 from vision_ssm.checkpoints.vim import to_published
 from vision_ssm.errors import ConfigError
-from vision_ssm.models.registry import FAMILIES
+from vision_ssm.families import FAMILIES, named
+from vision_ssm.models import all_variants
 
 smp = pytest.importorskip("segmentation_models_pytorch", reason="segmentation-models-pytorch is not installed")
 
 PYRAMID = "tu-vim_tiny_patch16_224_pyramid"
 NARROW = {"embed_dim": 16}
+# Families whose table says which maps to give of a column: all have one stride.
+TABLES = [named(family.variants) for family in FAMILIES]
+COLUMNS = {row.name for table in TABLES if hasattr(table, "features") for row in table.VARIANTS}
 
 
 def every_model():
     """All registered names; the larger ones, which only repeat the smaller, are slow to build."""
-    names = timm.list_models(module=list(FAMILIES))
+    names = sorted(all_variants())
     return [pytest.param(n, marks=[pytest.mark.slow] if "_small" in n or "_base" in n else []) for n in names]
 
 
@@ -50,7 +54,7 @@ def test_trains_and_comes_back_the_same(architecture, size, name, tmp_path):
 def test_every_model_but_a_plain_column_is_an_encoder(name):
     """Built without memory, as the encoder itself does first to see the strides."""
     with torch.device("meta"):
-        if name.startswith("vim_") and not name.endswith("_pyramid"):
+        if name in COLUMNS and all_variants()[name].feature_cls != "pyramid":
             with pytest.raises(ValueError, match="downsampling pattern"):
                 smp.encoders.get_encoder(f"tu-{name}", weights=None)
         else:

@@ -6,7 +6,7 @@ import math
 import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import vision_ssm.ops  # noqa: F401 -- defines the scan operator counted here
 from vision_ssm.ops.traversal import unflatten
 
-__all__ = ["LiveBytes", "MacCounter", "Macs", "saved_bytes"]
+__all__ = ["LiveBytes", "MacCounter", "Macs", "inner_path", "saved_bytes"]
 
 SCAN = torch.ops.vision_ssm.selective_scan
 TAP = torch.ops.aten.addcmul
@@ -92,6 +92,19 @@ class MacCounter:
         scans, taps, *both = (by_operator.get(operator, 0) // 2 for operator in (SCAN, TAP, NORM, *BATCH_NORMS))
         norms = sum(both)
         return Macs(sum(by_operator.values()) // 2 - norms, scans, taps, norms)
+
+    def within(self, path: str, module: nn.Module) -> Macs:
+        """Return what :meth:`of` does; a mere container, which is never called itself, has the counts of its parts."""
+        own = self.of(path)
+        if own.total or own.norms:
+            return own
+        parts = [self.within(inner_path(path, name), part) for name, part in module.named_children()]
+        return Macs(*(sum(counts) for counts in zip(*map(astuple, parts), strict=True))) if parts else own
+
+
+def inner_path(path: str, name: str) -> str:
+    """Return the dotted name, from the root, of what is called ``name`` inside the module at ``path``."""
+    return ".".join(filter(None, (path, name)))
 
 
 def _storages(values: Any) -> Iterator[torch.UntypedStorage]:

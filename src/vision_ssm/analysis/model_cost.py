@@ -10,16 +10,13 @@ import copy
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import timm
 import torch
 from torch import Tensor, nn
 
 from vision_ssm.analysis.counting import LiveBytes, MacCounter, saved_bytes
 from vision_ssm.errors import ConfigError, VisionSSMError
-from vision_ssm.layers import VimMixer
-from vision_ssm.layers.efficient_ss2d import AtrousSSM
-from vision_ssm.models.hierarchical import Hierarchical
-from vision_ssm.models.registry import FAMILIES, create_model
+from vision_ssm.families import family_of, named
+from vision_ssm.models.registry import create_model, is_ours
 
 __all__ = ["Cost", "LayerCost", "build_for_size", "cost", "own_size_cost"]
 
@@ -103,7 +100,7 @@ def build_for_size(name: str, size: tuple[int, int] | None) -> nn.Module:
     Raises:
         ConfigError: unknown model, with the nearest name, or a size that it refuses at construction.
     """
-    if timm.list_models(name.partition(".")[0], module=list(FAMILIES)):
+    if is_ours(name):
         return create_model(name, img_size=size)
     with torch.device("meta"):
         bound = hasattr(create_model(name), "set_input_size")
@@ -136,7 +133,7 @@ def _measure(name: str, model: nn.Module, images: Tensor) -> Cost:
         model(images)
     executed = counter.of()
     layers = tuple(
-        LayerCost(path, type(module).__name__, _parameters(module), _inside(path, module, counter))
+        LayerCost(path, type(module).__name__, _parameters(module), counter.within(path, module).total)
         for path, module in model.named_modules()
         if path
     )
@@ -155,34 +152,13 @@ def _measure(name: str, model: nn.Module, images: Tensor) -> Cost:
     )
 
 
-def _inside(path: str, module: nn.Module, counter: MacCounter) -> int:
-    """Multiply-adds inside a module; a mere container, which is never called itself, has those of its parts."""
-    parts = (_inside(f"{path}.{name}", part, counter) for name, part in module.named_children())
-    return counter.of(path).total or sum(parts)
-
-
 def _as_published(model: nn.Module, counter: MacCounter) -> int:
-    """Count as the published figures of the model's family do.
-
-    No Vim paper prints multiply-adds; the 1.5 G of Vim-Ti and the 5.1 G of Vim-S in use come from LocalMamba's tables,
-    whose counter (hunto/LocalMamba, classification/lib/models/local_vim.py, see its issue 36) takes the convolution and
-    the projections of a mixer once, though each direction has its own, and a scan as 5·L·C·N + 2·L·C per direction.
-    The L·D that it adds for each normalisation (0.1 %) is left out here.
-
-    The four-stage families' figures come from fvcore, which counts normalisations too. EfficientVMamba's count each
-    token's projections with its own group's weights only; here it is multiplied by those of all four.
-    """
-    total = counter.of().total + (counter.of().norms if isinstance(model, Hierarchical) else 0)
+    """Count as the published figures of the model's family do; what belongs to no family counts as executed."""
+    total = counter.of().total
     for path, module in model.named_modules():
-        if isinstance(module, VimMixer):
-            mixer, ssm = counter.of(path), counter.of(f"{path}.ssm")
-            states, projections = module.ssm.states, module.ssm.x_proj_weight.shape[0]
-            total -= mixer.taps - mixer.taps // module.conv_weight.shape[0]
-            total -= (ssm.total - ssm.scans) - (ssm.total - ssm.scans) // projections
-            total -= ssm.scans - ssm.scans * (5 * states + 2) // (9 * states + 1)
-        elif isinstance(module, AtrousSSM):
-            ssm = counter.of(path)
-            total -= (ssm.total - ssm.scans) - (ssm.total - ssm.scans) // module.directions
+        family = family_of(module)
+        if family is not None and family.macs:
+            total += named(family.macs)(counter, path, module)
     return total
 
 

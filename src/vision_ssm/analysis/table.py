@@ -1,24 +1,25 @@
 """The table of this library's models: what each costs, and what its authors report.
 
-Counting every model takes longer than reading a list should, and even importing torch does: the table is kept in
-models.json and the tests hold it to a fresh count. `vision-ssm models --recount --json` prints it anew.
+Counting every model takes longer than reading a list should, and even importing torch does: the counts are read from
+the variants' rows, which the tests hold to a fresh count.
 """
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
-__all__ = ["ModelRow", "model_table", "recounted_row"]
+from vision_ssm.models.variant import Variant, all_variants
 
-TABLE = Path(__file__).with_name("models.json")
+__all__ = ["ModelRow", "model_table"]
 
 
 @dataclass(frozen=True)
 class ModelRow:
-    """One model at its own input size. ``macs`` as in `Cost`; accuracies in percent, None where none is published."""
+    """One model at its own input size. ``macs`` as in `Cost`; accuracies in percent, None where none is published.
+
+    ``weights`` is the address of the file that the authors released, and ``licence`` theirs.
+    """
 
     name: str
     height: int
@@ -29,6 +30,8 @@ class ModelRow:
     top1: float | None
     top5: float | None
     source: str | None
+    weights: str | None
+    licence: str | None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -40,33 +43,29 @@ def model_table(containing: str = "", *, recount: bool = False) -> list[ModelRow
 
     Args:
         containing: part of a name.
-        recount: build and count every model again instead of reading the table that comes with the package.
+        recount: build and count every model again instead of reading what its row says.
     """
-    if recount:
-        from vision_ssm.models import list_models
-
-        rows = [recounted_row(name) for name in list_models() if containing in name]
-    else:
-        kept = [ModelRow(**row) for row in json.loads(TABLE.read_text(encoding="utf-8"))]
-        rows = [row for row in kept if containing in row.name]
-    return sorted(rows, key=lambda row: (row.params, row.name))
+    variants = [row for row in all_variants().values() if row.feature_cls is None and containing in row.name]
+    return sorted((_described(row, recount) for row in variants), key=lambda row: (row.params, row.name))
 
 
-def recounted_row(name: str) -> ModelRow:
-    """Build one model without its weights and describe it. Raises ConfigError for an unknown name."""
-    from vision_ssm.analysis.model_cost import own_size_cost
-    from vision_ssm.models import PUBLISHED
+def _described(row: Variant, recount: bool) -> ModelRow:
+    height = width = row.inputs.side
+    params, macs = row.params, row.macs
+    if recount or macs is None:
+        from vision_ssm.analysis.model_cost import own_size_cost
 
-    (height, width), params, macs = own_size_cost(name)
-    published = PUBLISHED.get(name)
+        (height, width), params, macs = own_size_cost(row.name)
     return ModelRow(
-        name,
-        height,
-        width,
-        params,
-        macs,
-        published.multiply_adds if published else None,
-        published.top1 if published else None,
-        published.top5 if published else None,
-        published.accuracy_source if published else None,
+        name=row.name,
+        height=height,
+        width=width,
+        params=params,
+        macs=macs,
+        published_macs=row.published_macs,
+        top1=row.top1,
+        top5=row.top5,
+        source=row.source,
+        weights=row.weights.address if row.weights else None,
+        licence=row.origin.licence if row.weights else None,
     )

@@ -83,13 +83,25 @@ def read_checkpoint(path: str | Path, *, weights: str = "model") -> Checkpoint:
     return Checkpoint(chosen, others)
 
 
-def select_weights(state: Mapping[str, Any], weights: str = "model") -> dict[str, Tensor]:
+def select_weights(state: Mapping[str, Any], weights: str = "model", part: str = "") -> dict[str, Tensor]:
     """Return the weights within a training state, or the dict itself if it holds nothing but tensors.
 
+    Args:
+        state: the checkpoint.
+        weights: 'model' or 'model_ema'.
+        part: dotted name of a module of the published model, such as 'backbone'; '' for the whole.
+
     Raises:
-        CheckpointError: no such entry, or no weights at all.
+        CheckpointError: no such entry or part, or no weights at all.
     """
-    return _split(state, weights, "the checkpoint")[0]
+    found = _split(state, weights, "the checkpoint")[0]
+    if not part:
+        return found
+    inside = {name.removeprefix(f"{part}."): x for name, x in found.items() if name.startswith(f"{part}.")}
+    if not inside:
+        parts = sorted({name.partition(".")[0] for name in found})
+        raise CheckpointError(f"the checkpoint has no part {part!r}, only {', '.join(parts)}.{suggestion(part, parts)}")
+    return inside
 
 
 def _split(state: Mapping[str, Any], weights: str, source: str) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -4,37 +4,47 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Set
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from vision_ssm.checkpoints import efficient_vmamba, vim, vmamba
 from vision_ssm.checkpoints.files import select_weights
 from vision_ssm.errors import CheckpointError, ConfigError
+from vision_ssm.families import family_of, named
 
-__all__ = ["POSITION_RULES", "PublishedModel", "convert", "load_published"]
+__all__ = ["POSITION_RULES", "Layout", "convert", "load_published"]
 
 # How a position table of another grid is fitted: at its true places, or as the published fine-tuning did.
 POSITION_RULES = ("grid", "published")
 
-_LAYOUTS = {"efficient_vmamba": efficient_vmamba, "vim": vim, "vmamba": vmamba}
 _SHOWN = 8
 
 
-@runtime_checkable
-class PublishedModel(Protocol):
-    """What a model offers for its published checkpoints to be loaded.
+class Layout(Protocol):
+    """What the module of a family's published layout offers: pure functions from dict to dict.
 
-    One with a position table ``pos_embed`` also has ``fit_positions(table, rule)``, which resizes a table of another
-    grid to the model's.
+    One that was published in several spellings also has ``canonical(state)``, which brings all of them to one. A model
+    with a position table ``pos_embed`` has ``fit_positions(table, rule)``, which resizes a table of another grid.
     """
 
-    published_layout: str
+    def is_published(self, state: Mapping[str, Tensor]) -> bool:
+        """Tell whether the names are the published layout's."""
+
+    def to_ours(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Map published names and shapes to ours; a dict that is ours already comes back unchanged."""
+
+    def to_published(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Map our names and shapes to the published ones; a dict that is published already comes back unchanged."""
 
 
 def load_published(
-    model: nn.Module, state_dict: Mapping[str, Any], *, weights: str = "model", positions: str = "grid"
+    model: nn.Module,
+    state_dict: Mapping[str, Any],
+    *,
+    weights: str = "model",
+    positions: str = "grid",
+    part: str = "",
 ) -> None:
     """Load a published checkpoint's dict into a model of this library, strictly.
 
@@ -45,12 +55,14 @@ def load_published(
         weights: 'model' or 'model_ema'.
         positions: what to do with a position table of another image size: 'grid' resamples it at its true places,
             'published' as the published fine-tuning did (square grids, first rows taken for the class token).
+        part: of the published model, where that is a whole segmentor or detector: 'backbone' reads what its entries
+            ``backbone.*`` hold and leaves the others.
 
     Raises:
         CheckpointError: no weights in there, or they do not fit; lists missing and unexpected names and shapes.
         ConfigError: the model has no published layout, or an option is unknown.
     """
-    ours = convert(model, select_weights(state_dict, weights), positions=positions)
+    ours = convert(model, select_weights(state_dict, weights, part), positions=positions)
     model.load_state_dict(ours, strict=True)
 
 
@@ -68,13 +80,13 @@ def convert(
     Raises:
         CheckpointError, ConfigError: as :func:`load_published`.
     """
-    if not isinstance(model, PublishedModel):
+    family = family_of(model)
+    if family is None:
         raise ConfigError(f"{type(model).__name__} has no published checkpoints to load")
     if positions not in POSITION_RULES:
         raise ConfigError(f"positions must be one of {', '.join(POSITION_RULES)}, got {positions!r}")
-    layout = _LAYOUTS[model.published_layout]
+    layout: Layout = named(family.layout)
     own = model.state_dict()
-    # A layout that was published in several spellings brings all of them to one.
     fitted = dict(getattr(layout, "canonical", dict)(state))
     table, expected_table = state.get("pos_embed"), own.get("pos_embed")
     if table is not None and expected_table is not None and table.shape != expected_table.shape:
@@ -86,8 +98,7 @@ def convert(
     problems = _differences(expected, fitted, skip.keys())
     if problems:
         raise CheckpointError(f"these weights do not fit {type(model).__name__}: {'; '.join(problems)}")
-    converted: dict[str, Tensor] = layout.to_ours(fitted)
-    return converted
+    return layout.to_ours(fitted)
 
 
 def _fitted_table(

@@ -1,20 +1,25 @@
 """The model families, and one way to build any of them.
 
-Importing this package registers the models with timm; it is light until a model is built.
+The list of families is `vision_ssm.families`. Importing this package is light; the names below load when first used.
 """
 
 from __future__ import annotations
 
-from vision_ssm.models import efficient_vmamba_variants, vim_variants, vmamba_variants
-from vision_ssm.models.published import PUBLISHED, PublishedResult
-from vision_ssm.models.registry import create_model, list_models
+import importlib
+from typing import TYPE_CHECKING, Any
 
-__all__ = [
-    "PUBLISHED",
-    "PublishedResult",
-    "create_model",
-    "efficient_vmamba_variants",
-    "list_models",
-    "vim_variants",
-    "vmamba_variants",
-]
+if TYPE_CHECKING:
+    from vision_ssm.models.registry import create_model as create_model
+    from vision_ssm.models.registry import list_models as list_models
+    from vision_ssm.models.variant import Variant as Variant
+    from vision_ssm.models.variant import all_variants as all_variants
+
+__all__ = ["Variant", "all_variants", "create_model", "list_models"]
+
+_HOMES = {"Variant": "variant", "all_variants": "variant", "create_model": "registry", "list_models": "registry"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -51,8 +51,6 @@ class EfficientVMamba(Hierarchical):
         ConfigError: a value is unknown or out of range.
     """
 
-    published_layout = "efficient_vmamba"
-
     def __init__(  # noqa: PLR0913 -- timm passes every option by name; each is described above
         self,
         *,

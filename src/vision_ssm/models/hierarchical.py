@@ -74,7 +74,7 @@ class Hierarchical(nn.Module):
         ConfigError: a value is unknown or out of range.
     """
 
-    published_layout: str
+    not_in_classifiers = ("stage_norms.",)  # parameters that a published classifier's file cannot hold
     output_fmt = "NHWC"
 
     def __init__(

@@ -8,16 +8,19 @@ import timm
 from torch import nn
 
 from vision_ssm.errors import ConfigError, suggestion
+from vision_ssm.models.variant import all_variants
 
-__all__ = ["FAMILIES", "create_model", "list_models", "require_model"]
-
-# The modules (last part of their names, as timm files them) that register this library's models.
-FAMILIES = ("vim_variants", "vmamba_variants", "efficient_vmamba_variants")
+__all__ = ["create_model", "is_ours", "list_models", "require_model"]
 
 
 def list_models() -> list[str]:
     """Names of this library's models; the ``..._pyramid`` forms for dense tasks are left out."""
-    return [name for name in timm.list_models(module=list(FAMILIES)) if not name.endswith("_pyramid")]
+    return sorted(name for name, row in all_variants().items() if row.feature_cls is None)
+
+
+def is_ours(name: str) -> bool:
+    """Tell whether a model of timm, perhaps named with its tag, is this library's."""
+    return name.partition(".")[0] in all_variants()
 
 
 def require_model(name: str) -> None:

@@ -1,7 +1,7 @@
 """Vim: a plain column of bidirectional state-space blocks over patch tokens.
 
-Source: Vision Mamba, arXiv:2401.09417v3, and the authors' code (hustvl/Vim at dd0358a); docs/deviations.md lists where
-this differs and which oddities are kept because trained weights depend on them.
+Source: Vision Mamba, arXiv:2401.09417v3, and the authors' code (hustvl/Vim at dd0358a); docs/families/vim.md lists
+where this differs and which oddities are kept because trained weights depend on them.
 """
 
 from __future__ import annotations
@@ -86,8 +86,6 @@ class Vim(nn.Module):
     Raises:
         ConfigError: a value is unknown or out of range, or two options contradict each other.
     """
-
-    published_layout = "vim"
 
     def __init__(  # noqa: PLR0913 -- timm passes every option by name; each is described above
         self,

@@ -1,152 +1,145 @@
-"""The table of Vim variants and their registration with timm.
+"""Vim's variants: every number of each, and what was published about it.
 
-Light on purpose: this is imported as soon as timm is, so the model itself is imported when one is built.
+Light on purpose: this is read without torch; the model itself is imported when one is built.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import Any
 
-from timm.models import generate_default_cfgs, register_model
+from vision_ssm.models.variant import SMALL_IMAGES, Origin, Variant, Weights
 
-from vision_ssm.models.building import build, imagenet_cfg, merged_options, small_image_cfg
+__all__ = ["TIMM", "VARIANTS", "features"]
 
-if TYPE_CHECKING:
-    from torch import nn
-
-__all__: list[str] = []  # register_model appends the variants
-
-# Width per size; depth 24, 16 states and everything else are the defaults of Vim (paper, section 3.4).
-WIDTHS = {"tiny": 192, "small": 384, "base": 768}
-
-
-def _cfg(**values: Any) -> dict[str, Any]:
-    return {
-        "fixed_input_size": True,
-        "first_conv": "patch_embed.proj",
-        "classifier": "head",
-        "license": "apache-2.0",
-        "paper_ids": "arXiv:2401.09417",
-        "paper_name": "Vision Mamba: Efficient Visual Representation Learning with Bidirectional State Space Model",
-        "origin_url": "https://github.com/hustvl/Vim",
-        **values,
-    }
-
-
-def _in1k(**values: Any) -> dict[str, Any]:
-    return imagenet_cfg(**_cfg(**values))
-
-
-# The revision is that of the download caches in which vim_t_midclstok_76p1acc.pth is publicly recorded. None could be
-# found for the other files, so they follow the repositories' main branch.
-_TINY = _in1k(
-    hf_hub_id="hustvl/Vim-tiny-midclstok@07c00e0e4ea2973d8e343afdd807128a57bc9fd5",
-    hf_hub_filename="vim_t_midclstok_76p1acc.pth",
+ORIGIN = Origin(
+    paper="arXiv:2401.09417",
+    title="Vision Mamba: Efficient Visual Representation Learning with Bidirectional State Space Model",
+    repository="https://github.com/hustvl/Vim",
+    commit="dd0358a",
+    licence="apache-2.0",
 )
-_TINY_FINE = _in1k(hf_hub_id="hustvl/Vim-tiny-midclstok", hf_hub_filename="vim_t_midclstok_ft_78p3acc.pth")
-_SMALL = _in1k(hf_hub_id="hustvl/Vim-small-midclstok", hf_hub_filename="vim_s_midclstok_80p5acc.pth")
-_SMALL_FINE = _in1k(hf_hub_id="hustvl/Vim-small-midclstok", hf_hub_filename="vim_s_midclstok_ft_81p6acc.pth")
-_BASE = _in1k(hf_hub_id="hustvl/Vim-base-midclstok", hf_hub_filename="vim_b_midclstok_81p9acc.pth")
-_NANO = small_image_cfg(**_cfg(origin_url=None))
+README = "hustvl/Vim README, model weights"
+PAPER = "arXiv:2401.09417v3, table 1"
+LOCAL_MAMBA = "hunto/LocalMamba README"  # no Vim paper prints multiply-adds
 
-default_cfgs = generate_default_cfgs(
-    {
-        "vim_nano.untrained": _NANO,
-        "vim_tiny_patch16_224.hustvl_in1k": _TINY,
-        "vim_tiny_patch16_stride8_224.hustvl_ft_in1k": _TINY_FINE,
-        "vim_small_patch16_224.hustvl_in1k": _SMALL,
-        "vim_small_patch16_stride8_224.hustvl_ft_in1k": _SMALL_FINE,
-        "vim_base_patch16_224.hustvl_in1k": _BASE,
-        "vim_base_patch16_stride8_224.untrained": _in1k(),
-        "vim_tiny_patch16_224_pyramid.hustvl_in1k": _TINY,
-        "vim_small_patch16_224_pyramid.hustvl_in1k": _SMALL,
-        "vim_base_patch16_224_pyramid.hustvl_in1k": _BASE,
-    }
+TIMM = {"first_conv": "patch_embed.proj", "classifier": "head", "fixed_input_size": True}
+
+# stride None: that of the patches. global_pool None: the class token's row, or the mean where there is none.
+# The numbers of the released models are those of the paper's section 3.4.
+
+# fmt: off
+CLASSIFIERS = (
+    Variant(
+        "vim_nano", "untrained", "Vim for small images, patch 4",
+        {
+            "patch_size": 4, "stride": None, "embed_dim": 128, "depth": 8, "d_state": 16,
+            "class_token": "middle", "global_pool": None, "direction": "bidirectional", "halve_output": True,
+            "norm_layer": "rms", "layer_scale": None, "backward_step": "published",
+        },
+        params=1_094_410, macs=80_266_496, origin=ORIGIN, inputs=SMALL_IMAGES,
+    ),
+    Variant(
+        "vim_tiny_patch16_224", "hustvl_in1k", "Vim-Ti",
+        {
+            "patch_size": 16, "stride": None, "embed_dim": 192, "depth": 24, "d_state": 16,
+            "class_token": "middle", "global_pool": None, "direction": "bidirectional", "halve_output": True,
+            "norm_layer": "rms", "layer_scale": None, "backward_step": "published",
+        },
+        params=7_148_008, macs=1_481_534_976, origin=ORIGIN, published_macs=1.5e9, macs_source=LOCAL_MAMBA,
+        top1=76.1, top5=93.0, source=README,
+        # The commit is that of the download caches in which this file is publicly recorded. None could be found for the
+        # other files, so they follow the repositories' main branch.
+        weights=Weights(
+            "vim_t_midclstok_76p1acc.pth",
+            hub="hustvl/Vim-tiny-midclstok@07c00e0e4ea2973d8e343afdd807128a57bc9fd5",
+        ),
+    ),
+    Variant(
+        "vim_tiny_patch16_stride8_224", "hustvl_ft_in1k", "Vim-Ti with overlapping patches, fine-tuned for 30 epochs",
+        {
+            "patch_size": 16, "stride": 8, "embed_dim": 192, "depth": 24, "d_state": 16,
+            "class_token": "middle", "global_pool": None, "direction": "bidirectional", "halve_output": True,
+            "norm_layer": "rms", "layer_scale": None, "backward_step": "published",
+        },
+        params=7_250_344, macs=5_489_831_424, origin=ORIGIN,
+        top1=78.3, top5=94.2, source=README,
+        weights=Weights("vim_t_midclstok_ft_78p3acc.pth", hub="hustvl/Vim-tiny-midclstok"),
+    ),
+    Variant(
+        "vim_small_patch16_224", "hustvl_in1k", "Vim-S",
+        {
+            "patch_size": 16, "stride": None, "embed_dim": 384, "depth": 24, "d_state": 16,
+            "class_token": "middle", "global_pool": None, "direction": "bidirectional", "halve_output": True,
+            "norm_layer": "rms", "layer_scale": None, "backward_step": "published",
+        },
+        params=25_796_584, macs=5_141_732_352, origin=ORIGIN, published_macs=5.1e9, macs_source=LOCAL_MAMBA,
+        # The figure of the released file; the paper prints 80.3.
+        top1=80.5, top5=95.1, source=README,
+        weights=Weights("vim_s_midclstok_80p5acc.pth", hub="hustvl/Vim-small-midclstok"),
+    ),
+    Variant(
+        "vim_small_patch16_stride8_224", "hustvl_ft_in1k", "Vim-S with overlapping patches, fine-tuned for 30 epochs",
+        {
+            "patch_size": 16, "stride": 8, "embed_dim": 384, "depth": 24, "d_state": 16,
+            "class_token": "middle", "global_pool": None, "direction": "bidirectional", "halve_output": True,
+            "norm_layer": "rms", "layer_scale": None, "backward_step": "published",
+        },
+        params=26_001_256, macs=19_052_878_848, origin=ORIGIN,
+        # The figure of the released file; the paper prints 81.4.
+        top1=81.6, top5=95.4, source=README,
+        weights=Weights("vim_s_midclstok_ft_81p6acc.pth", hub="hustvl/Vim-small-midclstok"),
+    ),
+    Variant(
+        "vim_base_patch16_224", "hustvl_in1k", "Vim-B",
+        {
+            "patch_size": 16, "stride": None, "embed_dim": 768, "depth": 24, "d_state": 16,
+            "class_token": "middle", "global_pool": None, "direction": "bidirectional", "halve_output": True,
+            "norm_layer": "rms", "layer_scale": None, "backward_step": "published",
+        },
+        params=97_598_440, macs=18_998_114_304, origin=ORIGIN,
+        top1=81.9, top5=95.8, source=README,
+        weights=Weights("vim_b_midclstok_81p9acc.pth", hub="hustvl/Vim-base-midclstok"),
+    ),
+    Variant(
+        "vim_base_patch16_stride8_224", "untrained", "Vim-B with overlapping patches",
+        {
+            "patch_size": 16, "stride": 8, "embed_dim": 768, "depth": 24, "d_state": 16,
+            "class_token": "middle", "global_pool": None, "direction": "bidirectional", "halve_output": True,
+            "norm_layer": "rms", "layer_scale": None, "backward_step": "published",
+        },
+        params=98_007_784, macs=70_398_621_696, origin=ORIGIN,
+        # No weights were released for this one, only the paper's figure.
+        top1=83.2, source=PAPER,
+    ),
+)
+# fmt: on
+
+
+def pyramid_form(row: Variant) -> Variant:
+    """The same model under a name whose ``features_only`` form has maps at strides 4, 8, 16 and 32.
+
+    Code that takes a model by its name alone (segmentation_models_pytorch's 'tu-...', transformers' TimmBackbone) finds
+    the pyramid so. With features_only=False it is the classifier.
+    """
+    summary = f"{row.summary} whose ``features_only`` form is a 4/8/16/32 pyramid"
+    return replace(row, name=f"{row.name}_pyramid", summary=summary, feature_cls="pyramid")
+
+
+# A pyramid needs patches of 16 pixels that do not overlap.
+VARIANTS = (
+    *CLASSIFIERS,
+    *(pyramid_form(row) for row in CLASSIFIERS if (row.options["patch_size"], row.options["stride"]) == (16, None)),
 )
 
 
-def _create(variant: str, pretrained: bool, given: Mapping[str, Any], **row: Any) -> nn.Module:
-    """Build a variant from its row of the table, overridden by the options given."""
-    from vision_ssm.models.pyramid import FeaturePyramid, quarter_taps
-    from vision_ssm.models.vim import Vim
+def features(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Which maps ``features_only`` gives of a model with these options: timm's ``feature_cfg``."""
+    from vision_ssm.models.pyramid import REDUCTIONS, FeaturePyramid, quarter_taps
 
-    options = merged_options(Vim, variant, row, given)
-    pyramid = options.get("feature_cls") in ("pyramid", FeaturePyramid)
-    if pyramid:
-        options["feature_cls"] = FeaturePyramid
-    steps = options.get("depth", 24) // (2 if options.get("direction") == "layerwise" else 1)
-    return build(
-        Vim,
-        variant,
-        pretrained,
-        options,
-        out_indices=(0, 1, 2, 3) if pyramid else quarter_taps(steps),
-    )
-
-
-@register_model
-def vim_nano(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """Vim for small images: 32 pixels, patch 4, 1.09 M parameters with 10 classes."""
-    return _create("vim_nano", pretrained, kwargs, patch_size=4, embed_dim=128, depth=8)
-
-
-@register_model
-def vim_tiny_patch16_224(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """Vim-Ti: 7.1 M parameters, 76.1 % top-1."""
-    return _create("vim_tiny_patch16_224", pretrained, kwargs, embed_dim=WIDTHS["tiny"])
-
-
-@register_model
-def vim_tiny_patch16_stride8_224(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """Vim-Ti with overlapping patches, fine-tuned for 30 epochs: 78.3 % top-1."""
-    return _create("vim_tiny_patch16_stride8_224", pretrained, kwargs, embed_dim=WIDTHS["tiny"], stride=8)
-
-
-@register_model
-def vim_small_patch16_224(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """Vim-S: 25.8 M parameters, 80.5 % top-1."""
-    return _create("vim_small_patch16_224", pretrained, kwargs, embed_dim=WIDTHS["small"])
-
-
-@register_model
-def vim_small_patch16_stride8_224(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """Vim-S with overlapping patches, fine-tuned for 30 epochs: 81.6 % top-1."""
-    return _create("vim_small_patch16_stride8_224", pretrained, kwargs, embed_dim=WIDTHS["small"], stride=8)
-
-
-@register_model
-def vim_base_patch16_224(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """Vim-B: 97.6 M parameters, 81.9 % top-1."""
-    return _create("vim_base_patch16_224", pretrained, kwargs, embed_dim=WIDTHS["base"])
-
-
-@register_model
-def vim_base_patch16_stride8_224(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """Vim-B with overlapping patches; no weights were released."""
-    return _create("vim_base_patch16_stride8_224", pretrained, kwargs, embed_dim=WIDTHS["base"], stride=8)
-
-
-# Code that takes a model by name only (segmentation_models_pytorch's 'tu-...', transformers' TimmBackbone) and wants
-# strides 4, 8, 16 and 32 finds them here; with features_only=False they are the plain classifiers.
-
-
-@register_model
-def vim_tiny_patch16_224_pyramid(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """Vim-Ti whose ``features_only`` form is a 4/8/16/32 pyramid."""
-    row = {"embed_dim": WIDTHS["tiny"], "feature_cls": "pyramid"}
-    return _create("vim_tiny_patch16_224_pyramid", pretrained, kwargs, **row)
-
-
-@register_model
-def vim_small_patch16_224_pyramid(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """Vim-S whose ``features_only`` form is a 4/8/16/32 pyramid."""
-    row = {"embed_dim": WIDTHS["small"], "feature_cls": "pyramid"}
-    return _create("vim_small_patch16_224_pyramid", pretrained, kwargs, **row)
-
-
-@register_model
-def vim_base_patch16_224_pyramid(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """Vim-B whose ``features_only`` form is a 4/8/16/32 pyramid."""
-    row = {"embed_dim": WIDTHS["base"], "feature_cls": "pyramid"}
-    return _create("vim_base_patch16_224_pyramid", pretrained, kwargs, **row)
+    asked = options.get("feature_cls", "getter")
+    if asked in ("pyramid", FeaturePyramid):
+        return {"feature_cls": FeaturePyramid, "out_indices": tuple(range(len(REDUCTIONS)))}
+    steps = options["depth"] // (2 if options["direction"] == "layerwise" else 1)
+    return {"feature_cls": asked, "out_indices": quarter_taps(steps)}

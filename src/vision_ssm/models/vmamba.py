@@ -1,7 +1,7 @@
 """VMamba: four stages of blocks that scan the map along its rows and columns, both ways.
 
 Source: VMamba, arXiv:2401.10166, and the authors' code (MzeroMiko/VMamba at 2ed52ead,
-classification/models/vmamba.py); docs/deviations.md lists where this differs.
+classification/models/vmamba.py); docs/families/vmamba.md lists where this differs.
 """
 
 from __future__ import annotations
@@ -94,8 +94,6 @@ class VMamba(Hierarchical):
     Raises:
         ConfigError: a value is unknown or out of range, or two options contradict each other.
     """
-
-    published_layout = "vmamba"
 
     def __init__(  # noqa: PLR0913 -- timm passes every option by name; each is described above
         self,

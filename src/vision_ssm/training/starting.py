@@ -8,8 +8,8 @@ from pathlib import Path
 from torch import nn
 
 from vision_ssm.checkpoints import convert, read_checkpoint
-from vision_ssm.checkpoints.loading import PublishedModel
 from vision_ssm.errors import CheckpointError
+from vision_ssm.families import family_of
 
 __all__ = ["load_start"]
 
@@ -30,7 +30,7 @@ def load_start(model: nn.Module, path: str | Path, *, positions: str = "grid") -
     own = model.state_dict()
     head = _classifier_names(model, own)
     try:
-        if isinstance(model, PublishedModel):
+        if family_of(model) is not None:
             weights = convert(model, weights, positions=positions, replaceable=head)
         mismatched = [name for name in head if name not in weights or weights[name].shape != own[name].shape]
         kept = {name: own[name] for name in head} if mismatched else {}

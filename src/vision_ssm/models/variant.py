@@ -1,0 +1,104 @@
+"""What one row of a variants table says: how the model is built, and what its authors published about it.
+
+Light on purpose: neither torch nor timm is imported, so that the tables can be read without them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from vision_ssm.families import FAMILIES, named
+
+__all__ = ["IMAGENET", "SMALL_IMAGES", "Inputs", "Origin", "Variant", "Weights", "all_variants"]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The images and classes a variant is made for."""
+
+    side: int
+    classes: int
+    crop_pct: float
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+# ImageNet-1K: resize to 256, crop 224.
+IMAGENET = Inputs(224, 1000, 0.875, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+SMALL_IMAGES = Inputs(32, 10, 1.0, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a family was published. ``commit`` is that of the code this library was compared with."""
+
+    paper: str
+    title: str
+    repository: str
+    commit: str
+    licence: str
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Where the authors keep a file: on a ``page``, or in a repository of the Hugging Face hub, OWNER/NAME[@COMMIT]."""
+
+    file: str
+    page: str = ""
+    hub: str = ""
+
+    @property
+    def address(self) -> str:
+        """Where a browser finds it."""
+        if not self.hub:
+            return f"{self.page}/{self.file}"
+        repository, _, commit = self.hub.partition("@")
+        return f"https://huggingface.co/{repository}/resolve/{commit or 'main'}/{self.file}"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One registered model.
+
+    Accuracies are those that the authors report for ImageNet-1K validation, in percent, at the variant's own size; they
+    have not been measured with this library. None stands for what nobody published.
+    """
+
+    name: str
+    tag: str  # timm's, of the weights
+    summary: str
+    options: Mapping[str, Any]  # every option of the class that makes another network
+    params: int  # exact; where weights were published, of the published class
+    macs: int | None  # multiply-adds as `cost` counts them; None: counted when asked for
+    origin: Origin
+    published_macs: float | None = None  # the rounded figure in use
+    macs_source: str | None = None
+    top1: float | None = None
+    top5: float | None = None
+    source: str | None = None  # of the accuracies
+    weights: Weights | None = None
+    inputs: Inputs = IMAGENET
+    feature_cls: str | None = None  # timm's, of the ``features_only`` form; such variants are not listed
+
+    @property
+    def description(self) -> str:
+        """The row in words: the docstring of the function that timm calls."""
+        inputs, digits = self.inputs, 1 if self.params >= 2e6 else 2
+        facts = [f"{self.params / 1e6:.{digits}f} M parameters"]
+        if self.published_macs:
+            facts.append(f"{self.published_macs / 1e9:.1f} G multiply-adds ({self.macs_source})")
+        if self.top1:
+            facts.append(f"{self.top1:.1f} % top-1 ({self.source})")
+        origin = f"{self.origin.paper}, {self.origin.repository} at {self.origin.commit}"
+        weights = f"{self.weights.address}, {self.origin.licence}" if self.weights else "the authors released none"
+        return (
+            f"{self.summary}.\n\n{inputs.classes} classes, {inputs.side} x {inputs.side} pixels; {', '.join(facts)}.\n"
+            f"Weights: {weights}.\nSource: {origin}.\n"
+        )
+
+
+def all_variants() -> dict[str, Variant]:
+    """Every registered model of this library by its name."""
+    return {row.name: row for family in FAMILIES for row in named(family.variants).VARIANTS}
