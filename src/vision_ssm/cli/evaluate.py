@@ -11,8 +11,8 @@ from vision_ssm.storage import require_writable
 
 NAME = "evaluate"
 SUMMARY = "Score a weights file on data with known answers."
-EXAMPLES = """The weights say their task; DATA is a folder laid out for it (classification: one folder of images per class,
-with or without train/ and val/ above them), or a name such as digits.
+EXAMPLES = """The weights say their task; DATA is a folder laid out for it (classification: one folder of images per
+class, with or without train/ and val/ above them), or a name such as digits.
 
 examples:
   vision-ssm evaluate runs/demo/best.safetensors digits
