@@ -14,9 +14,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vision_ssm.data.images import decoding, read_image, to_rgb
-from vision_ssm.data.strips import ARRAY_SUFFIX, Strips, open_strips, read_array, rgb_array
-from vision_ssm.errors import ConfigError, DataError, ShapeError
+from vision_ssm.data.images import decoding, read_image, rgb_array, to_rgb
+from vision_ssm.data.strips import Strips, open_strips
+from vision_ssm.errors import ConfigError, DataError, ShapeError, VisionSSMNotice
 from vision_ssm.layers.strips import Patches
 from vision_ssm.tasks.classification.folders import image_files
 from vision_ssm.tasks.classification.transforms import Normalise, Transform, build_eval_transform
@@ -151,13 +151,12 @@ def prepare_images(
 
 
 def _resized(image: ImageLike, transform: Transform, max_pixels: int) -> Tensor:
-    if isinstance(image, (str, Path)) and Path(image).suffix.lower() != ARRAY_SUFFIX:
+    if isinstance(image, (str, Path)):
         picture = read_image(image, max_pixels=max_pixels)
     elif isinstance(image, Image.Image):
         picture = to_rgb(image)
     else:
-        pixels = image if isinstance(image, np.ndarray) else read_array(image, max_pixels=max_pixels)
-        picture = Image.fromarray(np.ascontiguousarray(rgb_array(pixels)))
+        picture = Image.fromarray(np.ascontiguousarray(rgb_array(image)))
     with decoding():  # transforms of large images meet Pillow's own pixel limit
         return transform(picture)
 
@@ -168,7 +167,7 @@ def _at_own_size(image: ImageLike, loaded: Loaded, normalise: Normalise, amp: st
     device = next(model.parameters()).device
     with open_strips(image, max_pixels=max_pixels) as opened:
         if opened.note is not None:
-            warnings.warn(opened.note, stacklevel=2)
+            warnings.warn(opened.note, VisionSSMNotice, stacklevel=2)
         if not isinstance(model, EmbedsStrips):
             return _joined(opened, normalise).to(device)
         strips = (normalise(band)[None].to(device) for band in opened.bands)
