@@ -5,18 +5,31 @@
 #   make types     mypy --strict on src
 #   make sanitize  tests of the native kernel under AddressSanitizer and UndefinedBehaviorSanitizer
 #   make bench     timings into results/
+#   make wheel     a wheel for this machine into dist/     make sdist: the source distribution
+#   make wheels    wheels for other machines than this one, as cibuildwheel makes them (on Linux it needs Docker)
+#   make check-wheel     the wheel of dist/ that fits, tried in an empty environment   (FRESH=1: nothing from .venv)
+#   make check-release   may the tag be released?   (make check-release TAG=v0.1.0)
+#   make test-oldest     the tests with the oldest supported torch, in .venv-oldest;  make test-newest: with the newest
+#   make check-workflows   .github/workflows against the schema of such files
 #   make clean     remove everything that can be rebuilt
 
 PYTHON ?= python3
 VENV   ?= .venv
 ARGS   ?=
+TAG    ?=
+FRESH  ?=
+# Exact versions that the environment is set up with.
+CONSTRAINTS ?= constraints.txt
 
-BIN   := $(VENV)/bin
+PROGRAMS := $(if $(filter Windows_NT,$(OS)),Scripts,bin)
+BIN   := $(VENV)/$(PROGRAMS)
+TOOLS := build/tools/$(PROGRAMS)
 READY := $(VENV)/.ready
 SANITIZED := build/sanitize
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types sanitize bench clean
+.PHONY: help setup demo test test-oldest test-newest lint types sanitize bench \
+  wheel wheels sdist check-wheel check-release check-workflows clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -26,14 +39,14 @@ setup: $(READY)
 # Build isolation is off so that the build tools come from the constraints file too; CMake and Ninja are taken from the
 # package index only where the machine has none.
 # An editable install knows the modules that were there when it was made: a folder that changed makes it anew.
-$(READY): pyproject.toml CMakeLists.txt constraints.txt $(wildcard csrc/*) $(shell find src -type d -not -name __pycache__)
+$(READY): pyproject.toml CMakeLists.txt $(CONSTRAINTS) $(shell find csrc -type f) $(shell find src -type d -not -name __pycache__)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "vision-ssm needs Python 3.11 or newer; make PYTHON=/path/to/python3.11 picks one"; exit 1; }
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt scikit-build-core \
+	test -e $(BIN)/python -o -e $(BIN)/python.exe || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check -q -c $(CONSTRAINTS) scikit-build-core \
 	  $$(command -v cmake > /dev/null || echo cmake) $$(command -v ninja > /dev/null || echo ninja)
 	@echo "installing into $(VENV); the first time this downloads PyTorch"
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt \
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pip install --disable-pip-version-check -q -c $(CONSTRAINTS) \
 	  --no-build-isolation -e '.[demo,large,segmentation,dev]'
 	@$(BIN)/python -c 'import pathlib, sys, vision_ssm as v; \
 	  sys.exit(not any(list(pathlib.Path(p).glob("libvision_ssm_cpu.*")) for p in v.__path__))' \
@@ -50,6 +63,16 @@ demo: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+test-oldest:
+	mkdir -p build
+	$(PYTHON) .ci/oldest.py > build/oldest.txt
+	$(MAKE) test VENV=.venv-oldest CONSTRAINTS=build/oldest.txt
+
+test-newest:
+	mkdir -p build
+	touch build/newest.txt
+	$(MAKE) test VENV=.venv-newest CONSTRAINTS=build/newest.txt
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -73,6 +96,36 @@ sanitize: $(READY)
 bench: $(READY)
 	$(BIN)/python benchmarks/scan.py --output results/scan_cpu.json $(ARGS)
 
+# What is in dist/ belongs to one version: an older wheel there would be tried, and uploaded, as well.
+wheel: $(READY)
+	rm -f dist/*.whl
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pip wheel --disable-pip-version-check -q --no-deps \
+	  --no-build-isolation -w dist .
+
+sdist: build/tools/.build
+	rm -f dist/*.tar.gz
+	$(TOOLS)/pyproject-build --sdist --outdir dist
+
+wheels: build/tools/.cibuildwheel
+	$(TOOLS)/cibuildwheel --output-dir dist $(ARGS)
+
+# From .venv come torch and the other dependencies, by the path of their folder, which leaves the editable install out.
+SITE = $$($(BIN)/python -c 'import pathlib, torch; print(pathlib.Path(torch.__file__).parent.parent)')
+check-wheel: $(if $(FRESH),,$(READY))
+	$(if $(FRESH),$(PYTHON),$(BIN)/python) .ci/check_wheel.py build/check-wheel $(if $(FRESH),,"$(SITE)")
+
+check-release:
+	@$(PYTHON) .ci/check_release.py '$(TAG)'
+
+check-workflows: build/tools/.check-jsonschema
+	$(TOOLS)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+
+# Tools in an environment of their own: the package's dependencies need not agree with theirs.
+build/tools/.%:
+	test -d $(TOOLS) || $(PYTHON) -m venv build/tools
+	$(TOOLS)/python -m pip install --disable-pip-version-check -q $*
+	@touch $@
+
 clean:
-	rm -rf build dist $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf build dist $(VENV) .venv-oldest .venv-newest .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,4 +1,4 @@
-"""The exceptions this library raises on purpose, and the spelling help their messages carry."""
+"""The exceptions this library raises on purpose, its one kind of notice, and the spelling help of their messages."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ __all__ = [
     "ShapeError",
     "TrainingDiverged",
     "VisionSSMError",
+    "VisionSSMNotice",
     "suggestion",
 ]
 
@@ -57,6 +58,10 @@ class TrainingDiverged(VisionSSMError, ArithmeticError):
         self.update = update
         self.learning_rate = learning_rate
         self.files = files
+
+
+class VisionSSMNotice(UserWarning):
+    """What is worth knowing and stops nothing, such as a slower path. The command prints it as a note."""
 
 
 def suggestion(name: str, options: Iterable[str]) -> str:

@@ -6,13 +6,14 @@ import re
 import signal
 import subprocess
 import sys
+import warnings
 
 import pytest
 
 import vision_ssm.cli.main
 from tests.cli.commands import python
 from vision_ssm.cli.main import COMMANDS, build_parser
-from vision_ssm.errors import VisionSSMError
+from vision_ssm.errors import VisionSSMError, VisionSSMNotice
 
 
 @pytest.mark.parametrize("arguments", [["--help"], *([name, "--help"] for name in COMMANDS)], ids=" ".join)
@@ -117,6 +118,23 @@ def test_a_fault_of_the_library_is_not_hidden(run, monkeypatch):
     monkeypatch.setattr(vision_ssm.cli.main.COMMANDS["doctor"], "run", fail)
     with pytest.raises(ZeroDivisionError):
         run("doctor")
+
+
+def test_warnings_of_others_and_filters_of_the_user_stay_what_they_are(run, monkeypatch):
+    def warn(_):
+        warnings.warn("theirs", UserWarning, stacklevel=1)
+        warnings.warn("ours", VisionSSMNotice, stacklevel=1)
+        return 0
+
+    monkeypatch.setattr(vision_ssm.cli.main.COMMANDS["doctor"], "run", warn)
+    with pytest.warns(UserWarning, match="theirs") as told:
+        assert run("doctor").err == "note: ours\n"
+    assert [str(warning.message) for warning in told] == ["theirs"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert run("doctor").err == ""
+    with pytest.warns(VisionSSMNotice, match="again"):  # after the command notices are warnings again
+        warnings.warn("again", VisionSSMNotice, stacklevel=1)
 
 
 def test_sigint_number():

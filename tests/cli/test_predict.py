@@ -6,11 +6,13 @@ import csv
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 import vision_ssm
+from vision_ssm.data import strips
 
 
 def test_files_and_folders_are_classified(run, trained, images):
@@ -21,6 +23,30 @@ def test_files_and_folders_are_classified(run, trained, images):
     tops = [result["classes"][0]["class"] for result in found["results"]]
     assert tops == ["dark"] + ["light"] * 12
     assert sum(entry["probability"] for entry in found["results"][0]["classes"]) == pytest.approx(1)
+
+
+def test_a_folder_is_searched_for_arrays_too(run, trained, images, tmp_path):
+    for name in ("dark", "light"):
+        np.save(tmp_path / f"{name}.npy", np.asarray(Image.open(images / name / "0.png")))
+    outcome = run("predict", trained / "best.safetensors", tmp_path, "--json")
+    assert outcome.code == 0, outcome.err
+    assert [result["classes"][0]["class"] for result in json.loads(outcome.out)["results"]] == ["dark", "light"]
+
+
+def test_a_notice_is_a_note_and_told_once(run, trained, tmp_path, monkeypatch):
+    monkeypatch.setattr(strips, "missing_packages", lambda: ["tifffile"])
+    for name in ("a.tif", "b.tif"):
+        Image.new("RGB", (40, 33)).save(tmp_path / name, compression="tiff_adobe_deflate")
+    arguments = ["predict", trained / "best.safetensors", tmp_path / "a.tif", tmp_path / "a.tif", tmp_path / "b.tif"]
+    for _ in range(2):  # a second call in the same process tells it again
+        outcome = run(*arguments, "--img-size", "native", "--json")
+        assert outcome.code == 0
+        lines = outcome.err.splitlines()
+        assert len(lines) == 2
+        for line, name in zip(lines, ("a.tif", "b.tif"), strict=True):
+            assert line.startswith("note: '")
+            assert f"{name}' is decoded whole before it is cut into strips; pip install" in line
+        assert len(json.loads(outcome.out)["results"]) == 3
 
 
 def test_table_names_every_image(run, trained, images):

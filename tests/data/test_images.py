@@ -52,6 +52,27 @@ def test_lossless_files_come_back_exactly(folder: Path, suffix: str) -> None:
     assert np.array_equal(np.asarray(image), np.asarray(gradient()))
 
 
+def test_arrays_in_files_are_images(folder: Path) -> None:
+    pixels = np.asarray(gradient())
+    np.save(folder / "colour.npy", pixels)
+    np.save(folder / "grey.NPY", pixels[..., 0])
+    (folder / "grey.NPY.npy").rename(folder / "grey.NPY")
+    assert np.array_equal(np.asarray(read_image(folder / "colour.npy")), pixels)
+    assert np.array_equal(np.asarray(read_image(folder / "grey.NPY")), np.repeat(pixels[..., :1], 3, axis=2))
+    assert check_image(folder / "colour.npy") == check_image(folder / "grey.NPY") == (40, 30)
+    np.save(folder / "rates.npy", np.zeros((4, 4)))
+    os.mkfifo(folder / "pipe.npy")
+    for name, reason in {
+        "rates.npy": r"uint8 of shape \[H, W\] or \[H, W, 3\], got float64 \[4, 4\]",
+        "pipe.npy": "not a regular file",
+    }.items():
+        for reader in (read_image, check_image):
+            with pytest.raises(DataError, match=rf"cannot read image '.*{name}'.*{reason}"):
+                reader(folder / name)
+    with pytest.raises(DataError, match="announces 1,200 pixels, over the limit of 1,199"):
+        check_image(folder / "colour.npy", max_pixels=1199)
+
+
 def test_16_bit_grey_is_scaled_not_clipped(folder: Path) -> None:
     values = np.array([[0, 128, 257, 32768, 65535]], dtype=np.uint16)
     for name in ("a.png", "a.tif"):

@@ -13,7 +13,7 @@ from PIL import Image
 from tests.inference.conftest import COLOURS, PREPROCESSING
 from vision_ssm.data import strips
 from vision_ssm.data.preprocessing import Preprocessing
-from vision_ssm.errors import ConfigError
+from vision_ssm.errors import ConfigError, VisionSSMNotice
 from vision_ssm.inference.features import features
 from vision_ssm.inference.inputs import EmbedsStrips
 from vision_ssm.inference.predict import predict
@@ -85,7 +85,7 @@ def test_each_image_has_its_own_size_and_failures_stop_nobody(loaded: Loaded, tm
     seen = []
     found = predict(
         loaded,
-        [tmp_path, tmp_path / "b.npy"],
+        tmp_path,
         img_size="native",
         on_progress=lambda done, total: seen.append((done, total)),
     )
@@ -125,7 +125,7 @@ def test_arrays_in_files_are_resized_like_any_image(loaded: Loaded, tmp_path: Pa
 def test_a_slower_reading_is_told(loaded: Loaded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(strips, "missing_packages", lambda: ["tifffile"])
     Image.fromarray(picture(40, 33)).save(tmp_path / "a.tif", compression="tiff_adobe_deflate")
-    with pytest.warns(UserWarning, match=r"a\.tif' is decoded whole before it is cut into strips; pip install"):
+    with pytest.warns(VisionSSMNotice, match=r"a\.tif' is decoded whole before it is cut into strips; pip install"):
         predict(loaded, tmp_path / "a.tif", img_size="native")
 
 

@@ -24,7 +24,7 @@ from scan_cases import (
 )
 from torch import Tensor
 
-from vision_ssm.errors import BackendError, ConfigError
+from vision_ssm.errors import BackendError, ConfigError, VisionSSMNotice
 from vision_ssm.ops import Traversal, available_backends, explain, selective_scan
 from vision_ssm.ops import dispatch as backends
 from vision_ssm.ops.native import INSTRUCTION_SETS
@@ -254,7 +254,7 @@ def test_without_the_kernel_the_first_scan_says_so_once(monkeypatch: pytest.Monk
     monkeypatch.setattr(backends._CPU, "missing", missing)
     monkeypatch.setattr(backends._CPU, "why_not", lambda device, dtype: missing)
     case = random_case(4, both_ways(4)).to(torch.float32)
-    with pytest.warns(UserWarning, match="C\\+\\+ scan kernel is not available .*pure-torch scan"):
+    with pytest.warns(VisionSSMNotice, match="C\\+\\+ scan kernel is not available .*pure-torch scan"):
         first = case.run()
     with pytest.raises(BackendError, match="'cpu' cannot run: it was not built"):
         case.run("cpu")

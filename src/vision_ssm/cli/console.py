@@ -1,4 +1,4 @@
-"""Printing: tables and numbers for people, JSON for programs, complaints on standard error."""
+"""Printing: tables and numbers for people, JSON for programs, complaints and notes on standard error."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ __all__ = [
     "console",
     "duration",
     "memory",
+    "note",
     "percent",
     "print_json",
     "print_table",
@@ -40,6 +41,11 @@ def complain(message: str) -> None:
     out = console(stderr=True)
     out.print("error: ", style="bold red", end="")
     out.print(message, soft_wrap=True)
+
+
+def note(message: str) -> None:
+    """Print on standard error what is worth knowing and stops nothing."""
+    console(stderr=True).print(f"note: {message}", soft_wrap=True)
 
 
 def print_json(value: Any) -> None:

@@ -6,12 +6,15 @@ Exit codes: 0 done; 1 done, but some inputs failed; 2 wrong use, configuration o
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TextIO
 
 from vision_ssm.cli import bench, cost, doctor, evaluate, features, models, predict, train
 from vision_ssm.cli.arguments import Parser
-from vision_ssm.cli.console import complain
-from vision_ssm.errors import VisionSSMError
+from vision_ssm.cli.console import complain, note
+from vision_ssm.errors import VisionSSMError, VisionSSMNotice
 
 __all__ = ["build_parser", "entry_point", "main"]
 
@@ -51,7 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return WRONG_USE
         command = COMMANDS[options.command]
         parsers[options.command].refuse_unknown(command.accept(options, unknown))
-        code: int = command.run(options)
+        with _notices_as_notes():
+            code: int = command.run(options)
         return code
     except VisionSSMError as error:
         complain(str(error))
@@ -62,6 +66,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader (head, less) has left; nothing more to say
         sys.stderr.close()
         return OK
+
+
+@contextmanager
+def _notices_as_notes() -> Iterator[None]:
+    """Within the block each notice of the library is printed once, as a note; warnings of others stay what they are."""
+    told: set[str] = set()
+
+    def show(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        if not issubclass(category, VisionSSMNotice):
+            shown_before(message, category, filename, lineno, file, line)
+        elif str(message) not in told:
+            told.add(str(message))
+            note(str(message))
+
+    with warnings.catch_warnings():
+        # "always": Python leaves out what an earlier call told. Appended: -W and PYTHONWARNINGS come first.
+        warnings.simplefilter("always", VisionSSMNotice, append=True)
+        shown_before, warnings.showwarning = warnings.showwarning, show
+        yield
 
 
 def _version() -> str:

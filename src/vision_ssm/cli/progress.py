@@ -8,7 +8,7 @@ from typing import Self
 
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from vision_ssm.cli.console import amount, console
+from vision_ssm.cli.console import amount, console, note
 from vision_ssm.tasks.scores import Score
 from vision_ssm.training.config import TrainConfig
 from vision_ssm.training.events import (
@@ -71,7 +71,7 @@ class TrainingDisplay:
             case EpochDone():
                 self._epoch(event)
             case Notice():
-                self._console.print(f"note: {event.message}")
+                note(event.message)
             case Interrupted():
                 self._console.print(f"stopped by {event.signal} after {event.update} updates")
 

@@ -1,4 +1,4 @@
-"""Decode image files into 8-bit RGB, or say which file cannot be decoded and why."""
+"""Decode image files, arrays in .npy files included, into 8-bit RGB, or say which cannot be decoded and why."""
 
 from __future__ import annotations
 
@@ -15,13 +15,16 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from vision_ssm.errors import DataError
 
 __all__ = [
+    "ARRAY_SUFFIX",
     "DECODER_ERRORS",
     "IMAGE_SUFFIXES",
     "MAX_PIXELS",
@@ -29,13 +32,17 @@ __all__ = [
     "check_pixels",
     "decoding",
     "open_image",
+    "read_array",
     "read_image",
     "reading",
+    "rgb_array",
     "to_rgb",
 ]
 
 MAX_PIXELS = 2**29
 """Refuse to decode more pixels than this (23,170 x 23,170; 1.6 GB as RGB). 16,384 x 16,384 scans are half of it."""
+
+ARRAY_SUFFIX = ".npy"
 
 IMAGE_SUFFIXES = frozenset(
     f".{suffix}"
@@ -43,7 +50,8 @@ IMAGE_SUFFIXES = frozenset(
         *("jpg", "jpeg", "jpe", "jfif", "png", "apng", "gif", "bmp", "webp", "tif", "tiff"),
         *("ppm", "pgm", "pbm", "pnm", "jp2", "j2k", "avif"),
     )
-)
+) | {ARRAY_SUFFIX}
+"""What a folder is searched for."""
 
 _READ_AT_ONCE = 2**24  # bytes
 
@@ -86,13 +94,16 @@ def read_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Image.Image
     - The EXIF orientation is applied; damaged EXIF data is ignored, as it says nothing about the pixels.
 
     Args:
-        path: an image file (JPEG, PNG, GIF, BMP, WebP, TIFF, PPM family, JPEG 2000, AVIF).
+        path: an image file (JPEG, PNG, GIF, BMP, WebP, TIFF, PPM family, JPEG 2000, AVIF), or a .npy file of a uint8
+            array [H, W] or [H, W, 3].
         max_pixels: refuse files whose header announces more, before decoding anything.
 
     Raises:
         DataError: naming the file and the reason.
     """
     path = Path(path)
+    if path.suffix.lower() == ARRAY_SUFFIX:
+        return Image.fromarray(np.ascontiguousarray(read_array(path, max_pixels=max_pixels)))
     with reading(path, max_pixels), open_image(path, max_pixels) as image:
         with _silent_libtiff(image):
             image.load()
@@ -106,8 +117,37 @@ def check_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> tuple[int,
         DataError: naming the file and the reason. Damage behind the header goes unnoticed.
     """
     path = Path(path)
+    if path.suffix.lower() == ARRAY_SUFFIX:
+        height, width, _ = read_array(path, max_pixels=max_pixels).shape
+        return width, height
     with reading(path, max_pixels), open_image(path, max_pixels) as image:
         return image.size
+
+
+def read_array(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
+    """Map a .npy file of a uint8 array [H, W] or [H, W, 3] into memory, as [H, W, 3]; nothing is loaded yet.
+
+    Raises:
+        DataError: naming the file and the reason.
+    """
+    path = Path(path)
+    with reading(path, max_pixels):
+        _file_size(path)
+        pixels = rgb_array(np.load(path, mmap_mode="r", allow_pickle=False))
+        check_pixels(pixels.shape[1], pixels.shape[0], max_pixels)
+        return pixels
+
+
+def rgb_array(pixels: NDArray[Any]) -> NDArray[np.uint8]:
+    """Return a uint8 array [H, W] or [H, W, 3] as [H, W, 3], without copying.
+
+    Raises:
+        DataError: the array is no such image.
+    """
+    is_image = pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] == 3)
+    if pixels.dtype != np.uint8 or not is_image or pixels.size == 0:
+        raise DataError(f"an array must be uint8 of shape [H, W] or [H, W, 3], got {pixels.dtype} {list(pixels.shape)}")
+    return pixels if pixels.ndim == 3 else np.broadcast_to(pixels[:, :, None], (*pixels.shape, 3))
 
 
 @contextmanager
@@ -199,15 +239,8 @@ def _silent_libtiff(image: Image.Image) -> Iterator[None]:
 
 def open_image(path: Path, max_pixels: int) -> Image.Image:
     """Read the header. Raises any of `DECODER_ERRORS` with the bare reason; the caller adds the file's name."""
-    status = path.stat()
-    if stat.S_ISDIR(status.st_mode):
-        raise DataError("it is a folder")
-    if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
-        raise DataError("it is not a regular file")
-    if status.st_size == 0:
-        raise DataError("the file is empty (0 bytes)")
     # Pillow reads headers in many small steps, which costs more than the decoding of a small image.
-    source = io.BytesIO(path.read_bytes()) if status.st_size <= _READ_AT_ONCE else path
+    source = io.BytesIO(path.read_bytes()) if _file_size(path) <= _READ_AT_ONCE else path
     try:
         image = Image.open(source, formats=_FORMATS)
     except Image.DecompressionBombError as error:  # over twice max_pixels: some decoders allocate while opening
@@ -223,6 +256,17 @@ def open_image(path: Path, max_pixels: int) -> Image.Image:
         image.close()
         raise
     return image
+
+
+def _file_size(path: Path) -> int:
+    status = path.stat()
+    if stat.S_ISDIR(status.st_mode):
+        raise DataError("it is a folder")
+    if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
+        raise DataError("it is not a regular file")
+    if status.st_size == 0:
+        raise DataError("the file is empty (0 bytes)")
+    return status.st_size
 
 
 def check_pixels(width: int, height: int, max_pixels: int) -> None:

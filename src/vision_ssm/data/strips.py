@@ -22,14 +22,22 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from vision_ssm.data.images import MAX_PIXELS, check_pixels, decoding, open_image, read_image, reading, to_rgb
+from vision_ssm.data.images import (
+    ARRAY_SUFFIX,
+    MAX_PIXELS,
+    decoding,
+    open_image,
+    read_array,
+    read_image,
+    reading,
+    rgb_array,
+    to_rgb,
+)
 from vision_ssm.data.strips_raw import raw_bands
 from vision_ssm.data.strips_tiff import is_tiff, missing_packages, tiff_bands
 from vision_ssm.errors import DataError
 
-__all__ = ["ARRAY_SUFFIX", "Strips", "open_strips", "read_array", "rgb_array"]
-
-ARRAY_SUFFIX = ".npy"
+__all__ = ["Strips", "open_strips"]
 
 _STRIP_BYTES = 2**23  # as floating-point numbers four times that: small beside the tokens of a large image
 
@@ -74,30 +82,6 @@ def open_strips(image: str | Path | Image.Image | NDArray[Any], *, max_pixels: i
     else:
         with _file_strips(Path(image), max_pixels) as strips:
             yield strips
-
-
-def rgb_array(pixels: NDArray[Any]) -> NDArray[np.uint8]:
-    """Return a uint8 array [H, W] or [H, W, 3] as [H, W, 3], without copying.
-
-    Raises:
-        DataError: another type or shape.
-    """
-    is_image = pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] == 3)
-    if pixels.dtype != np.uint8 or not is_image or pixels.size == 0:
-        raise DataError(f"an array must be uint8 of shape [H, W] or [H, W, 3], got {pixels.dtype} {list(pixels.shape)}")
-    return pixels if pixels.ndim == 3 else np.broadcast_to(pixels[:, :, None], (*pixels.shape, 3))
-
-
-def read_array(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
-    """Map a .npy file of a uint8 array [H, W] or [H, W, 3] into memory, as [H, W, 3]; nothing is loaded yet.
-
-    Raises:
-        DataError: naming the file and the reason.
-    """
-    with reading(Path(path), max_pixels):
-        pixels = rgb_array(np.load(path, mmap_mode="r", allow_pickle=False))
-        check_pixels(pixels.shape[1], pixels.shape[0], max_pixels)
-        return pixels
 
 
 @contextmanager

@@ -16,11 +16,11 @@ from torch import Tensor
 
 from vision_ssm.data.batches import Batch, Sample, Transform
 from vision_ssm.data.files import image_files
-from vision_ssm.data.images import decoding, read_image, to_rgb
+from vision_ssm.data.images import decoding, read_image, rgb_array, to_rgb
 from vision_ssm.data.normalise import Normalise
-from vision_ssm.data.strips import ARRAY_SUFFIX, Strips, open_strips, read_array, rgb_array
+from vision_ssm.data.strips import Strips, open_strips
 from vision_ssm.device import autocast
-from vision_ssm.errors import ConfigError, DataError, ShapeError
+from vision_ssm.errors import ConfigError, DataError, ShapeError, VisionSSMNotice
 from vision_ssm.layers.strips import Patches
 from vision_ssm.tasks.task import Task
 from vision_ssm.weights.files import Loaded
@@ -165,12 +165,9 @@ def is_native(img_size: ImageSize) -> bool:
 
 def read_picture(image: ImageLike, max_pixels: int) -> Image.Image:
     """Return an image, given as a file or in memory, as an RGB picture. Raises DataError when that is not possible."""
-    if isinstance(image, (str, Path)) and Path(image).suffix.lower() != ARRAY_SUFFIX:
+    if isinstance(image, (str, Path)):
         return read_image(image, max_pixels=max_pixels)
-    if isinstance(image, Image.Image):
-        return to_rgb(image)
-    pixels = image if isinstance(image, np.ndarray) else read_array(image, max_pixels=max_pixels)
-    return Image.fromarray(np.ascontiguousarray(rgb_array(pixels)))
+    return to_rgb(image) if isinstance(image, Image.Image) else Image.fromarray(np.ascontiguousarray(rgb_array(image)))
 
 
 def _resized(image: ImageLike, transform: Transform, max_pixels: int) -> Sample:
@@ -191,7 +188,7 @@ def _at_own_size(image: ImageLike, loaded: Loaded, normalise: Normalise, amp: st
     device = next(model.parameters()).device
     with open_strips(image, max_pixels=max_pixels) as opened:
         if opened.note is not None:
-            warnings.warn(opened.note, stacklevel=2)
+            warnings.warn(opened.note, VisionSSMNotice, stacklevel=2)
         size = (opened.height, opened.width)
         if not isinstance(model, EmbedsStrips):
             return Sample(_joined(opened, normalise), None, size, 0)

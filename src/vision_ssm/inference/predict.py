@@ -86,7 +86,7 @@ class Predictions:
             writer(part)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return ``{"task", "weights", "results": [{"path", ...}], "failures": [{"path", "reason"}]}`` as plain JSON."""
+        """Return ``{"task", "weights", "results": [{"path", ...}], "failures": [{"path", "reason"}]}`` in JSON."""
         results = [{"path": prediction.path, **prediction.result.to_dict()} for prediction in self.results]
         failures = [{"path": failure.path, "reason": failure.reason} for failure in self.failures]
         return {"task": self.task, "weights": self.weights, "results": results, "failures": failures}

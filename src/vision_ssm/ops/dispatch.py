@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vision_ssm.errors import BackendError, ConfigError, suggestion
+from vision_ssm.errors import BackendError, ConfigError, VisionSSMNotice, suggestion
 from vision_ssm.ops.native import DTYPES, are_plain, multiplies_tiles_of_bfloat16
 from vision_ssm.ops.scan.chunked import ChunkedBackend
 from vision_ssm.ops.scan.contract import Backend
@@ -157,5 +157,6 @@ def _warn_once(reason: str) -> None:
         warnings.warn(
             f"The C++ scan kernel is not available ({reason}); using the pure-torch scan, which is slower. "
             "Install a C++ compiler and reinstall vision-ssm; `vision-ssm doctor` shows the state.",
+            VisionSSMNotice,
             stacklevel=2,
         )
