@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from vision_ssm.errors import BackendError, ConfigError, ShapeError, suggestion
+from vision_ssm.ops.add_norm.contract import NORMS
 from vision_ssm.ops.dispatch import AUTO, choose, intercepted
 from vision_ssm.ops.registration import Operator, register
 from vision_ssm.ops.scan.triton import DTYPES, INTERPRET, TritonBackend
 
 __all__ = ["add_norm", "add_norm_applies", "fuses_norms"]
 
-KINDS = ("rms", "layer")
 MOST_CHANNELS = 4096  # a program holds whole rows
 # In smaller streams the time is that of launching: two operations of torch take less of it than one of ours, which pays
 # with passes over memory. An estimate: a million float32 elements are read in 2 to 5 us. benchmarks/gpu.py measures it.
@@ -80,8 +80,8 @@ def add_norm(
     misfit = _misfit(x, added, weight, bias)
     if misfit is not None:
         raise ShapeError(misfit)
-    if kind not in KINDS:
-        raise ConfigError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}.{suggestion(kind, KINDS)}")
+    if kind not in NORMS:
+        raise ConfigError(f"kind must be one of {', '.join(NORMS)}, got {kind!r}.{suggestion(kind, NORMS)}")
     if x.shape[-1] > MOST_CHANNELS:
         raise BackendError(f"add_norm holds up to {MOST_CHANNELS} channels, and these have {x.shape[-1]}")
     stream, normalised = torch.ops.vision_ssm.add_norm(x, added, weight, bias, eps, kind)

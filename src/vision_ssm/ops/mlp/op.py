@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from vision_ssm.errors import BackendError, ConfigError, ShapeError
+from vision_ssm.ops.add_norm.contract import NORMS, NormWeights
 from vision_ssm.ops.dispatch import AUTO, choose, inference_call_applies
 from vision_ssm.ops.native import DTYPES, KernelCall, TensorArgument, are_plain
 from vision_ssm.ops.scan.cpu import CpuBackend
-from vision_ssm.ops.ssm.cpu import NORMS, NormWeights
 
 __all__ = ["MlpWeights", "mlp_applies", "residual_mlp"]
 

@@ -8,10 +8,11 @@ from operator import attrgetter
 import torch
 from torch import Tensor
 
+from vision_ssm.ops.add_norm.contract import NORMS, NormWeights
 from vision_ssm.ops.native import are_plain
 from vision_ssm.ops.scan.cpu import CpuBackend
-from vision_ssm.ops.ssm import cpu as cpu_ssm
-from vision_ssm.ops.ssm.cpu import NORMS, Branch, Chosen, Described, NormWeights
+from vision_ssm.ops.vim_block import cpu as cpu_block
+from vision_ssm.ops.vim_block.cpu import Branch, Chosen, Described
 from vision_ssm.ops.vim_block.op import applicable, leaves_to_tiles, stream_backend
 
 __all__ = ["ResidualColumn"]
@@ -64,7 +65,7 @@ class ResidualColumn:
             if not self._takes(norm, x.shape[2]):
                 return None
             chosen = Chosen(tuple(range(x.shape[1])[row] for row in rows), norm)
-        return cpu_ssm.column(x, self._describe(x, found), backend.isa, chosen=chosen)
+        return cpu_block.column(x, self._describe(x, found), backend.isa, chosen=chosen)
 
     def _look_over(self, x: Tensor) -> tuple[CpuBackend | None, _Found | None]:
         """Return the backend that runs all blocks, if any, and what was found out about them, if it may be kept."""
@@ -90,15 +91,15 @@ class ResidualColumn:
         ]
 
     def _describe(self, x: Tensor, found: _Found | None) -> Described:
-        half = cpu_ssm.multiplies_bfloat16(self._branches[0].weights)
+        half = cpu_block.multiplies_bfloat16(self._branches[0].weights)
         if found is None:
-            return cpu_ssm.describe(x, self._branches, half)
+            return cpu_block.describe(x, self._branches, half)
         key = (x.shape[1], half)
         described = found.described.get(key)
         if described is None:
             if len(found.described) == MOST_DESCRIBED:
                 found.described.clear()
-            described = found.described[key] = cpu_ssm.describe(x, self._branches, half)
+            described = found.described[key] = cpu_block.describe(x, self._branches, half)
         return described
 
     def _takes(self, norm: NormWeights, width: int) -> bool:

@@ -9,12 +9,15 @@ import torch
 from torch import Tensor
 
 from vision_ssm.errors import BackendError, ShapeError
+from vision_ssm.ops.add_norm.contract import NormWeights
+from vision_ssm.ops.conv.cpu import MOST_TAPS
 from vision_ssm.ops.dispatch import AUTO, choose, intercepted
 from vision_ssm.ops.native import DTYPES, are_plain, multiplies_tiles_of_bfloat16
 from vision_ssm.ops.scan.cpu import CpuBackend
-from vision_ssm.ops.ssm import cpu as cpu_ssm
-from vision_ssm.ops.ssm.cpu import BRANCH_WEIGHTS, MOST_TAPS, Branch, BranchWeights, NormWeights, SsmWeights
+from vision_ssm.ops.ssm.contract import SsmWeights
+from vision_ssm.ops.vim_block import cpu as cpu_block
 from vision_ssm.ops.vim_block import cpu_training as cpu_branch
+from vision_ssm.ops.vim_block.cpu import BRANCH_WEIGHTS, Branch, BranchWeights
 
 __all__ = [
     "Branch",
@@ -117,8 +120,8 @@ def _run(x: Tensor, branch: Branch, backend: CpuBackend) -> Tensor:
         return x.clone()
     if _wants_gradient(x, branch.weights.in_order()):
         return cpu_branch.train(x, branch, backend)
-    half = cpu_ssm.multiplies_bfloat16(branch.weights)
-    return cpu_ssm.column(x, cpu_ssm.describe(x, [branch], half), backend.isa)
+    half = cpu_block.multiplies_bfloat16(branch.weights)
+    return cpu_block.column(x, cpu_block.describe(x, [branch], half), backend.isa)
 
 
 def _wants_gradient(x: Tensor, tensors: Sequence[Tensor | None]) -> bool:

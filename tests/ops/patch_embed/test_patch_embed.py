@@ -7,10 +7,10 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from scan_cases import FLOORS, needs_kernel, relative_error
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from tests.ops.scan.cases import FLOORS, needs_kernel, relative_error
 from vision_ssm.errors import BackendError, ShapeError
 from vision_ssm.ops import embed_applies, embed_patches
 from vision_ssm.ops.scan.cpu import CpuBackend

@@ -7,7 +7,9 @@ from functools import cache
 
 import pytest
 import torch
-from scan_cases import (
+from torch import Tensor
+
+from tests.ops.scan.cases import (
     FLOORS,
     GPU,
     Case,
@@ -22,8 +24,6 @@ from scan_cases import (
     random_case,
     relative_error,
 )
-from torch import Tensor
-
 from vision_ssm.errors import BackendError, ConfigError
 from vision_ssm.ops import Traversal, available_backends, explain, selective_scan
 from vision_ssm.ops import dispatch as backends

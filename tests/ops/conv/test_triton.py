@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from scan_cases import FLOORS, GPU, device_of, needs_gpu, needs_triton, placed, relative_error, use
-from test_conv import by_torch
 from torch import Tensor, library, nn
 
+from tests.ops.conv.test_conv import by_torch
+from tests.ops.scan.cases import FLOORS, GPU, device_of, needs_gpu, needs_triton, placed, relative_error, use
 from vision_ssm.errors import BackendError
 from vision_ssm.ops import causal_conv1d
 from vision_ssm.ops.scan.triton import TritonBackend

@@ -14,7 +14,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from scan_cases import (
+from torch import Tensor, nn
+
+from tests.ops.scan.cases import (
     GPU,
     Case,
     atrous,
@@ -29,8 +31,6 @@ from scan_cases import (
     random_case,
     use,
 )
-from torch import Tensor, nn
-
 from vision_ssm.errors import BackendError
 from vision_ssm.ops import Traversal, explain, selective_scan
 from vision_ssm.ops import dispatch as backends
@@ -282,7 +282,7 @@ def test_the_schedule_follows_the_shape() -> None:
 )
 def test_the_kernels_compile_for_gpus(target: str, dtype: str, tmp_path: Path) -> None:
     """The interpreter takes what the compiler would not: types that change within a loop, for one."""
-    script = Path(__file__).with_name("compile_triton.py")
+    script = Path(__file__).parents[1] / "compile_triton.py"
     environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
     command = [sys.executable, str(script), target, dtype]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)

@@ -7,11 +7,11 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from branch_cases import multiplies_pairs, rounded
-from scan_cases import FLOORS, needs_kernel, relative_error
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from tests.ops.scan.cases import FLOORS, needs_kernel, relative_error
+from tests.ops.vim_block.cases import multiplies_pairs, rounded
 from vision_ssm.errors import BackendError, ConfigError, ShapeError
 from vision_ssm.ops import MlpWeights, NormWeights, mlp_applies, residual_mlp
 from vision_ssm.ops.scan.cpu import CpuBackend
