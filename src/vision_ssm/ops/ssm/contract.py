@@ -10,7 +10,7 @@ __all__ = ["SsmWeights"]
 
 
 class SsmWeights(NamedTuple):
-    """What a selective SSM learns, stacked over its K directions; shapes as in :func:`vision_ssm.ops.one_pass`."""
+    """What a selective SSM learns, stacked over its K directions; shapes as in :func:`vision_ssm.ops.selective_ssm`."""
 
     A_log: Tensor
     D: Tensor

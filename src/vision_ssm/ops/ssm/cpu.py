@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vision_ssm.ops.conv.cpu import MOST_TAPS
+from vision_ssm.ops import native
 from vision_ssm.ops.native import DTYPES, KernelCall, TensorArgument
 from vision_ssm.ops.scan.contract import Cover, cover_of
 from vision_ssm.ops.scan.cpu import Walk, kernel_walks
 from vision_ssm.ops.ssm.contract import SsmWeights
 from vision_ssm.ops.traversal import Traversal
 
-__all__ = ["MOST_TAPS", "forward"]
+__all__ = ["forward"]
 
 
 class _Ssm(ctypes.Structure):
@@ -33,24 +33,12 @@ class _Ssm(ctypes.Structure):
 
 
 def forward(
-    x: Tensor,
-    z: Tensor | None,
-    conv_weight: Tensor | None,
-    conv_bias: Tensor | None,
-    x_proj_weight: Tensor,
-    dt_proj_weight: Tensor,
-    dt_proj_bias: Tensor,
-    A_log: Tensor,
-    D: Tensor,
-    traversals: tuple[Traversal, ...],
-    reverse: Sequence[bool],
-    isa: int,
+    x: Tensor, z: Tensor | None, weights: SsmWeights, traversals: tuple[Traversal, ...], reverse: Sequence[bool]
 ) -> Tensor:
-    """Return [B, L, C] for x [B, L, C]; parameters as in ``ops.ssm.selective_ssm``, all of one dtype."""
-    weights = SsmWeights(A_log, D, x_proj_weight, dt_proj_weight, dt_proj_bias, conv_weight, conv_bias)
+    """Return [B, L, C] for x [B, L, C]; the arguments as in :func:`vision_ssm.ops.selective_ssm`."""
     kept, template = _prepared(weights, traversals, tuple(reverse), x.shape[1])
     ssm = _Ssm.from_buffer_copy(template)
-    ssm.batch, ssm.threads, ssm.isa = x.shape[0], torch.get_num_threads(), isa
+    ssm.batch, ssm.threads, ssm.isa = x.shape[0], torch.get_num_threads(), native.ISA
     y = torch.empty_like(x, memory_format=torch.contiguous_format)
     narrow = y.dtype != torch.float32 and len(traversals) > 1 and ssm.cover == Cover.EACH
     total = torch.empty_like(y, dtype=torch.float32) if narrow else y

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from vision_ssm.ops import native
 from vision_ssm.ops.add_norm.contract import NORMS, NormWeights
 from vision_ssm.ops.native import DTYPES, KernelCall, TensorArgument
 from vision_ssm.ops.scan.contract import CHUNK
@@ -143,9 +144,7 @@ class Chosen(NamedTuple):
     norm: NormWeights
 
 
-def column(
-    stream: Tensor, blocks: Described, isa: int, *, keep: Kept | None = None, chosen: Chosen | None = None
-) -> Tensor:
+def column(stream: Tensor, blocks: Described, *, keep: Kept | None = None, chosen: Chosen | None = None) -> Tensor:
     """Return the stream [B, L, D] after Vim blocks, one after the other; or of it [B, rows, D], what is ``chosen``.
 
     What a backward pass through a single block needs is written into ``keep``, if given.
@@ -155,7 +154,7 @@ def column(
         trained = BranchArgument.from_buffer_copy(blocks.blocks[0])
         leave_in(trained, keep, kept)
         pointers = _pointers([trained])
-    call = _Column(batch=stream.shape[0], count=len(blocks.blocks), threads=torch.get_num_threads(), isa=isa)
+    call = _Column(batch=stream.shape[0], count=len(blocks.blocks), threads=torch.get_num_threads(), isa=native.ISA)
     call.branches = pointers
     kernel = KernelCall(call, kept)
     out = torch.empty_like(stream, memory_format=torch.contiguous_format)
