@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 import torch
-from scan_cases import device_of, needs_triton, use
 from torch import Tensor
+
+from tests.ops.scan.cases import device_of, needs_triton, use
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 SCRIPT = BENCHMARKS / "gpu.py"

@@ -16,10 +16,9 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from vision_ssm.layers import Block, VimMixer, make_norm, try_one_call
-from vision_ssm.ops.native import MISSING, KernelCall
-from vision_ssm.ops.scan.cpu import CpuBackend
+from vision_ssm.ops.native import MISSING, KernelCall, instruction_set
 
-needs_vectors = pytest.mark.skipif(CpuBackend().instruction_set == "portable", reason="portable code is left alone")
+needs_vectors = pytest.mark.skipif(instruction_set() == "portable", reason="portable code is left alone")
 needs_kernel = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
 
 

@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from scan_cases import device_of, needs_triton, relative_error, use
 from torch import Tensor, nn
 
+from tests.ops.scan.cases import device_of, needs_triton, relative_error, use
 from vision_ssm.layers import Block, RMSNorm, VimMixer, add_and_norm, make_norm, norms
 from vision_ssm.layers.efficient_blocks import DualBranchBlock
 from vision_ssm.models import vim

@@ -16,11 +16,10 @@ from vision_ssm.errors import CheckpointError, ConfigError
 from vision_ssm.models import create_model
 from vision_ssm.models.vmamba import VMamba, VMambaBlock
 from vision_ssm.ops import residual_mlp
-from vision_ssm.ops.native import MISSING
-from vision_ssm.ops.scan.cpu import CpuBackend
+from vision_ssm.ops.native import MISSING, instruction_set
 
 needs_kernel = pytest.mark.skipif(
-    CpuBackend().instruction_set in (None, "portable"), reason=MISSING or "portable code leaves the MLP alone"
+    instruction_set() in (None, "portable"), reason=MISSING or "portable code leaves the MLP alone"
 )
 
 SMALL = {"img_size": 32, "embed_dim": 16, "depths": (1, 1, 2, 1), "num_classes": 5}

@@ -11,9 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from vision_ssm.ops import dispatch as backends
-from vision_ssm.ops.native import INSTRUCTION_SETS
-from vision_ssm.ops.scan.cpu import CpuBackend
+from tests.ops.scan.cases import use_instruction_set
+from vision_ssm.ops import native
 
 
 @pytest.fixture(autouse=True)
@@ -29,14 +28,9 @@ def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(owner, name, poisoned(getattr(owner, name)))
 
 
-@pytest.fixture(params=INSTRUCTION_SETS)
+@pytest.fixture(params=native.INSTRUCTION_SETS)
 def instruction_set(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    kernel = CpuBackend(request.param)
-    reason = kernel.why_not(torch.device("cpu"), torch.float32)
-    if reason is not None:
-        pytest.skip(reason)
-    kept = tuple(b for b in backends._BACKENDS if b.name != "cpu")
-    monkeypatch.setattr(backends, "_BACKENDS", (kernel, *kept))
+    use_instruction_set(monkeypatch, request.param)
     yield request.param
 
 

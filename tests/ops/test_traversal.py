@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from scan_cases import atrous, cross
 
+from tests.ops.scan.cases import atrous, cross
 from vision_ssm.errors import ShapeError
 from vision_ssm.ops import Traversal
 from vision_ssm.ops.traversal import check_within, flatten, unflatten

@@ -1,4 +1,4 @@
-"""What this machine offers: versions, devices, the native kernel, and the scan backend each device gets."""
+"""What this machine offers: versions, devices, the native kernel, and the backends of operators on each device."""
 
 from __future__ import annotations
 
@@ -11,9 +11,7 @@ from typing import Any
 
 import torch
 
-from vision_ssm.ops import BackendStatus, explain
-from vision_ssm.ops.native import INSTRUCTION_SETS
-from vision_ssm.ops.scan.cpu import CpuBackend
+from vision_ssm.ops import BackendStatus, explain, native, operators
 
 __all__ = ["DeviceReport", "Environment", "environment"]
 
@@ -22,16 +20,29 @@ PACKAGES = ("vision-ssm", "torch", "torchvision", "timm", "numpy", "pillow", "sa
 
 @dataclass(frozen=True)
 class DeviceReport:
-    """One device and what every scan backend says about it."""
+    """One device and what the backends of every operator say about it."""
 
     device: str
     description: str
-    backends: tuple[BackendStatus, ...]
+    operators: dict[str, tuple[BackendStatus, ...]]
+
+    @property
+    def backends(self) -> tuple[BackendStatus, ...]:
+        """What the scan's backends say."""
+        return self.operators["scan"]
 
     @property
     def chosen(self) -> str | None:
         """Name of the backend that scans run on, None when the one asked for cannot run there."""
-        return next((backend.name for backend in self.backends if backend.chosen), None)
+        return self.chosen_for("scan")
+
+    def chosen_for(self, operator: str) -> str | None:
+        """Return the name of the backend that an operator runs on, None when the one asked for cannot run there."""
+        return next((backend.name for backend in self.operators[operator] if backend.chosen), None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {**asdict(self), "backends": [asdict(b) for b in self.backends], "chosen": self.chosen}
 
 
 @dataclass(frozen=True)
@@ -49,7 +60,7 @@ class Environment:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
-        return {**asdict(self), "devices": [{**asdict(d), "chosen": d.chosen} for d in self.devices]}
+        return {**asdict(self), "devices": [device.to_dict() for device in self.devices]}
 
 
 def environment() -> Environment:
@@ -66,7 +77,10 @@ def environment() -> Environment:
         threads=torch.get_num_threads(),
         kernel=_kernel(),
         variables={name: os.environ[name] for name in ("VISION_SSM_BACKEND", "OMP_NUM_THREADS") if name in os.environ},
-        devices=tuple(DeviceReport(name, text, tuple(explain(name))) for name, text in _devices()),
+        devices=tuple(
+            DeviceReport(name, text, {operator: tuple(explain(operator, name)) for operator in operators()})
+            for name, text in _devices()
+        ),
     )
 
 
@@ -87,12 +101,9 @@ def _processor() -> str:
 
 
 def _kernel() -> dict[str, Any]:
-    kernel = CpuBackend()
-    if kernel.missing is not None:
-        return {"loaded": False, "reason": kernel.missing}
-    here = torch.device("cpu")
-    runnable = [name for name in INSTRUCTION_SETS if CpuBackend(name).why_not(here, torch.float32) is None]
-    return {"loaded": True, "instruction_set": kernel.instruction_set, "runnable": runnable}
+    if native.MISSING is not None:
+        return {"loaded": False, "reason": native.MISSING}
+    return {"loaded": True, "instruction_set": native.instruction_set(), "runnable": native.runnable()}
 
 
 def _devices() -> list[tuple[str, str]]:

@@ -1,14 +1,18 @@
-"""``vision-ssm doctor``: what is installed, which devices there are, and which scan backend each of them gets."""
+"""``vision-ssm doctor``: what is installed, which devices there are, and which backend every operator gets on them."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from vision_ssm.cli.console import console, print_json, print_table
 
+if TYPE_CHECKING:
+    from vision_ssm.ops import BackendStatus
+
 NAME = "doctor"
-SUMMARY = "Show versions, devices, and which scan backend each device gets and why."
+SUMMARY = "Show versions, devices, and which backend every operator gets on each device and why."
 EXAMPLES = """examples:
   vision-ssm doctor
   VISION_SSM_BACKEND=chunked vision-ssm doctor
@@ -60,6 +64,17 @@ def run(options: argparse.Namespace) -> int:
             ("backend", "used", "because"),
             [(b.name, "yes" if b.chosen else "no", b.reason) for b in device.backends],
         )
+        print_table(
+            f"Operators on {device.device}",
+            ("operator", "backend", "because", "not the others"),
+            [(name, *_row(backends)) for name, backends in device.operators.items()],
+        )
         if device.chosen is None:
             console(stderr=True).print(f"{device.device}: no backend can run; see the reasons above.", style="bold red")
     return 0 if complete else 1
+
+
+def _row(backends: Sequence[BackendStatus]) -> tuple[str, str, str]:
+    chosen = next((b for b in backends if b.chosen), None)
+    others = "; ".join(f"{b.name}: {b.reason}" for b in backends if not b.chosen)
+    return ("none", "no backend can run", others) if chosen is None else (chosen.name, chosen.reason, others)

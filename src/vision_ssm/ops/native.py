@@ -19,17 +19,22 @@ __all__ = [
     "INSTRUCTION_SETS",
     "LIBRARY",
     "MISSING",
+    "PLAIN",
     "KernelCall",
     "TensorArgument",
     "are_plain",
     "denormals_flushed",
+    "instruction_set",
     "multiplies_tiles_of_bfloat16",
+    "runnable",
     "task_groups",
+    "why_not",
 ]
 
 ABI_VERSION = 14
 INSTRUCTION_SETS = ("portable", "avx2", "avx512", "avx512bf16")  # by the numbers of csrc/scan.h
 BEST = -1
+ISA = BEST  # the instruction set that kernels use, by number; tests and benchmarks name one
 DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 MISSING_ISA, NO_MEMORY = 1, 2  # what a kernel returns (csrc/scan.h)
 
@@ -71,13 +76,42 @@ def _load() -> tuple[ctypes.CDLL | None, str | None]:
 
 LIBRARY, MISSING = _load()
 
-_PLAIN = frozenset((Tensor, torch.nn.Parameter))  # subclasses need not have memory
+
+def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Tell why the kernels cannot run tensors of ``device`` and ``dtype``; None if they can.
+
+    They need the built library, CPU tensors and float32 or bfloat16.
+    """
+    if LIBRARY is None:
+        return MISSING
+    if device.type != "cpu":
+        return f"the tensors are on {device}, the kernel runs on the CPU"
+    if dtype not in DTYPES:
+        return f"it computes float32 and bfloat16, not {str(dtype).removeprefix('torch.')}"
+    if ISA != BEST and not LIBRARY.vssm_has_isa(ISA):
+        return f"this machine or build lacks {INSTRUCTION_SETS[ISA]}"
+    return None
+
+
+def instruction_set() -> str | None:
+    """Return the name of the instruction set that kernels use, or None without the library."""
+    if LIBRARY is None:
+        return None
+    return INSTRUCTION_SETS[LIBRARY.vssm_best_isa() if ISA == BEST else ISA]
+
+
+def runnable() -> list[str]:
+    """Return the instruction sets that the library has and this machine runs, the best last."""
+    return [] if LIBRARY is None else [name for at, name in enumerate(INSTRUCTION_SETS) if LIBRARY.vssm_has_isa(at)]
+
+
+PLAIN = frozenset((Tensor, torch.nn.Parameter))  # subclasses need not have memory
 _dtype, _is_cpu = attrgetter("dtype"), attrgetter("is_cpu")
 
 
 def are_plain(tensors: Sequence[Tensor | None], dtype: torch.dtype) -> bool:
     """Tell whether all are memory of that dtype that the kernels can read."""
-    return _PLAIN.issuperset(map(type, tensors)) and set(map(_dtype, tensors)) == {dtype} and all(map(_is_cpu, tensors))
+    return PLAIN.issuperset(map(type, tensors)) and set(map(_dtype, tensors)) == {dtype} and all(map(_is_cpu, tensors))
 
 
 def multiplies_tiles_of_bfloat16() -> bool:

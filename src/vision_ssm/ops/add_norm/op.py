@@ -1,4 +1,10 @@
-"""The residual addition and the norm that follows it in one pass over the stream, on the Triton backend."""
+"""The residual addition and the norm that follows it, in one pass over the stream where the Triton backend runs.
+
+    s = x + added        y = (s - mean(s)) / sqrt(var(s) + eps) * weight + bias        kind 'layer'
+                         y = s / sqrt(mean(s^2) + eps) * weight + bias                 kind 'rms'
+
+x, added, s and y [..., C], mean and variance over the last axis, weight and bias [C].
+"""
 
 from __future__ import annotations
 
@@ -9,26 +15,27 @@ import torch
 from torch import Tensor
 
 from vision_ssm.errors import BackendError, ConfigError, ShapeError, suggestion
-from vision_ssm.ops.dispatch import AUTO, choose, intercepted
+from vision_ssm.ops.add_norm import reference
+from vision_ssm.ops.add_norm.contract import NORMS
+from vision_ssm.ops.dispatch import choose, has_kernels, intercepted
+from vision_ssm.ops.gpu import DTYPES, INTERPRET
+from vision_ssm.ops.native import PLAIN
 from vision_ssm.ops.registration import Operator, register
-from vision_ssm.ops.scan.triton import DTYPES, INTERPRET, TritonBackend
 
-__all__ = ["add_norm", "add_norm_applies", "fuses_norms"]
+__all__ = ["add_norm", "applies"]
 
-KINDS = ("rms", "layer")
 MOST_CHANNELS = 4096  # a program holds whole rows
 # In smaller streams the time is that of launching: two operations of torch take less of it than one of ours, which pays
 # with passes over memory. An estimate: a million float32 elements are read in 2 to 5 us. benchmarks/gpu.py measures it.
 LEAST_ELEMENTS = 2**20
 
-_PLAIN = (Tensor, torch.nn.Parameter)
 
+def applies(x: Tensor, added: Tensor | None = None, weight: Tensor | None = None, bias: Tensor | None = None) -> bool:
+    """Tell whether :func:`add_norm` takes fewer passes over memory than the addition and the norm, same result.
 
-def fuses_norms(x: Tensor) -> bool:
-    """Tell whether :func:`add_norm` may run on a stream x, and pays.
-
-    Triton's backend is x's, x is large, and nothing watches or transforms operations. Nor is anything being compiled:
-    inductor makes one kernel of the two operations itself.
+    It does where Triton's backend is x's, x is large, and nothing watches or transforms operations. Nor is anything
+    being compiled: inductor makes one kernel of the two operations itself. Of the other tensors, those that are given
+    must have the shapes that it takes, and float32, bfloat16 or float16 values on x's device.
     """
     if torch.compiler.is_compiling() or type(x) is not Tensor:
         return False
@@ -37,28 +44,20 @@ def fuses_norms(x: Tensor) -> bool:
         return False
     if x.numel() < LEAST_ELEMENTS or x.dtype not in DTYPES or intercepted():
         return False
-    return isinstance(choose(AUTO, x.device, x.dtype), TritonBackend)
-
-
-def add_norm_applies(x: Tensor, added: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
-    """Tell whether :func:`add_norm` can stand in for the addition and the norm: same result, fewer passes over memory.
-
-    It does where :func:`fuses_norms`, the shapes are those it takes, and everything is float32, bfloat16 or float16 on
-    one device.
-    """
-    if not fuses_norms(x) or type(added) not in _PLAIN:
+    if choose("add_norm", x.device, x.dtype).name != "triton":
         return False
-    for other in (added, weight, bias):
-        if other is not None and (other.dtype not in DTYPES or other.device != x.device):
-            return False
-    plain = type(weight) in _PLAIN and (bias is None or type(bias) in _PLAIN)  # subclasses need not have memory
-    return plain and _misfit(x, added, weight, bias) is None and x.shape[-1] <= MOST_CHANNELS
+    others = [t for t in (added, weight, bias) if t is not None]
+    if any(type(t) not in PLAIN or t.dtype not in DTYPES or t.device != x.device for t in others):
+        return False
+    return _misfit(x, added, weight, bias) is None and x.shape[-1] <= MOST_CHANNELS
 
 
 def add_norm(
     x: Tensor, added: Tensor, weight: Tensor, bias: Tensor | None = None, eps: float = 1e-5, kind: str = "rms"
 ) -> tuple[Tensor, Tensor]:
-    """Return (x + added, norm(x + added)), read and written once; gradients may come into either or both.
+    """Return (x + added, norm(x + added)); gradients may come into either or both.
+
+    Read and written once on the Triton backend, for up to 4096 channels; elsewhere torch's own operations.
 
     Args:
         x: stream, [..., C].
@@ -69,29 +68,30 @@ def add_norm(
         kind: 'rms', or 'layer' for the mean taken off before.
 
     Returns:
-        The sum, in the dtype that torch gives it, and the norm in the weight's dtype, both contiguous. Everything is
-        computed in float32. The same call gives the same bits, also in the gradients.
+        The sum, in the dtype that torch gives it, and the norm in the weight's dtype. The kernel computes everything in
+        float32, and the same call gives the same bits, also in the gradients.
 
     Raises:
         ShapeError: the shapes do not fit.
         ConfigError: there is no such kind.
-        BackendError: the backend is not Triton's, or a row is too wide for it.
+        BackendError: the backend asked for cannot run these tensors.
     """
     misfit = _misfit(x, added, weight, bias)
     if misfit is not None:
         raise ShapeError(misfit)
-    if kind not in KINDS:
-        raise ConfigError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}.{suggestion(kind, KINDS)}")
-    if x.shape[-1] > MOST_CHANNELS:
-        raise BackendError(f"add_norm holds up to {MOST_CHANNELS} channels, and these have {x.shape[-1]}")
+    if kind not in NORMS:
+        raise ConfigError(f"kind must be one of {', '.join(NORMS)}, got {kind!r}.{suggestion(kind, NORMS)}")
+    if x.shape[-1] > MOST_CHANNELS or not has_kernels("add_norm", x.device, x.dtype, added.dtype, weight.dtype):
+        return reference.forward(x, added, weight, bias, eps, kind)
     stream, normalised = torch.ops.vision_ssm.add_norm(x, added, weight, bias, eps, kind)
     return stream, normalised
 
 
-def _misfit(x: Tensor, added: Tensor, weight: Tensor, bias: Tensor | None) -> str | None:
+def _misfit(x: Tensor, added: Tensor | None, weight: Tensor | None, bias: Tensor | None) -> str | None:
     """Return what does not fit, or None."""
-    if x.dim() == 0 or added.shape != x.shape:
-        return f"add_norm expects x [..., C] and added of the same shape, got {list(x.shape)} and {list(added.shape)}"
+    if x.dim() == 0 or (added is not None and added.shape != x.shape):
+        other = None if added is None else list(added.shape)
+        return f"add_norm expects x [..., C] and added of the same shape, got {list(x.shape)} and {other}"
     wanted = x.shape[-1:]
     for name, parameter in (("weight", weight), ("bias", bias)):
         if parameter is not None and parameter.shape != wanted:
@@ -103,8 +103,8 @@ def _forward(
     x: Tensor, added: Tensor, weight: Tensor, bias: Tensor | None, eps: float, kind: str
 ) -> tuple[Tensor, Tensor]:
     for dtype in {x.dtype, added.dtype, weight.dtype, weight.dtype if bias is None else bias.dtype}:
-        backend = choose(AUTO, x.device, dtype)
-        if not isinstance(backend, TritonBackend):
+        backend = choose("add_norm", x.device, dtype)
+        if backend.name != "triton":
             raise BackendError(f"vision_ssm::add_norm runs on the 'triton' backend only, not on {backend.name!r}")
     from vision_ssm.ops.add_norm import triton as triton_norm
 

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from vision_ssm.ops.scan.triton import on_device_of, processors
+from vision_ssm.ops.gpu import on_device_of, processors
 
 __all__ = ["add_norm_adjoint", "add_norm_rows", "backward", "forward", "launch_shape"]
 

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from vision_ssm.ops import native
 from vision_ssm.ops.native import KernelCall, TensorArgument, task_groups
 
-__all__ = ["MOST_TAPS", "backward", "forward"]
+__all__ = ["backward", "forward"]
 
-MOST_TAPS = 8
 _TILE = 64
 
 
@@ -27,10 +27,10 @@ class _Conv(ctypes.Structure):
     )
 
 
-def forward(x: Tensor, weight: Tensor, bias: Tensor, reverse: Sequence[bool], activation: bool, isa: int) -> Tensor:
+def forward(x: Tensor, weight: Tensor, bias: Tensor, reverse: Sequence[bool], activation: bool) -> Tensor:
     """Return [B, K, L, C], the directions outermost in memory; weight [K, C, T] and bias [K, C] in float32."""
     y = x.new_empty((len(reverse), *x.shape)).transpose(0, 1)
-    kernel = _describe(x, weight, bias, reverse, activation, isa)
+    kernel = _describe(x, weight, bias, reverse, activation)
     kernel.set(y=y)
     kernel.run("vssm_conv_forward")
     return y
@@ -43,11 +43,10 @@ def backward(
     bias: Tensor,
     reverse: Sequence[bool],
     activation: bool,
-    isa: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of x, weight and bias."""
     directions, channels, taps = weight.shape
-    kernel = _describe(x, weight, bias, reverse, activation, isa)
+    kernel = _describe(x, weight, bias, reverse, activation)
     dx = torch.empty(x.shape, dtype=torch.float32, device="cpu")
     tasks = x.shape[0] * kernel.structure.groups
     parts = torch.empty(tasks, directions, taps + 1, channels, dtype=torch.float32, device="cpu")
@@ -58,9 +57,7 @@ def backward(
     return dx.to(x.dtype), total[:, :taps].transpose(1, 2).contiguous(), total[:, taps].contiguous()
 
 
-def _describe(
-    x: Tensor, weight: Tensor, bias: Tensor, reverse: Sequence[bool], activation: bool, isa: int
-) -> KernelCall:
+def _describe(x: Tensor, weight: Tensor, bias: Tensor, reverse: Sequence[bool], activation: bool) -> KernelCall:
     directions, channels, taps = weight.shape
     batch, tokens, _ = x.shape
     kernel = KernelCall(
@@ -72,7 +69,7 @@ def _describe(
             taps=taps,
             groups=task_groups(batch, -(-tokens // _TILE)),
             threads=torch.get_num_threads(),
-            isa=isa,
+            isa=native.ISA,
             activation=activation,
             reverse=(ctypes.c_int32 * directions)(*reverse),
         )

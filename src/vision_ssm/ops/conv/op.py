@@ -1,21 +1,24 @@
-"""Depthwise causal convolution along the token sequence, in one or both directions, channel-last."""
+"""Depthwise causal convolution along the token sequence, in one or both directions, channel-last.
+
+    y[t] = silu(bias + sum over j of weight[j] x[t - (T - 1) + j])        x = 0 before the first token
+
+x [B, L, C], weight [K, C, T], bias [K, C]; y [B, K, L, C], one result per direction.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import ModuleType
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from vision_ssm.errors import BackendError, ShapeError
-from vision_ssm.ops.conv import cpu as cpu_conv
-from vision_ssm.ops.dispatch import AUTO, choose
-from vision_ssm.ops.native import BEST
+from vision_ssm.ops.conv import reference
+from vision_ssm.ops.conv.contract import MOST_TAPS
+from vision_ssm.ops.dispatch import REFERENCE, choose, has_kernels
 from vision_ssm.ops.registration import Operator, register
-from vision_ssm.ops.scan.cpu import CpuBackend
-from vision_ssm.ops.scan.triton import TritonBackend
 
 __all__ = ["causal_conv1d"]
 
@@ -54,65 +57,36 @@ def causal_conv1d(
         bias = weight.new_zeros(weight.shape[:2])
     if tuple(bias.shape) != tuple(weight.shape[:2]):
         raise ShapeError(f"causal_conv1d expects bias {list(weight.shape[:2])}, got {list(bias.shape)}")
-    if weight.shape[2] <= cpu_conv.MOST_TAPS and _has_kernels(x.device, x.dtype):
+    if weight.shape[2] <= MOST_TAPS and has_kernels("conv", x.device, x.dtype):
         result: Tensor = torch.ops.vision_ssm.causal_conv1d(
             x, weight.to(torch.float32), bias.to(torch.float32), list(reverse), activation
         )
         return result
-    return _shifted_products(x, weight.to(x.dtype), bias.to(x.dtype), reverse, activation)
+    return reference.forward(x, weight.to(x.dtype), bias.to(x.dtype), reverse, activation)
 
 
-def _shifted_products(x: Tensor, weight: Tensor, bias: Tensor, reverse: Sequence[bool], activation: bool) -> Tensor:
-    """The convolution in torch operations: one multiply-add of a shifted view per tap, no transposed copy."""
-    tokens, taps = x.shape[1], weight.shape[2]
-    past = taps - 1
-    padded = F.pad(x, (0, 0, past, past))
-    results = []
-    for k, backwards in enumerate(reverse):
-        y = bias[k]
-        for tap in range(taps):
-            # Tap j reaches `past - j` tokens back; going backwards it reaches as far ahead.
-            first = 2 * past - tap if backwards else tap
-            y = torch.addcmul(y, padded[:, first : first + tokens], weight[k, :, tap])
-        results.append(F.silu(y) if activation else y)
-    # Directions outermost in memory: each is then one contiguous operand of the products that follow.
-    return torch.stack(results).transpose(0, 1)
+def _kernels(x: Tensor) -> ModuleType:
+    """Return the kernels that run x; on the CPU even where the reference is asked for after a graph was compiled."""
+    backend = choose("conv", x.device, x.dtype)
+    if backend.name == REFERENCE:
+        if x.device.type != "cpu":
+            raise BackendError(f"vision_ssm::causal_conv1d has no kernel for {x.device}")
+        from vision_ssm.ops.conv import cpu
 
-
-# Asked for its answer where a call is traced: tracing need not see through the properties of a device.
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _has_kernels(device: torch.device, dtype: torch.dtype) -> bool:
-    return isinstance(choose(AUTO, device, dtype), (CpuBackend, TritonBackend))
-
-
-def _instruction_set(x: Tensor) -> int | None:
-    """Return the C++ kernel's instruction set for x, or None where the Triton kernels take it."""
-    backend = choose(AUTO, x.device, x.dtype)
-    if isinstance(backend, TritonBackend):
-        return None
-    if x.device.type != "cpu":
-        raise BackendError(f"vision_ssm::causal_conv1d has no kernel for {x.device} on the backend {backend.name!r}")
-    return backend.isa if isinstance(backend, CpuBackend) else BEST
+        return cpu
+    return backend.functions
 
 
 def _forward(x: Tensor, weight: Tensor, bias: Tensor, reverse: Sequence[bool], activation: bool) -> Tensor:
-    isa = _instruction_set(x)
-    if isa is not None:
-        return cpu_conv.forward(x, weight, bias, reverse, activation, isa)
-    from vision_ssm.ops.conv import triton as triton_conv
-
-    return triton_conv.forward(x, weight, bias, reverse, activation)
+    y: Tensor = _kernels(x).forward(x, weight, bias, reverse, activation)
+    return y
 
 
 def _backward(
     grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, reverse: Sequence[bool], activation: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    isa = _instruction_set(x)
-    if isa is not None:
-        return cpu_conv.backward(grad, x, weight, bias, reverse, activation, isa)
-    from vision_ssm.ops.conv import triton as triton_conv
-
-    return triton_conv.backward(grad, x, weight, bias, reverse, activation)
+    gradients: tuple[Tensor, Tensor, Tensor] = _kernels(x).backward(grad, x, weight, bias, reverse, activation)
+    return gradients
 
 
 def _forward_fake(x: Tensor, weight: Tensor, bias: Tensor, reverse: Sequence[bool], activation: bool) -> Tensor:

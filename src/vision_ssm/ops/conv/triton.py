@@ -25,7 +25,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from vision_ssm.ops.scan.triton import on_device_of
+from vision_ssm.ops.gpu import on_device_of
 
 __all__ = ["backward", "conv_adjoint", "conv_tiles", "forward"]
 

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from vision_ssm.errors import BackendError, ConfigError, ShapeError
-from vision_ssm.ops.dispatch import AUTO, choose, inference_call_applies
+from vision_ssm.ops import native
+from vision_ssm.ops.add_norm.contract import NORMS, NormWeights
+from vision_ssm.ops.dispatch import choose, native_call_applies
 from vision_ssm.ops.native import DTYPES, KernelCall, TensorArgument, are_plain
-from vision_ssm.ops.scan.cpu import CpuBackend
-from vision_ssm.ops.ssm.cpu import NORMS, NormWeights
 
 __all__ = ["MlpWeights", "mlp_applies", "residual_mlp"]
 
@@ -44,10 +44,10 @@ class _Mlp(ctypes.Structure):
 def mlp_applies(x: Tensor, added: Tensor, weights: MlpWeights) -> bool:
     """Tell whether :func:`residual_mlp` can stand in for the modules: same result, less memory and time.
 
-    It does where :func:`vision_ssm.ops.dispatch.inference_call_applies` and the shapes fit.
+    It does where :func:`vision_ssm.ops.dispatch.native_call_applies` and the shapes fit.
     """
     others = [added, *(w for w in weights.in_order() if w is not None)]
-    fits = weights.norm.kind in NORMS and inference_call_applies(x, others)
+    fits = weights.norm.kind in NORMS and native_call_applies("mlp", x, others)
     return fits and _misfit(x, added, weights) is None
 
 
@@ -84,14 +84,14 @@ def residual_mlp(x: Tensor, added: Tensor, weights: MlpWeights) -> Tensor:
     if not are_plain(tensors, x.dtype):
         found = ", ".join(sorted({f"{type(t).__name__} of {t.dtype} on {t.device}" for t in tensors}))
         raise BackendError(f"an MLP branch in one call takes plain tensors of one dtype on the CPU, got {found}")
-    backend = choose(AUTO, x.device, x.dtype)
-    if not isinstance(backend, CpuBackend):
+    backend = choose("mlp", x.device, x.dtype)
+    if backend.name != "cpu":
         raise BackendError(f"an MLP branch in one call runs on the 'cpu' backend only, not on {backend.name!r}")
     if x.numel() == 0:
         return x + added
     hidden, width = weights.fc1_weight.shape
     dtype = DTYPES[x.dtype]
-    mlp = _Mlp(width=width, hidden=hidden, tokens=x.numel() // width, threads=torch.get_num_threads(), isa=backend.isa)
+    mlp = _Mlp(width=width, hidden=hidden, tokens=x.numel() // width, threads=torch.get_num_threads(), isa=native.ISA)
     mlp.parameter_dtype = mlp.product_dtype = dtype
     mlp.norm, mlp.eps = NORMS.index(weights.norm.kind), weights.norm.eps
     kernel = KernelCall(mlp)

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from vision_ssm.errors import BackendError, ShapeError
-from vision_ssm.ops.dispatch import AUTO, choose, inference_call_applies
+from vision_ssm.ops import native
+from vision_ssm.ops.dispatch import choose, native_call_applies
 from vision_ssm.ops.native import DTYPES, KernelCall, TensorArgument, are_plain
-from vision_ssm.ops.scan.cpu import CpuBackend
 
 __all__ = ["embed_applies", "embed_patches"]
 
@@ -38,10 +38,10 @@ def embed_applies(
 ) -> bool:
     """Tell whether :func:`embed_patches` can stand in for the modules: same result, less memory and time.
 
-    It does where :func:`vision_ssm.ops.dispatch.inference_call_applies` and the shapes fit.
+    It does where :func:`vision_ssm.ops.dispatch.native_call_applies` and the shapes fit.
     """
     others = [t for t in (weight, bias, positions, class_rows) if t is not None]
-    applies = inference_call_applies(images, others)
+    applies = native_call_applies("patch_embed", images, others)
     return applies and _misfit(images, weight, bias, positions, class_rows, places, stride) is None
 
 
@@ -88,8 +88,8 @@ def embed_patches(
     if not readable or not are_plain(tensors, images.dtype) or images.dtype not in DTYPES:
         found = ", ".join(sorted({f"{type(t).__name__} of {t.dtype} on {t.device}" for t in tensors}))
         raise BackendError(f"patches are embedded in one call from plain tensors of one dtype on the CPU, got {found}")
-    backend = choose(AUTO, images.device, images.dtype)
-    if not isinstance(backend, CpuBackend):
+    backend = choose("patch_embed", images.device, images.dtype)
+    if backend.name != "cpu":
         raise BackendError(f"patches are embedded in one call on the 'cpu' backend only, not on {backend.name!r}")
     (batch, channels, height, width), (embed, _, side, _) = images.shape, weight.shape
     rows, columns = _grid(height, width, side, stride)
@@ -102,7 +102,7 @@ def embed_patches(
     call = _Embed(batch=batch, channels=channels, height=height, width=width, side=side, stride=stride)
     call.rows, call.columns, call.embed, call.classes = rows, columns, embed, classes
     call.batch_stride, call.channel_stride, call.row_stride, _ = images.stride()
-    call.threads, call.isa, call.dtype = torch.get_num_threads(), backend.isa, DTYPES[images.dtype]
+    call.threads, call.isa, call.dtype = torch.get_num_threads(), native.ISA, DTYPES[images.dtype]
     kernel = KernelCall(call)
     call.images = images.data_ptr()
     call.weight, call.bias, call.class_rows, call.positions = map(kernel.pointer, (weight, bias, class_rows, positions))

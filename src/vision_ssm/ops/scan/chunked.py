@@ -18,7 +18,7 @@ from torch import Tensor
 from vision_ssm.ops.scan.contract import CHUNK, ScanCall, ScanGradients, chunks_of, saved_states_shape
 from vision_ssm.ops.traversal import Traversal
 
-__all__ = ["ChunkedBackend"]
+__all__ = ["backward", "forward"]
 
 # Bound on the elements of one [images, CHUNK, C, N] temporary: 16 MiB in float32, about one level-3 cache.
 WORKING_SET = 1 << 22
@@ -39,69 +39,61 @@ class _Chunk(NamedTuple):
     h: Tensor  # [b, T, C, N], holds delta*u*B until the recurrence overwrites it with the states
 
 
-class ChunkedBackend:
-    """Plain torch, any device and floating dtype."""
+def forward(call: ScanCall, save_states: bool) -> tuple[Tensor, Tensor]:
+    """Run every direction chunk after chunk, adding each chunk's output at its own tokens."""
+    states = call.A.new_empty(saved_states_shape(call)) if save_states else call.A.new_empty(0)
+    y = torch.zeros_like(call.output(), dtype=call.A.dtype)
+    for k, walk in enumerate(call.traversals):
+        into = y if call.merge else y[:, k]
+        for images in _image_slices(call):
+            h = nothing = call.A.new_zeros(call.u[images].shape[0], call.channels, call.states)
+            for number, steps in enumerate(chunks_of(walk)):
+                if walk.starts_anew(steps.start):
+                    h = nothing
+                if save_states:
+                    states[images, k, number] = h.transpose(1, 2)
+                chunk = _load(call, k, walk, images, steps)
+                h = _recur(chunk, h)
+                into[images].index_add_(1, chunk.writes, _readout(call, k, chunk))
+    if call.z is not None:
+        gate = F.silu(call.z.to(y.dtype))
+        y.mul_(gate if call.merge else gate[:, None])
+    return y.to(call.u.dtype), states
 
-    name = "chunked"
 
-    def why_not(self, device: torch.device, dtype: torch.dtype) -> str | None:
-        """Runs everywhere."""
-        return None
-
-    def forward(self, call: ScanCall, save_states: bool) -> tuple[Tensor, Tensor]:
-        """Run every direction chunk after chunk, adding each chunk's output at its own tokens."""
-        states = call.A.new_empty(saved_states_shape(call)) if save_states else call.A.new_empty(0)
-        y = torch.zeros_like(call.output(), dtype=call.A.dtype)
-        for k, walk in enumerate(call.traversals):
-            into = y if call.merge else y[:, k]
-            for images in _image_slices(call):
-                h = nothing = call.A.new_zeros(call.u[images].shape[0], call.channels, call.states)
-                for number, steps in enumerate(chunks_of(walk)):
-                    if walk.starts_anew(steps.start):
-                        h = nothing
-                    if save_states:
-                        states[images, k, number] = h.transpose(1, 2)
-                    chunk = _load(call, k, walk, images, steps)
-                    h = _recur(chunk, h)
-                    into[images].index_add_(1, chunk.writes, _readout(call, k, chunk))
-        if call.z is not None:
-            gate = F.silu(call.z.to(y.dtype))
-            y.mul_(gate if call.merge else gate[:, None])
-        return y.to(call.u.dtype), states
-
-    def backward(self, call: ScanCall, states: Tensor, grad: Tensor) -> ScanGradients:
-        """Walk the chunks backwards, recomputing each from its boundary state."""
-        dtype = call.A.dtype
-        du, ddelta, dB, dC = (torch.zeros_like(x, dtype=dtype) for x in (call.u, call.delta, call.B, call.C))
-        dA, dD, dbias = torch.zeros_like(call.A), call.A.new_zeros(call.A.shape[:2]), call.A.new_zeros(call.A.shape[:2])
-        dz = None if call.z is None else torch.zeros_like(call.z, dtype=dtype)
-        for k, walk in enumerate(call.traversals):
-            for images in _image_slices(call):
-                carried = nothing = call.A.new_zeros(call.u[images].shape[0], call.channels, call.states)
-                for number, steps in reversed(list(enumerate(chunks_of(walk)))):
-                    chunk = _load(call, k, walk, images, steps)
-                    before = states[images, k, number].transpose(1, 2)
-                    _recur(chunk, before)
-                    out = (grad if call.merge else grad[:, k])[images][:, chunk.writes].to(dtype)
-                    if call.z is not None and dz is not None:
-                        z = call.z[images][:, chunk.writes].to(dtype)
-                        sigmoid = torch.sigmoid(z)
-                        slope = sigmoid * (1 + z * (1 - sigmoid))
-                        dz[images].index_add_(1, chunk.writes, out * _readout(call, k, chunk) * slope)
-                        out = out * z * sigmoid
-                    carried = _adjoint(call, k, chunk, before, out, carried, (du, ddelta, dA, dB, dC, dD, dbias))
-                    if walk.starts_anew(steps.start):
-                        carried = nothing
-        return ScanGradients(
-            du.to(call.u.dtype),
-            ddelta.to(call.delta.dtype),
-            dA,
-            dB.to(call.B.dtype),
-            dC.to(call.C.dtype),
-            dD if call.D is not None else None,
-            dz.to(call.u.dtype) if dz is not None else None,
-            dbias if call.delta_bias is not None else None,
-        )
+def backward(call: ScanCall, states: Tensor, grad: Tensor) -> ScanGradients:
+    """Walk the chunks backwards, recomputing each from its boundary state."""
+    dtype = call.A.dtype
+    du, ddelta, dB, dC = (torch.zeros_like(x, dtype=dtype) for x in (call.u, call.delta, call.B, call.C))
+    dA, dD, dbias = torch.zeros_like(call.A), call.A.new_zeros(call.A.shape[:2]), call.A.new_zeros(call.A.shape[:2])
+    dz = None if call.z is None else torch.zeros_like(call.z, dtype=dtype)
+    for k, walk in enumerate(call.traversals):
+        for images in _image_slices(call):
+            carried = nothing = call.A.new_zeros(call.u[images].shape[0], call.channels, call.states)
+            for number, steps in reversed(list(enumerate(chunks_of(walk)))):
+                chunk = _load(call, k, walk, images, steps)
+                before = states[images, k, number].transpose(1, 2)
+                _recur(chunk, before)
+                out = (grad if call.merge else grad[:, k])[images][:, chunk.writes].to(dtype)
+                if call.z is not None and dz is not None:
+                    z = call.z[images][:, chunk.writes].to(dtype)
+                    sigmoid = torch.sigmoid(z)
+                    slope = sigmoid * (1 + z * (1 - sigmoid))
+                    dz[images].index_add_(1, chunk.writes, out * _readout(call, k, chunk) * slope)
+                    out = out * z * sigmoid
+                carried = _adjoint(call, k, chunk, before, out, carried, (du, ddelta, dA, dB, dC, dD, dbias))
+                if walk.starts_anew(steps.start):
+                    carried = nothing
+    return ScanGradients(
+        du.to(call.u.dtype),
+        ddelta.to(call.delta.dtype),
+        dA,
+        dB.to(call.B.dtype),
+        dC.to(call.C.dtype),
+        dD if call.D is not None else None,
+        dz.to(call.u.dtype) if dz is not None else None,
+        dbias if call.delta_bias is not None else None,
+    )
 
 
 def _image_slices(call: ScanCall) -> Iterator[slice]:

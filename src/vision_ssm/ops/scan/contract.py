@@ -1,11 +1,16 @@
-"""What every scan backend is given and must return: the call, its gradients, and the saved states' layout."""
+"""What every backend of the scan is given and must return: the call, its gradients, and the saved states' layout.
+
+Each has two functions. ``forward(call, save_states)`` returns the output and the states before every chunk of steps, an
+empty tensor unless ``save_states``. ``backward(call, states, grad)`` returns :class:`ScanGradients` for ``grad``, the
+gradient of the output, from the states that ``forward`` saved.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import lru_cache
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,7 +19,6 @@ from vision_ssm.ops.traversal import Traversal, check_within, unflatten
 
 __all__ = [
     "CHUNK",
-    "Backend",
     "Cover",
     "ScanCall",
     "ScanGradients",
@@ -86,21 +90,6 @@ class ScanGradients(NamedTuple):
     D: Tensor | None
     z: Tensor | None
     delta_bias: Tensor | None
-
-
-class Backend(Protocol):
-    """One way to compute the scan and its gradients."""
-
-    name: str
-
-    def why_not(self, device: torch.device, dtype: torch.dtype) -> str | None:
-        """Return why this backend cannot run tensors of ``device`` and ``dtype``, or None if it can."""
-
-    def forward(self, call: ScanCall, save_states: bool) -> tuple[Tensor, Tensor]:
-        """Return the output and the chunk-boundary states (an empty tensor unless ``save_states``)."""
-
-    def backward(self, call: ScanCall, states: Tensor, grad: Tensor) -> ScanGradients:
-        """Return the gradients for ``grad``, the gradient of the output, from the states ``forward`` saved."""
 
 
 def chunk_count(length: int, inner_count: int = 1, reset: bool | int = False) -> int:

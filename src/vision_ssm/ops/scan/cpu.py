@@ -9,20 +9,12 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from vision_ssm.ops.native import (
-    BEST,
-    DTYPES,
-    INSTRUCTION_SETS,
-    LIBRARY,
-    MISSING,
-    KernelCall,
-    TensorArgument,
-    task_groups,
-)
+from vision_ssm.ops import native
+from vision_ssm.ops.native import KernelCall, TensorArgument, task_groups
 from vision_ssm.ops.scan.contract import Cover, ScanCall, ScanGradients, chunk_count, cover_of, saved_states_shape
 from vision_ssm.ops.traversal import WORDS, Traversal, flatten
 
-__all__ = ["CpuBackend", "Walk", "kernel_walks"]
+__all__ = ["Walk", "backward", "forward", "kernel_walks"]
 
 
 class Walk(ctypes.Structure):
@@ -52,99 +44,72 @@ class _Scan(ctypes.Structure):
     )
 
 
-class CpuBackend:
-    """Compiled kernels; the best instruction set of the machine, or the one named."""
-
-    name = "cpu"
-
-    def __init__(self, instruction_set: str | None = None) -> None:
-        self.missing = MISSING
-        self.isa = BEST if instruction_set is None else INSTRUCTION_SETS.index(instruction_set)
-
-    @property
-    def instruction_set(self) -> str | None:
-        """The instruction set that runs here, or None without the library."""
-        if LIBRARY is None:
-            return None
-        return INSTRUCTION_SETS[LIBRARY.vssm_best_isa() if self.isa == BEST else self.isa]
-
-    def why_not(self, device: torch.device, dtype: torch.dtype) -> str | None:
-        """Needs the built library, CPU tensors and float32 or bfloat16."""
-        if LIBRARY is None:
-            return self.missing
-        if device.type != "cpu":
-            return f"the tensors are on {device}, the kernel runs on the CPU"
-        if dtype not in DTYPES:
-            return f"it computes float32 and bfloat16, not {str(dtype).removeprefix('torch.')}"
-        if self.isa != BEST and not LIBRARY.vssm_has_isa(self.isa):
-            return f"this machine or build lacks {INSTRUCTION_SETS[self.isa]}"
-        return None
-
-    def forward(self, call: ScanCall, save_states: bool) -> tuple[Tensor, Tensor]:
-        """Run the forward kernel."""
-        cover = cover_of(call.traversals, call.tokens)
-        y = call.output()
-        states = call.A.new_empty(saved_states_shape(call)) if save_states else call.A.new_empty(0)
-        if cover == Cover.SOME or (cover == Cover.ONCE and not call.merge):
-            y.zero_()
-        total = y
-        if call.merge and y.dtype != torch.float32 and cover != Cover.ONCE:
-            if cover == Cover.SOME:
-                total = torch.zeros_like(y, dtype=torch.float32)
-            elif len(call.traversals) > 1:
-                total = torch.empty_like(y, dtype=torch.float32)
-        kernel = _describe(call, self.isa)
-        kernel.set(y=_directions(y, call), sum=_directions(total, call))
-        kernel.structure.saved = states.data_ptr() if save_states else None
-        kernel.run("vssm_scan_forward")
-        return y, states
-
-    def backward(self, call: ScanCall, states: Tensor, grad: Tensor) -> ScanGradients:
-        """Run the backward kernel and sum its per-task parts, always in the same order."""
-        kernel = _describe(call, self.isa)
-        scan = kernel.structure
-        cover, directions = cover_of(call.traversals, call.tokens), len(call.traversals)
-
-        def fresh(shape: Sequence[int], own: bool, dtype: torch.dtype) -> Tensor:
-            """What the directions share is added to where they overlap; of its own, each fills the visited tokens."""
-            empty = cover == Cover.EACH or (cover == Cover.ONCE and not own)
-            return (torch.empty if empty else torch.zeros)(shape, dtype=dtype, device="cpu")
-
-        def gradient_of(x: Tensor) -> Tensor:
-            own = x.shape[1] > 1
-            summed = not own and directions > 1 and cover != Cover.ONCE
-            return fresh(x.shape, own, torch.float32 if summed else x.dtype)
-
-        du, ddelta = gradient_of(call.u), gradient_of(call.delta)
-        dz = None if call.z is None else gradient_of(call.z[:, None])
-        db, dc = (fresh((scan.groups, *x.shape), x.shape[1] > 1, torch.float32) for x in (call.B, call.C))
-        da = torch.empty(call.batch, directions, call.states, call.channels, dtype=torch.float32, device="cpu")
-        dskip, dbias = torch.zeros(2, call.batch, directions, call.channels, dtype=torch.float32, device="cpu")
-        kernel.set(grad=_directions(grad, call), du=du, ddelta=ddelta, dz=dz)
-        scan.saved, scan.db, scan.dc = states.data_ptr(), db.data_ptr(), dc.data_ptr()
-        scan.db_directions, scan.dc_directions = call.B.shape[1], call.C.shape[1]
-        scan.da, scan.dskip, scan.dbias = da.data_ptr(), dskip.data_ptr(), dbias.data_ptr()
-        kernel.run("vssm_scan_backward")
-        return ScanGradients(
-            du.to(call.u.dtype),
-            ddelta.to(call.delta.dtype),
-            da.sum(0).transpose(1, 2).contiguous(),
-            _over_tasks(db).to(call.B.dtype),
-            _over_tasks(dc).to(call.C.dtype),
-            dskip.sum(0) if call.D is not None else None,
-            None if dz is None else dz[:, 0].to(call.u.dtype),
-            dbias.sum(0) if call.delta_bias is not None else None,
-        )
+def forward(call: ScanCall, save_states: bool) -> tuple[Tensor, Tensor]:
+    """Run the forward kernel."""
+    cover = cover_of(call.traversals, call.tokens)
+    y = call.output()
+    states = call.A.new_empty(saved_states_shape(call)) if save_states else call.A.new_empty(0)
+    if cover == Cover.SOME or (cover == Cover.ONCE and not call.merge):
+        y.zero_()
+    total = y
+    if call.merge and y.dtype != torch.float32 and cover != Cover.ONCE:
+        if cover == Cover.SOME:
+            total = torch.zeros_like(y, dtype=torch.float32)
+        elif len(call.traversals) > 1:
+            total = torch.empty_like(y, dtype=torch.float32)
+    kernel = _describe(call)
+    kernel.set(y=_directions(y, call), sum=_directions(total, call))
+    kernel.structure.saved = states.data_ptr() if save_states else None
+    kernel.run("vssm_scan_forward")
+    return y, states
 
 
-def _describe(call: ScanCall, isa: int) -> KernelCall:
+def backward(call: ScanCall, states: Tensor, grad: Tensor) -> ScanGradients:
+    """Run the backward kernel and sum its per-task parts, always in the same order."""
+    kernel = _describe(call)
+    scan = kernel.structure
+    cover, directions = cover_of(call.traversals, call.tokens), len(call.traversals)
+
+    def fresh(shape: Sequence[int], own: bool, dtype: torch.dtype) -> Tensor:
+        """What the directions share is added to where they overlap; of its own, each fills the visited tokens."""
+        empty = cover == Cover.EACH or (cover == Cover.ONCE and not own)
+        return (torch.empty if empty else torch.zeros)(shape, dtype=dtype, device="cpu")
+
+    def gradient_of(x: Tensor) -> Tensor:
+        own = x.shape[1] > 1
+        summed = not own and directions > 1 and cover != Cover.ONCE
+        return fresh(x.shape, own, torch.float32 if summed else x.dtype)
+
+    du, ddelta = gradient_of(call.u), gradient_of(call.delta)
+    dz = None if call.z is None else gradient_of(call.z[:, None])
+    db, dc = (fresh((scan.groups, *x.shape), x.shape[1] > 1, torch.float32) for x in (call.B, call.C))
+    da = torch.empty(call.batch, directions, call.states, call.channels, dtype=torch.float32, device="cpu")
+    dskip, dbias = torch.zeros(2, call.batch, directions, call.channels, dtype=torch.float32, device="cpu")
+    kernel.set(grad=_directions(grad, call), du=du, ddelta=ddelta, dz=dz)
+    scan.saved, scan.db, scan.dc = states.data_ptr(), db.data_ptr(), dc.data_ptr()
+    scan.db_directions, scan.dc_directions = call.B.shape[1], call.C.shape[1]
+    scan.da, scan.dskip, scan.dbias = da.data_ptr(), dskip.data_ptr(), dbias.data_ptr()
+    kernel.run("vssm_scan_backward")
+    return ScanGradients(
+        du.to(call.u.dtype),
+        ddelta.to(call.delta.dtype),
+        da.sum(0).transpose(1, 2).contiguous(),
+        _over_tasks(db).to(call.B.dtype),
+        _over_tasks(dc).to(call.C.dtype),
+        dskip.sum(0) if call.D is not None else None,
+        None if dz is None else dz[:, 0].to(call.u.dtype),
+        dbias.sum(0) if call.delta_bias is not None else None,
+    )
+
+
+def _describe(call: ScanCall) -> KernelCall:
     """Return the kernel call with everything that forward and backward share."""
     scan = _Scan()
     scan.batch, scan.tokens = call.batch, call.tokens
     scan.directions, scan.channels, scan.states = call.A.shape
     scan.walks, scan.chunks = kernel_walks(call.traversals)
     scan.groups = task_groups(call.batch, -(-call.channels // 16))
-    scan.threads, scan.isa = torch.get_num_threads(), isa
+    scan.threads, scan.isa = torch.get_num_threads(), native.ISA
     scan.softplus, scan.merge = call.delta_softplus, call.merge
     scan.cover = cover_of(call.traversals, call.tokens)
     kernel = KernelCall(scan)

@@ -1,5 +1,10 @@
 """The selective scan: one public function, one registered torch operator with fake and autograd, many backends.
 
+    h[t] = exp(delta[t] A) * h[t-1] + delta[t] B[t] u[t]        y[t] = C[t] . h[t] + D u[t]
+
+along K walks over the tokens: u and delta [B, K or 1, L, C], B and C [B, K or 1, L, N], A [K, C, N], D [K or 1, C];
+y [B, L, C], the sum over the walks, or [B, K, L, C].
+
 Glossary: B batch, K directions (traversals), L tokens in memory order, C channels, N states per channel.
 """
 
@@ -171,7 +176,7 @@ def _forward(*args: Any) -> tuple[Tensor, Tensor]:
     *inputs, save_states, backend = args
     call = _call(*inputs)
     with _exact(call.u.device):
-        y, states = choose(backend, call.u.device, call.u.dtype).forward(call, save_states)
+        y, states = choose("scan", call.u.device, call.u.dtype, backend).functions.forward(call, save_states)
     # Flat: a symbolic number of chunks as an axis would make torch.export rule out sequences of a single chunk.
     return y, states.flatten()
 
@@ -181,7 +186,7 @@ def _backward(grad: Tensor, states: Tensor, *args: Any) -> tuple[Tensor, ...]:
     call = _call(*inputs)
     states = states.view(saved_states_shape(call))
     with _exact(call.u.device):
-        gradients = choose(backend, call.u.device, call.u.dtype).backward(call, states, grad)
+        gradients = choose("scan", call.u.device, call.u.dtype, backend).functions.backward(call, states, grad)
     return tuple(call.A.new_empty(0) if x is None else x for x in gradients)
 
 

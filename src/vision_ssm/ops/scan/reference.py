@@ -17,53 +17,45 @@ from torch import Tensor
 
 from vision_ssm.ops.scan.contract import ScanCall, ScanGradients, chunks_of, saved_states_shape
 
-__all__ = ["ReferenceBackend"]
+__all__ = ["backward", "forward"]
 
 
-class ReferenceBackend:
-    """Sequential torch code on any device; O(L) small operations, float64 throughout when the input is."""
+def forward(call: ScanCall, save_states: bool) -> tuple[Tensor, Tensor]:
+    """Run the recurrence of every direction."""
+    states = call.A.new_zeros(saved_states_shape(call)) if save_states else call.A.new_empty(0)
+    outputs = [_scan(call, direction, states[:, direction] if save_states else None) for direction in _all(call)]
+    y = sum(outputs[1:], outputs[0]) if call.merge else torch.stack(outputs, 1)
+    if call.z is not None:
+        gate = F.silu(call.z.to(y.dtype))
+        y = y * (gate if call.merge else gate[:, None])
+    return y.to(call.u.dtype), states
 
-    name = "reference"
 
-    def why_not(self, device: torch.device, dtype: torch.dtype) -> str | None:
-        """Runs everywhere."""
-        return None
-
-    def forward(self, call: ScanCall, save_states: bool) -> tuple[Tensor, Tensor]:
-        """Run the recurrence of every direction."""
-        states = call.A.new_zeros(saved_states_shape(call)) if save_states else call.A.new_empty(0)
-        outputs = [_scan(call, direction, states[:, direction] if save_states else None) for direction in _all(call)]
-        y = sum(outputs[1:], outputs[0]) if call.merge else torch.stack(outputs, 1)
-        if call.z is not None:
-            gate = F.silu(call.z.to(y.dtype))
-            y = y * (gate if call.merge else gate[:, None])
-        return y.to(call.u.dtype), states
-
-    def backward(self, call: ScanCall, states: Tensor, grad: Tensor) -> ScanGradients:
-        """Run the adjoint recurrence of every direction; the states are recomputed, ``states`` is not needed."""
-        dtype = call.A.dtype
-        grad = grad.to(dtype)
-        du, ddelta, dB, dC = (torch.zeros_like(x, dtype=dtype) for x in (call.u, call.delta, call.B, call.C))
-        dA, dbias, dD = torch.zeros_like(call.A), call.A.new_zeros(call.A.shape[:2]), call.A.new_zeros(call.A.shape[:2])
-        dz = None if call.z is None else torch.zeros_like(call.z, dtype=dtype)
-        for k in _all(call):
-            out = grad if call.merge else grad[:, k]
-            if call.z is not None and dz is not None:
-                z = call.z.to(dtype)
-                sigmoid = torch.sigmoid(z)
-                dz += out * _scan(call, k, None) * (sigmoid * (1 + z * (1 - sigmoid)))
-                out = out * z * sigmoid
-            _adjoint(call, k, out, (du, ddelta, dA, dB, dC, dD, dbias))
-        return ScanGradients(
-            du.to(call.u.dtype),
-            ddelta.to(call.delta.dtype),
-            dA,
-            dB.to(call.B.dtype),
-            dC.to(call.C.dtype),
-            dD if call.D is not None else None,
-            dz.to(call.u.dtype) if dz is not None else None,
-            dbias if call.delta_bias is not None else None,
-        )
+def backward(call: ScanCall, states: Tensor, grad: Tensor) -> ScanGradients:
+    """Run the adjoint recurrence of every direction; the states are recomputed, ``states`` is not needed."""
+    dtype = call.A.dtype
+    grad = grad.to(dtype)
+    du, ddelta, dB, dC = (torch.zeros_like(x, dtype=dtype) for x in (call.u, call.delta, call.B, call.C))
+    dA, dbias, dD = torch.zeros_like(call.A), call.A.new_zeros(call.A.shape[:2]), call.A.new_zeros(call.A.shape[:2])
+    dz = None if call.z is None else torch.zeros_like(call.z, dtype=dtype)
+    for k in _all(call):
+        out = grad if call.merge else grad[:, k]
+        if call.z is not None and dz is not None:
+            z = call.z.to(dtype)
+            sigmoid = torch.sigmoid(z)
+            dz += out * _scan(call, k, None) * (sigmoid * (1 + z * (1 - sigmoid)))
+            out = out * z * sigmoid
+        _adjoint(call, k, out, (du, ddelta, dA, dB, dC, dD, dbias))
+    return ScanGradients(
+        du.to(call.u.dtype),
+        ddelta.to(call.delta.dtype),
+        dA,
+        dB.to(call.B.dtype),
+        dC.to(call.C.dtype),
+        dD if call.D is not None else None,
+        dz.to(call.u.dtype) if dz is not None else None,
+        dbias if call.delta_bias is not None else None,
+    )
 
 
 def _all(call: ScanCall) -> range:

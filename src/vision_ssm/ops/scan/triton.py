@@ -9,96 +9,54 @@ several programs have a share in. Nothing is added atomically: the same call giv
 
 from __future__ import annotations
 
-import importlib.util
-import os
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from types import ModuleType
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from vision_ssm.errors import BackendError
+from vision_ssm.ops.gpu import on_device_of, processors
 from vision_ssm.ops.scan.contract import CHUNK, Cover, ScanCall, ScanGradients, cover_of, saved_states_shape
 from vision_ssm.ops.scan.triton_schedule import Schedule, plan
 
-__all__ = ["TritonBackend", "on_device_of", "processors"]
+__all__ = ["backward", "forward"]
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MOST_STATES = 64
 MOST_TOKENS = 2**31 - CHUNK  # the kernels count steps in 32 bits; offsets in memory have 64
-OLDEST = (8, 0)  # compute capability: bfloat16 in hardware
-INTERPRET = "TRITON_INTERPRET"
-_INTERPRETED_PROCESSORS = 2  # what the interpreter is taken for
+SEGMENT_CHUNKS: int | None = None  # cut every walk into segments of as many chunks instead of choosing by the shape
 
 
-class TritonBackend:
-    """Triton kernels on CUDA and ROCm devices.
+def forward(call: ScanCall, save_states: bool) -> tuple[Tensor, Tensor]:
+    """Run the forward kernel, in one pass or two (see ``triton_schedule.plan``), and sum the directions."""
+    call = _checked(call)
+    states = call.A.new_empty(saved_states_shape(call)) if save_states else call.A.new_empty(0)
+    cover, directions = cover_of(call.traversals, call.tokens), len(call.traversals)
+    y = call.output()
+    if y.numel() == 0:
+        return y, states.zero_()
+    apart = call.merge and directions > 1 and cover != Cover.ONCE
+    parts = call.A.new_empty((directions, *y.shape)).transpose(0, 1) if apart else y.view(call.batch, -1, *y.shape[-2:])
+    if cover == Cover.SOME or (cover == Cover.ONCE and not call.merge):
+        parts.zero_()
+    with on_device_of(call.u):
+        launch = _Launch(call, plan(call, processors(call.u), backward=False, segment_chunks=SEGMENT_CHUNKS))
+        launch.forward(parts, states if save_states else None, gated=not apart)
+        if apart:
+            launch.sum_directions(parts, y)
+    return y, states
 
-    Args:
-        interpret: take CPU tensors and run the kernels in Triton's interpreter, to test them without a GPU. The
-            environment variable TRITON_INTERPRET=1 must have been set before triton was first imported.
-        segment_chunks: cut every walk into segments of as many chunks instead of choosing by the shape.
-    """
 
-    name = "triton"
-
-    def __init__(self, *, interpret: bool = False, segment_chunks: int | None = None) -> None:
-        self._interpret = interpret
-        self._segment_chunks = segment_chunks
-
-    def why_not(self, device: torch.device, dtype: torch.dtype) -> str | None:
-        """Needs triton, a GPU of compute capability 8.0 or newer, and float32, bfloat16 or float16."""
-        if importlib.util.find_spec("triton") is None:
-            return "the package triton is not installed"
-        if self._interpret:
-            if os.environ.get(INTERPRET) != "1":
-                return f"its interpreter needs the environment variable {INTERPRET}=1 from the start"
-            if device.type != "cpu":
-                return f"the tensors are on {device}, the interpreter takes the CPU's"
-        elif device.type != "cuda":
-            return f"the tensors are on {device}, the kernels run on GPUs"
-        elif not torch.cuda.is_available():
-            return "torch finds no GPU on this machine"
-        elif torch.version.hip is None and torch.cuda.get_device_capability(device) < OLDEST:
-            found = ".".join(map(str, torch.cuda.get_device_capability(device)))
-            return f"it needs compute capability {'.'.join(map(str, OLDEST))} or newer, and {device} has {found}"
-        if dtype not in DTYPES:
-            return f"it computes float32, bfloat16 and float16, not {str(dtype).removeprefix('torch.')}"
-        return None
-
-    def forward(self, call: ScanCall, save_states: bool) -> tuple[Tensor, Tensor]:
-        """Run the forward kernel, in one pass or two (see ``triton_schedule.plan``), and sum the directions."""
-        call = _checked(call)
-        states = call.A.new_empty(saved_states_shape(call)) if save_states else call.A.new_empty(0)
-        cover, directions = cover_of(call.traversals, call.tokens), len(call.traversals)
-        y = call.output()
-        if y.numel() == 0:
-            return y, states.zero_()
-        apart = call.merge and directions > 1 and cover != Cover.ONCE
-        parts = (
-            call.A.new_empty((directions, *y.shape)).transpose(0, 1) if apart else y.view(call.batch, -1, *y.shape[-2:])
-        )
-        if cover == Cover.SOME or (cover == Cover.ONCE and not call.merge):
-            parts.zero_()
-        with on_device_of(call.u):
-            launch = _Launch(call, plan(call, processors(call.u), backward=False, segment_chunks=self._segment_chunks))
-            launch.forward(parts, states if save_states else None, gated=not apart)
-            if apart:
-                launch.sum_directions(parts, y)
-        return y, states
-
-    def backward(self, call: ScanCall, states: Tensor, grad: Tensor) -> ScanGradients:
-        """Run the backward kernel, in one pass or two, and sum what programs and directions hold of each gradient."""
-        call = _checked(call)
-        if call.batch == 0 or call.tokens == 0 or call.channels == 0:
-            return _zeros(call)
-        with on_device_of(call.u):
-            schedule = plan(call, processors(call.u), backward=True, segment_chunks=self._segment_chunks)
-            found = _Gradients(call, schedule)
-            _Launch(call, schedule).backward(states, grad if not call.merge else grad[:, None], found)
-            return found.summed(call)
+def backward(call: ScanCall, states: Tensor, grad: Tensor) -> ScanGradients:
+    """Run the backward kernel, in one pass or two, and sum what programs and directions hold of each gradient."""
+    call = _checked(call)
+    if call.batch == 0 or call.tokens == 0 or call.channels == 0:
+        return _zeros(call)
+    with on_device_of(call.u):
+        schedule = plan(call, processors(call.u), backward=True, segment_chunks=SEGMENT_CHUNKS)
+        found = _Gradients(call, schedule)
+        _Launch(call, schedule).backward(states, grad if not call.merge else grad[:, None], found)
+        return found.summed(call)
 
 
 class _Gradients:
@@ -169,16 +127,6 @@ def _checked(call: ScanCall) -> ScanCall:
         D=None if call.D is None else call.D.contiguous(),
         delta_bias=None if call.delta_bias is None else call.delta_bias.contiguous(),
     )
-
-
-def processors(x: Tensor) -> int:
-    """How many multiprocessors x's device has."""
-    return torch.cuda.get_device_properties(x.device).multi_processor_count if x.is_cuda else _INTERPRETED_PROCESSORS
-
-
-def on_device_of(x: Tensor) -> AbstractContextManager[Any]:
-    """Make x's device the current one, where triton launches."""
-    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
 
 
 class _Launch:

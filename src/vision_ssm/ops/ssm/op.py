@@ -1,4 +1,11 @@
-"""The selective SSM from its input to its gated output in one pass over the tokens: inference on the CPU."""
+"""The selective state-space model from its input to its gated output, summed over its directions.
+
+    u = silu(conv(x))        (step, B, C) = x_proj u        delta = softplus(dt_proj step + dt_bias)
+    h[t] = exp(delta[t] A) * h[t-1] + delta[t] B[t] u[t]        A = -exp(A_log)
+    y[t] = (sum over directions of C[t] . h[t] + D u[t]) * silu(z[t])
+
+x, z and y [B, L, C], along K walks over the tokens. In one pass for inference on the CPU.
+"""
 
 from __future__ import annotations
 
@@ -9,21 +16,22 @@ import torch
 from torch import Tensor
 
 from vision_ssm.errors import BackendError
-from vision_ssm.ops.dispatch import AUTO, choose
+from vision_ssm.ops.conv.contract import MOST_TAPS
+from vision_ssm.ops.dispatch import choose
 from vision_ssm.ops.native import DTYPES
 from vision_ssm.ops.registration import Operator, register
 from vision_ssm.ops.scan.contract import Cover, checked_traversals, cover_of
-from vision_ssm.ops.scan.cpu import CpuBackend
-from vision_ssm.ops.ssm import cpu as cpu_ssm
+from vision_ssm.ops.ssm import reference
+from vision_ssm.ops.ssm.contract import SsmWeights
 from vision_ssm.ops.traversal import Traversal, flatten
 
-__all__ = ["one_pass", "one_pass_applies"]
+__all__ = ["applies", "selective_ssm"]
 
 
-def one_pass_applies(
+def applies(
     x: Tensor, traversals: Sequence[Traversal], parameters: Sequence[Tensor], conv_weight: Tensor | None = None
 ) -> bool:
-    """Tell whether :func:`one_pass` can stand in for convolution, projections and scan: same result, less memory.
+    """Tell whether :func:`selective_ssm` takes one pass over the tokens: same result, less memory and time.
 
     It does where no gradient is wanted, nothing is being traced, the C++ kernel is the backend, the parameters share
     float32 or bfloat16, and the walks visit every token each, or once between them.
@@ -34,14 +42,14 @@ def one_pass_applies(
         return False
     if any(p.dtype != parameters[0].dtype for p in parameters) or parameters[0].dtype not in DTYPES:
         return False
-    if conv_weight is not None and conv_weight.shape[2] > cpu_ssm.MOST_TAPS:
+    if conv_weight is not None and conv_weight.shape[2] > MOST_TAPS:
         return False
-    if not isinstance(choose(AUTO, x.device, x.dtype), CpuBackend):
+    if choose("ssm", x.device, x.dtype).name != "cpu":
         return False
     return cover_of(tuple(traversals), x.shape[1]) != Cover.SOME
 
 
-def one_pass(
+def selective_ssm(
     x: Tensor,
     z: Tensor | None,
     A_log: Tensor,
@@ -55,10 +63,11 @@ def one_pass(
     traversals: Sequence[Traversal],
     reverse: Sequence[bool] = (),
 ) -> Tensor:
-    """Convolve, project, scan, gate and sum the directions, a tile of tokens at a time.
+    """Convolve, project, scan, gate and sum the directions.
 
-    The same function as :func:`causal_conv1d`, two matrix products and :func:`selective_scan`, with every
-    intermediate result in float32 and in cache. Call it where :func:`one_pass_applies`.
+    Where :func:`applies`, a tile of tokens at a time, with every intermediate result in float32 and in cache, and the
+    result of inference: it has no gradient. Elsewhere :func:`causal_conv1d`, two products and :func:`selective_scan`
+    one after the other, each on its own backend.
 
     Args:
         x: tokens, [B, L, C].
@@ -78,21 +87,15 @@ def one_pass(
 
     Raises:
         ShapeError: a traversal leaves the tokens or visits one twice.
-        BackendError: the kernel cannot run, or a gradient is asked for.
+        BackendError: the backend asked for cannot run these tensors.
+
+    Source: Mamba, arXiv:2312.00752, Alg. 2 and fig. 3; Vim, arXiv:2401.09417, Alg. 1 for two directions.
     """
-    y: Tensor = torch.ops.vision_ssm.selective_ssm(
-        x,
-        z,
-        A_log,
-        D,
-        x_proj_weight,
-        dt_proj_weight,
-        dt_proj_bias,
-        conv_weight,
-        conv_bias,
-        flatten(traversals),
-        list(reverse),
-    )
+    weights = SsmWeights(A_log, D, x_proj_weight, dt_proj_weight, dt_proj_bias, conv_weight, conv_bias)
+    learns_gate = z is not None and z.requires_grad and torch.is_grad_enabled()
+    if learns_gate or not applies(x, traversals, [w for w in weights if w is not None], conv_weight):
+        return reference.forward(x, z, weights, traversals, reverse)
+    y: Tensor = torch.ops.vision_ssm.selective_ssm(x, z, *weights, flatten(traversals), list(reverse))
     return y
 
 
@@ -109,23 +112,12 @@ def _forward(
     walks: Sequence[int],
     reverse: Sequence[bool],
 ) -> Tensor:
-    backend = choose(AUTO, x.device, x.dtype)
-    if not isinstance(backend, CpuBackend):
+    backend = choose("ssm", x.device, x.dtype)
+    if backend.name != "cpu":
         raise BackendError(f"vision_ssm::selective_ssm runs on the 'cpu' backend only, not on {backend.name!r}")
-    return cpu_ssm.forward(
-        x,
-        z,
-        conv_weight,
-        conv_bias,
-        x_proj_weight,
-        dt_proj_weight,
-        dt_proj_bias,
-        A_log,
-        D,
-        checked_traversals(tuple(walks), x.shape[1]),
-        reverse,
-        backend.isa,
-    )
+    weights = SsmWeights(A_log, D, x_proj_weight, dt_proj_weight, dt_proj_bias, conv_weight, conv_bias)
+    y: Tensor = backend.functions.forward(x, z, weights, checked_traversals(tuple(walks), x.shape[1]), reverse)
+    return y
 
 
 def _forward_fake(x: Tensor, *_: Any) -> Tensor:
@@ -133,7 +125,9 @@ def _forward_fake(x: Tensor, *_: Any) -> Tensor:
 
 
 def _no_gradient(*_: Any) -> Any:
-    raise BackendError("vision_ssm::selective_ssm is for inference and has no gradient; turn gradients on")
+    raise BackendError(
+        "vision_ssm::selective_ssm is for inference and has no gradient; call vision_ssm.ops.selective_ssm"
+    )
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

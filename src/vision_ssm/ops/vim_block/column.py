@@ -8,11 +8,11 @@ from operator import attrgetter
 import torch
 from torch import Tensor
 
+from vision_ssm.ops.add_norm.contract import NORMS, NormWeights
 from vision_ssm.ops.native import are_plain
-from vision_ssm.ops.scan.cpu import CpuBackend
-from vision_ssm.ops.ssm import cpu as cpu_ssm
-from vision_ssm.ops.ssm.cpu import NORMS, Branch, Chosen, Described, NormWeights
-from vision_ssm.ops.vim_block.op import applicable, leaves_to_tiles, stream_backend
+from vision_ssm.ops.vim_block import cpu as cpu_block
+from vision_ssm.ops.vim_block.cpu import Branch, Chosen, Described
+from vision_ssm.ops.vim_block.op import branch_applies, leaves_to_tiles, takes_stream
 
 __all__ = ["ResidualColumn"]
 
@@ -56,28 +56,27 @@ class ResidualColumn:
         """
         if torch.is_grad_enabled() or not self._branches:
             return None
-        backend, found = self._look_over(x)
-        if backend is None:
+        runs, found = self._look_over(x)
+        if not runs:
             return None
         chosen = None
         if norm is not None:
             if not self._takes(norm, x.shape[2]):
                 return None
             chosen = Chosen(tuple(range(x.shape[1])[row] for row in rows), norm)
-        return cpu_ssm.column(x, self._describe(x, found), backend.isa, chosen=chosen)
+        return cpu_block.column(x, self._describe(x, found), chosen=chosen)
 
-    def _look_over(self, x: Tensor) -> tuple[CpuBackend | None, _Found | None]:
-        """Return the backend that runs all blocks, if any, and what was found out about them, if it may be kept."""
+    def _look_over(self, x: Tensor) -> tuple[bool, _Found | None]:
+        """Tell whether all blocks can run, and return what was found out about them, if it may be kept."""
         first, found = self._branches[0], self._found
         if found is not None and x.dim() == 3 and x.shape[2] == found.width and found.look == self._look():
-            return (None if leaves_to_tiles(first.weights.in_proj.dtype) else stream_backend(x)), found
+            return not leaves_to_tiles(first.weights.in_proj.dtype) and takes_stream(x), found
         self._found = found = None
-        backend = applicable(x, first)
-        if backend is None or not _alike(self._branches):
-            return None, None
+        if not branch_applies(x, first) or not _alike(self._branches):
+            return False, None
         if all(map(Tensor.is_contiguous, self._weights)):  # else copies are described
             self._found = found = _Found(x.shape[2], self._look())
-        return backend, found
+        return True, found
 
     def _look(self) -> list[object]:
         """Return all that is asked of the weights after the first time; only the kernel reads their values."""
@@ -90,15 +89,15 @@ class ResidualColumn:
         ]
 
     def _describe(self, x: Tensor, found: _Found | None) -> Described:
-        half = cpu_ssm.multiplies_bfloat16(self._branches[0].weights)
+        half = cpu_block.multiplies_bfloat16(self._branches[0].weights)
         if found is None:
-            return cpu_ssm.describe(x, self._branches, half)
+            return cpu_block.describe(x, self._branches, half)
         key = (x.shape[1], half)
         described = found.described.get(key)
         if described is None:
             if len(found.described) == MOST_DESCRIBED:
                 found.described.clear()
-            described = found.described[key] = cpu_ssm.describe(x, self._branches, half)
+            described = found.described[key] = cpu_block.describe(x, self._branches, half)
         return described
 
     def _takes(self, norm: NormWeights, width: int) -> bool:

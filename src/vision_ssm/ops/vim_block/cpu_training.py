@@ -12,10 +12,12 @@ import torch
 from torch import Tensor
 
 from vision_ssm.errors import BackendError
+from vision_ssm.ops import native
+from vision_ssm.ops.add_norm.contract import NormWeights
 from vision_ssm.ops.native import KernelCall, TensorArgument, denormals_flushed
-from vision_ssm.ops.scan.cpu import CpuBackend
-from vision_ssm.ops.ssm import cpu as cpu_ssm
-from vision_ssm.ops.ssm.cpu import Branch, BranchArgument, BranchWeights, Kept, NormWeights, SsmWeights
+from vision_ssm.ops.ssm.contract import SsmWeights
+from vision_ssm.ops.vim_block import cpu as cpu_block
+from vision_ssm.ops.vim_block.cpu import Branch, BranchArgument, BranchWeights, Kept
 
 __all__ = ["train"]
 
@@ -30,7 +32,6 @@ class _Plan:
     walks_reversed: tuple[bool, ...]
     looks_back: tuple[bool, ...]
     half: bool  # products take bfloat16, in both directions
-    backend: CpuBackend
 
     def branch(self, weights: BranchWeights) -> Branch:
         return Branch(weights, self.scale, self.walks_reversed, self.looks_back)
@@ -40,16 +41,16 @@ class _Plan:
 
         Where the kernel's products take bfloat16 this one does, and its result is rounded to it, as under autocast.
         """
-        if self.half and self.backend.instruction_set == "avx512bf16":
+        if self.half and native.instruction_set() == "avx512bf16":
             return (given.to(torch.bfloat16).t() @ taken.to(torch.bfloat16)).float()
         return given.t() @ taken
 
 
-def train(x: Tensor, branch: Branch, backend: CpuBackend) -> Tensor:
+def train(x: Tensor, branch: Branch) -> Tensor:
     """Return the stream [B, L, D] after the block, differentiable once."""
     weights, norm = branch.weights, branch.weights.norm
-    half = cpu_ssm.multiplies_bfloat16(weights)
-    plan = _Plan(norm.kind, norm.eps, branch.scale, branch.walks_reversed, branch.looks_back, half, backend)
+    half = cpu_block.multiplies_bfloat16(weights)
+    plan = _Plan(norm.kind, norm.eps, branch.scale, branch.walks_reversed, branch.looks_back, half)
     result: Tensor = _TrainedBranch.apply(
         x, plan, norm.weight, norm.bias, weights.in_proj, weights.out_proj, *weights.ssm
     )
@@ -87,7 +88,7 @@ class _TrainedBranch(torch.autograd.Function):
         keep = Kept.empty(x, weights, xz=x.shape[1] <= MOST_KEPT_TOKENS)
         norm = NormWeights(plan.norm, plan.eps, norm_weight, norm_bias)
         branch = plan.branch(BranchWeights(norm, in_proj, weights, out_proj))
-        out = cpu_ssm.column(x, cpu_ssm.describe(x, [branch], plan.half), plan.backend.isa, keep=keep)
+        out = cpu_block.column(x, cpu_block.describe(x, [branch], plan.half), keep=keep)
         ctx.plan = plan
         ctx.save_for_backward(x, *keep, norm_weight, norm_bias, in_proj, out_proj, *ssm)
         return out
@@ -136,12 +137,12 @@ def _differentiate(stream: Tensor, grad: Tensor, keep: Kept, branch: Branch, pla
     """Go back through a block from the gradient of its result [B, L, D]; ``keep`` is what the forward pass left."""
     weights = branch.weights.ssm
     (batch, tokens, width), (directions, channels, states) = stream.shape, weights.A_log.shape
-    described = cpu_ssm.describe(stream, [branch], plan.half)
+    described = cpu_block.describe(stream, [branch], plan.half)
     kept: list[object] = [described, keep]
     call = _BranchGradients(branch=described.blocks[0])
     ssm, threads, rank = call.branch.ssm, torch.get_num_threads(), weights.dt_proj_weight.shape[2]
-    ssm.batch, ssm.threads, ssm.isa = batch, threads, plan.backend.isa
-    cpu_ssm.leave_in(call.branch, keep, kept)
+    ssm.batch, ssm.threads, ssm.isa = batch, threads, native.ISA
+    cpu_block.leave_in(call.branch, keep, kept)
     call.groups = threads if batch >= threads else 1
     sizes = [states, 1, 1, ssm.taps, 1, rank + 2 * states, rank]
     parts = torch.zeros(call.groups, directions, sum(sizes), channels, dtype=torch.float32, device="cpu")

@@ -9,23 +9,24 @@ import torch
 from torch import Tensor
 
 from vision_ssm.errors import BackendError, ShapeError
-from vision_ssm.ops.dispatch import AUTO, choose, intercepted
+from vision_ssm.ops.add_norm.contract import NormWeights
+from vision_ssm.ops.conv.contract import MOST_TAPS
+from vision_ssm.ops.dispatch import choose, intercepted
 from vision_ssm.ops.native import DTYPES, are_plain, multiplies_tiles_of_bfloat16
-from vision_ssm.ops.scan.cpu import CpuBackend
-from vision_ssm.ops.ssm import cpu as cpu_ssm
-from vision_ssm.ops.ssm.cpu import BRANCH_WEIGHTS, MOST_TAPS, Branch, BranchWeights, NormWeights, SsmWeights
+from vision_ssm.ops.ssm.contract import SsmWeights
+from vision_ssm.ops.vim_block import cpu as cpu_block
 from vision_ssm.ops.vim_block import cpu_training as cpu_branch
+from vision_ssm.ops.vim_block.cpu import BRANCH_WEIGHTS, Branch, BranchWeights
 
 __all__ = [
     "Branch",
     "BranchWeights",
     "NormWeights",
     "SsmWeights",
-    "applicable",
     "branch_applies",
     "leaves_to_tiles",
     "residual_branch",
-    "stream_backend",
+    "takes_stream",
     "try_residual_branch",
 ]
 
@@ -38,37 +39,28 @@ def branch_applies(x: Tensor, branch: Branch) -> bool:
     whole tiles of bfloat16 (AMX), as torch's products then do and the kernel does not; the same goes for autocast.
     Training takes float32 weights and no ``gamma``.
     """
-    return applicable(x, branch) is not None
+    dtype = branch.weights.in_proj.dtype
+    if dtype not in DTYPES or not takes_stream(x):
+        return False
+    tensors = [w for w in branch.weights.in_order() if w is not None]
+    if not are_plain(tensors, dtype) or _misfit(x, branch) is not None or leaves_to_tiles(dtype):
+        return False
+    trains = _wants_gradient(x, tensors)
+    return not trains or (dtype == torch.float32 and branch.weights.gamma is None)
 
 
 def try_residual_branch(x: Tensor, branch: Branch) -> Tensor | None:
     """Return :func:`residual_branch` where :func:`branch_applies`, else None; everything is checked once."""
-    backend = applicable(x, branch)
-    return None if backend is None else _run(x, branch, backend)
+    return _run(x, branch) if branch_applies(x, branch) else None
 
 
-def applicable(x: Tensor, branch: Branch) -> CpuBackend | None:
-    """Return the backend that runs the block in one call, or None where it does not apply."""
-    weights = branch.weights
-    dtype = weights.in_proj.dtype
-    backend = stream_backend(x)
-    if backend is None or dtype not in DTYPES:
-        return None
-    tensors = [w for w in weights.in_order() if w is not None]
-    if not are_plain(tensors, dtype) or _misfit(x, branch) is not None or leaves_to_tiles(dtype):
-        return None
-    trains = _wants_gradient(x, tensors)
-    return None if trains and (dtype != torch.float32 or weights.gamma is not None) else backend
-
-
-def stream_backend(x: Tensor) -> CpuBackend | None:
-    """Return the backend that may take a stream x in one call, whatever the weights, or None."""
+def takes_stream(x: Tensor) -> bool:
+    """Tell whether a stream x may be taken in one call, whatever the weights."""
     if type(x) is not Tensor or not x.is_cpu or x.dtype != torch.float32 or x.numel() == 0:
-        return None
+        return False
     if torch.compiler.is_compiling() or intercepted():
-        return None
-    backend = choose(AUTO, x.device, x.dtype)
-    return backend if isinstance(backend, CpuBackend) else None
+        return False
+    return choose("vim_block", x.device, x.dtype).name == "cpu"
 
 
 def leaves_to_tiles(dtype: torch.dtype) -> bool:
@@ -106,19 +98,19 @@ def residual_branch(x: Tensor, branch: Branch) -> Tensor:
     misfit = _misfit(x, branch)
     if misfit is not None:
         raise ShapeError(misfit)
-    backend = choose(AUTO, x.device, x.dtype)
-    if not isinstance(backend, CpuBackend):
+    backend = choose("vim_block", x.device, x.dtype)
+    if backend.name != "cpu":
         raise BackendError(f"a block in one call runs on the 'cpu' backend only, not on {backend.name!r}")
-    return _run(x, branch, backend)
+    return _run(x, branch)
 
 
-def _run(x: Tensor, branch: Branch, backend: CpuBackend) -> Tensor:
+def _run(x: Tensor, branch: Branch) -> Tensor:
     if x.numel() == 0:
         return x.clone()
     if _wants_gradient(x, branch.weights.in_order()):
-        return cpu_branch.train(x, branch, backend)
-    half = cpu_ssm.multiplies_bfloat16(branch.weights)
-    return cpu_ssm.column(x, cpu_ssm.describe(x, [branch], half), backend.isa)
+        return cpu_branch.train(x, branch)
+    half = cpu_block.multiplies_bfloat16(branch.weights)
+    return cpu_block.column(x, cpu_block.describe(x, [branch], half))
 
 
 def _wants_gradient(x: Tensor, tensors: Sequence[Tensor | None]) -> bool:

@@ -7,9 +7,10 @@ from functools import cache
 
 import pytest
 import torch
-from scan_cases import (
+from torch import Tensor
+
+from tests.ops.scan.cases import (
     FLOORS,
-    GPU,
     Case,
     atrous,
     both_ways,
@@ -21,16 +22,11 @@ from scan_cases import (
     needs_kernel,
     random_case,
     relative_error,
+    use_instruction_set,
 )
-from torch import Tensor
-
-from vision_ssm.errors import BackendError, ConfigError, VisionSSMNotice
-from vision_ssm.ops import Traversal, available_backends, explain, selective_scan
-from vision_ssm.ops import dispatch as backends
+from vision_ssm.errors import BackendError
+from vision_ssm.ops import Traversal, dispatch, selective_scan
 from vision_ssm.ops.native import INSTRUCTION_SETS
-from vision_ssm.ops.scan.cpu import CpuBackend
-
-CPU = torch.device("cpu")
 
 
 @pytest.fixture(
@@ -40,12 +36,7 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     """Each backend, the CPU's kernel once per instruction set; test_triton.py does without a GPU."""
     name, _, instruction_set = request.param.partition("-")
     if instruction_set:
-        kernel = CpuBackend(instruction_set)
-        reason = kernel.why_not(CPU, torch.float32)
-        if reason is not None:
-            pytest.skip(reason)
-        others = tuple(b for b in backends._BACKENDS if b.name != "cpu")
-        monkeypatch.setattr(backends, "_BACKENDS", (kernel, *others))
+        use_instruction_set(monkeypatch, instruction_set)
     yield name
 
 
@@ -80,7 +71,7 @@ def reference_of_constant_steps(dtype: torch.dtype, decay: float) -> list[Tensor
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_dtypes(backend: str, dtype: torch.dtype) -> None:
-    reason = next(b for b in backends._BACKENDS if b.name == backend).why_not(device_of(backend), dtype)
+    reason = dispatch.Backend("scan", backend).why_not(device_of(backend), dtype)
     if reason is not None:
         with pytest.raises(BackendError, match=r"computes float32.* and .*float16, not float"):
             random_case(5, both_ways(5)).to(dtype).run(backend)
@@ -205,62 +196,3 @@ def test_output_bits_do_not_depend_on_the_thread_count() -> None:
         torch.set_num_threads(before)
     assert all(torch.equal(one[name], three[name]) for name in ("y", "u", "delta", "z"))
     assert all(torch.allclose(one[name], three[name], rtol=1e-5, atol=1e-5) for name in one)
-
-
-def test_unknown_names_are_refused_with_the_nearest(monkeypatch: pytest.MonkeyPatch) -> None:
-    case = random_case(4, both_ways(4)).to(torch.float32)
-    with pytest.raises(
-        ConfigError, match=r"must be one of auto, triton, cpu, chunked, reference, got 'chunkd'.*'chunked'"
-    ):
-        case.run("chunkd")
-    monkeypatch.setenv("VISION_SSM_BACKEND", "cuda-core")
-    with pytest.raises(ConfigError, match="VISION_SSM_BACKEND must be one of"):
-        case.run()
-
-
-def test_the_environment_forces_a_backend(monkeypatch: pytest.MonkeyPatch) -> None:
-    ran = []
-    for backend in backends._BACKENDS:
-
-        def record(call: object, save: bool, *, name: str = backend.name, run: object = backend.forward) -> object:
-            ran.append(name)
-            return run(call, save)  # type: ignore[operator]
-
-        monkeypatch.setattr(backend, "forward", record)
-    case = random_case(4, both_ways(4)).to(torch.float32)
-    here = torch.device("cpu")
-    names = [backend.name for backend in backends._BACKENDS if backend.why_not(here, torch.float32) is None]
-    for name in names:
-        monkeypatch.setenv("VISION_SSM_BACKEND", name)
-        selective_scan(**case.tensors, traversals=case.traversals)  # type: ignore[arg-type]
-    assert ran == names
-
-
-def test_explain_names_one_backend_and_gives_every_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("VISION_SSM_BACKEND", raising=False)
-    for device, dtype in (("cpu", torch.float32), ("cpu", torch.float64), ("cuda", torch.float16)):
-        report = explain(device, dtype)
-        assert [status.name for status in report] == available_backends()
-        assert sum(status.chosen for status in report) == 1 and all(status.reason for status in report)
-    assert next(s for s in explain("cuda") if s.chosen).name == ("triton" if GPU else "chunked")
-    monkeypatch.setenv("VISION_SSM_BACKEND", "reference")
-    assert next(s for s in explain() if s.chosen).name == "reference"
-
-
-def test_without_the_kernel_the_first_scan_says_so_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    missing = "it was not built: the install found no working C++ compiler"
-    monkeypatch.delenv("VISION_SSM_BACKEND", raising=False)
-    monkeypatch.setattr(backends, "_warned", False)
-    monkeypatch.setattr(backends._CPU, "missing", missing)
-    monkeypatch.setattr(backends._CPU, "why_not", lambda device, dtype: missing)
-    case = random_case(4, both_ways(4)).to(torch.float32)
-    with pytest.warns(VisionSSMNotice, match="C\\+\\+ scan kernel is not available .*pure-torch scan"):
-        first = case.run()
-    with pytest.raises(BackendError, match="'cpu' cannot run: it was not built"):
-        case.run("cpu")
-    import warnings
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        second = case.run()
-    assert torch.equal(first["y"], second["y"])

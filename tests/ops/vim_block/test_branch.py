@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from branch_cases import WAYS, cast, composed, multiplies_pairs, random_weights, rounded, stream
-from scan_cases import FLOORS, needs_kernel, relative_error
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from tests.ops.scan.cases import FLOORS, needs_kernel, relative_error
+from tests.ops.vim_block.cases import WAYS, cast, composed, multiplies_pairs, random_weights, rounded, stream
 from vision_ssm.errors import ShapeError
 from vision_ssm.ops import (
     Branch,

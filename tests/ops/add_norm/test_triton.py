@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import pytest
 import torch
 import torch.nn.functional as F
-from scan_cases import FLOORS, device_of, needs_triton, placed, relative_error, use
 from torch import Tensor, library
 from torch.utils.flop_counter import FlopCounterMode
 
+from tests.ops.scan.cases import FLOORS, device_of, needs_triton, placed, relative_error, use
 from vision_ssm.errors import BackendError, ConfigError, ShapeError
 from vision_ssm.ops import add_norm, add_norm_applies, fuses_norms
 from vision_ssm.ops.add_norm import op as norm

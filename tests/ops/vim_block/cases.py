@@ -9,9 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vision_ssm.ops import BranchWeights, NormWeights, SsmWeights, Traversal, selective_scan
-from vision_ssm.ops.dispatch import AUTO, choose
-from vision_ssm.ops.native import BEST, INSTRUCTION_SETS, LIBRARY
-from vision_ssm.ops.scan.cpu import CpuBackend
+from vision_ssm.ops.native import instruction_set
 
 # Per name: which way the walks go, which way the convolutions look (as in layers/mixer.py).
 WAYS = {
@@ -123,8 +121,4 @@ def stream(batch: int, tokens: int, width: int) -> Tensor:
 
 def multiplies_pairs() -> bool:
     """Whether the kernel in use has products of bfloat16."""
-    backend = choose(AUTO, torch.device("cpu"), torch.float32)
-    assert isinstance(backend, CpuBackend)
-    assert LIBRARY is not None
-    isa = LIBRARY.vssm_best_isa() if backend.isa == BEST else backend.isa
-    return INSTRUCTION_SETS[isa] == "avx512bf16"
+    return instruction_set() == "avx512bf16"

@@ -7,17 +7,17 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from branch_cases import multiplies_pairs, rounded
-from scan_cases import FLOORS, needs_kernel, relative_error
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from tests.ops.scan.cases import FLOORS, needs_kernel, relative_error
+from tests.ops.vim_block.cases import multiplies_pairs, rounded
 from vision_ssm.errors import BackendError, ConfigError, ShapeError
 from vision_ssm.ops import MlpWeights, NormWeights, mlp_applies, residual_mlp
-from vision_ssm.ops.scan.cpu import CpuBackend
+from vision_ssm.ops.native import instruction_set
 
 pytestmark = needs_kernel
-needs_vectors = pytest.mark.skipif(CpuBackend().instruction_set == "portable", reason="portable code is left alone")
+needs_vectors = pytest.mark.skipif(instruction_set() == "portable", reason="portable code is left alone")
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:

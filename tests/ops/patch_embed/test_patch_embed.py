@@ -7,16 +7,16 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from scan_cases import FLOORS, needs_kernel, relative_error
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from tests.ops.scan.cases import FLOORS, needs_kernel, relative_error
 from vision_ssm.errors import BackendError, ShapeError
 from vision_ssm.ops import embed_applies, embed_patches
-from vision_ssm.ops.scan.cpu import CpuBackend
+from vision_ssm.ops.native import instruction_set
 
 pytestmark = needs_kernel
-needs_vectors = pytest.mark.skipif(CpuBackend().instruction_set == "portable", reason="portable code is left alone")
+needs_vectors = pytest.mark.skipif(instruction_set() == "portable", reason="portable code is left alone")
 
 Arguments = tuple[Tensor, Tensor, Tensor | None, Tensor, Tensor | None, tuple[int, ...]]
 

@@ -7,10 +7,19 @@ from typing import Any
 
 import pytest
 import torch
-from branch_cases import WAYS, cast, composed, multiplies_pairs, random_weights, rounded, stream, tensors_of
-from scan_cases import FLOORS, needs_kernel, relative_error
 from torch import Tensor
 
+from tests.ops.scan.cases import FLOORS, needs_kernel, relative_error
+from tests.ops.vim_block.cases import (
+    WAYS,
+    cast,
+    composed,
+    multiplies_pairs,
+    random_weights,
+    rounded,
+    stream,
+    tensors_of,
+)
 from vision_ssm.errors import BackendError
 from vision_ssm.ops import Branch, BranchWeights, branch_applies, residual_branch
 from vision_ssm.ops.native import denormals_flushed

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import pytest
 import torch
 import torch.nn.functional as F
-from scan_cases import FLOORS, atrous, both_ways, cross, each_line, needs_kernel, relative_error
 from torch import Tensor
 
+from tests.ops.scan.cases import FLOORS, atrous, both_ways, cross, each_line, needs_kernel, relative_error
 from vision_ssm.errors import BackendError, ShapeError
 from vision_ssm.ops import Traversal, one_pass, one_pass_applies, selective_scan
 

@@ -8,13 +8,12 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from scan_cases import FLOORS, GPU, device_of, needs_gpu, needs_triton, placed, relative_error, use
-from test_conv import by_torch
 from torch import Tensor, library, nn
 
+from tests.ops.conv.test_conv import by_torch
+from tests.ops.scan.cases import FLOORS, GPU, device_of, needs_gpu, needs_triton, placed, relative_error, use
 from vision_ssm.errors import BackendError
 from vision_ssm.ops import causal_conv1d
-from vision_ssm.ops.scan.triton import TritonBackend
 
 pytestmark = needs_triton
 
@@ -24,8 +23,8 @@ both = DIRECTIONS[2]
 
 
 @pytest.fixture(autouse=True)
-def kernels(monkeypatch: pytest.MonkeyPatch) -> TritonBackend:
-    return use(monkeypatch)
+def kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    use(monkeypatch)
 
 
 class Call(NamedTuple):

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from scan_cases import NAMES, both_ways, cross, device_of, needs_gpu, needs_kernel, placed, random_case
 from torch import Tensor, library, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tests.ops.scan.cases import NAMES, both_ways, cross, device_of, needs_gpu, needs_kernel, placed, random_case
 from vision_ssm.errors import BackendError, ShapeError
 from vision_ssm.ops import Traversal, causal_conv1d, selective_scan
 from vision_ssm.ops.traversal import flatten

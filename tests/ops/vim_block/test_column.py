@@ -8,10 +8,10 @@ from contextlib import contextmanager
 import pytest
 import torch
 import torch.nn.functional as F
-from branch_cases import WAYS, cast, random_weights, stream
-from scan_cases import needs_kernel
 from torch import Tensor
 
+from tests.ops.scan.cases import needs_kernel
+from tests.ops.vim_block.cases import WAYS, cast, random_weights, stream
 from vision_ssm.ops import Branch, NormWeights, ResidualColumn, residual_branch
 
 pytestmark = needs_kernel

@@ -12,13 +12,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from vision_ssm.ops import Traversal, selective_scan
-from vision_ssm.ops import dispatch as backends
+from vision_ssm.ops import Traversal, gpu, native, selective_scan
 from vision_ssm.ops.add_norm import op as norm
-from vision_ssm.ops.scan.cpu import CpuBackend
-from vision_ssm.ops.scan.triton import TritonBackend
+from vision_ssm.ops.scan import triton as scan_triton
 
-KERNEL_MISSING = CpuBackend().missing
+KERNEL_MISSING = native.MISSING
 needs_kernel = pytest.mark.skipif(KERNEL_MISSING is not None, reason=f"no C++ kernel: {KERNEL_MISSING}")
 
 GPU = torch.cuda.is_available()
@@ -38,17 +36,23 @@ def _interpreter_is_broken() -> bool:
     return triton < (3, 7) and numpy >= (2, 4)
 
 
-def use(monkeypatch: pytest.MonkeyPatch, segment_chunks: int | None = None) -> TritonBackend:
-    """Put a triton backend that runs here in the place of the package's."""
-    kernels = TritonBackend(interpret=not GPU, segment_chunks=segment_chunks)
-    reason = kernels.why_not(device_of("triton"), torch.float32)
+def use_instruction_set(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Let the C++ kernels run with that instruction set."""
+    if name not in native.runnable():
+        pytest.skip(native.MISSING or f"this machine or build lacks {name}")
+    monkeypatch.setattr(native, "ISA", native.INSTRUCTION_SETS.index(name))
+
+
+def use(monkeypatch: pytest.MonkeyPatch, segment_chunks: int | None = None) -> None:
+    """Let the Triton kernels run here, and nothing else where they can."""
+    monkeypatch.setattr(gpu, "INTERPRETED", not GPU)
+    reason = gpu.why_not(device_of("triton"), torch.float32)
     if reason is None and not GPU and _interpreter_is_broken():
         reason = "the interpreter of triton before 3.7 takes no loop bounds from numpy 2.4 and later"
     if reason is not None:
         pytest.skip(reason)
     monkeypatch.setattr(norm, "LEAST_ELEMENTS", 0)
-    monkeypatch.setattr(backends, "_BACKENDS", (kernels, *(b for b in backends._BACKENDS if b.name != "triton")))
-    return kernels
+    monkeypatch.setattr(scan_triton, "SEGMENT_CHUNKS", segment_chunks)
 
 
 def placed(x: Tensor | None, device: torch.device) -> Tensor | None:

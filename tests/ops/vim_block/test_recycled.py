@@ -6,11 +6,11 @@ import gc
 
 import pytest
 import torch
-from branch_cases import WAYS, random_weights, stream
-from scan_cases import needs_kernel
 
+from tests.ops.scan.cases import needs_kernel
+from tests.ops.vim_block.cases import WAYS, random_weights, stream
 from vision_ssm.ops import Branch, residual_branch
-from vision_ssm.ops.ssm import cpu as cpu_ssm
+from vision_ssm.ops.vim_block import cpu as cpu_block
 from vision_ssm.ops.vim_block.recycled import Recycler
 
 
@@ -78,9 +78,9 @@ def test_a_training_step_uses_the_memory_of_the_step_before() -> None:
     x = stream(3, 37, 24).requires_grad_()
     gc.collect()
     residual_branch(x, branch).sum().backward()
-    idle = cpu_ssm._recycler.idle_bytes()
+    idle = cpu_block._recycler.idle_bytes()
     assert idle > 0
     y = residual_branch(x, branch).sum()
-    assert cpu_ssm._recycler.idle_bytes() < idle
+    assert cpu_block._recycler.idle_bytes() < idle
     y.backward()
-    assert cpu_ssm._recycler.idle_bytes() == idle
+    assert cpu_block._recycler.idle_bytes() == idle

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from scan_cases import NAMES, both_ways, cross, each_line, random_case
 from torch import Tensor
 
+from tests.ops.scan.cases import NAMES, both_ways, cross, each_line, random_case
 from vision_ssm.ops import Traversal, selective_scan
 
 CLOSED_FORM_BACKENDS = ["reference", "chunked"]

@@ -14,7 +14,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from scan_cases import (
+from torch import Tensor, nn
+
+from tests.ops.scan.cases import (
     GPU,
     Case,
     atrous,
@@ -29,22 +31,19 @@ from scan_cases import (
     random_case,
     use,
 )
-from torch import Tensor, nn
-
 from vision_ssm.errors import BackendError
-from vision_ssm.ops import Traversal, explain, selective_scan
-from vision_ssm.ops import dispatch as backends
-from vision_ssm.ops.scan.chunked import ChunkedBackend
+from vision_ssm.ops import Traversal, explain, gpu, selective_scan
+from vision_ssm.ops.scan import chunked
+from vision_ssm.ops.scan import triton as scan_triton
 from vision_ssm.ops.scan.contract import CHUNK, ScanCall
-from vision_ssm.ops.scan.triton import TritonBackend
 from vision_ssm.ops.scan.triton_schedule import WARPS_HELD, WARPS_WANTED, plan
 
 pytestmark = needs_triton
 
 
 @pytest.fixture(autouse=True)
-def single_pass(monkeypatch: pytest.MonkeyPatch) -> TritonBackend:
-    return use(monkeypatch)
+def single_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    use(monkeypatch)
 
 
 def one_row_after_the_other(height: int, width: int) -> tuple[Traversal, ...]:
@@ -68,9 +67,7 @@ def test_lengths(tokens: int) -> None:
         (one_row_after_the_other(7, 3), 2),
     ],
 )
-def test_two_passes(
-    walks: tuple[Traversal, ...], segment_chunks: int, monkeypatch: pytest.MonkeyPatch, single_pass: TritonBackend
-) -> None:
+def test_two_passes(walks: tuple[Traversal, ...], segment_chunks: int, monkeypatch: pytest.MonkeyPatch) -> None:
     use(monkeypatch, segment_chunks)
     case = random_case(walks[0].length, walks, batch=1, channels=5, states=4)
     check_against_reference(case, torch.float32, "triton")
@@ -200,13 +197,13 @@ def _call(case: Case) -> ScanCall:
 
 @pytest.mark.parametrize("segment_chunks", [None, 1])
 def test_saved_states_are_those_of_the_contract(segment_chunks: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    kernels = use(monkeypatch, segment_chunks)
+    use(monkeypatch, segment_chunks)
     call = _call(
         random_case(CHUNK + 6, one_row_after_the_other(2, CHUNK // 2 + 3), batch=1, channels=4).to(torch.float32)
     )
-    ours, theirs = (backend.forward(call, True)[1] for backend in (kernels, ChunkedBackend()))
+    ours, theirs = (backend.forward(call, True)[1] for backend in (scan_triton, chunked))
     torch.testing.assert_close(ours, theirs)
-    assert kernels.forward(replace(call, traversals=both_ways(CHUNK + 6)[:1]), False)[1].numel() == 0
+    assert scan_triton.forward(replace(call, traversals=both_ways(CHUNK + 6)[:1]), False)[1].numel() == 0
 
 
 def test_the_kernel_that_writes_the_walks_writes_their_words() -> None:
@@ -224,24 +221,25 @@ def test_more_states_than_the_kernels_hold_are_refused() -> None:
         random_case(2, both_ways(2), states=65).to(torch.float32).run("triton")
 
 
-def test_the_reasons_against_it() -> None:
-    kernels = TritonBackend()
-    assert "on cpu, the kernels run on GPUs" in str(kernels.why_not(torch.device("cpu"), torch.float32))
+def test_the_reasons_against_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "not float64" in str(gpu.why_not(device_of("triton"), torch.float64))
+    monkeypatch.undo()
+    assert "on cpu, the kernels run on GPUs" in str(gpu.why_not(torch.device("cpu"), torch.float32))
     if not GPU:
-        assert "no GPU" in str(kernels.why_not(torch.device("cuda"), torch.float32))
-    ours = next(backend for backend in backends._BACKENDS if backend.name == "triton")
-    assert "not float64" in str(ours.why_not(device_of("triton"), torch.float64))
+        assert "no GPU" in str(gpu.why_not(torch.device("cuda"), torch.float32))
 
 
 def test_without_triton_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert TritonBackend().why_not(torch.device("cuda"), torch.float32) == "the package triton is not installed"
+    monkeypatch.delitem(sys.modules, "triton", raising=False)
+    assert gpu.why_not(torch.device("cuda"), torch.float32) == "the package triton is not installed"
 
 
 def test_the_package_never_runs_it_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     monkeypatch.delenv("VISION_SSM_BACKEND", raising=False)
-    status = next(status for status in explain("cpu") if status.name == "triton")
+    status = next(status for status in explain() if status.name == "triton")
     assert not status.chosen and "the kernels run on GPUs" in status.reason
     with pytest.raises(BackendError, match="scan backend 'triton' cannot run: the tensors are on cpu"):
         random_case(3, both_ways(3)).to(torch.float32).run("triton") if not GPU else _on_cpu()
@@ -282,7 +280,7 @@ def test_the_schedule_follows_the_shape() -> None:
 )
 def test_the_kernels_compile_for_gpus(target: str, dtype: str, tmp_path: Path) -> None:
     """The interpreter takes what the compiler would not: types that change within a loop, for one."""
-    script = Path(__file__).with_name("compile_triton.py")
+    script = Path(__file__).parents[1] / "compile_triton.py"
     environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
     command = [sys.executable, str(script), target, dtype]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)

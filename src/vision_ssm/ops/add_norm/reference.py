@@ -1,0 +1,25 @@
+"""The definition of correct: the addition, and torch's own norm after it.
+
+It runs in any floating dtype on any device, and where no kernel does.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["forward"]
+
+
+def forward(
+    x: Tensor, added: Tensor, weight: Tensor, bias: Tensor | None, eps: float, kind: str
+) -> tuple[Tensor, Tensor]:
+    """Return x + added and its norm, which is computed in the sum's dtype and returned in the weight's."""
+    stream = x + added
+    scale, shift = weight.to(stream.dtype), None if bias is None else bias.to(stream.dtype)
+    if kind == "layer":
+        normalised = F.layer_norm(stream, weight.shape, scale, shift, eps)
+    else:
+        normalised = F.rms_norm(stream, weight.shape, scale, eps)
+        normalised = normalised if shift is None else normalised + shift
+    return stream, normalised.to(weight.dtype)
