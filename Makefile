@@ -26,7 +26,7 @@ setup: $(READY)
 # Build isolation is off so that the build tools come from the constraints file too; CMake and Ninja are taken from the
 # package index only where the machine has none.
 # An editable install knows the modules that were there when it was made: a folder that changed makes it anew.
-$(READY): pyproject.toml CMakeLists.txt constraints.txt $(wildcard csrc/*) $(shell find src -type d -not -name __pycache__)
+$(READY): pyproject.toml CMakeLists.txt constraints.txt $(shell find csrc -type f) $(shell find src -type d -not -name __pycache__)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "vision-ssm needs Python 3.11 or newer; make PYTHON=/path/to/python3.11 picks one"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -27,7 +27,7 @@ __all__ = [
     "task_groups",
 ]
 
-ABI_VERSION = 14
+ABI_VERSION = 15
 INSTRUCTION_SETS = ("portable", "avx2", "avx512", "avx512bf16")  # by the numbers of csrc/scan.h
 BEST = -1
 DTYPES = {torch.float32: 0, torch.bfloat16: 1}

@@ -108,7 +108,7 @@ def embed_patches(
     call.weight, call.bias, call.class_rows, call.positions = map(kernel.pointer, (weight, bias, class_rows, positions))
     call.places = (ctypes.c_int64 * classes)(*places)
     kernel.set(out=out)
-    kernel.run("vssm_embed_forward")
+    kernel.run("vssm_patch_embed_forward")
     return out
 
 

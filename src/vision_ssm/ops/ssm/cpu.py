@@ -229,7 +229,7 @@ def column(
     out = torch.empty_like(stream, memory_format=torch.contiguous_format)
     kernel.set(stream=stream, out=out)
     if chosen is None:
-        kernel.run("vssm_column_forward")
+        kernel.run("vssm_vim_blocks_forward")
         return out
     norm, count = chosen.norm, len(chosen.rows)
     call.chosen, call.rows = count, (ctypes.c_int64 * count)(*chosen.rows)
@@ -237,7 +237,7 @@ def column(
     call.norm_weight, call.norm_bias = kernel.pointer(norm.weight), kernel.pointer(norm.bias)
     normed = stream.new_empty(stream.shape[0], count, stream.shape[2])
     kernel.set(normed=normed)
-    kernel.run("vssm_column_forward")
+    kernel.run("vssm_vim_blocks_forward")
     return normed
 
 

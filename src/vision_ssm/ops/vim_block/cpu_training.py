@@ -154,7 +154,7 @@ def _differentiate(stream: Tensor, grad: Tensor, keep: Kept, branch: Branch, pla
     )
     kernel = KernelCall(call, kept)
     kernel.set(stream=stream, grad=grad, dstream=dstream, normed=normed, gated=gated, dxz=dxz)
-    kernel.run("vssm_branch_backward")
+    kernel.run("vssm_vim_block_backward")
     a_log, *shared = torch.split_with_sizes(parts.sum(0), sizes, dim=1)
     if weights.D.shape[0] == 1 < directions:  # one set of parameters for all directions
         shared = [x.sum(0, keepdim=True) for x in shared]
