@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from vision_ssm.ops.native import KernelCall, TensorArgument, task_groups
+from vision_ssm.ops.native import KernelCall, TensorArgument, mirrors, task_groups
 
 __all__ = ["MOST_TAPS", "backward", "forward"]
 
@@ -16,6 +16,7 @@ MOST_TAPS = 8
 _TILE = 64
 
 
+@mirrors("vssm_conv")
 class _Conv(ctypes.Structure):
     _fields_ = (
         *((n, ctypes.c_int64) for n in ("batch", "directions", "tokens", "channels", "taps", "groups")),

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vision_ssm.errors import BackendError, ConfigError, ShapeError
 from vision_ssm.ops.dispatch import AUTO, choose, inference_call_applies
-from vision_ssm.ops.native import DTYPES, KernelCall, TensorArgument, are_plain
+from vision_ssm.ops.native import DTYPES, KernelCall, TensorArgument, are_plain, mirrors
 from vision_ssm.ops.scan.cpu import CpuBackend
 from vision_ssm.ops.ssm.cpu import NORMS, NormWeights
 
@@ -31,6 +31,7 @@ class MlpWeights(NamedTuple):
         return (self.norm.weight, self.norm.bias, *self[1:])
 
 
+@mirrors("vssm_mlp")
 class _Mlp(ctypes.Structure):
     _fields_ = (
         *((n, ctypes.c_int64) for n in ("tokens", "width", "hidden")),

@@ -9,12 +9,13 @@ from torch import Tensor
 
 from vision_ssm.errors import BackendError, ShapeError
 from vision_ssm.ops.dispatch import AUTO, choose, inference_call_applies
-from vision_ssm.ops.native import DTYPES, KernelCall, TensorArgument, are_plain
+from vision_ssm.ops.native import DTYPES, KernelCall, TensorArgument, are_plain, mirrors
 from vision_ssm.ops.scan.cpu import CpuBackend
 
 __all__ = ["embed_applies", "embed_patches"]
 
 
+@mirrors("vssm_patch_embed")
 class _Embed(ctypes.Structure):
     _fields_ = (
         *((n, ctypes.c_int64) for n in ("batch", "channels", "height", "width", "side", "stride", "rows", "columns")),

@@ -17,6 +17,7 @@ from vision_ssm.ops.native import (
     MISSING,
     KernelCall,
     TensorArgument,
+    mirrors,
     task_groups,
 )
 from vision_ssm.ops.scan.contract import Cover, ScanCall, ScanGradients, chunk_count, cover_of, saved_states_shape
@@ -25,6 +26,7 @@ from vision_ssm.ops.traversal import WORDS, Traversal, flatten
 __all__ = ["CpuBackend", "Walk", "kernel_walks"]
 
 
+@mirrors("vssm_walk")
 class Walk(ctypes.Structure):
     """A traversal in the kernel's form (vssm_walk)."""
 
@@ -37,6 +39,7 @@ class Walk(ctypes.Structure):
     )
 
 
+@mirrors("vssm_scan")
 class _Scan(ctypes.Structure):
     _fields_ = (
         *((n, ctypes.c_int64) for n in ("batch", "directions", "tokens", "channels", "states", "chunks", "groups")),

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from vision_ssm.ops.conv.cpu import MOST_TAPS
-from vision_ssm.ops.native import DTYPES, KernelCall, TensorArgument
+from vision_ssm.ops.native import DTYPES, KernelCall, TensorArgument, mirrors
 from vision_ssm.ops.scan.contract import CHUNK, Cover, cover_of
 from vision_ssm.ops.scan.cpu import Walk, kernel_walks
 from vision_ssm.ops.traversal import Traversal
@@ -125,6 +125,7 @@ class Kept(NamedTuple):
         )
 
 
+@mirrors("vssm_ssm")
 class _Ssm(ctypes.Structure):
     _fields_ = (
         *((n, ctypes.c_int64) for n in ("batch", "directions", "tokens", "channels", "states", "rank", "taps")),
@@ -137,6 +138,7 @@ class _Ssm(ctypes.Structure):
     )
 
 
+@mirrors("vssm_vim_block")
 class BranchArgument(ctypes.Structure):
     """A block in the kernel's form (vssm_branch)."""
 
@@ -151,6 +153,7 @@ class BranchArgument(ctypes.Structure):
     )
 
 
+@mirrors("vssm_vim_blocks")
 class _Column(ctypes.Structure):
     _fields_ = (
         *((n, ctypes.c_int64) for n in ("batch", "count", "chosen")),

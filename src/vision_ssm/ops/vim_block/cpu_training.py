@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from vision_ssm.errors import BackendError
-from vision_ssm.ops.native import KernelCall, TensorArgument, denormals_flushed
+from vision_ssm.ops.native import KernelCall, TensorArgument, denormals_flushed, mirrors
 from vision_ssm.ops.scan.cpu import CpuBackend
 from vision_ssm.ops.ssm import cpu as cpu_ssm
 from vision_ssm.ops.ssm.cpu import Branch, BranchArgument, BranchWeights, Kept, NormWeights, SsmWeights
@@ -56,6 +56,7 @@ def train(x: Tensor, branch: Branch, backend: CpuBackend) -> Tensor:
     return result
 
 
+@mirrors("vssm_vim_block_gradients")
 class _BranchGradients(ctypes.Structure):
     _fields_ = (
         ("branch", BranchArgument),
