@@ -1,9 +1,11 @@
 // Picks the compilation of the kernels that this machine can run.
-#include "conv.h"
-#include "embed.h"
-#include "mlp.h"
-#include "scan.h"
-#include "ssm.h"
+#include "include/conv.h"
+#include "include/library.h"
+#include "include/mlp.h"
+#include "include/patch_embed.h"
+#include "include/scan.h"
+#include "include/ssm.h"
+#include "include/vim_block.h"
 
 #include <initializer_list>
 
@@ -18,10 +20,10 @@
     int conv_forward(const vssm_conv&);    \
     int conv_backward(const vssm_conv&);   \
     int ssm_forward(const vssm_ssm&);      \
-    int column_forward(const vssm_column&); \
-    int branch_backward(const vssm_branch_gradients&); \
+    int vim_blocks_forward(const vssm_vim_blocks&); \
+    int vim_block_backward(const vssm_vim_block_gradients&); \
     int mlp_forward(const vssm_mlp&);       \
-    int embed_forward(const vssm_embed&);   \
+    int patch_embed_forward(const vssm_patch_embed&);   \
     }
 DECLARE(portable)
 DECLARE(avx2)
@@ -61,7 +63,7 @@ int32_t best_isa() {
 
 }  // namespace
 
-int32_t vssm_abi_version(void) { return 14; }
+int32_t vssm_abi_version(void) { return 15; }
 int32_t vssm_has_isa(int32_t isa) { return has_isa(isa) ? 1 : 0; }
 int32_t vssm_best_isa(void) { return best_isa(); }
 
@@ -101,12 +103,12 @@ int vssm_scan_backward(const vssm_scan* scan) { RUN(scan->isa, scan_backward(*sc
 int vssm_conv_forward(const vssm_conv* conv) { RUN(conv->isa, conv_forward(*conv)) }
 int vssm_conv_backward(const vssm_conv* conv) { RUN(conv->isa, conv_backward(*conv)) }
 int vssm_ssm_forward(const vssm_ssm* ssm) { RUN(ssm->isa, ssm_forward(*ssm)) }
-int vssm_column_forward(const vssm_column* column) { RUN(column->isa, column_forward(*column)) }
-int vssm_branch_backward(const vssm_branch_gradients* gradients) {
-    RUN(gradients->branch.ssm.isa, branch_backward(*gradients))
+int vssm_vim_blocks_forward(const vssm_vim_blocks* blocks) { RUN(blocks->isa, vim_blocks_forward(*blocks)) }
+int vssm_vim_block_backward(const vssm_vim_block_gradients* gradients) {
+    RUN(gradients->branch.ssm.isa, vim_block_backward(*gradients))
 }
 int vssm_mlp_forward(const vssm_mlp* mlp) { RUN(mlp->isa, mlp_forward(*mlp)) }
-int vssm_embed_forward(const vssm_embed* embed) { RUN(embed->isa, embed_forward(*embed)) }
+int vssm_patch_embed_forward(const vssm_patch_embed* patch_embed) { RUN(patch_embed->isa, patch_embed_forward(*patch_embed)) }
 
 void vssm_flush_denormals([[maybe_unused]] int32_t threads, [[maybe_unused]] int32_t on) {
 #if defined(__SSE2__)

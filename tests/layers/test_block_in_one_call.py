@@ -319,7 +319,7 @@ def test_a_model_runs_its_column_in_one_call(monkeypatch: pytest.MonkeyPatch) ->
     x = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         whole = model(x)
-        assert calls == ["vssm_embed_forward", "vssm_column_forward"]
+        assert calls == ["vssm_patch_embed_forward", "vssm_vim_blocks_forward"]
         calls.clear()
         handle = model.blocks[1].register_forward_hook(lambda _, __, out: seen.append(out))
         assert torch.equal(model(x), whole)
@@ -343,7 +343,7 @@ def test_a_model_embeds_in_one_call_what_its_modules_embed(
     monkeypatch.setattr(KernelCall, "run", lambda self, name: calls.append(name) or plain(self, name))  # type: ignore[func-returns-value]
     with torch.no_grad():
         found = model.forward_features(x)
-        assert calls[0] == "vssm_embed_forward"
+        assert calls[0] == "vssm_patch_embed_forward"
         model.patch_embed.proj.register_forward_hook(lambda *_: met.append("proj"))
         expected = model.forward_features(x)
     assert met == ["proj"]

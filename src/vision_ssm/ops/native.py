@@ -1,13 +1,16 @@
-"""The C++ kernel library (csrc/): finding it, and what its functions share."""
+"""The C++ kernel library (csrc/): finding it, checking that both sides agree, and what its functions share."""
 
 from __future__ import annotations
 
 import ctypes
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
+from itertools import zip_longest
 from operator import attrgetter
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -24,21 +27,37 @@ __all__ = [
     "TensorArgument",
     "are_plain",
     "denormals_flushed",
+    "disagreement",
     "instruction_set",
+    "mirrors",
     "multiplies_tiles_of_bfloat16",
     "runnable",
     "task_groups",
     "why_not",
 ]
 
-ABI_VERSION = 14
-INSTRUCTION_SETS = ("portable", "avx2", "avx512", "avx512bf16")  # by the numbers of csrc/scan.h
+ABI_VERSION = 15
+INSTRUCTION_SETS = ("portable", "avx2", "avx512", "avx512bf16")  # by the numbers of csrc/include/types.h
 BEST = -1
 ISA = BEST  # the instruction set that kernels use, by number; tests and benchmarks name one
 DTYPES = {torch.float32: 0, torch.bfloat16: 1}
-MISSING_ISA, NO_MEMORY = 1, 2  # what a kernel returns (csrc/scan.h)
+MISSING_ISA, NO_MEMORY = 1, 2  # what a kernel returns (csrc/include/types.h)
+
+_MIRRORS: dict[type[ctypes.Structure], str] = {}
+_Mirror = TypeVar("_Mirror", bound=type[ctypes.Structure])
 
 
+def mirrors(structure: str) -> Callable[[_Mirror], _Mirror]:
+    """Say which C structure (csrc/include/) the decorated ctypes class mirrors; :func:`disagreement` checks it."""
+
+    def register(mirror: _Mirror) -> _Mirror:
+        _MIRRORS[mirror] = structure
+        return mirror
+
+    return register
+
+
+@mirrors("vssm_tensor")
 class TensorArgument(ctypes.Structure):
     """A tensor [B, K|1, L, last] with a contiguous last axis."""
 
@@ -69,6 +88,8 @@ def _load() -> tuple[ctypes.CDLL | None, str | None]:
             why_not = f"{name} does not load: {error}"
             continue
         if library.vssm_abi_version() == ABI_VERSION:
+            library.vssm_layout.restype = ctypes.c_char_p
+            library.vssm_constant.restype = ctypes.c_int64
             return library, None
         why_not = f"{name} is of another version of vision-ssm: reinstall"
     return None, why_not
@@ -103,6 +124,40 @@ def instruction_set() -> str | None:
 def runnable() -> list[str]:
     """Return the instruction sets that the library has and this machine runs, the best last."""
     return [] if LIBRARY is None else [name for at, name in enumerate(INSTRUCTION_SETS) if LIBRARY.vssm_has_isa(at)]
+
+
+@cache
+def disagreement(mirror: type[ctypes.Structure]) -> str | None:
+    """Return where a ctypes class, or one that it holds or points to, differs from the library's structure, or None.
+
+    Names, offsets and sizes of all fields are compared, once per class.
+    """
+    structure = _MIRRORS.get(mirror)
+    if structure is None:
+        return f"{mirror.__name__} does not say which structure it mirrors"
+    told = LIBRARY and LIBRARY.vssm_layout(structure.encode())
+    if not told:
+        return f"there is no {structure}"
+    size, *theirs = told.decode().split()
+    places = ((name, getattr(mirror, name)) for name, *_ in mirror._fields_)
+    ours = [f"{name}@{place.offset}+{place.size}" for name, place in places]
+    for field, expected in zip_longest(theirs, ours, fillvalue="no field"):
+        if field != expected:
+            return f"{structure} has {field} where {expected} is expected"
+    if int(size) != ctypes.sizeof(mirror):
+        return f"{structure} takes {size} bytes where {ctypes.sizeof(mirror)} are expected"
+    held = map(_structure_in, (field[1] for field in mirror._fields_))
+    return next((found for kind in held if kind is not None and (found := disagreement(kind)) is not None), None)
+
+
+def _structure_in(kind: type) -> type[ctypes.Structure] | None:
+    """Return the structure that a field's type is, points to, or is an array of, if any."""
+    while not issubclass(kind, ctypes.Structure):
+        inner = getattr(kind, "_type_", None)  # a letter for simple types
+        if not isinstance(inner, type):
+            return None
+        kind = inner
+    return kind
 
 
 PLAIN = frozenset((Tensor, torch.nn.Parameter))  # subclasses need not have memory
@@ -167,8 +222,13 @@ class KernelCall:
         """Call the kernel.
 
         Raises:
-            BackendError: there is no library, it lacks the instruction set asked for, or memory is short.
+            BackendError: there is no library, its structures are not those mirrored here, it lacks the instruction set
+                asked for, or memory is short.
         """
+        if LIBRARY is not None and (fault := disagreement(type(self.structure))) is not None:
+            raise BackendError(
+                f"the C++ kernel cannot run: its library is of another version of vision-ssm ({fault}): reinstall"
+            )
         status = MISSING_ISA if LIBRARY is None else getattr(LIBRARY, function)(ctypes.byref(self.structure))
         if status == MISSING_ISA:
             raise BackendError(f"the C++ kernel cannot run: {MISSING or 'this machine lacks the instruction set'}")

@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 
 from vision_ssm.ops import native
-from vision_ssm.ops.native import KernelCall, TensorArgument, task_groups
+from vision_ssm.ops.native import KernelCall, TensorArgument, mirrors, task_groups
 
 __all__ = ["backward", "forward"]
 
 _TILE = 64
 
 
+@mirrors("vssm_conv")
 class _Conv(ctypes.Structure):
     _fields_ = (
         *((n, ctypes.c_int64) for n in ("batch", "directions", "tokens", "channels", "taps", "groups")),

@@ -12,7 +12,7 @@ from vision_ssm.errors import BackendError, ConfigError, ShapeError
 from vision_ssm.ops import native
 from vision_ssm.ops.add_norm.contract import NORMS, NormWeights
 from vision_ssm.ops.dispatch import choose, native_call_applies
-from vision_ssm.ops.native import DTYPES, KernelCall, TensorArgument, are_plain
+from vision_ssm.ops.native import DTYPES, KernelCall, TensorArgument, are_plain, mirrors
 
 __all__ = ["MlpWeights", "mlp_applies", "residual_mlp"]
 
@@ -31,6 +31,7 @@ class MlpWeights(NamedTuple):
         return (self.norm.weight, self.norm.bias, *self[1:])
 
 
+@mirrors("vssm_mlp")
 class _Mlp(ctypes.Structure):
     _fields_ = (
         *((n, ctypes.c_int64) for n in ("tokens", "width", "hidden")),

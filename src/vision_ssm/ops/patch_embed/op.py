@@ -10,11 +10,12 @@ from torch import Tensor
 from vision_ssm.errors import BackendError, ShapeError
 from vision_ssm.ops import native
 from vision_ssm.ops.dispatch import choose, native_call_applies
-from vision_ssm.ops.native import DTYPES, KernelCall, TensorArgument, are_plain
+from vision_ssm.ops.native import DTYPES, KernelCall, TensorArgument, are_plain, mirrors
 
 __all__ = ["embed_applies", "embed_patches"]
 
 
+@mirrors("vssm_patch_embed")
 class _Embed(ctypes.Structure):
     _fields_ = (
         *((n, ctypes.c_int64) for n in ("batch", "channels", "height", "width", "side", "stride", "rows", "columns")),
@@ -108,7 +109,7 @@ def embed_patches(
     call.weight, call.bias, call.class_rows, call.positions = map(kernel.pointer, (weight, bias, class_rows, positions))
     call.places = (ctypes.c_int64 * classes)(*places)
     kernel.set(out=out)
-    kernel.run("vssm_embed_forward")
+    kernel.run("vssm_patch_embed_forward")
     return out
 
 

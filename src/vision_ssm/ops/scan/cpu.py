@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from vision_ssm.ops import native
-from vision_ssm.ops.native import KernelCall, TensorArgument, task_groups
+from vision_ssm.ops.native import KernelCall, TensorArgument, mirrors, task_groups
 from vision_ssm.ops.scan.contract import Cover, ScanCall, ScanGradients, chunk_count, cover_of, saved_states_shape
 from vision_ssm.ops.traversal import WORDS, Traversal, flatten
 
 __all__ = ["Walk", "backward", "forward", "kernel_walks"]
 
 
+@mirrors("vssm_walk")
 class Walk(ctypes.Structure):
     """A traversal in the kernel's form (vssm_walk)."""
 
@@ -29,6 +30,7 @@ class Walk(ctypes.Structure):
     )
 
 
+@mirrors("vssm_scan")
 class _Scan(ctypes.Structure):
     _fields_ = (
         *((n, ctypes.c_int64) for n in ("batch", "directions", "tokens", "channels", "states", "chunks", "groups")),

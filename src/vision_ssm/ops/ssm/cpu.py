@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from vision_ssm.ops import native
-from vision_ssm.ops.native import DTYPES, KernelCall, TensorArgument
+from vision_ssm.ops.native import DTYPES, KernelCall, TensorArgument, mirrors
 from vision_ssm.ops.scan.contract import Cover, cover_of
 from vision_ssm.ops.scan.cpu import Walk, kernel_walks
 from vision_ssm.ops.ssm.contract import SsmWeights
@@ -20,6 +20,7 @@ from vision_ssm.ops.traversal import Traversal
 __all__ = ["forward"]
 
 
+@mirrors("vssm_ssm")
 class _Ssm(ctypes.Structure):
     _fields_ = (
         *((n, ctypes.c_int64) for n in ("batch", "directions", "tokens", "channels", "states", "rank", "taps")),

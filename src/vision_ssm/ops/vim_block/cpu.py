@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vision_ssm.ops import native
 from vision_ssm.ops.add_norm.contract import NORMS, NormWeights
-from vision_ssm.ops.native import DTYPES, KernelCall, TensorArgument
+from vision_ssm.ops.native import DTYPES, KernelCall, TensorArgument, mirrors
 from vision_ssm.ops.scan.contract import CHUNK
 from vision_ssm.ops.ssm.contract import SsmWeights
 from vision_ssm.ops.ssm.cpu import _Ssm, _template
@@ -98,8 +98,9 @@ class Kept(NamedTuple):
         )
 
 
+@mirrors("vssm_vim_block")
 class BranchArgument(ctypes.Structure):
-    """A block in the kernel's form (vssm_branch)."""
+    """A block in the kernel's form (vssm_vim_block)."""
 
     _fields_ = (
         ("ssm", _Ssm),
@@ -112,6 +113,7 @@ class BranchArgument(ctypes.Structure):
     )
 
 
+@mirrors("vssm_vim_blocks")
 class _Column(ctypes.Structure):
     _fields_ = (
         *((n, ctypes.c_int64) for n in ("batch", "count", "chosen")),
@@ -160,7 +162,7 @@ def column(stream: Tensor, blocks: Described, *, keep: Kept | None = None, chose
     out = torch.empty_like(stream, memory_format=torch.contiguous_format)
     kernel.set(stream=stream, out=out)
     if chosen is None:
-        kernel.run("vssm_column_forward")
+        kernel.run("vssm_vim_blocks_forward")
         return out
     norm, count = chosen.norm, len(chosen.rows)
     call.chosen, call.rows = count, (ctypes.c_int64 * count)(*chosen.rows)
@@ -168,7 +170,7 @@ def column(stream: Tensor, blocks: Described, *, keep: Kept | None = None, chose
     call.norm_weight, call.norm_bias = kernel.pointer(norm.weight), kernel.pointer(norm.bias)
     normed = stream.new_empty(stream.shape[0], count, stream.shape[2])
     kernel.set(normed=normed)
-    kernel.run("vssm_column_forward")
+    kernel.run("vssm_vim_blocks_forward")
     return normed
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from vision_ssm.errors import BackendError
 from vision_ssm.ops import native
 from vision_ssm.ops.add_norm.contract import NormWeights
-from vision_ssm.ops.native import KernelCall, TensorArgument, denormals_flushed
+from vision_ssm.ops.native import KernelCall, TensorArgument, denormals_flushed, mirrors
 from vision_ssm.ops.ssm.contract import SsmWeights
 from vision_ssm.ops.vim_block import cpu as cpu_block
 from vision_ssm.ops.vim_block.cpu import Branch, BranchArgument, BranchWeights, Kept
@@ -57,6 +57,7 @@ def train(x: Tensor, branch: Branch) -> Tensor:
     return result
 
 
+@mirrors("vssm_vim_block_gradients")
 class _BranchGradients(ctypes.Structure):
     _fields_ = (
         ("branch", BranchArgument),
@@ -155,7 +156,7 @@ def _differentiate(stream: Tensor, grad: Tensor, keep: Kept, branch: Branch, pla
     )
     kernel = KernelCall(call, kept)
     kernel.set(stream=stream, grad=grad, dstream=dstream, normed=normed, gated=gated, dxz=dxz)
-    kernel.run("vssm_branch_backward")
+    kernel.run("vssm_vim_block_backward")
     a_log, *shared = torch.split_with_sizes(parts.sum(0), sizes, dim=1)
     if weights.D.shape[0] == 1 < directions:  # one set of parameters for all directions
         shared = [x.sum(0, keepdim=True) for x in shared]
