@@ -324,7 +324,7 @@ def test_user_input_is_never_asserted() -> None:
 def test_every_room_has_its_tests_and_tests_mirror_the_rooms() -> None:
     tests = ROOT / "tests"
     faults = []
-    for path in sorted(tests.rglob("*.py")):
+    for path in sorted(tests.rglob("test_*.py")):
         folder = path.parent.relative_to(tests)
         if folder.parts and folder.parts[0] not in TESTS_OF_SEVERAL_ROOMS and not (SRC / folder).is_dir():
             faults.append(f"{shown(path)}: there is no src/vision_ssm/{folder.as_posix()}")
