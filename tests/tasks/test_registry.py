@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from vision_ssm.cli.main import main
 from vision_ssm.errors import ConfigError
 from vision_ssm.settings import describe
 from vision_ssm.tasks.registry import TaskInfo, find_task, task_names
@@ -118,6 +119,13 @@ def test_a_package_that_is_at_fault_is_named_when_asked_for(
     assert TrainConfig.load("digits").task == "classification"
     with pytest.raises(ConfigError, match=message):
         TrainConfig.load(None, {"task": name})
+
+
+def test_a_short_option_that_is_taken(install: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:
+    source = MODULE.format(name="shorty", module="shorty_task", section="palette").replace('"dither"', '"json"')
+    install("shorty", source=source)
+    assert main(["train", "images", "--task", "shorty"]) == 2
+    assert "the task 'shorty' has --json for palette.dither: the option is taken" in capsys.readouterr().err
 
 
 def test_two_packages_with_one_name(install: Callable[..., None]) -> None:

@@ -158,7 +158,8 @@ def test_killed_in_the_cut_last_epoch_and_resumed_for_a_longer_cool_down(runs: C
     assert kinds[-3:] == [("step_done", 2, 4), ("step_done", 2, 5), ("epoch_done", 2, 5)]
     assert steps(whole.run_folder)[-1][-1] is not None  # evaluated
 
-    longer = runs("longer", **schedule, **{"schedule.cooldown_epochs": 1})
+    # In one go, and with a loader process that has read ahead of the cut.
+    longer = runs("longer", **schedule, **{"schedule.cooldown_epochs": 1, "data.workers": 1})
     assert in_a_process(longer) == 0
     assert in_a_process(again.replace(**{"schedule.cooldown_epochs": 1})) == 0
     assert_same_run(longer.run_folder, broken.run_folder)

@@ -51,7 +51,7 @@ def test_poly_of_power_one_is_a_straight_line_to_zero_and_that_of_timm() -> None
     ours = rates(top=0.3, name="poly", updates=70, power=0.9, min_lr=1e-3)
     for update in range(80):
         theirs.step_update(update)
-        assert at(ours, update) == pytest.approx(other.param_groups[0]["lr"], rel=1e-12), update
+        assert at(ours, update) == other.param_groups[0]["lr"], update
 
 
 def test_step_drops_at_epochs_or_at_updates() -> None:

@@ -74,18 +74,19 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--amp", nargs="?", const="bf16", choices=("none", "bf16", "fp16"), help="mixed precision; alone it means bf16"
     )
-    for short, key in {**SHORT, **task.short}.items():
-        kind: dict[str, Any] = {"metavar": METAVARS.get(short, "N")}
-        if settings[key].type == "true or false":
-            kind = {"action": "store_const", "const": "true"}
-        elif short == "img-size":
-            kind = {"type": image_size, "metavar": "N|HxW"}
-        parser.add_argument(f"--{short}", dest=f"short:{key}", help=_help(settings[key], short=True), **kind)
+    for short, key in SHORT.items():
+        _add_short(parser, short, settings[key])
     parser.add_argument(
         "--dry-run", action="store_true", help="show steps, speed here and the time needed; train nothing"
     )
     parser.add_argument("--json", action="store_true", help="print the result as JSON, and no progress")
     parser.add_argument("--schema", action="store_true", help="print the JSON schema of recipes, for editors")
+    for short, key in task.short.items():
+        if key not in settings or f"--{short}" in parser._option_string_actions:
+            raise ConfigError(
+                f"the task {task.name!r} has --{short} for {key}: the option is taken, or no such setting."
+            )
+        _add_short(parser, short, settings[key])
     groups: dict[str, argparse._ArgumentGroup] = {}
     for key, entry in settings.items():
         section = key.rpartition(".")[0]
@@ -94,6 +95,15 @@ def add_arguments(parser: Parser) -> None:
         if section not in groups:
             groups[section] = parser.add_argument_group(f"settings: {section}")
         groups[section].add_argument(f"--{key}", dest=f"setting:{key}", metavar="VALUE", help=_help(entry))
+
+
+def _add_short(parser: Parser, short: str, entry: Setting) -> None:
+    kind: dict[str, Any] = {"metavar": METAVARS.get(short, "N")}
+    if entry.type == "true or false":
+        kind = {"action": "store_const", "const": "true"}
+    elif short == "img-size":
+        kind = {"type": image_size, "metavar": "N|HxW"}
+    parser.add_argument(f"--{short}", dest=f"short:{entry.key}", help=_help(entry, short=True), **kind)
 
 
 def _add_choosers(parser: argparse.ArgumentParser, tasks: str) -> None:

@@ -81,7 +81,8 @@ class LearningRate:
         poly       min_lr + (lr - min_lr) (1 - t / T)^power
 
     With ``warmup_prefix`` t and T of cosine and poly are counted from the end of the warm-up; from T on both stay at
-    min_lr. They are the functions of timm's schedulers; its multi-step one drops a step early, though.
+    min_lr. Sources: cosine arXiv:1608.03983, poly arXiv:1606.00915; both as in timm, to the bit. (timm's drops come one
+    step early, and its lengths are in epochs only, which is why its schedulers are not called.)
 
     With ``per: epoch`` and ``epoch_lag: 1`` epoch e runs at f(max(0, e - 1)), which is what calling timm's
     ``scheduler.step(epoch)`` after epoch ``epoch`` gives, as the official code does; the warm-up then takes one epoch
