@@ -230,7 +230,7 @@ def _refuse(error: ValidationError, kind: type[Section], values: Mapping[str, An
     path = _path(kind, first["loc"])
     if unknown:
         raise ConfigError(f"unknown setting {'.'.join(path)!r}.{_nearest_setting(path, kind)}") from None
-    if first["type"] == "value_error":  # raised by a check of ours, which names what it is about
+    if "error" in first.get("ctx", {}):  # raised by a check of the section's own, which names what it is about
         raise ConfigError(str(first["ctx"]["error"])) from None
     key = ".".join(path)
     missing = first["type"] == "missing" and len(first["loc"]) == len(path)  # and not an element of a list

@@ -1,1 +1,4 @@
-"""What a model is trained for: its loss and its scores. One file per task; none names a model family."""
+"""What a model is trained for: its loss and its scores.
+
+One folder per task, found through `registry`; none names a model family.
+"""
