@@ -36,10 +36,8 @@ NAME_NO_TASK = ("training", "inference", "weights", "data", "cli", "analysis")
 NAME_NO_FAMILY = (*NAME_NO_TASK, "tasks")
 MAY_NAME = {
     # (file, name): why. Whoever adds a line here should not find a way through the registries first.
-    ("weights/files.py", "classification"): "what a file is whose description is older than the field that says it",
     ("weights/shipped.py", "vim"): "the weights that ship with the package are those of one model",
     ("training/config.py", "vim"): "the model that `train` takes when none is named",
-    ("training/config.py", "classification"): "the task that `train` takes when none is named",
 }
 
 TESTS_OF_SEVERAL_ROOMS = {"golden", "integrations"}

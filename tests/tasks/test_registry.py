@@ -69,7 +69,7 @@ def test_a_task_of_another_package_brings_its_settings(install: Callable[..., No
     assert TrainConfig.from_dict(config.to_dict()) == config
     keys = list(describe(config_class("palettes")))
     assert "palette.colours" in keys
-    assert not any(key.startswith("augment.") or key == "data.val_fraction" for key in keys)
+    assert not any(key.startswith("augment.") or key == "data.crop_pct" for key in keys)
     with pytest.raises(ConfigError, match=r"unknown setting 'augment'"):
         config.replace(**{"augment.mixup": 0.1})
     with pytest.raises(ConfigError, match=r"mine\.yaml: unknown setting 'palette'"):

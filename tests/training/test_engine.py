@@ -148,17 +148,17 @@ def test_divergence_names_the_batch_and_keeps_the_checkpoint(
     tiny: Tiny, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
     config = tiny(**{"run.checkpoint_minutes": 0.0, "optim.lr": 1e-3, "schedule.name": "constant"})
-    loss, calls, seen = Classification.loss, [], []
+    losses, calls, seen = Classification.losses, [], []
 
-    def broken(self: Classification, model: torch.nn.Module, batch: Any) -> torch.Tensor:
+    def broken(self: Classification, model: torch.nn.Module, batch: Any) -> dict[str, torch.Tensor]:
         calls.append(batch.indices.tolist())
-        value = loss(self, model, batch)
+        value = losses(self, model, batch)["loss"]
         if len(calls) < 4:
-            return value
+            return {"loss": value}
         # sqrt has an infinite slope at 0: the value stays finite, the gradient does not.
-        return value * math.nan if where == "loss" else value + (value - value.detach()).abs().sqrt()
+        return {"loss": value * math.nan if where == "loss" else value + (value - value.detach()).abs().sqrt()}
 
-    monkeypatch.setattr(Classification, "loss", broken)
+    monkeypatch.setattr(Classification, "losses", broken)
     with pytest.raises(
         TrainingDiverged, match=r"at update 4 \(epoch 1, learning rate 0\.001\), on the batch .*png"
     ) as it:

@@ -49,11 +49,8 @@ def test_what_a_run_leaves(tiny: Tiny) -> None:
     best = max(event[kind]["top1"] for event in epochs for kind in ("scores", "ema_scores"))
     info = read_info(folder / "best.safetensors")
     assert info.metrics["top1"] == result.best_scores["top1"] == best
-    assert (info.model, info.class_names, info.model_options["num_classes"]) == (
-        "vim_nano",
-        ("grey0", "grey1", "grey2"),
-        3,
-    )
+    assert (info.model, info.task, info.class_names) == ("vim_nano", "classification", ("grey0", "grey1", "grey2"))
+    assert load_weights(folder / "best.safetensors").model.num_classes == 3
     assert info.preprocessing.input_size == (3, 8, 8)
     average = read_state(folder)[0]["ema"]
     assert same(load_weights(folder / "last.safetensors").model.state_dict(), average)
@@ -211,7 +208,7 @@ def test_estimate_writes_nothing(tiny: Tiny, tmp_path: Path) -> None:
     config = tiny(**{"optim.accumulate": 2, "ema.decay": 0.9})
     found = estimate(config)
     assert (found.updates_per_epoch, found.updates, found.images_per_update) == (3, 6, 16)
-    assert (found.train_images, found.val_images, found.classes) == (40, 11, 3)
+    assert (found.train_images, found.val_images, found.knows) == (40, 11, "3 classes (grey0, grey1, grey2)")
     assert found.seconds > 6 * 16 / found.images_per_second
     cut = estimate(config.replace(**{"schedule.updates": 4, "schedule.cooldown_epochs": 1}))
     assert (cut.epochs, cut.updates_per_epoch, cut.updates) == (3, 3, 7)

@@ -180,6 +180,8 @@ def test_a_checkpoint_from_before_there_were_lengths_in_updates() -> None:
     for key in ("updates", "warmup_updates", "power", "drops", "drop_factor"):
         del saved["config"]["schedule"][key]
     refuse_changes(saved, TrainConfig(), {"training images": "a"}, 1)
+    with pytest.raises(ConfigError, match=r"schedule\.power was 1\.0 and is 2\.0"):
+        refuse_changes(saved, TrainConfig().replace(**{"schedule.power": 2.0}), {"training images": "a"}, 1)
 
 
 def test_other_data_and_other_process_counts_are_another_run() -> None:

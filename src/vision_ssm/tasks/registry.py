@@ -45,10 +45,10 @@ class TaskInfo:
         settings: ``module:Class`` of its settings, a `vision_ssm.tasks.settings.TaskSettings`; importing that module
             loads no torch.
         task: ``module:Class`` of the task itself; importing it may load torch.
-        options: ``module:Class`` of what a prediction may be asked for, a `vision_ssm.settings.Section`; None for
-            nothing. As light as the settings.
         short: further options of ``vision-ssm train`` and the setting that each is short for, for instance
             ``{"classes": "data.classes"}``. Those for a setting that is true or false take no value.
+        options: ``module:Class`` of what a prediction may be asked for, a `vision_ssm.settings.Section`; None for
+            nothing. As light as the settings.
         commands: of ``vision-ssm`` that can use its weights.
         pictures: names of the files that `vision_ssm.tasks.task.Task.pictures` may write into a run folder.
     """
@@ -57,8 +57,8 @@ class TaskInfo:
     summary: str
     settings: str
     task: str
-    options: str | None = None
     short: Mapping[str, str] = field(default_factory=dict)
+    options: str | None = None
     commands: tuple[str, ...] = ("train", "evaluate", "predict", "features")
     pictures: tuple[str, ...] = ()
 

@@ -69,7 +69,7 @@ class WeightsInfo:
     metrics: dict[str, Any] = field(default_factory=dict)
     val_fraction: float | None = None
     version: str = ""
-    source: str = ""
+    source: str = field(default="", compare=False)
 
     @property
     def class_names(self) -> tuple[str, ...]:
