@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from vision_ssm.errors import ConfigError, suggestion
 
 if TYPE_CHECKING:
-    from vision_ssm.settings import Setting
+    from vision_ssm.settings import Section, Setting
 
 __all__ = [
     "Parser",
@@ -157,29 +158,48 @@ def image_options(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def add_task_options(parser: argparse.ArgumentParser) -> None:
-    """Declare what predictions may be asked for, task by task; those of the weights' task are accepted later."""
+    """Declare what predictions may be asked for, by any task; which of it applies shows when the weights are open."""
     from vision_ssm.settings import describe
     from vision_ssm.tasks.registry import find_task, task_names
 
-    declared: set[str] = set()
+    kinds: dict[str, list[type[Section]]] = {}
     for name in task_names():
         try:
             options = find_task(name).load_options()
         except ConfigError:  # of a broken package; said as soon as weights of its task are opened
             continue
-        group = parser.add_argument_group(f"options of {name}")
-        for key, entry in describe(options).items() if options is not None else ():
-            if key not in declared:
-                declared.add(key)
-                text = f"{entry.text} ({entry.type}; default: {entry.default})".replace("%", "%%")
-                group.add_argument(f"--{key.replace('_', '-')}", dest=f"task:{key}", metavar="VALUE", help=text)
+        if options is not None:
+            group = parser.add_argument_group(f"options of {name}")
+            for key, entry in describe(options).items():
+                kinds.setdefault(key, []).append(options)
+                if len(kinds[key]) == 1:  # tasks may share the name of an option
+                    text = f"{entry.text} ({entry.type}; default: {entry.default})".replace("%", "%%")
+                    kind = partial(_option_value, key, kinds[key])
+                    flag = f"--{key.replace('_', '-')}"
+                    group.add_argument(flag, dest=f"task:{key}", type=kind, metavar="VALUE", help=text)
+
+
+def _option_value(key: str, kinds: Sequence[type[Section]], text: str) -> Any:
+    """Read an option's value as one of the tasks that have it takes it. Raises ArgumentTypeError."""
+    from vision_ssm.settings import describe, from_mapping
+
+    fault = ""
+    for kind in kinds:
+        try:
+            value = setting_value(describe(kind)[key], text)
+            from_mapping(kind, {key: value})
+        except ConfigError as error:
+            fault = str(error)
+        else:
+            return value
+    raise argparse.ArgumentTypeError(fault)
 
 
 def task_options(options: argparse.Namespace, task: str) -> dict[str, Any]:
     """Return what `add_task_options` declared as the keywords of the Python call.
 
     Raises:
-        ConfigError: an option that ``task`` does not have, or a value of another type.
+        ConfigError: an option that ``task`` does not have.
     """
     from vision_ssm.settings import describe
     from vision_ssm.tasks.registry import find_task
@@ -194,7 +214,7 @@ def task_options(options: argparse.Namespace, task: str) -> dict[str, Any]:
                 f"--{key.replace('_', '-')} does not apply: these weights are for the task {task}, whose options are "
                 f"{flags}."
             )
-    return {key: setting_value(own[key], text) for key, text in given.items()}
+    return given
 
 
 def setting_value(entry: Setting, text: str) -> Any:
