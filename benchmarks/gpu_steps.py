@@ -6,7 +6,7 @@
 
 ``add_norm`` is asked each time whether it applies, as layers do. Calls follow one another, so that a time is that of
 launching where this takes longer than the kernels: from what size on ``add_norm`` is the faster one is what
-LEAST_ELEMENTS of ops/norm.py should be. With the steps comes whether some of a scan's exponentials should be
+LEAST_ELEMENTS of ops/add_norm/op.py should be. With the steps comes whether some of a scan's exponentials should be
 polynomials: the rate of exponentials beside a scan's multiply-adds where none are, an eighth, a quarter and a half.
 """
 
@@ -24,7 +24,7 @@ from torch import Tensor
 
 from vision_ssm.ops import add_norm, add_norm_applies, causal_conv1d
 from vision_ssm.ops.add_norm import op as norm
-from vision_ssm.ops.conv.op import _shifted_products
+from vision_ssm.ops.conv import reference as conv_reference
 
 CONVS: dict[str, tuple[int, int, int, tuple[bool, ...]]] = {  # batch, tokens, channels, directions
     "64 x 1,025 x 768": (64, 1025, 768, (False,)),
@@ -65,7 +65,7 @@ def conv_step(name: str, shape: tuple[int, int, int], reverse: tuple[bool, ...],
     what = {"step": f"causal_conv1d {name}", "elements": tensors["x"].numel(), "dtype": dtype}
     others = {"reverse": reverse, "activation": True}
     moved = least_bytes(read, directions * size(tensors["x"]), read, read)
-    return Step(what, causal_conv1d, _shifted_products, tensors, others, moved)
+    return Step(what, causal_conv1d, conv_reference.forward, tensors, others, moved)
 
 
 def norm_step(shape: tuple[int, int, int], kind: str, dtypes: str, device: str) -> Step:

@@ -27,7 +27,6 @@ from torch import Tensor
 
 from vision_ssm.analysis.machine import environment
 from vision_ssm.ops import Traversal, selective_scan
-from vision_ssm.ops.native import BEST
 from vision_ssm.ops.scan import cpu
 from vision_ssm.ops.scan.contract import ScanCall
 
@@ -96,7 +95,7 @@ def bare_kernel(arguments: dict[str, Any]) -> Callable[[], None]:
     walks = tuple(arguments["traversals"])
     call = ScanCall(*(arguments[name] for name in names), walks, arguments["delta_softplus"], merge=True)
     y = call.output()[:, None]
-    kernel = cpu._describe(call, BEST)
+    kernel = cpu._describe(call)
     kernel.set(y=y, sum=y if y.dtype == torch.float32 else torch.empty_like(y, dtype=torch.float32))
     return lambda: kernel.run("vssm_scan_forward")
 

@@ -105,9 +105,7 @@ def test_a_forced_backend_that_an_operator_has_runs_or_says_why_not(monkeypatch:
     with pytest.raises(BackendError, match="add_norm backend 'triton' cannot run: the tensors are on cpu"):
         add_norm(x, x, x[0, 0])
     assert not any(status.chosen for status in explain("conv"))
-    with pytest.raises(
-        BackendError, match=r"scan backend 'cpu' cannot run: .*not built|.*float32 and bfloat16, not float64"
-    ):
+    with pytest.raises(BackendError, match=r"'cpu' cannot run: .*(not built|not float64)"):
         choose("scan", CPU, torch.float64, "cpu")
 
 

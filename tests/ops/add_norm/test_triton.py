@@ -7,18 +7,18 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor, library
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.ops.scan.cases import FLOORS, device_of, needs_triton, placed, relative_error, use
 from vision_ssm.errors import BackendError, ConfigError, ShapeError
-from vision_ssm.ops import add_norm, add_norm_applies, fuses_norms
+from vision_ssm.ops import add_norm, add_norm_applies
 from vision_ssm.ops.add_norm import op as norm
+from vision_ssm.ops.add_norm import reference
+from vision_ssm.ops.add_norm.contract import NORMS
 
 pytestmark = needs_triton
 
-KINDS = ["rms", "layer"]
 NAMES = ("x", "added", "weight", "bias")
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 
@@ -26,17 +26,6 @@ F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 @pytest.fixture(autouse=True)
 def kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     use(monkeypatch)
-
-
-def unfused(x: Tensor, added: Tensor, weight: Tensor, bias: Tensor | None, eps: float, kind: str) -> list[Tensor]:
-    stream = x + added
-    scale, shift = weight.to(stream.dtype), None if bias is None else bias.to(stream.dtype)
-    if kind == "layer":
-        normalised = F.layer_norm(stream, weight.shape, scale, shift, eps)
-    else:
-        normalised = F.rms_norm(stream, weight.shape, scale, eps)
-        normalised = normalised if shift is None else normalised + shift
-    return [stream, normalised.to(weight.dtype)]
 
 
 @dataclass(frozen=True)
@@ -54,7 +43,7 @@ class Case:
         for name, x in self.tensors.items():
             here = placed(x, device_of("triton"))
             leaves[name] = None if here is None else here.detach().to(dtype or here.dtype).requires_grad_()
-        found: list[Tensor] = how(*leaves.values(), self.eps, self.kind)  # type: ignore[operator]
+        found: tuple[Tensor, ...] = how(*leaves.values(), self.eps, self.kind)  # type: ignore[operator]
         generator = torch.Generator().manual_seed(1)
         entering = [torch.randn(y.shape, generator=generator).to(BF16).to(y) for y in found]
         present = [x for x in leaves.values() if x is not None]
@@ -65,7 +54,7 @@ class Case:
 
     def check(self) -> None:
         """Hold the kernels to twice plain torch's error, plus a few units in the last place, and to its dtypes."""
-        exact, plain, ours = self.run(unfused, torch.float64), self.run(unfused), self.run(add_norm)
+        exact, plain, ours = self.run(reference.forward, torch.float64), self.run(reference.forward), self.run(add_norm)
         for name, value in ours.items():
             expected, usual = exact[name], plain[name]
             if value is None or expected is None or usual is None:
@@ -96,7 +85,7 @@ def case(
     return Case(tensors if bias else {**tensors, "bias": None}, kind, **options)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", NORMS)
 @pytest.mark.parametrize("rows", [1, 43])  # 43 are no whole number of tiles, and more than there are programs
 @pytest.mark.parametrize("channels", [1, 33, 192, 256])
 def test_widths_and_numbers_of_rows(channels: int, rows: int, kind: str) -> None:
@@ -104,14 +93,14 @@ def test_widths_and_numbers_of_rows(channels: int, rows: int, kind: str) -> None
     case((rows,), channels, kind, eps=1.0 if channels == 1 else 1e-5).check()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", NORMS)
 @pytest.mark.parametrize("into", [(0,), (1,), (0, 1)])
 @pytest.mark.parametrize("bias", [True, False])
 def test_gradients_into_either_result(into: tuple[int, ...], bias: bool, kind: str) -> None:
     case((2, 7), 20, kind, bias=bias, into=into).check()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", NORMS)
 @pytest.mark.parametrize(
     "dtypes",
     [
@@ -129,24 +118,24 @@ def test_dtypes(dtypes: tuple[torch.dtype, ...], into: tuple[int, ...], kind: st
     case((9,), 48, kind, dtypes, into=into).check()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", NORMS)
 def test_what_is_normalised_is_the_stream_as_it_is_stored(kind: str) -> None:
     x, added, weight, bias = _here(case((9,), 48, kind, (BF16, BF16, F32)))
     stream, normalised = add_norm(x, added, weight, bias, kind=kind)
     assert torch.equal(normalised, add_norm(stream, torch.zeros_like(x), weight, bias, kind=kind)[1])
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", NORMS)
 def test_a_row_as_wide_as_a_program_holds_and_no_wider(kind: str) -> None:
     case((3,), 4096, kind).check()
     wide = case((1,), 4097, kind)
     assert not add_norm_applies(*_here(wide))
-    with pytest.raises(BackendError, match="up to 4096 channels, and these have 4097"):
-        wide.run(add_norm)
+    ours, plain = wide.run(add_norm), wide.run(reference.forward)
+    assert all(a is b is None or torch.equal(a, b) for a, b in zip(ours.values(), plain.values(), strict=True))
 
 
 @pytest.mark.filterwarnings("ignore:(divide by zero|invalid value):RuntimeWarning")  # the interpreter's, in such rows
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", NORMS)
 def test_without_epsilon_rows_beyond_the_end_are_in_no_sum(kind: str) -> None:
     case((5,), 24, kind, eps=0.0).check()
 
@@ -157,7 +146,7 @@ def test_a_mean_much_larger_than_the_deviation() -> None:
     Case({**far.tensors, "x": far.tensors["x"] + 1000}, "layer").check()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", NORMS)
 def test_strided_and_expanded_inputs(kind: str) -> None:
     straight = case((2, 3, 4), 24, kind)
     x, added = straight.tensors["x"], straight.tensors["added"]
@@ -173,7 +162,7 @@ def test_strided_and_expanded_inputs(kind: str) -> None:
     Case(repeated, kind).check()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", NORMS)
 def test_gradients_that_are_strided_or_expanded(kind: str) -> None:
     x, added, weight, bias = (x.requires_grad_() for x in _here(case((2, 5), 20, kind)))
     results = add_norm(x, added, weight, bias, kind=kind)
@@ -189,13 +178,13 @@ def test_gradients_that_are_strided_or_expanded(kind: str) -> None:
 @pytest.mark.parametrize("dtypes", [(F32, F32, F32), (F32, BF16, BF16)])
 def test_nothing_in_nothing_out(lead: tuple[int, ...], dtypes: tuple[torch.dtype, ...]) -> None:
     empty = case(lead, 12, "layer", dtypes)
-    found, expected = empty.run(add_norm), empty.run(unfused)
+    found, expected = empty.run(add_norm), empty.run(reference.forward)
     for name, value in found.items():
         assert value is not None and value.shape == expected[name].shape and value.dtype == expected[name].dtype  # type: ignore[union-attr]
         assert not value.abs().sum()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", NORMS)
 def test_the_same_call_gives_the_same_bits_also_under_autocast(kind: str) -> None:
     ragged = case((43,), 33, kind, (F32, BF16, F32))
     first = ragged.run(add_norm)
@@ -238,29 +227,33 @@ def test_what_does_not_fit_is_told() -> None:
 
 def test_it_applies_where_nothing_watches_and_the_kernels_can_run(monkeypatch: pytest.MonkeyPatch) -> None:
     x, added, weight, bias = _here(case((5,), 12, "rms"))
-    assert fuses_norms(x) and add_norm_applies(x, added, weight, bias) and add_norm_applies(x, added, weight)
+    assert add_norm_applies(x) and add_norm_applies(x, added, weight, bias) and add_norm_applies(x, added, weight)
     assert not add_norm_applies(x, added[:1], weight, bias)
     assert not add_norm_applies(x, added.double(), weight, bias)
     assert not add_norm_applies(x, added, weight.double(), bias)
     assert not add_norm_applies(x.double(), added, weight, bias)
     assert not add_norm_applies(x, added, weight, bias.to("meta"))
-    assert not fuses_norms(x.as_subclass(_Watched))
+    assert not add_norm_applies(x.as_subclass(_Watched))
     with FlopCounterMode(display=False):
-        assert not fuses_norms(x)
-    compiled = torch.compile(lambda x: x + 1 if fuses_norms(x) else x, backend="eager", fullgraph=True)
+        assert not add_norm_applies(x)
+    compiled = torch.compile(lambda x: x + 1 if add_norm_applies(x) else x, backend="eager", fullgraph=True)
     assert torch.equal(compiled(x), x)
     monkeypatch.undo()
     monkeypatch.setenv("VISION_SSM_BACKEND", "chunked")
-    assert not fuses_norms(x)
-    with pytest.raises(BackendError, match="add_norm runs on the 'triton' backend only, not on 'chunked'"):
-        add_norm(x, added, weight, bias)
+    assert not add_norm_applies(x)
+    for mine, theirs in zip(
+        add_norm(x, added, weight, bias), reference.forward(x, added, weight, bias, 1e-5, "rms"), strict=True
+    ):
+        assert torch.equal(mine, theirs)
+    with pytest.raises(BackendError, match="add_norm runs on the 'triton' backend only, not on 'reference'"):
+        torch.ops.vision_ssm.add_norm(x, added, weight, bias, 1e-5, "rms")
 
 
 def test_without_the_interpreter_a_cpu_asks_for_no_backend(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITON_INTERPRET", "0")
     # By its module's name: in the package the function hides the module.
-    monkeypatch.setattr(sys.modules[fuses_norms.__module__], "choose", lambda *_: pytest.fail("asked"))
-    assert not fuses_norms(torch.randn(3, 4))
+    monkeypatch.setattr(sys.modules[add_norm_applies.__module__], "choose", lambda *_: pytest.fail("asked"))
+    assert not add_norm_applies(torch.randn(3, 4))
 
 
 class _Watched(Tensor):
@@ -289,4 +282,4 @@ def test_small_streams_are_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> Non
     x = torch.zeros(3, 4, device=device_of("triton"))
     for least, fuses in ((12, True), (13, False)):
         monkeypatch.setattr(norm, "LEAST_ELEMENTS", least)
-        assert fuses_norms(x) is add_norm_applies(x, x, x[0]) is fuses
+        assert add_norm_applies(x) is add_norm_applies(x, x, x[0]) is fuses

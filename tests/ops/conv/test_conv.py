@@ -31,9 +31,16 @@ def by_torch(x: Tensor, weight: Tensor, bias: Tensor | None, reverse: tuple[bool
 @pytest.mark.parametrize("reverse", [(False,), (True,), (False, True)])
 @pytest.mark.parametrize("activation", [True, False])
 @pytest.mark.parametrize("with_bias", [True, False])
+@pytest.mark.parametrize("backend", ["auto", "reference"])
 def test_equals_torch_in_outputs_and_gradients(
-    tokens: int, reverse: tuple[bool, ...], activation: bool, with_bias: bool
+    tokens: int,
+    reverse: tuple[bool, ...],
+    activation: bool,
+    with_bias: bool,
+    backend: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setenv("VISION_SSM_BACKEND", backend)
     if tokens == 0:
         assert causal_conv1d(torch.zeros(2, 0, 3), torch.zeros(1, 3, 4)).shape == (2, 1, 0, 3)
         return

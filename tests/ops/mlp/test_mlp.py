@@ -204,5 +204,5 @@ def test_dtypes_that_do_not_fit_are_told() -> None:
     x, weights = draw(9, 16), random_weights(16, 32)
     with pytest.raises(BackendError, match=r"one dtype on the CPU, got Tensor of torch\.bfloat16 .*torch\.float32"):
         residual_mlp(x, x, cast(weights, torch.bfloat16))
-    with pytest.raises(BackendError, match="runs on the 'cpu' backend only, not on 'chunked'"):
+    with pytest.raises(BackendError, match="runs on the 'cpu' backend only, not on 'reference'"):
         residual_mlp(x.double(), x.double(), cast(weights, torch.float64))

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vision_ssm.ops import Traversal, gpu, native, selective_scan
+from vision_ssm.ops import Traversal, dispatch, gpu, native, selective_scan
 from vision_ssm.ops.add_norm import op as norm
 from vision_ssm.ops.scan import triton as scan_triton
 
@@ -46,6 +46,10 @@ def use_instruction_set(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
 def use(monkeypatch: pytest.MonkeyPatch, segment_chunks: int | None = None) -> None:
     """Let the Triton kernels run here, and nothing else where they can."""
     monkeypatch.setattr(gpu, "INTERPRETED", not GPU)
+    if not GPU:  # then tensors on the CPU stand for a GPU's, which no other kernels take
+        monkeypatch.setitem(
+            dispatch._NEEDS, "cpu", lambda device, dtype: "Triton's interpreter takes the CPU's tensors"
+        )
     reason = gpu.why_not(device_of("triton"), torch.float32)
     if reason is None and not GPU and _interpreter_is_broken():
         reason = "the interpreter of triton before 3.7 takes no loop bounds from numpy 2.4 and later"

@@ -1,8 +1,10 @@
-"""The one-pass SSM against the float64 composition of convolution, products and reference scan."""
+"""The SSM in one pass against its reference in float64, and the reference against torch's own convolution."""
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
+from unittest import mock
 
 import pytest
 import torch
@@ -11,7 +13,10 @@ from torch import Tensor
 
 from tests.ops.scan.cases import FLOORS, atrous, both_ways, cross, each_line, needs_kernel, relative_error
 from vision_ssm.errors import BackendError, ShapeError
-from vision_ssm.ops import Traversal, one_pass, one_pass_applies, selective_scan
+from vision_ssm.ops import Traversal, selective_scan, selective_ssm, selective_ssm_applies
+from vision_ssm.ops.ssm import reference
+from vision_ssm.ops.ssm.contract import SsmWeights
+from vision_ssm.ops.traversal import flatten
 
 pytestmark = needs_kernel
 
@@ -30,7 +35,15 @@ class Layer:
 
     def run(self) -> Tensor:
         with torch.no_grad():
-            return one_pass(**self.tensors, traversals=self.traversals, reverse=self.reverse)  # type: ignore[arg-type]
+            return selective_ssm(**self.tensors, traversals=self.traversals, reverse=self.reverse)  # type: ignore[arg-type]
+
+    def reference(self) -> Tensor:
+        """The reference of everything, in the tensors' dtype."""
+        weights = SsmWeights(**{n: x for n, x in self.tensors.items() if n not in ("x", "z")})  # type: ignore[arg-type]
+        x, z = self.tensors["x"], self.tensors["z"]
+        assert x is not None
+        with mock.patch.dict(os.environ, {"VISION_SSM_BACKEND": "reference"}):
+            return reference.forward(x, z, weights, self.traversals, self.reverse)
 
     def composed(self) -> Tensor:
         """The same in plain torch operations and the reference scan, in the tensors' dtype."""
@@ -103,7 +116,7 @@ def random_layer(
 def check(layer: Layer, dtype: torch.dtype = torch.float32) -> None:
     """At most twice the error of plain torch operations in the same dtype, plus the floor."""
     layer = layer.to(dtype)
-    exact, plain, ours = layer.to(torch.float64).composed(), layer.composed(), layer.run()
+    exact, plain, ours = layer.to(torch.float64).reference(), layer.reference(), layer.run()
     assert ours.shape == exact.shape and ours.dtype == dtype
     error, allowed = relative_error(ours, exact), relative_error(plain, exact)
     assert error <= 2 * allowed + FLOORS[dtype], f"{error:.2e}, plain torch {allowed:.2e}"
@@ -164,14 +177,14 @@ def test_mixed_precision_keeps_the_parameters_in_float32() -> None:
     exact = Layer({n: None if x is None else x.double() for n, x in mixed.items()}, layer.traversals, layer.reverse)
     found = Layer(mixed, layer.traversals, layer.reverse).run()
     # Everything between bfloat16 input and output is float32, so only the rounding of the output is left.
-    assert found.dtype == torch.bfloat16 and relative_error(found, exact.composed()) < 2.0**-9
+    assert found.dtype == torch.bfloat16 and relative_error(found, exact.reference()) < 2.0**-9
 
 
 def applies(layer: Layer) -> bool:
     parameters = [x for n, x in layer.tensors.items() if x is not None and n not in ("x", "z")]
     x = layer.tensors["x"]
     assert x is not None
-    return one_pass_applies(x, layer.traversals, parameters, layer.tensors["conv_weight"])
+    return selective_ssm_applies(x, layer.traversals, parameters, layer.tensors["conv_weight"])
 
 
 def test_it_applies_to_inference_on_the_kernel_only(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,14 +201,54 @@ def test_it_applies_to_inference_on_the_kernel_only(monkeypatch: pytest.MonkeyPa
         assert applies(learned)
     monkeypatch.setenv("VISION_SSM_BACKEND", "chunked")
     assert not applies(layer)
-    with pytest.raises(BackendError, match="runs on the 'cpu' backend only, not on 'chunked'"):
-        layer.run()
+    torch.testing.assert_close(layer.run(), layer.reference(), rtol=1e-4, atol=1e-5)
+    with pytest.raises(BackendError, match="runs on the 'cpu' backend only, not on 'reference'"):
+        call_registered(layer)
 
 
-def test_a_gradient_is_refused_rather_than_lost() -> None:
+def call_registered(layer: Layer) -> Tensor:
+    order = ("x", "z", *SsmWeights._fields)
+    tensors = [layer.tensors[name] for name in order]
+    y: Tensor = torch.ops.vision_ssm.selective_ssm(*tensors, flatten(layer.traversals), list(layer.reverse))
+    return y
+
+
+@pytest.mark.parametrize("options", [{}, {"shared": True}, {"gated": False}, {"taps": 0}, {"taps": 9}])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_the_reference_is_torchs_own_operations_one_after_the_other(
+    options: dict[str, int], dtype: torch.dtype
+) -> None:
+    layer = random_layer(both_ways(23), 23, **options).to(dtype)  # type: ignore[arg-type]
+    torch.testing.assert_close(layer.reference(), layer.composed())
+
+
+@pytest.mark.parametrize("options", [{}, {"shared": True}, {"taps": 0}])
+def test_where_a_gradient_is_wanted_it_is_that_of_the_composition(options: dict[str, int]) -> None:
+    layer = random_layer(both_ways(23), 23, **options).to(torch.float64)  # type: ignore[arg-type]
+    learned = {n: None if x is None else x.clone().requires_grad_() for n, x in layer.tensors.items()}
+    present = [x for x in learned.values() if x is not None]
+    expected = torch.autograd.grad(Layer(learned, layer.traversals, layer.reverse).composed().square().sum(), present)
+    for dtype, tolerance in ((torch.float64, 1e-9), (torch.float32, 1e-4)):
+        leaves = {n: None if x is None else x.detach().to(dtype).requires_grad_() for n, x in learned.items()}
+        y = selective_ssm(**leaves, traversals=layer.traversals, reverse=layer.reverse)  # type: ignore[arg-type]
+        found = torch.autograd.grad(y.square().sum(), [x for x in leaves.values() if x is not None])
+        for mine, true in zip(found, expected, strict=True):
+            assert relative_error(mine, true) < tolerance
+
+
+def test_a_gate_alone_may_be_learned() -> None:
+    layer = random_layer(both_ways(10), 10).to(torch.float32)
+    z = layer.tensors["z"]
+    assert z is not None
+    gate = z.clone().requires_grad_()
+    y = selective_ssm(**{**layer.tensors, "z": gate}, traversals=layer.traversals, reverse=layer.reverse)  # type: ignore[arg-type]
+    assert torch.autograd.grad(y.sum(), gate)[0].abs().sum() > 0
+
+
+def test_the_registered_operator_refuses_a_gradient_rather_than_losing_it() -> None:
     layer = random_layer(both_ways(10), 10).to(torch.float32)
     learned = {n: None if x is None else x.clone().requires_grad_() for n, x in layer.tensors.items()}
-    y = one_pass(**learned, traversals=layer.traversals, reverse=layer.reverse)  # type: ignore[arg-type]
+    y = call_registered(Layer(learned, layer.traversals, layer.reverse))
     with pytest.raises(BackendError, match="has no gradient"):
         y.sum().backward()
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from vision_ssm.errors import BackendError, ShapeError
 from vision_ssm.ops.conv import reference
 from vision_ssm.ops.conv.contract import MOST_TAPS
-from vision_ssm.ops.dispatch import REFERENCE, choose, has_kernels
+from vision_ssm.ops.dispatch import REFERENCE, Backend, choose, has_kernels
 from vision_ssm.ops.registration import Operator, register
 
 __all__ = ["causal_conv1d"]
@@ -71,9 +71,7 @@ def _kernels(x: Tensor) -> ModuleType:
     if backend.name == REFERENCE:
         if x.device.type != "cpu":
             raise BackendError(f"vision_ssm::causal_conv1d has no kernel for {x.device}")
-        from vision_ssm.ops.conv import cpu
-
-        return cpu
+        return Backend("conv", "cpu").functions
     return backend.functions
 
 

@@ -185,7 +185,7 @@ def describe(stream: Tensor, branches: Sequence[Branch], half: bool) -> Describe
             tuple(None if w is None else w.shape for w in first.weights.ssm),
             DTYPES[first.weights.in_proj.dtype],
             DTYPES[torch.bfloat16 if half else torch.float32],
-            tuple([(norm.kind, norm.eps, branch.scale) for branch in branches for norm in (branch.weights.norm,)]),
+            tuple([(branch.weights.norm.kind, branch.weights.norm.eps, branch.scale) for branch in branches]),
             first.walks_reversed,
             first.looks_back,
             *stream.shape[1:],
