@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vision_ssm.storage import whole_file
 from vision_ssm.plots import BLUE, GREY, ORANGE, png_figure
+from vision_ssm.storage import whole_file
 
 FORMS = ("forward", "forward and backward")
 DRAWN = 2**23  # elements: with fewer the caches would hold most, and the floor of bytes is not theirs

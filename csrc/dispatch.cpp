@@ -108,7 +108,9 @@ int vssm_vim_block_backward(const vssm_vim_block_gradients* gradients) {
     RUN(gradients->branch.ssm.isa, vim_block_backward(*gradients))
 }
 int vssm_mlp_forward(const vssm_mlp* mlp) { RUN(mlp->isa, mlp_forward(*mlp)) }
-int vssm_patch_embed_forward(const vssm_patch_embed* patch_embed) { RUN(patch_embed->isa, patch_embed_forward(*patch_embed)) }
+int vssm_patch_embed_forward(const vssm_patch_embed* patch_embed) {
+    RUN(patch_embed->isa, patch_embed_forward(*patch_embed))
+}
 
 void vssm_flush_denormals([[maybe_unused]] int32_t threads, [[maybe_unused]] int32_t on) {
 #if defined(__SSE2__)

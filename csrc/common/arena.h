@@ -74,8 +74,8 @@ class Arena {
     int64_t capacity_ = 0, used_ = 0;
 };
 
-// The stride of rows of so many floats: an odd number of cache lines, which spreads a column of them over all sets of the
-// cache.
+// The stride of rows of so many floats: an odd number of cache lines, which spreads a column of them over all sets of
+// the cache.
 inline int64_t row_stride(int64_t width) { return (round_up(width, Arena::LINE) / Arena::LINE | 1) * Arena::LINE; }
 
 }  // namespace VISION_SSM_ISA

@@ -1,4 +1,5 @@
-// Matrix products (GEMM) of a few rows of tokens with a weight matrix packed for it, at the rate of the multiply-add units.
+// Matrix products (GEMM) of a few rows of tokens with a weight matrix packed for it, at the rate of the multiply-add
+// units.
 //
 // As in GotoBLAS and BLIS: a micro-kernel accumulates MR rows times NR columns in registers, weights come in panels of
 // NR columns packed in the order in which it reads them, and long sums are cut into slabs of KC.
@@ -54,11 +55,11 @@ inline void micro_kernel(const float* rows, int64_t row_stride, int64_t count, c
     });
 }
 
-// A weight matrix [outputs][inputs] packed as panels [inputs][NR], the last as wide as is left: a panel is read in order,
-// and stays in the first-level cache from one group of tokens to the next. All panels are packed before they are used;
-// or, with `source`, a product packs them in one place as it comes to them, KC_SOURCE rows of them at a time so that they
-// never leave the first-level cache. That pays where there are tokens enough, and no other product needs the panel.
-// With `pairs` a row of a panel is for a pair of inputs, as bfloat16, instead of one.
+// A weight matrix [outputs][inputs] packed as panels [inputs][NR], the last as wide as is left: a panel is read in
+// order, and stays in the first-level cache from one group of tokens to the next. All panels are packed before they are
+// used; or, with `source`, a product packs them in one place as it comes to them, KC_SOURCE rows of them at a time so
+// that they never leave the first-level cache. That pays where there are tokens enough, and no other product needs the
+// panel. With `pairs` a row of a panel is for a pair of inputs, as bfloat16, instead of one.
 struct PackedMatrix {
     static constexpr int64_t KC_SOURCE = 96;
     static constexpr int64_t KC = 384;  // most rows in one sum where all panels are there
@@ -103,7 +104,8 @@ struct PackedMatrix {
         };
         if constexpr (MULTIPLIES_PAIRS) {
             if (pairs)
-                return pack_with([&](int64_t i, int64_t at) { return paired(scaled(2 * i, at), scaled(2 * i + 1, at)); });
+                return pack_with(
+                    [&](int64_t i, int64_t at) { return paired(scaled(2 * i, at), scaled(2 * i + 1, at)); });
         }
         pack_with(scaled);
     }
@@ -152,7 +154,7 @@ struct PackedMatrix {
         const P* from = weights + output * inputs;
         if (pairs)
             transpose_pairs(from + 2 * first, inputs, height, std::min(2 * count, inputs - 2 * first), to,
-                       panel_width(panel));
+                            panel_width(panel));
         else
             transpose(from + first, inputs, height, count, to, panel_width(panel));
     }

@@ -1,5 +1,6 @@
 // One vector type per instruction set: W float lanes, one channel in each. Included once per compilation of the
-// kernels; VISION_SSM_ISA (portable, avx2, avx512, avx512bf16) names the namespace, the compiler's flags choose the file.
+// kernels; VISION_SSM_ISA (portable, avx2, avx512, avx512bf16) names the namespace, the compiler's flags choose the
+// file.
 //
 // Every file of simd/ has Vec (set, load, store), + - * /, fma, maximum, where_negative, absolute, nearest,
 // times_power_of_two, fold, exp2, Exp2, reciprocal and transpose_square.

@@ -43,7 +43,8 @@ void transpose(const P* from, int64_t from_stride, int64_t rows, int64_t columns
         }
 }
 
-// The same with pairs of neighbours in a row, as bfloat16, in the place of single elements; a last one is paired with 0.
+// The same with pairs of neighbours in a row, as bfloat16, in the place of single elements; a last one is paired with
+// 0.
 template <class P>
 void transpose_pairs(const P* from, int64_t from_stride, int64_t rows, int64_t columns, float* to, int64_t to_stride) {
     constexpr int64_t BOTH = 2 * W;
@@ -61,7 +62,8 @@ void transpose_pairs(const P* from, int64_t from_stride, int64_t rows, int64_t c
             alignas(64) float square[W * W] = {}, columns_of_it[W * W];
             for (int64_t i = 0; i < height; ++i) pack_row_as_pairs(corner + i * from_stride, width, square + i * W);
             transpose_square(square, W, columns_of_it, W);
-            for (int64_t i = 0; i < (width + 1) / 2; ++i) Vec::load(columns_of_it + i * W).store(transposed + i * to_stride);
+            for (int64_t i = 0; i < (width + 1) / 2; ++i)
+                Vec::load(columns_of_it + i * W).store(transposed + i * to_stride);
         }
 }
 

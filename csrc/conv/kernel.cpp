@@ -1,5 +1,6 @@
-// Causal convolution. Forward goes row by row, as memory likes it. Backward takes a tile of tokens and a block of
-// channels at a time: the taps and their gradients stay in registers, the gradient before the activation in a tile.
+// Causal convolution, y = silu(bias + sum_j weight[j] x[t - (taps - 1) + j]). Forward goes row by row, as memory likes
+// it. Backward takes a tile of tokens and a block of channels at a time: the taps and their gradients stay in
+// registers, the gradient before the activation in a tile.
 #include "common/activations.h"
 #include "common/rows.h"
 #include "common/unroll.h"

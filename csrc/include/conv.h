@@ -2,8 +2,8 @@
 //
 //   a[t] = bias + sum_j weight[j] x[t - (taps - 1) + j]        y[t] = silu(a[t])
 //
-// x [B, L, C], weight [K, C, taps], bias [K, C], y [B, K, L, C]: K directions read the same x; a reversed direction looks
-// towards the end of the sequence. At most VSSM_MOST_TAPS taps; SiLU where asked for.
+// x [B, L, C], weight [K, C, taps], bias [K, C], y [B, K, L, C]: K directions read the same x; a reversed direction
+// looks towards the end of the sequence. At most VSSM_MOST_TAPS taps; SiLU where asked for.
 #pragma once
 
 #include "include/types.h"

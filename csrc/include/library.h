@@ -8,7 +8,8 @@ extern "C" {
 // Changes with the meaning of any call; that the structures are the same on both sides is checked apart, below.
 VSSM_API int32_t vssm_abi_version(void);
 
-// How a structure of include/ lies in memory: "SIZE FIELD@OFFSET+SIZE FIELD@OFFSET+SIZE ...", or null for an unknown one.
+// How a structure of include/ lies in memory: "SIZE FIELD@OFFSET+SIZE FIELD@OFFSET+SIZE ...", or null for an unknown
+// one.
 VSSM_API const char* vssm_layout(const char* structure);
 
 // The value of a constant of include/types.h, or INT64_MIN for an unknown one.

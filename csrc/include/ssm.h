@@ -4,8 +4,8 @@
 //   u = silu(conv(x)) (or x)     (dt, B, C) = x_proj u     delta = softplus(dt_proj dt + dt_bias)
 //   h[t] = exp(-exp(A_log) delta[t]) * h[t-1] + delta[t] B[t] u[t]     y = (sum over directions of C h + D u) silu(z)
 //
-// x, z, y [B, L, C]; K directions, N states, dt of rank R: x_proj [K, R + 2N, C], dt_proj [K, C, R], A_log [K, C, N]. The
-// parameters come as the layer holds them and are packed in every call, which costs little beside the scan.
+// x, z, y [B, L, C]; K directions, N states, dt of rank R: x_proj [K, R + 2N, C], dt_proj [K, C, R], A_log [K, C, N].
+// The parameters come as the layer holds them and are packed in every call, which costs little beside the scan.
 #pragma once
 
 #include "include/types.h"

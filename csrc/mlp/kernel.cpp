@@ -1,5 +1,5 @@
-// The MLP branch of a block. Threads share the tokens, a tile at a time; or, where there are few, the outputs of each
-// product, so that no weight is packed twice.
+// The MLP branch of a block, out = stream + fc2 GELU(fc1 norm(stream)). Threads share the tokens, a tile at a time; or,
+// where there are few, the outputs of each product, so that no weight is packed twice.
 #include "common/activations.h"
 #include "common/arena.h"
 #include "common/gemm.h"
@@ -25,8 +25,9 @@ struct Weights {
     float *fc1_bias, *fc2_bias;  // up to whole vectors
 
     static int64_t size(const vssm_mlp& s, bool pack_on_use) {
-        const int64_t products = pack_on_use ? 2 * PackedMatrix::size_with_source()
-                                          : PackedMatrix::size(s.hidden, s.width) + PackedMatrix::size(s.width, s.hidden);
+        const int64_t products = pack_on_use
+                                     ? 2 * PackedMatrix::size_with_source()
+                                     : PackedMatrix::size(s.hidden, s.width) + PackedMatrix::size(s.width, s.hidden);
         return products + Norm::size(s.width) + round_up(s.hidden, W) + round_up(s.width, W) + 6 * Arena::LINE;
     }
     Weights(const vssm_mlp& s, bool pack_on_use, Arena& arena) : norm(s.width, arena) {
@@ -191,7 +192,8 @@ int run(const vssm_mlp& s) {
                 const auto share = [&](int64_t panels, int64_t i) { return panels * i / team.size; };
                 mlp.load_and_normalise(0, s.tokens);
                 const int64_t into = weights.fc1.panels(), from = weights.fc2.panels();
-                mlp.project_hidden(static_cast<int>(s.tokens), share(into, team.index), share(into, team.index + 1), hidden);
+                mlp.project_hidden(static_cast<int>(s.tokens), share(into, team.index), share(into, team.index + 1),
+                                   hidden);
 #pragma omp barrier
                 mlp.project_out(0, s.tokens, share(from, team.index), share(from, team.index + 1), hidden);
             } else {

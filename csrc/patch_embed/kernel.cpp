@@ -1,5 +1,5 @@
-// The first layer of a Vim. Threads share the patches, some of them at a time, whose pixels are laid out as rows for a
-// product with the weights.
+// The first layer of a Vim, out = weight patch + bias + position. Threads share the patches, some of them at a time,
+// whose pixels are laid out as rows for a product with the weights.
 #include "common/arena.h"
 #include "common/gemm.h"
 #include "common/threads.h"
@@ -32,14 +32,18 @@ struct ThreadScratch {
 template <class E>
 class Embedding {
   public:
-    Embedding(const vssm_patch_embed& s, const PackedMatrix& weight, const ThreadScratch& scratch) : s_(s), weight_(weight), scratch_(scratch) {}
+    Embedding(const vssm_patch_embed& s, const PackedMatrix& weight, const ThreadScratch& scratch)
+        : s_(s),
+          weight_(weight),
+          scratch_(scratch) {}
 
     // The patches [first, end) of all images, at most the scratch memory's rows.
     void embed(int64_t first, int64_t end) const {
         const int64_t each = s_.rows * s_.columns;
-        for (int64_t i = first; i < end; ++i) gather(i / each, i % each, scratch_.pixels + (i - first) * scratch_.stride);
-        weight_.multiply(scratch_.pixels, scratch_.stride, static_cast<int>(end - first), scratch_.embedded, scratch_.width,
-                         scratch_.pairs);
+        for (int64_t i = first; i < end; ++i)
+            gather(i / each, i % each, scratch_.pixels + (i - first) * scratch_.stride);
+        weight_.multiply(scratch_.pixels, scratch_.stride, static_cast<int>(end - first), scratch_.embedded,
+                         scratch_.width, scratch_.pairs);
         for (int64_t i = first; i < end; ++i) {
             int64_t token = i % each;
             for (int64_t c = 0; c < s_.classes && s_.places[c] <= token; ++c) ++token;
@@ -98,10 +102,12 @@ template <class E>
 int run(const vssm_patch_embed& s) {
     const int64_t patches = s.batch * s.rows * s.columns, inputs = s.channels * s.side * s.side;
     const int64_t most = std::clamp<int64_t>(TILE_VALUES / inputs / MR * MR, MR, MC);
-    const int64_t each = ceil_div(patches, s.threads), tile = ceil_div(each, ceil_div(each, most));  // as many for every thread
+    const int64_t each = ceil_div(patches, s.threads);
+    const int64_t tile = ceil_div(each, ceil_div(each, most));  // the tiles are as many for every thread
     thread_local Arena common;
     if (!common.reserve(PackedMatrix::size(s.embed, inputs) + Arena::LINE)) return VSSM_NO_MEMORY;
-    PackedMatrix weight{inputs, s.embed, common.take(PackedMatrix::size(s.embed, inputs)), PackedMatrix::takes_pairs(s.dtype)};
+    PackedMatrix weight{inputs, s.embed, common.take(PackedMatrix::size(s.embed, inputs)),
+                        PackedMatrix::takes_pairs(s.dtype)};
     std::atomic<bool> enough{true};
 #pragma omp parallel num_threads(s.threads)
     {
@@ -129,6 +135,8 @@ int run(const vssm_patch_embed& s) {
 
 }  // namespace
 
-int patch_embed_forward(const vssm_patch_embed& s) { return s.dtype == VSSM_BFLOAT16 ? run<bfloat16>(s) : run<float>(s); }
+int patch_embed_forward(const vssm_patch_embed& s) {
+    return s.dtype == VSSM_BFLOAT16 ? run<bfloat16>(s) : run<float>(s);
+}
 
 }  // namespace VISION_SSM_ISA

@@ -70,8 +70,8 @@ struct Epilogue {
 
 // Results of steps go to the rows `tokens`, gated by the rows `gates` of z.
 template <class E>
-void apply_epilogue(const Slice& slice, const int64_t* tokens, const int64_t* gates, int count, int64_t channel, int lanes,
-          const Epilogue<E>& epilogue) {
+void apply_epilogue(const Slice& slice, const int64_t* tokens, const int64_t* gates, int count, int64_t channel,
+                    int lanes, const Epilogue<E>& epilogue) {
     const auto over_steps = [&](auto&& result) {  // with whole vectors apart, so that they need no mask
         if (lanes == W)
             for (int t = 0; t < count; ++t) result(t, Vec::load(slice.y + t * W), W);

@@ -1,4 +1,4 @@
-// What the scan's forward and backward passes range: how channels are cut into tasks, and what a task reads of them.
+// What the scan's forward and backward passes share: how channels are cut into tasks, and what a task reads of them.
 #pragma once
 
 #include "common/activations.h"
@@ -10,7 +10,7 @@
 
 namespace VISION_SSM_ISA {
 
-// Whether direction k adds to a result that the directions range, rather than being the first to write it.
+// Whether direction k adds to a result that the directions share, rather than being the first to write it.
 inline bool adds_to_shared(const vssm_scan& s, int64_t k) {
     return s.cover == VSSM_COVER_SOME || (s.cover == VSSM_COVER_EACH && k > 0);
 }
@@ -29,7 +29,7 @@ inline void copy_states(const Rows<E>& rows, const int64_t* tokens, int count, i
     }
 }
 
-// How the C channels of an image are cut into blocks of W and the blocks into groups, one group per task.
+// The channels of one task: an image's C channels are cut into blocks of W and the blocks into groups, one per task.
 struct ChannelRange {
     int64_t first_block, blocks;
 

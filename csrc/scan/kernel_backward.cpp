@@ -16,7 +16,7 @@ namespace VISION_SSM_ISA {
 
 namespace {
 
-// What PAIR blocks need beside the states' loops, [PAIR][T][W].
+// What PAIR blocks need beside the loops over states, [PAIR][T][W].
 struct TileBuffers {
     ReverseTile stretch;
     alignas(64) float u[PAIR * T * W];
@@ -25,7 +25,7 @@ struct TileBuffers {
     TileTokens visited;
 };
 
-// Memory of one task beside the tile.
+// Scratch memory of one task beside the tile.
 struct TaskScratch {
     std::vector<float> memory;
     float *carried, *da, *rate;  // [blocks][N][W]
@@ -65,7 +65,8 @@ struct Direction {
 };
 
 template <class E>
-void prepare(const vssm_scan& s, TileBuffers& tile, int count, Direction<E>& from, int which, int64_t channel, int lanes) {
+void prepare(const vssm_scan& s, TileBuffers& tile, int count, Direction<E>& from, int which, int64_t channel,
+             int lanes) {
     const int64_t parameter = from.k * s.channels + channel;
     const Vec skip = s.skip ? load(s.skip + parameter, lanes) : Vec::set(0.f);
     const Vec bias = s.bias ? load(s.bias + parameter, lanes) : Vec::set(0.f);
@@ -123,7 +124,8 @@ constexpr int PREFETCH_ROWS = 8;
 template <class E>
 class GradientPrefetch {
   public:
-    GradientPrefetch(const vssm_scan& s, const Direction<E>& from, int64_t image, int64_t channel) : gated_(s.z.data != nullptr) {
+    GradientPrefetch(const vssm_scan& s, const Direction<E>& from, int64_t image, int64_t channel)
+        : gated_(s.z.data != nullptr) {
         set(du_, s.du, image, from.k, channel);
         set(ddelta_, s.ddelta, image, from.k, channel);
         if (!gated_) return;
@@ -161,8 +163,8 @@ class GradientPrefetch {
 
 // Write x, or add it, to a gradient that is float32 or the input's type.
 template <class E>
-VSSM_INLINE void store_or_add(const vssm_tensor& to, int64_t image, int64_t k, int64_t token, int64_t channel, int lanes,
-                     bool add, Vec x) {
+VSSM_INLINE void store_or_add(const vssm_tensor& to, int64_t image, int64_t k, int64_t token, int64_t channel,
+                              int lanes, bool add, Vec x) {
     if (to.dtype == VSSM_FLOAT32) {
         float* p = Rows<float>(to, image, k).row(token) + channel;
         store(add ? x + load(p, lanes) : x, p, lanes);
@@ -173,8 +175,8 @@ VSSM_INLINE void store_or_add(const vssm_tensor& to, int64_t image, int64_t k, i
 }
 
 template <class E>
-void store_gradients(const vssm_scan& s, const TileBuffers& tile, int count, const Direction<E>& from, int64_t image, int which,
-          int64_t channel, int lanes) {
+void store_gradients(const vssm_scan& s, const TileBuffers& tile, int count, const Direction<E>& from, int64_t image,
+                     int which, int64_t channel, int lanes) {
     const int64_t k = from.k;
     const ReverseTile& of = tile.stretch;
     const Vec skip = from.skip[which];
@@ -207,8 +209,8 @@ void store_gradients(const vssm_scan& s, const TileBuffers& tile, int count, con
 }
 
 // Take a tile's sums over channels to the gradients of B and C at the tile's tokens.
-void store_state_gradients(const vssm_scan& s, TaskScratch& scratch, const TileBuffers& tile, int count, int64_t image, int64_t group,
-                 int64_t k) {
+void store_state_gradients(const vssm_scan& s, TaskScratch& scratch, const TileBuffers& tile, int count, int64_t image,
+                           int64_t group, int64_t k) {
     std::fill_n(scratch.db, 2 * T * s.states, 0.f);  // and dc behind it
     int64_t at = 0;
     for_state_groups<REVERSE_GROUP>(s.states, [&](int64_t n, auto size) {
@@ -227,10 +229,10 @@ void store_state_gradients(const vssm_scan& s, TaskScratch& scratch, const TileB
     write(s.dc, s.dc_directions, scratch.dc);
 }
 
-// P blocks of a tile, the first at `channel` and the range's `block`.
+// P blocks of a tile, the first at `channel`, which is `block` of the range.
 template <int P, class E>
-void reverse_blocks(const vssm_scan& s, TileBuffers& tile, TaskScratch& scratch, int count, Direction<E>& from, int64_t image,
-                 int64_t chunk, int64_t block, int64_t channel, TilePrefetch& ahead) {
+void reverse_blocks(const vssm_scan& s, TileBuffers& tile, TaskScratch& scratch, int count, Direction<E>& from,
+                    int64_t image, int64_t chunk, int64_t block, int64_t channel, TilePrefetch& ahead) {
     const int64_t N = s.states;
     int lanes[PAIR];
     for (int i = 0; i < P; ++i) {
@@ -241,7 +243,8 @@ void reverse_blocks(const vssm_scan& s, TileBuffers& tile, TaskScratch& scratch,
     float* sums = scratch.lanes;
     for_state_groups<REVERSE_GROUP>(N, [&](int64_t n, auto size) {
         const int64_t at = (block * N + n) * W;
-        const StateGroup states{scratch.b + n, scratch.c + n, N, scratch.rate + at, scratch.carried + at, scratch.da + at, N * W, sums};
+        const StateGroup states{scratch.b + n,        scratch.c + n,   N,     scratch.rate + at,
+                                scratch.carried + at, scratch.da + at, N * W, sums};
         const auto recompute_with = [&](auto readout) {
             recompute<P, size, readout>(tile.stretch, count, states, saved + n * s.channels, s.channels, lanes, tile.y,
                                         n == 0 ? &ahead : nullptr);

@@ -1,6 +1,7 @@
-// Forward scan. Time is cut into tiles of VSSM_CHUNK steps and every tile goes through all blocks of channels before
-// the next tile starts, so that the rows of a tile are used while they are in cache. One lane is one channel and the
-// states of W channels stay in registers along a tile: no horizontal sums, no transposed copies.
+// Forward scan, by the equations of include/scan.h. Time is cut into tiles of VSSM_CHUNK steps and every tile goes
+// through all blocks of channels before the next tile starts, so that the rows of a tile are used while they are in
+// cache. One lane is one channel and the states of W channels stay in registers along a tile: no horizontal sums, no
+// transposed copies.
 #include "common/threads.h"
 #include "scan/advance.h"
 #include "scan/channels.h"
@@ -27,7 +28,7 @@ void prepare(const vssm_scan& s, Slice& slice, const int64_t* tokens, int count,
     }
 }
 
-// One direction of one image for one range of the channels.
+// One direction of one image for one range of channels.
 template <class E>
 class DirectionScan {
   public:
@@ -48,7 +49,9 @@ class DirectionScan {
           b_(rate_ + range.blocks * s.states * W),
           c_(b_ + T * s.states) {}
 
-    static int64_t memory(const vssm_scan& s, const ChannelRange& range) { return 2 * (range.blocks * W + T) * s.states; }
+    static int64_t memory(const vssm_scan& s, const ChannelRange& range) {
+        return 2 * (range.blocks * W + T) * s.states;
+    }
 
     void run() {
         const vssm_walk& walk = s_.walks[k_];

@@ -1,5 +1,5 @@
 // One direction of the selective SSM, a tile of tokens at a time: make the tile's rows of u and project them, then
-// advance the states of a share of the channels. Shared by the kernels of the SSM alone and of the whole branch.
+// advance the states of a share of the channels. Shared by the kernels of the SSM alone and of the Vim block.
 #pragma once
 
 #include "scan/advance.h"
@@ -8,10 +8,10 @@
 namespace VISION_SSM_ISA {
 
 constexpr int CONV_TOKENS = 4;  // tokens that are convolved at a time
-constexpr int SUBTILE = 16;  // tokens that one thread makes rows of at a time
+constexpr int SUBTILE = 16;     // tokens that one thread makes rows of at a time
 static_assert(T % SUBTILE == 0 && SUBTILE % MR == 0, "a tile is projected in whole groups of tokens");
 
-// Floats of u between two meetings of the threads that share an image: 400 KiB, well inside a second-level cache.
+// Floats of u between two barriers of the threads that share an image: 400 KiB, well inside a second-level cache.
 constexpr int64_t SHARED_FLOATS = 102400;
 
 // One direction of one image.
@@ -20,8 +20,9 @@ class DirectionPass {
   public:
     // `walk` may be the rest of direction k's after `before` steps, from the states of which it continues.
     // `gate_slots`: the row of z for each row of the scratch, where z lies there and not at the tokens; else null.
-    DirectionPass(const vssm_ssm& s, const PackedParameters& parameters, int64_t k, const vssm_walk& walk, int64_t before,
-                  TileScratch& scratch, const Rows<E>& x, const Epilogue<E>& epilogue, const int64_t* gate_slots = nullptr)
+    DirectionPass(const vssm_ssm& s, const PackedParameters& parameters, int64_t k, const vssm_walk& walk,
+                  int64_t before, TileScratch& scratch, const Rows<E>& x, const Epilogue<E>& epilogue,
+                  const int64_t* gate_slots = nullptr)
         : s_(s),
           p_(parameters),
           walk_(walk),
@@ -185,7 +186,7 @@ class DirectionPass {
         const float* u = scratch_.u + row * scratch_.u_stride + channel;
         Slice slice;
         expand_steps(projected, scratch_.width, R, count, p_.dt_proj + block * R * W, Vec::load(p_.dt_bias + channel),
-                    slice.delta);
+                     slice.delta);
         const Vec skip = Vec::load(p_.skip + channel);
         for (int t = 0; t < count; ++t) {
             const Vec x = Vec::load(u + t * scratch_.u_stride);

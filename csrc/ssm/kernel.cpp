@@ -1,7 +1,8 @@
-// The selective SSM in one pass. Two steps for every tile of tokens: make its rows of u and project them, then advance
-// the states of its channels from both. With as many images as threads, each thread does both steps for its own image,
-// a tile at a time. With fewer, the threads share an image and take a few tiles at a time: the first step is split by
-// tokens, the second by channels, and what passes from one to the other stays in cache.
+// The selective SSM in one pass, by the equations of include/ssm.h. Two steps for every tile of tokens: make its rows
+// of u and project them, then advance the states of its channels from both. With as many images as threads, each thread
+// does both steps for its own image, a tile at a time. With fewer, the threads share an image and take a few tiles at a
+// time: the first step is split by tokens, the second by channels, and what passes from one to the other stays in
+// cache.
 #include "common/threads.h"
 #include "ssm/direction.h"
 

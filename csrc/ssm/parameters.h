@@ -84,11 +84,14 @@ struct TileScratch {
 
     static int64_t width_of(const vssm_ssm& s) { return round_up(s.rank + 2 * s.states, W); }
     static int64_t size(const vssm_ssm& s, int64_t tiles) {
-        return tiles * T * (row_stride(s.channels) + width_of(s) + PackedMatrix::pairs_stride(s.channels, s.product_dtype)) +
+        return tiles * T *
+                   (row_stride(s.channels) + width_of(s) + PackedMatrix::pairs_stride(s.channels, s.product_dtype)) +
                s.states * round_up(s.channels, W) + 4 * Arena::LINE;
     }
     TileScratch(const vssm_ssm& s, int64_t tiles, Arena& arena)
-        : u_stride(row_stride(s.channels)), width(width_of(s)), pairs_stride(PackedMatrix::pairs_stride(s.channels, s.product_dtype)) {
+        : u_stride(row_stride(s.channels)),
+          width(width_of(s)),
+          pairs_stride(PackedMatrix::pairs_stride(s.channels, s.product_dtype)) {
         u = arena.take(tiles * T * u_stride);
         projected = arena.take(tiles * T * width);
         h = arena.take(s.states * round_up(s.channels, W));
@@ -97,8 +100,8 @@ struct TileScratch {
     }
 };
 
-// The step sizes of a block before softplus, dt_proj dt + dt_bias [count][W], from rows of dt: a few tokens side by side,
-// so that the sums of different tokens overlap. Rows are read and written up to whole groups of MR tokens.
+// The step sizes of a block before softplus, dt_proj dt + dt_bias [count][W], from rows of dt: a few tokens side by
+// side, so that the sums of different tokens overlap. Rows are read and written up to whole groups of MR tokens.
 inline void expand_steps(const float* low_rank, int64_t stride, int64_t rank, int count, const float* weight, Vec bias,
                          float* out) {
     for (int t = 0; t < count; t += MR) {

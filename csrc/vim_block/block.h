@@ -1,5 +1,5 @@
-// The steps of a Vim block outside the scan, (x, z) = in_proj norm(stream) and stream + scale * gamma * out_proj y, with the
-// weights and the memory that they need.
+// The steps of a Vim block outside the scan, (x, z) = in_proj norm(stream) and stream + scale * gamma * out_proj y,
+// with the weights and the memory that they need.
 #pragma once
 
 #include "common/arena.h"
@@ -16,7 +16,8 @@ constexpr int HALF_IMAGE_ROWS = 128;
 
 // One image's rows between in_proj and out_proj.
 struct ImageBuffers {
-    // [L][stride], with MR rows more at either end: a product writes whole groups of tokens.
+    // x and the sum of the directions, [L][stride], with MR rows more at either end: a product writes whole groups of
+    // tokens.
     float *hidden, *sum;
     int64_t stride;
 
@@ -60,15 +61,18 @@ struct BlockWeights {
 
     static int64_t size(const vssm_vim_block& s, bool pack_on_use) {
         const int64_t C = s.ssm.channels, D = s.width;
-        const int64_t products = pack_on_use ? PackedMatrix::size_with_source() : 2 * PackedMatrix::size(C, D) + PackedMatrix::size(D, C);
+        const int64_t products =
+            pack_on_use ? PackedMatrix::size_with_source() : 2 * PackedMatrix::size(C, D) + PackedMatrix::size(D, C);
         return products + Norm::size(D) + BlockScratch::width_of(s) + 4 * Arena::LINE;
     }
-    BlockWeights(const vssm_vim_block& s, bool pack_on_use, Arena& arena) : norm(s.width, arena), pack_on_use(pack_on_use) {
+    BlockWeights(const vssm_vim_block& s, bool pack_on_use, Arena& arena)
+        : norm(s.width, arena),
+          pack_on_use(pack_on_use) {
         const int64_t C = s.ssm.channels, D = s.width;
         float* panel = pack_on_use ? arena.take(PackedMatrix::size_with_source()) : nullptr;
         const auto matrix = [&](int64_t outputs, int64_t inputs) {
             return PackedMatrix{inputs, outputs, pack_on_use ? panel : arena.take(PackedMatrix::size(outputs, inputs)),
-                          PackedMatrix::takes_pairs(s.ssm.product_dtype)};
+                                PackedMatrix::takes_pairs(s.ssm.product_dtype)};
         };
         hidden_proj = matrix(C, D);
         gate_proj = matrix(C, D);
@@ -125,34 +129,36 @@ class VimBlock {
 
     bool pack_on_use() const { return weights_.pack_on_use; }
 
-    // Rows of x, which every direction reads, for the tokens [first, end), at most scratch.rows; up to MR of them may be before the first
-    // token.
+    // Rows of x, which every direction reads, for the tokens [first, end), at most scratch.rows; up to MR of them may
+    // be before the first token.
     void project_hidden(int64_t first, int64_t end, const BlockScratch& scratch) const {
         for (int64_t t = std::max<int64_t>(first, 0); t < end; ++t)
             normalise(t, scratch.normed + (t - first) * scratch.width);
         for (int64_t t = end; t < 2 * end - first; ++t) fetch_row(stream_, t);
         weights_.hidden_proj.multiply(scratch.normed, scratch.width, static_cast<int>(end - first),
-                                   buffers_.hidden + first * buffers_.stride, buffers_.stride, scratch.pairs);
-        for (int64_t t = std::max<int64_t>(first, 0); t < end; ++t) save_row(buffers_.hidden + t * buffers_.stride, t, 0);
+                                      buffers_.hidden + first * buffers_.stride, buffers_.stride, scratch.pairs);
+        for (int64_t t = std::max<int64_t>(first, 0); t < end; ++t)
+            save_row(buffers_.hidden + t * buffers_.stride, t, 0);
     }
     // Rows of z for the steps [first, end) of a tile that starts at step `start` of the walk.
-    void project_gate(const vssm_walk& walk, int64_t start, int first, int end, float* z, const BlockScratch& scratch) const {
+    void project_gate(const vssm_walk& walk, int64_t start, int first, int end, float* z,
+                      const BlockScratch& scratch) const {
         for (int t = first; t < end; ++t)
             normalise(walk.start + (start + t) * walk.inner_stride, scratch.normed + (t - first) * scratch.width);
         for (int t = first; t < end; ++t) {
             fetch_row(out_, walk.start + (start + t) * walk.inner_stride);
             fetch_row(stream_, walk.start + (start + t + end - first) * walk.inner_stride);
         }
-        weights_.gate_proj.multiply(scratch.normed, scratch.width, end - first, z + first * buffers_.stride, buffers_.stride,
-                                 scratch.pairs);
+        weights_.gate_proj.multiply(scratch.normed, scratch.width, end - first, z + first * buffers_.stride,
+                                    buffers_.stride, scratch.pairs);
         for (int t = first; t < end; ++t)
             save_row(z + t * buffers_.stride, walk.start + (start + t) * walk.inner_stride, s_.ssm.channels);
     }
-    // Rows of the output for the tokens [first, end), at most scratch.rows. The product reads up to a multiple of HALF_MR:
-    // rows past the end may be another thread's in the making, and nothing comes of them.
+    // Rows of the output for the tokens [first, end), at most scratch.rows. The product reads up to a multiple of
+    // HALF_MR: rows past the end may be another thread's in the making, and nothing comes of them.
     void project_out(int64_t first, int64_t end, const BlockScratch& scratch) const {
-        weights_.out_proj.multiply(buffers_.sum + first * buffers_.stride, buffers_.stride, static_cast<int>(end - first),
-                                scratch.normed, scratch.width, scratch.pairs);
+        weights_.out_proj.multiply(buffers_.sum + first * buffers_.stride, buffers_.stride,
+                                   static_cast<int>(end - first), scratch.normed, scratch.width, scratch.pairs);
         for (int64_t t = first; t < end; ++t) {
             const float *added = scratch.normed + (t - first) * scratch.width, *x = stream_.row(t);
             float* out = out_.row(t);

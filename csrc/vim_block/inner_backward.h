@@ -1,6 +1,9 @@
 // The way back through a Vim block between in_proj and out_proj, a tile of tokens at a time. For every tile, from the
 // last to the first: the convolution and the step sizes are made again, the tile is walked backwards, and what reaches
 // u, B, C and the step sizes is taken through x_proj, dt_proj and the convolution at once, while it is in the caches.
+//
+//   dz = dgated * y * silu'(z)     dy = dgated * silu(z)     (du, ddelta, dB, dC) = back through the scan, see reverse.h
+//   ddt = dt_proj^T (ddelta * softplus')     du += x_proj^T (ddt, dB, dC)     dx = conv^T (du * silu')
 #pragma once
 
 #include "common/activations.h"
@@ -19,7 +22,8 @@ struct InnerRows {
 class InnerBackward {
   public:
     InnerBackward(const vssm_vim_block_gradients& g, const std::vector<PackedParameters>& parameters,
-              const std::vector<BackwardProjections>& projections, InnerScratch& scratch, const InnerRows& rows, int64_t image, int64_t group)
+                  const std::vector<BackwardProjections>& projections, InnerScratch& scratch, const InnerRows& rows,
+                  int64_t image, int64_t group)
         : g_(g),
           s_(g.branch.ssm),
           parameters_(parameters),
@@ -216,9 +220,10 @@ class InnerBackward {
             lanes[i] = lanes_at(block + i);
             const int64_t c = (block + i) * W;
             float *u = scratch_.u + rows + i * W, *slope = scratch_.slope + rows + i * W;
-            with_constant<VSSM_MOST_TAPS>(s_.taps, [&](auto taps) { convolve<taps>(block + i, order, count, u, slope); });
+            with_constant<VSSM_MOST_TAPS>(s_.taps,
+                                          [&](auto taps) { convolve<taps>(block + i, order, count, u, slope); });
             expand_steps(projected, scratch_.width, R, count, p.dt_proj + (block + i) * R * W, Vec::load(p.dt_bias + c),
-                        tile.delta + i * T * W);
+                         tile.delta + i * T * W);
             for (int t = 0; t < count; ++t) {
                 const int64_t at = (i * T + t) * W;
                 const Vec raw = Vec::load(tile.delta + at), w = exp_minus_abs(raw), delta = softplus(raw, w);
@@ -233,8 +238,9 @@ class InnerBackward {
         float* sums = scratch_.lanes;
         for_state_groups<REVERSE_GROUP>(N, [&](int64_t n, auto size) {
             const int64_t at = (local(block) * N + n) * W;
-            const StateGroup states{projected + R + n, projected + R + N + n, scratch_.width, p.rate + (block * N + n) * W,
-                                scratch_.carried + at, scratch_.da + at, N * W, sums};
+            const StateGroup states{
+                projected + R + n,     projected + R + N + n, scratch_.width, p.rate + (block * N + n) * W,
+                scratch_.carried + at, scratch_.da + at,      N * W,          sums};
             recompute<P, size, false>(tile, count, states, saved + n * s_.channels, s_.channels, lanes, nullptr,
                                       n == 0 ? &ahead_ : nullptr);
             reverse<P, size>(tile, count, states);
@@ -286,7 +292,7 @@ class InnerBackward {
         for (int i = 0; i < P; ++i) lanes[i] = lanes_at(block + i);
         for (int t = 0; t < count; t += MR)
             micro_kernel<MR, PAIR, true>(dprojected + t * scratch_.width, scratch_.width, outputs, w,
-                                               du + t * scratch_.stride, scratch_.stride);
+                                         du + t * scratch_.stride, scratch_.stride);
         for_state_groups<8>(outputs, [&](int64_t o, auto size) {
             add_outer<size, P>(dprojected + o, scratch_.width, u, W, scratch_.stride, count,
                                to.x_proj + o * s_.channels + block * W, s_.channels, lanes);

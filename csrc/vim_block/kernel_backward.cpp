@@ -1,7 +1,10 @@
-// The way back through a Vim block, from the gradient of its result to that of the stream. What
-// lies between is made again an image at a time: with as many images as threads, each thread takes its own. Threads
-// that share an image take tokens of it each in the products and the norm, and channels in between, where they meet
-// once for a few tiles: for the sums over channels that the gradients of x_proj's outputs are.
+// The way back through a Vim block, from the gradient of its result to that of the stream. What lies between is made
+// again an image at a time: with as many images as threads, each thread takes its own. Threads that share an image take
+// tokens of it each in the products and the norm, and channels in between, where they meet at one barrier for a few
+// tiles: for the sums over channels that the gradients of x_proj's outputs are.
+//
+//   dy = scale * out_proj^T dout     (dx, dz) = back through the SSM, see inner_backward.h
+//   dstream = dout + norm's adjoint(in_proj^T (dx, dz))
 #include "common/arena.h"
 #include "common/gemm.h"
 #include "common/norm.h"
@@ -15,14 +18,15 @@ namespace VISION_SSM_ISA {
 
 namespace {
 
-// The weights outside the scan: in_proj as it is, and both products turned.
+// The weights outside the scan: in_proj as it is, and both matrices transposed.
 struct BackwardWeights {
     Norm norm;
     PackedMatrix in_proj, from_out, to_stream;
 
     static int64_t size(const vssm_vim_block& s) {
         const int64_t C = s.ssm.channels, D = s.width;
-        return Norm::size(D) + PackedMatrix::size(2 * C, D) + PackedMatrix::size(C, D) + PackedMatrix::size(D, 2 * C) + 3 * Arena::LINE;
+        return Norm::size(D) + PackedMatrix::size(2 * C, D) + PackedMatrix::size(C, D) + PackedMatrix::size(D, 2 * C) +
+               3 * Arena::LINE;
     }
     BackwardWeights(const vssm_vim_block& s, Arena& arena) : norm(s.width, arena) {
         const int64_t C = s.ssm.channels, D = s.width;
@@ -64,11 +68,11 @@ struct ImageRows {
     }
 };
 
-// A thread's rows beside the products.
+// What a thread's products write and need besides.
 struct ProductScratch {
     int64_t width;
     float* dnormed;  // [MC][width]
-    float* last;     // rows of an image that do not pack a group of tokens
+    float* last;     // rows of an image that do not fill a group of tokens
     float* pairs;    // [MC][...]: what a product takes, where it takes pairs
 
     static int64_t size(const vssm_vim_block& s) {
@@ -100,7 +104,8 @@ struct ProductScratch {
 // The steps of one image outside the scan.
 class OuterBackward {
   public:
-    OuterBackward(const vssm_vim_block_gradients& g, const BackwardWeights& weights, const ImageRows& image_rows, int64_t image)
+    OuterBackward(const vssm_vim_block_gradients& g, const BackwardWeights& weights, const ImageRows& image_rows,
+                  int64_t image)
         : weights_(weights),
           image_rows_(image_rows),
           kept_(g.branch.xz.data != nullptr),
@@ -126,12 +131,12 @@ class OuterBackward {
         if (!kept_)
             products.multiply(weights_.in_proj, normed_.row(first), normed_.stride, count, xz_.row(first), xz_.stride);
         products.multiply(weights_.from_out, grad_.row(first), grad_.stride, count,
-                      image_rows_.dgated + first * image_rows_.stride, image_rows_.stride);
+                          image_rows_.dgated + first * image_rows_.stride, image_rows_.stride);
     }
     // For the same tokens, from the gradient of what in_proj yields to that of the stream. `dnorm` [2][D] is added to.
     void back_through_in_proj(int64_t first, int64_t end, const ProductScratch& products, float* dnorm) const {
-        products.multiply(weights_.to_stream, dxz_.row(first), dxz_.stride, static_cast<int>(end - first), products.dnormed,
-                      products.width);
+        products.multiply(weights_.to_stream, dxz_.row(first), dxz_.stride, static_cast<int>(end - first),
+                          products.dnormed, products.width);
         for (int64_t t = first; t < end; ++t)
             weights_.norm.backward(stream_.row(t), products.dnormed + (t - first) * products.width, grad_.row(t),
                                    dstream_.row(t), dnorm, dnorm + weights_.norm.width);
@@ -158,44 +163,47 @@ void over_pieces(int64_t tokens, int64_t rows, bool shared, F&& f) {
     }
 }
 
-// The partial of the sums over channels: [2][tiles][T][width] for every thread. They are in two places by turns: who is
-// late still reads one of them.
+// The threads' parts of the sums over channels: [2][tiles][T][width] for every thread. They are in two places by turns:
+// who is late still reads one of them.
 struct PartialSums {
     float* data;
     int64_t tiles, width;
 
     int64_t each() const { return 2 * tiles * T * width; }
-    float* at(int64_t thread, int64_t transpose, int64_t tile) const {
-        return data + thread * each() + (transpose * tiles + tile) * T * width;
+    float* at(int64_t thread, int64_t turn, int64_t tile) const {
+        return data + thread * each() + (turn * tiles + tile) * T * width;
     }
 };
 
 // One image, by one thread or by all of them.
-void run_image(const OuterBackward& outer, InnerBackward& inner, const vssm_ssm& s, const PartialSums& partial, int64_t together,
-               const ProductScratch& products, float* dnorm, const ThreadTeam& team, bool shared) {
+void run_image(const OuterBackward& outer, InnerBackward& inner, const vssm_ssm& s, const PartialSums& partial,
+               int64_t together, const ProductScratch& products, float* dnorm, const ThreadTeam& team, bool shared) {
     const int64_t rows = !shared || s.tokens >= 4 * MC * team.size ? MC : SUBTILE;
-    over_pieces(s.tokens, rows, shared, [&](int64_t first, int64_t end) { outer.back_through_out_proj(first, end, products); });
+    over_pieces(s.tokens, rows, shared,
+                [&](int64_t first, int64_t end) { outer.back_through_out_proj(first, end, products); });
     inner.back_through_gate();
-    int64_t transpose = 0;
+    int64_t turn = 0;
     for (int64_t k = 0; k < s.directions; ++k) {
         inner.begin_direction(k);
-        for (int64_t end = inner.chunks(); end > 0; end -= together, transpose ^= 1) {
+        for (int64_t end = inner.chunks(); end > 0; end -= together, turn ^= 1) {
             const int64_t first = std::max<int64_t>(end - together, 0);
             for (int64_t tile = end - 1; tile >= first; --tile)
-                inner.walk_back(tile, tile - first, partial.at(team.index, transpose, tile - first));
+                inner.walk_back(tile, tile - first, partial.at(team.index, turn, tile - first));
             if (shared) {
 #pragma omp barrier
             }
             for (int64_t tile = end - 1; tile >= first; --tile)
-                inner.back_through_projections(tile, tile - first, partial.at(shared ? 0 : team.index, transpose, tile - first),
-                            shared ? team.size : 1, partial.each());
+                inner.back_through_projections(tile, tile - first,
+                                               partial.at(shared ? 0 : team.index, turn, tile - first),
+                                               shared ? team.size : 1, partial.each());
         }
         inner.end_direction();
     }
     if (shared) {
 #pragma omp barrier  // before rows are read that other threads have made channels of
     }
-    over_pieces(s.tokens, rows, shared, [&](int64_t first, int64_t end) { outer.back_through_in_proj(first, end, products, dnorm); });
+    over_pieces(s.tokens, rows, shared,
+                [&](int64_t first, int64_t end) { outer.back_through_in_proj(first, end, products, dnorm); });
 }
 
 }  // namespace
@@ -210,8 +218,9 @@ int vim_block_backward(const vssm_vim_block_gradients& g) {
     PartialSums partial{nullptr, together, InnerScratch::width_of(ssm)};
     thread_local Arena common;
     const int64_t images = alone ? ssm.threads : 1;
-    if (!common.reserve(ssm.directions * (PackedParameters::size(ssm) + BackwardProjections::size(ssm)) + BackwardWeights::size(s) +
-                        images * ImageRows::size(s) + ssm.threads * partial.each() + Arena::LINE))
+    if (!common.reserve(ssm.directions * (PackedParameters::size(ssm) + BackwardProjections::size(ssm)) +
+                        BackwardWeights::size(s) + images * ImageRows::size(s) + ssm.threads * partial.each() +
+                        Arena::LINE))
         return VSSM_NO_MEMORY;
     std::vector<PackedParameters> parameters;
     std::vector<BackwardProjections> projections;
@@ -258,7 +267,7 @@ int vim_block_backward(const vssm_vim_block_gradients& g) {
             if (alone < ssm.batch) {
                 own.rewind(rest);
                 InnerScratch scratch(ssm, together, std::min(blocks, pairs * team.index / team.size * PAIR),
-                            std::min(blocks, pairs * (team.index + 1) / team.size * PAIR), own);
+                                     std::min(blocks, pairs * (team.index + 1) / team.size * PAIR), own);
                 for (int64_t image = alone; image < ssm.batch; ++image) run(scratch, image, 0, together, true);
             }
         }

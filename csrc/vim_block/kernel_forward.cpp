@@ -1,5 +1,5 @@
-// The residual branches of Vim blocks, one after the other, in one call. Threads share the work as in ssm/kernel.cpp, but
-// two of them on one image take a direction each; see schedules.h.
+// Vim blocks, stream += scale * gamma * out_proj SSM(in_proj norm(stream)), one after the other, in one call. Threads
+// share the work as in ssm/kernel.cpp, but two of them on one image take a direction each; see schedules.h.
 #include "vim_block/schedules.h"
 
 #include <numeric>
@@ -8,12 +8,13 @@ namespace VISION_SSM_ISA {
 
 namespace {
 
-// What a thread needs soon that walks direction k of the next block, if there is any: of this block what its products do
-// not fetch themselves, then of that one.
+// What a thread needs soon that walks direction k of the next block, if there is any: of this block what its products
+// do not fetch themselves, then of that one.
 PrefetchQueue weights_to_come(const BlockWeights& weights, const vssm_vim_block* next, int64_t k) {
     PrefetchQueue queue;
     if (weights.pack_on_use)
-        for (const PackedMatrix* p : {&weights.gate_proj, &weights.out_proj}) queue.add(p->source_panel(0), p->panel_bytes());
+        for (const PackedMatrix* p : {&weights.gate_proj, &weights.out_proj})
+            queue.add(p->source_panel(0), p->panel_bytes());
     if (!next) return queue;
     const vssm_ssm& ssm = next->ssm;
     const int64_t element = ssm.parameter_dtype == VSSM_BFLOAT16 ? 2 : 4, set = ssm.projections == 1 ? 0 : k;
@@ -97,11 +98,13 @@ void run_pair(const vssm_vim_block& s, int64_t position, const vssm_vim_block* n
     PrefetchQueue queue = weights_to_come(weights, next, 1 - k);
     PeerSync peer(w.progress[index], w.progress[1 - index], position);
     const VimBlock block(s, stream, out, weights, w.images[0], 0);
-    run_mirrored({block, ssm, w.images[0], w.tiles[index], w.scratch[index], w.slots.data()}, parameters, k, queue, peer);
+    run_mirrored({block, ssm, w.images[0], w.tiles[index], w.scratch[index], w.slots.data()}, parameters, k, queue,
+                 peer);
 }
 
 // One block by any team.
-void run_team(const vssm_vim_block& s, const vssm_tensor& stream, const vssm_tensor& out, Workspace& w, const ThreadTeam& team) {
+void run_team(const vssm_vim_block& s, const vssm_tensor& stream, const vssm_tensor& out, Workspace& w,
+              const ThreadTeam& team) {
     const vssm_ssm& ssm = s.ssm;
     const auto index = static_cast<size_t>(team.index);
     BlockWeights& weights = w.weights[0];

@@ -1,5 +1,5 @@
-// How two threads that go through the blocks of one image synchronise: each waits for what it needs of the other, and no
-// longer, as a barrier of both would.
+// How two threads that go through the blocks of one image synchronise: each waits for what it needs of the other, and
+// no longer, as a barrier of both would.
 #pragma once
 
 #include <atomic>

@@ -1,7 +1,7 @@
 // How threads go through one image of a Vim block: one alone, two that take a direction each, or all together.
 //
-// The first half of in_proj is made for all tokens of a block, since every direction reads it; the gate and out_proj are
-// made where the last direction passes, so that z is held for no more than a tile, or half of a small image.
+// The first half of in_proj is made for all tokens of a block, since every direction reads it; the gate and out_proj
+// are made where the last direction passes, so that z is held for no more than a tile, or half of a small image.
 #pragma once
 
 #include "common/threads.h"
@@ -58,8 +58,8 @@ inline int64_t lowest_token(const vssm_walk& walk, int64_t first, int64_t end) {
     return walk.inner_stride > 0 ? walk.start + first : walk.start - (end - 1);
 }
 
-// Makes rows of hidden for the tokens [first, end), where a thread walks first, as it gets there, so that they are still
-// in its caches.
+// Makes rows of hidden for the tokens [first, end), where a thread walks first, as it gets there, so that they are
+// still in its caches.
 class InProjection {
   public:
     InProjection(const VimBlock& block, const BlockScratch& scratch, int64_t first, int64_t end, int64_t tokens,
@@ -127,7 +127,7 @@ inline void walk_leg(const ImageTask& task, const Leg& leg, const Pairing* pairi
             block.project_gate(walk, first, 0, pass.steps(tile), scratch.z, scratch);
         pass.advance_tile(tile, 0);
         if (last && !at_once) block.project_out(token, token + end - first, scratch);
-        constexpr int64_t CLEAR = VSSM_MOST_TAPS - 1;  // the steps whose convolution may read rows from before the first
+        constexpr int64_t CLEAR = VSSM_MOST_TAPS - 1;  // steps whose convolution may read rows from before the first
         if (peer && first < CLEAR && end >= CLEAR) peer->reach(Milestone::CLEARED);
     }
     if (at_once) block.project_out(lowest_token(walk, 0, length), lowest_token(walk, 0, length) + length, scratch);
@@ -205,7 +205,8 @@ inline void run_shared(const ImageTask& task, const std::vector<PackedParameters
             block.project_out(done + piece * SUBTILE, std::min(done + (piece + 1) * SUBTILE, done_end), own);
         };
         for (int64_t first = 0; first < pass.tiles(); first += together) {
-            const int64_t count = std::min(pass.tiles() - first, together), waiting = ceil_div(done_end - done, SUBTILE);
+            const int64_t count = std::min(pass.tiles() - first, together);
+            const int64_t waiting = ceil_div(done_end - done, SUBTILE);
 #pragma omp for schedule(dynamic, 1)
             for (int64_t i = 0; i < waiting + count * (T / SUBTILE); ++i) {
                 if (i < waiting) {

@@ -12,7 +12,9 @@ inline Vec add_products(Vec a, Vec b, Vec c) {
 }
 // Lanes of a and b as bfloat16, in pairs.
 inline Vec paired(Vec a, Vec b) {
-    const auto narrowed = [](Vec x) { return _mm512_cvtepu16_epi32(reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(x.v))); };
+    const auto narrowed = [](Vec x) {
+        return _mm512_cvtepu16_epi32(reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(x.v)));
+    };
     return {_mm512_castsi512_ps(_mm512_or_si512(narrowed(a), _mm512_slli_epi32(narrowed(b), 16)))};
 }
 
