@@ -3,23 +3,36 @@
 from __future__ import annotations
 
 import ctypes
+import importlib
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 
-import vision_ssm.ops  # noqa: F401 -- registers every structure
+import vision_ssm.ops
 from vision_ssm.errors import BackendError
 from vision_ssm.ops import native
-from vision_ssm.ops.conv.cpu import MOST_TAPS
+from vision_ssm.ops.add_norm.contract import NORMS
+from vision_ssm.ops.conv.contract import MOST_TAPS
 from vision_ssm.ops.native import BEST, DTYPES, INSTRUCTION_SETS, KernelCall, TensorArgument, disagreement, mirrors
 from vision_ssm.ops.scan.contract import CHUNK, Cover
-from vision_ssm.ops.ssm.cpu import NORMS
 
 pytestmark = pytest.mark.skipif(native.LIBRARY is None, reason=str(native.MISSING))
 
 Fields = list[tuple[str, type]]
-MIRRORS = {structure: mirror for mirror, structure in native._MIRRORS.items()}
+
+
+def registered() -> dict[str, type[ctypes.Structure]]:
+    """Every structure of every file in `ops`; backends are loaded late, so each file is asked for."""
+    root = Path(vision_ssm.ops.__path__[0])
+    for path in root.rglob("*.py"):
+        if "ctypes.Structure" in path.read_text(encoding="utf-8"):
+            importlib.import_module(".".join(["vision_ssm.ops", *path.relative_to(root).with_suffix("").parts]))
+    return {structure: mirror for mirror, structure in native._MIRRORS.items()}
+
+
+MIRRORS = registered()
 CONV: Fields = [
     *((name, ctypes.c_int64) for name in ("batch", "directions", "tokens", "channels", "taps", "groups")),
     *((name, ctypes.c_int32) for name in ("threads", "isa", "activation")),
