@@ -1,5 +1,9 @@
 """Vim: a plain column of bidirectional state-space blocks over patch tokens.
 
+    T_0 = [t_1 W, ..., t_cls, ..., t_M W] + E_pos                tokens of M patches and a class token, [B, M + 1, D]
+    T_l = T_(l-1) + mixer_l(Norm_l(T_(l-1)))                     l = 1..depth; layers/blocks.py
+    logits = head(Norm(T_depth)[cls])
+
 Source: Vision Mamba, arXiv:2401.09417v3, and the authors' code (hustvl/Vim at dd0358a); docs/families/vim.md lists
 where this differs and which oddities are kept because trained weights depend on them.
 """
@@ -17,22 +21,20 @@ from timm.models import checkpoint, register_notrace_function, register_notrace_
 from timm.models._features import feature_take_indices
 from timm.models._input import update_model_input_size
 from torch import Tensor, nn
-from torch.fx import Proxy
 
 from vision_ssm.errors import CheckpointError, ConfigError
 from vision_ssm.layers import (
-    NORMS,
     Block,
     PatchEmbed,
+    RMSNorm,
+    StreamLayerNorm,
     VimMixer,
-    joins_norms,
     make_norm,
-    run_column,
+    one_call,
     run_mirrored_pair,
-    try_one_call,
 )
 from vision_ssm.layers.initial import truncated_normal_
-from vision_ssm.layers.options import check_choice, check_count, check_flags, check_rates, has_global_hooks, is_plain
+from vision_ssm.layers.options import check_choice, check_count, check_flags, check_rates
 from vision_ssm.layers.positions import (
     CLASS_TOKENS,
     class_indices,
@@ -44,6 +46,7 @@ from vision_ssm.layers.positions import (
     split_rows,
 )
 from vision_ssm.layers.strips import Patches
+from vision_ssm.layers.untouched import built_of, untouched
 
 __all__ = ["DIRECTIONS", "POOLS", "Vim"]
 
@@ -56,6 +59,7 @@ register_notrace_module(VimMixer)
 register_notrace_function(resample_table)  # type: ignore[no-untyped-call]
 
 
+@built_of(norm=(RMSNorm, StreamLayerNorm))
 class Vim(nn.Module):
     """Vim classifier and feature extractor; images [B, in_chans, H, W] of any size from one patch up.
 
@@ -155,6 +159,7 @@ class Vim(nn.Module):
             )
             for j in range(depth)
         )
+        self.column = one_call.Column()
         self.norm = make_norm(norm_layer, embed_dim)
         self.head: nn.Module = nn.Linear(embed_dim, num_classes) if num_classes else nn.Identity()
         self.feature_info = [
@@ -255,9 +260,8 @@ class Vim(nn.Module):
 
     def forward(self, x: Tensor | Patches) -> Tensor:
         """Classify images [B, in_chans, H, W], or what :meth:`embed_strips` returned; logits [B, num_classes]."""
-        # Who traces symbolically may take the norm's output as features.
-        if self._needs_class_rows_only() and not isinstance(x, Proxy):
-            # The norm takes each token by itself, so the others need not be normalised, nor copied to new places.
+        if self.global_pool == "token" and untouched(self, inside=True):
+            # The norm takes each token by itself, so that the others need not be normalised, nor put in order.
             return self.forward_head(self._normalised_class_rows(self._embed(x)[0]))
         return self.forward_head(self.forward_features(x))
 
@@ -270,7 +274,7 @@ class Vim(nn.Module):
 
     def forward_features(self, x: Tensor | Patches) -> Tensor:
         """Return the normalised tokens [B, T + M, D], class tokens first, then the patches row by row."""
-        return self._prefix_first(self.norm(self._tokens(x)))
+        return self._prefix_first(self.norm(self._after_blocks(self._embed(x)[0])))
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Pool and classify what :meth:`forward_features` returned.
@@ -314,14 +318,16 @@ class Vim(nn.Module):
         """
         if output_fmt not in ("NCHW", "NLC"):
             raise ConfigError(f"output_fmt must be NCHW or NLC, got {output_fmt!r}")
-        steps = list(self._steps())
-        taken, last = feature_take_indices(len(steps), indices)
+        steps = len(self.blocks) // self._layers_per_step
+        taken, _ = feature_take_indices(steps, indices)
         tokens, (height, width) = self._embed(x)
         taps = []
-        for j, step in enumerate(steps[: last + 1] if stop_early else steps):
-            tokens = self._run(step, tokens)
-            if j in taken:
-                taps.append(split_rows(self.norm(tokens) if norm else tokens, self.class_token))
+        run, start = self._segments(tokens) or self._step_by_step, 0
+        for j in sorted(set(taken)):
+            tokens, start = run(tokens, start, j + 1), j + 1
+            taps.append(split_rows(self.norm(tokens) if norm else tokens, self.class_token))
+        if not stop_early:
+            tokens = run(tokens, start, steps)
         patches = [tap for tap, _ in taps]
         if output_fmt == "NCHW":
             patches = [p.transpose(1, 2).reshape(p.shape[0], -1, height, width) for p in patches]
@@ -349,6 +355,16 @@ class Vim(nn.Module):
     def _layers_per_step(self) -> int:
         return 2 if self.direction == "layerwise" else 1
 
+    def _segments(self, tokens: Tensor, norm: nn.Module | None = None) -> Callable[..., Tensor] | None:
+        """See :meth:`vision_ssm.layers.one_call.Column.segments`; None where blocks have to be called one by one."""
+        in_order = self._layers_per_step == 1 and not self.grad_checkpointing
+        return self.column.segments(self.blocks, tokens, norm) if in_order else None
+
+    def _step_by_step(self, tokens: Tensor, start: int, stop: int) -> Tensor:
+        for step in list(self._steps())[start:stop]:
+            tokens = checkpoint(step, tokens) if self.grad_checkpointing else step(tokens)
+        return tokens
+
     def _steps(self) -> Iterator[Callable[[Tensor], Tensor]]:
         """What transforms the stream in turn: the blocks, or their mirrored pairs."""
         if self.direction != "layerwise":
@@ -358,57 +374,26 @@ class Vim(nn.Module):
         for there, back in zip(layers[::2], layers[1::2], strict=True):
             yield partial(run_mirrored_pair, there, back)
 
-    def _tokens(self, x: Tensor | Patches) -> Tensor:
-        """The stream after the last block, [B, M + T, D]."""
-        return self._through_blocks(self._embed(x)[0])
+    def _after_blocks(self, tokens: Tensor) -> Tensor:
+        """The stream [B, M + T, D] after the last block."""
+        run = self._segments(tokens) or self._step_by_step
+        return run(tokens, 0, len(self.blocks) // self._layers_per_step)
 
     def _normalised_class_rows(self, tokens: Tensor) -> Tensor:
-        """The class tokens [B, T, D] after the last block and the norm, from the stream [B, M + T, D] before them."""
-        if self._is_plain_column():
-            places = class_indices(self.class_token, tokens.shape[1] - self.num_prefix_tokens)
-            rows = try_one_call(self.blocks, tokens, self.norm, places)
-            if rows is not None:
-                return rows
-        normalised: Tensor = self.norm(class_rows(self._through_blocks(tokens), self.class_token))
-        return normalised
-
-    def _is_plain_column(self) -> bool:
-        """Tell whether the blocks run one after the other, with nothing in between."""
-        return self._layers_per_step == 1 and not self.grad_checkpointing
-
-    def _through_blocks(self, tokens: Tensor) -> Tensor:
-        """The stream [B, M + T, D] after the last block."""
-        blocks: Any = self.blocks
-        if self._is_plain_column():
-            whole = try_one_call(blocks, tokens)
-            if whole is not None:
-                return whole
-            if joins_norms(blocks, tokens):
-                return run_column(blocks, tokens)
-        for step in self._steps():
-            tokens = self._run(step, tokens)
-        return tokens
-
-    def _needs_class_rows_only(self) -> bool:
-        """Tell whether the head reads class tokens only and nobody sees the others after the norm: hooks would."""
-        norm, mine = self.norm, self.__dict__
-        own = type(self).forward_features is Vim.forward_features and type(self).forward_head is Vim.forward_head
-        replaced = "forward_features" in mine or "forward_head" in mine
-        plain = type(norm) in NORMS.values() and is_plain(norm) and not has_global_hooks()
-        return self.global_pool == "token" and own and not replaced and plain
-
-    def _run(self, step: Callable[[Tensor], Tensor], tokens: Tensor) -> Tensor:
-        result: Tensor = checkpoint(step, tokens) if self.grad_checkpointing else step(tokens)
-        return result
+        """The class tokens [B, T, D] after the last block and the norm."""
+        norm: Any = self.norm
+        run = self._segments(tokens, self.norm)
+        if run is None:
+            normalised: Tensor = self.norm(class_rows(self._after_blocks(tokens), self.class_token))
+            return normalised
+        places = class_indices(self.class_token, tokens.shape[1] - self.num_prefix_tokens)
+        return run(tokens, 0, len(self.blocks), places).to(norm.weight.dtype)
 
     def _embed(self, x: Tensor | Patches) -> tuple[Tensor, tuple[int, int]]:
         """Images or patches to the residual stream [B, M + T, D], at least float32, and the patch grid."""
-        if not isinstance(x, Patches) and self._embeds_in_one_call(x):
-            grid = self.patch_embed.grid_of(x)
-            places = class_indices(self.class_token, grid[0] * grid[1])
-            stream = self.patch_embed.to_stream(x, self._positions(grid), self._class_rows(), places)
-            if stream is not None:
-                return stream, grid
+        whole = one_call.embed(self, x)
+        if whole is not None:
+            return whole
         patches, grid = x if isinstance(x, Patches) else self.patch_embed(x)
         rows = self._class_rows()
         if rows is not None:
@@ -416,15 +401,6 @@ class Vim(nn.Module):
         tokens = insert_rows(patches, rows, self.class_token)
         wide = torch.promote_types(self.pos_embed.dtype, torch.float32)
         return self.pos_drop(tokens.to(wide) + self._positions(grid)), grid
-
-    def _embeds_in_one_call(self, x: Tensor) -> bool:
-        """Tell whether nobody looks at images on their way to the stream, nor wants gradients."""
-        if type(x) is not Tensor or not x.is_cpu or torch.is_grad_enabled():
-            return False
-        embed, drop = self._modules.get("patch_embed"), self._modules.get("pos_drop")
-        inactive = type(drop) is nn.Dropout and is_plain(drop) and not (drop.training and drop.p > 0)
-        # A wrapper may hand attributes of the module inside on: its class tells.
-        return inactive and type(embed) is PatchEmbed and embed.is_as_built()
 
     def _positions(self, grid: tuple[int, int]) -> Tensor:
         """Positions [1, M + T, D] for a grid of patches."""
