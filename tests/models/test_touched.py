@@ -1,4 +1,4 @@
-"""A model that somebody watches or has changed does what its modules say, called one by one, whatever has a fast call."""
+"""A model that somebody watches or has changed does what its modules say, called one by one."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
+from tests.ops.scan.cases import relative_error
 from vision_ssm.layers import untouched as question
 from vision_ssm.models import create_model
 
@@ -18,8 +19,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "vim scaled": ("vim_nano", {"depth": 2, "layer_scale": 0.5, "norm_layer": "layer", "class_token": "double"}),
     "vmamba": ("vmamba_nano", {"depths": (1, 1, 2, 1)}),
     "vmamba gated": ("vmamba_nano", {"depths": (1, 1, 1, 1), "gate": True, "downsample": "v2", "stem": "v1"}),
-    "efficient": ("efficientvmamba_nano", {"depths": (1, 1, 1, 1)}),
-    "efficient mlp": ("efficientvmamba_nano", {"depths": (1, 1, 1, 1), "mlp_ratio": 2.0, "downsample": "v3"}),
+    "efficient": ("efficientvmamba_nano", {"depths": (1, 1, 1, 1), "mlp_ratio": 2.0}),
 }
 
 
@@ -30,6 +30,14 @@ def build(family: str) -> nn.Module:
     for parameter in model.parameters():  # so that nothing hides behind zeros and ones
         parameter.data.add_(0.02 * torch.randn_like(parameter))
     return model
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def images() -> Tensor:
@@ -45,8 +53,11 @@ def kinds(model: nn.Module) -> Iterator[str]:
     yield from last.values()
 
 
-def doubled(out: Any) -> Any:
-    return (2 * out[0], *out[1:]) if isinstance(out, tuple) else 2 * out
+def skewed(out: Any) -> Any:
+    """Another factor for every value: no norm takes that back."""
+    if isinstance(out, tuple):
+        return (skewed(out[0]), *out[1:])
+    return out * (1 + 0.5 * torch.sin(torch.arange(out.numel()))).view(out.shape)
 
 
 class Adapter(nn.Module):
@@ -64,7 +75,7 @@ class Adapter(nn.Module):
             return getattr(self.base_layer, name)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        out = self.base_layer(*args, **kwargs)
+        out = skewed(self.base_layer(*args, **kwargs))
         return (self.factor * out[0], *out[1:]) if isinstance(out, tuple) else self.factor * out
 
 
@@ -76,22 +87,21 @@ class Squared(nn.Module):
 def class_patch(model: nn.Module, name: str, patch: pytest.MonkeyPatch) -> None:
     kind = type(model.get_submodule(name))
     plain = kind.forward
-    patch.setattr(kind, "forward", lambda self, *args, **kwargs: doubled(plain(self, *args, **kwargs)))
+    patch.setattr(kind, "forward", lambda self, *args, **kwargs: skewed(plain(self, *args, **kwargs)))
 
 
 def instance_patch(model: nn.Module, name: str, patch: pytest.MonkeyPatch) -> None:
     module = model.get_submodule(name)
     plain = module.forward
-    module.forward = lambda *args, **kwargs: doubled(plain(*args, **kwargs))
+    module.forward = lambda *args, **kwargs: skewed(plain(*args, **kwargs))
 
 
 def forward_hook(model: nn.Module, name: str, patch: pytest.MonkeyPatch) -> None:
-    model.get_submodule(name).register_forward_hook(lambda _, __, out: doubled(out))
+    model.get_submodule(name).register_forward_hook(lambda _, __, out: skewed(out))
 
 
 def pre_hook(model: nn.Module, name: str, patch: pytest.MonkeyPatch) -> None:
-    shift = lambda args: (args[0] + 0.5, *args[1:])  # noqa: E731 -- twice itself would be lost on a norm
-    model.get_submodule(name).register_forward_pre_hook(lambda _, args: shift(args))
+    model.get_submodule(name).register_forward_pre_hook(lambda _, args: (skewed(args[0]), *args[1:]))
 
 
 def replaced(model: nn.Module, name: str, patch: pytest.MonkeyPatch) -> None:
@@ -126,7 +136,7 @@ def method_patch(model: nn.Module, name: str, patch: pytest.MonkeyPatch) -> None
         if hasattr(module, method):
             plain = getattr(module, method)
             change = (
-                (lambda f: lambda *a: doubled(f(*a)))
+                (lambda f: lambda *a: skewed(f(*a)))
                 if method == "branch"
                 else (lambda f: lambda: tuple(1.5 * w for w in f()))
             )
@@ -174,12 +184,11 @@ def trained(model: nn.Module) -> list[Tensor]:
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("touch", TOUCHES)
 def test_a_touched_model_is_its_modules(family: str, touch: str) -> None:
-    plain = inferred(build(family))
-    tried = 0
-    for name in kinds(build(family)):
-        if not applicable(build(family), name, touch):
-            continue
-        tried += 1
+    untouched = build(family)
+    plain = inferred(untouched)
+    names = [name for name in kinds(untouched) if applicable(untouched, name, touch)]
+    assert names
+    for name in names:
         with pytest.MonkeyPatch.context() as patch:
             model = build(family)
             inferred(model)  # whatever is remembered of it before
@@ -190,35 +199,26 @@ def test_a_touched_model_is_its_modules(family: str, touch: str) -> None:
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5, msg=lambda m, at=name: f"{at}: {m}")
         assert len(gradients) == len(wanted), name
         for one, other in zip(gradients, wanted, strict=True):
-            torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4, msg=lambda m, at=name: f"{at}: {m}")
-        unused = isinstance(model.get_submodule(name), nn.Identity | nn.Dropout) or touch.startswith("spectral")
-        assert unused or not torch.allclose(found, plain, rtol=1e-5, atol=1e-7), f"{name} was passed by"
-    assert tried
+            assert relative_error(one, other) <= 1e-2 or (one - other).abs().max() <= 1e-5, name
+        if not touch.startswith("spectral"):  # one factor for a whole weight, which a norm may take back
+            assert not torch.allclose(found, plain, rtol=1e-5, atol=1e-7), f"{name} was passed by"
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_hook_hears_of_its_module_and_what_it_keeps_stays(family: str) -> None:
-    model = build(family)
-    for grad in (False, True):
-        kept, copies, handles = {}, {}, []
+@pytest.mark.parametrize("grad", [False, True])
+def test_every_hook_hears_of_its_module_and_what_it_keeps_stays(family: str, grad: bool) -> None:
+    model, kept, copies = build(family), {}, {}
 
-        def keep(name: str, out: Any) -> None:
-            if isinstance(out, Tensor):
-                kept[name], copies[name] = out, out.detach().clone()  # noqa: B023 -- called within the loop
+    def keep(name: str, out: Any) -> None:
+        if isinstance(out, Tensor):
+            kept[name], copies[name] = out, out.detach().clone()
 
-        for name, module in model.named_modules():
-            handles.append(module.register_forward_hook(lambda _, __, out, at=name: keep(at, out)))
-        with torch.set_grad_enabled(grad):
-            model(images())
-        for handle in handles:
-            handle.remove()
-        silent = [
-            name
-            for name, module in model.named_modules()
-            if isinstance(module, nn.Linear | nn.Conv2d) and name not in kept
-        ]
-        assert not silent
-        assert all(torch.equal(kept[name].detach(), copies[name]) for name in kept)
+    for name, module in model.named_modules():
+        module.register_forward_hook(lambda _, __, out, at=name: keep(at, out))
+    with torch.set_grad_enabled(grad):
+        model(images())
+    assert {n for n, m in model.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)} <= kept.keys()
+    assert all(torch.equal(kept[name].detach(), copies[name]) for name in kept)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -229,27 +229,22 @@ def test_backward_hooks_on_all_modules_change_no_gradient(family: str) -> None:
         if name:
             module.register_full_backward_hook(lambda *_, at=name: heard.add(at))
     for one, other in zip(trained(model), expected, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+        assert relative_error(one, other) <= 1e-3 or (one - other).abs().max() <= 1e-5
     assert {n for n, m in model.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)} <= heard
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_tensor_that_a_hook_hands_back_is_not_written_over(family: str) -> None:
     for name in kinds(build(family)):
-        model, store = build(family), {}
-        module = model.get_submodule(name)
-        handle = module.register_forward_hook(
-            lambda _, __, out: store.update(out=out) if isinstance(out, Tensor) else None
-        )
+        model, seen = build(family), []
+        handle = model.get_submodule(name).register_forward_hook(lambda _, __, out, to=seen: to.append(out))
         inferred(model)
         handle.remove()
-        if "out" not in store:
-            continue
-        given = store["out"].clone()
-        module.register_forward_hook(lambda *_: given)
-        before = given.clone()
-        assert torch.equal(inferred(model), inferred(model)), name
-        assert torch.equal(given, before), name
+        if seen and isinstance(seen[0], Tensor):
+            given, before = seen[0].clone(), seen[0].clone()
+            model.get_submodule(name).register_forward_hook(lambda *_, own=given: own)
+            assert torch.equal(inferred(model), inferred(model)), name
+            assert torch.equal(given, before), name
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -258,6 +253,6 @@ def test_dynamic_int8_layers_are_called(family: str) -> None:
     plain = inferred(model)
     with pytest.warns(DeprecationWarning) if hasattr(torch.ao, "quantization") else pytest.MonkeyPatch.context():
         quantised = torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)
-    layers = sum("quantized" in type(module).__module__ for module in quantised.modules())
+    layers = sum(isinstance(module, torch.ao.nn.quantized.dynamic.Linear) for module in quantised.modules())
     assert layers == sum(isinstance(module, nn.Linear) for module in model.modules())
     assert float((inferred(quantised) - plain).norm() / plain.norm()) < 0.3

@@ -27,7 +27,7 @@ KINDS = {RMSNorm: "rms", StreamLayerNorm: "layer", nn.LayerNorm: "layer"}
 def vim_block(block: Any, x: Tensor) -> Tensor | None:
     """Return what a block with a Vim mixer makes of the stream x [B, L, D]."""
     described = _described(block, inside=True) if type(x) is Tensor and x.is_cpu else None
-    return None if described is None else ops.vim_block(x, described)
+    return ops.vim_block(x, described) if described is not None and ops.vim_block_applies(x, described) else None
 
 
 class Column:
@@ -69,7 +69,8 @@ def embed(model: Any, x: Any) -> tuple[Tensor, tuple[int, int]] | None:
     grid = parts.grid_of(x)
     places = class_indices(model.class_token, grid[0] * grid[1])
     given = (x, proj.weight, proj.bias, model._positions(grid), model._class_rows(), places)
-    return ops.embed_patches(*given, stride=parts.stride), grid
+    applies = ops.embed_patches_applies(*given, stride=parts.stride)
+    return (ops.embed_patches(*given, stride=parts.stride), grid) if applies else None
 
 
 def mlp_branch(block: Any, x: Tensor, added: Tensor) -> Tensor | None:
@@ -81,7 +82,7 @@ def mlp_branch(block: Any, x: Tensor, added: Tensor) -> Tensor | None:
     if norm is None or not _drops_nothing(drop, mlp.drop1, mlp.drop2) or mlp.act.approximate != "none":
         return None
     weights = ops.MlpWeights(norm, mlp.fc1.weight, mlp.fc1.bias, mlp.fc2.weight, mlp.fc2.bias)
-    return ops.mlp_branch(x, added, weights)
+    return ops.mlp_branch(x, added, weights) if ops.mlp_branch_applies(x, added, weights) else None
 
 
 def halves(linear: nn.Linear, x: Tensor) -> tuple[Tensor, ...]:
@@ -141,4 +142,5 @@ def _norm(norm: Any) -> ops.NormWeights | None:
 
 
 def _drops_nothing(*drops: nn.Module) -> bool:
-    return all(type(drop) is nn.Identity or not drop.training for drop in drops)
+    rates = (getattr(drop, "p", getattr(drop, "drop_prob", 0)) if drop.training else 0 for drop in drops)
+    return not any(rates)
