@@ -73,7 +73,7 @@ class Engine:
         self.progress = Progress()
         ema = self.config.ema
         self.ema = ModelEmaV3(self.model, decay=ema.decay, use_warmup=ema.warmup) if ema.decay else None
-        self.optimizer = make_optimizer(self.config, self.model, processes)
+        self.optimizer = make_optimizer(self.config, self.model, processes, backbone=self.task.backbone(self.model))
         self.updates_per_epoch = math.ceil(len(parts.train) / self.config.optim.accumulate)
         self.length = Length.of(self.config, self.updates_per_epoch)
         self.rate = LearningRate(self.optimizer, self.config, self.updates_per_epoch)
