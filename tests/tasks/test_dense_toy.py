@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,11 +15,14 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import vision_ssm
-from vision_ssm.errors import CheckpointError, ConfigError
+from vision_ssm.errors import CheckpointError, ConfigError, TrainingDiverged
+from vision_ssm.tasks.registry import find_task
 from vision_ssm.training import train
 from vision_ssm.training.assembly import Parts, assemble, make_optimizer
 from vision_ssm.training.config import TrainConfig
 from vision_ssm.training.distributed import Processes
+from vision_ssm.training.engine import Engine
+from vision_ssm.weights.files import WeightsInfo, save_weights
 
 HERE = Path(__file__).parent
 BACKBONE = {"patch_size": 4, "embed_dim": 16, "depth": 2}
@@ -80,6 +85,9 @@ def test_from_training_to_pictures(configured: Callable[..., TrainConfig], scene
     for prediction in found.results:
         with Image.open(prediction.path) as image, Image.open(tmp_path / "drawn" / Path(prediction.path).name) as drawn:
             assert prediction.mask.shape == image.size[::-1] == drawn.size[::-1]
+    alone = vision_ssm.predict(weights, scenes, batch_size=1).results
+    native = vision_ssm.predict(weights, scenes, img_size="native").results
+    assert all(torch.equal(one.mask, other.mask) for one, other in zip(alone, native, strict=True)), "its own transform"
     (features,) = vision_ssm.features(weights, scenes / "00.png", layers=[0]).results
     assert (features.embedding.shape, len(features.maps)) == ((16,), 1)
 
@@ -129,3 +137,56 @@ def test_the_backbone_says_what_does_not_decay(configured: Callable[..., TrainCo
     assert decayed("nmuon") == found
     with pytest.raises(ConfigError, match=r"optim\.layer_decay does not apply to TwoHeads"):
         make_optimizer(configured(**{"optim.layer_decay": 0.9}), parts.model, ALONE, backbone=backbone)
+
+
+def engine_of(config: TrainConfig, monkeypatch: pytest.MonkeyPatch, losses: Any) -> Engine:
+    engine = Engine(assemble(config, ALONE, resuming=False), ALONE)
+    monkeypatch.setattr(engine.task, "losses", losses)
+    return engine
+
+
+def test_losses_keep_their_names(configured: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch) -> None:
+    names = iter(("first", "second"))
+    engine = engine_of(
+        configured(), monkeypatch, lambda model, batch: {next(names): model(batch.images)[0].square().mean()}
+    )
+    with pytest.raises(ConfigError, match=r"losses of the task dense_toy .*they were \['first'\] and are \['second'\]"):
+        engine.update(engine.batches())
+
+
+def test_the_loss_that_is_not_finite_is_named(
+    configured: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def losses(model: Any, batch: Any) -> dict[str, torch.Tensor]:
+        good = model(batch.images)[0].square().mean()
+        return {"good": good, "bad": good * float("nan")}
+
+    engine = engine_of(configured(), monkeypatch, losses)
+    with pytest.raises(TrainingDiverged, match=r"the loss is nan \(bad of good, bad\) at update 1"):
+        engine.update(engine.batches())
+
+
+def test_scores_that_are_missing_or_no_number(
+    configured: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find_task("dense_toy").load()
+    meter = importlib.import_module("dense_toy").ConfusionMeter
+    monkeypatch.setattr(meter, "scores", lambda self: {"error": math.nan, "pixels": torch.tensor(0.5)})
+    notices: list[str] = []
+    result = train(configured(), on_event=lambda event: notices.append(getattr(event, "message", "")))
+    assert (result.best_weights, result.best_scores) == (None, {})
+    assert (result.folder / "masks.png").exists()
+    assert not any("could not be drawn" in notice for notice in notices)
+    monkeypatch.setattr(meter, "scores", lambda self: {"pixels": 0.5})
+    with pytest.raises(ConfigError, match=r"the meter of the task dense_toy lacks the score 'error'; it has"):
+        train(configured(**{"run.name": "other"}))
+
+
+def test_a_damaged_record(configured: Callable[..., TrainConfig], tmp_path: Path) -> None:
+    parts = assemble(configured(), ALONE, resuming=False)
+    info = WeightsInfo("vim_nano", parts.model_options, "dense_toy", {"class_names": []}, parts.preprocessing)
+    save_weights(tmp_path / "odd.safetensors", parts.model, info=info)
+    with pytest.raises(
+        CheckpointError, match=r"odd\.safetensors': the record of the task dense_toy is damaged \(KeyErr"
+    ):
+        vision_ssm.load_model(tmp_path / "odd.safetensors")

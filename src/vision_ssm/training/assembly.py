@@ -225,7 +225,7 @@ def make_optimizer(
 
 def _not_decayed(model: nn.Module, backbone: nn.Module) -> list[str]:
     """Names, in ``model``, of the parameters that the backbone spares from weight decay."""
-    rule = getattr(backbone, "no_weight_decay", set)()
+    rule: set[str] = getattr(backbone, "no_weight_decay", set)()
     spared = {id(p) for name, p in backbone.named_parameters() if name in rule}
     return [name for name, p in model.named_parameters() if id(p) in spared]
 
