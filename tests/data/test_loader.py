@@ -180,6 +180,15 @@ def test_an_unreadable_file_is_named(tmp_path: Path, workers: int) -> None:
     assert re.match(r"cannot read image '.*4\.png': ", complaint())
 
 
+def without_mask(image: Image.Image, target: int) -> tuple[Tensor, int]:
+    raise DataError("no mask for this image")
+
+
+def test_a_fault_that_the_transform_finds_comes_without_a_traceback() -> None:
+    with pytest.raises(DataError, match=r"\Ano mask for this image\Z"):
+        list(EpochLoader(Numbers(4), without_mask, batch_size=2, workers=1))
+
+
 def test_workers_leave_at_once_when_the_loader_is_dropped() -> None:
     gc.disable()  # reference counting alone must do
     try:

@@ -187,9 +187,7 @@ def test_starting_from_a_checkpoint_with_other_classes(tiny: Tiny, tmp_path: Pat
     config = tiny(**{"model.checkpoint": str(file), "schedule.epochs": 1, "optim.lr": 1e-12})
     train(config, on_event=seen.append)
     (notice,) = [event.message for event in seen if isinstance(event, Notice)]
-    assert notice.endswith(
-        "its classifier for 5 classes does not fit these classes; a new one starts from random weights."
-    )
+    assert notice.endswith("its head with 5 outputs does not fit here; a new one starts from random weights.")
     for name, tensor in final(config).items():
         if not name.startswith("head."):
             torch.testing.assert_close(tensor, theirs[name], msg=name)

@@ -84,9 +84,7 @@ def run(options: argparse.Namespace) -> int:
         return 0
     for table in found.meter.tables():
         print_table(table.title, table.columns, table.rows, numeric=table.numeric)
-    scores = [
-        (score.title, score.text(found.scores[score.name])) for score in found.named if score.name in found.scores
-    ]
+    scores = [(score.title, score.text(found.scores[score.name])) for score in found.named]
     title = f"{options.weights} on {options.data} ({options.split})"
     print_table(title, ("", ""), [("images", f"{found.count:,}"), *scores])
     return 0

@@ -116,8 +116,8 @@ class TrainingDisplay:
             if group is not None and score.name in group
         ]
         self._console.print(
-            f"epoch {event.epoch:>{len(str(self._epochs))}}/{self._epochs}  loss {event.train_loss:.4f}  "
-            + "  ".join(scores)
+            f"epoch {event.epoch:>{len(str(self._epochs))}}/{self._epochs}  loss {event.train_loss:.4f}"
+            + ("  held out: " + "  ".join(scores) if scores else "")
             + f"  {event.images_per_second:.0f} images/s  {event.seconds:.0f} s"
             + ("  best so far" if event.is_best else ""),
             soft_wrap=True,

@@ -181,11 +181,11 @@ class _Samples(Dataset[object]):
             for draw in draws:
                 try:
                     image, target = self._dataset[draw.sample]
+                    _seed_all(self._seed, *draw)
+                    with decoding():
+                        samples.append(Sample(*self._transform(image, target), image.size[::-1], draw.sample))
                 except DataError as error:
                     return DataError(*error.args)  # returned, as DataLoader would bury it in a worker's traceback
-                _seed_all(self._seed, *draw)
-                with decoding():
-                    samples.append(Sample(*self._transform(image, target), image.size[::-1], draw.sample))
         return samples
 
     def __getitem__(self, draw: _Draw) -> object:

@@ -18,6 +18,7 @@ from vision_ssm.device import autocast
 from vision_ssm.errors import CheckpointError
 from vision_ssm.inference.inputs import ImageSize, is_native
 from vision_ssm.storage import whole_file
+from vision_ssm.tasks.meters import read_scores
 from vision_ssm.tasks.scores import Score
 from vision_ssm.tasks.task import Meter
 from vision_ssm.weights.files import Loaded, require_command
@@ -58,7 +59,7 @@ class Evaluation:
 
     def to_dict(self) -> dict[str, Any]:
         """Return count, scores (None where there is nothing to score) and the meter's details as plain JSON values."""
-        scores = {name: None if math.isnan(value) else value for name, value in self.scores.items()}
+        scores = {name: value if math.isfinite(value) else None for name, value in self.scores.items()}
         about = {"task": self.task, "weights": self.weights, "count": self.count}
         return {**about, **scores, **self.meter.details()}
 
@@ -139,7 +140,8 @@ def evaluate(
         meter.update(outputs, moved)
         if on_progress is not None:
             on_progress(meter.count, loader.samples)
-    return Evaluation(loaded.info.task, loaded.info.source, meter.scores(), task.scores, meter.count, meter)
+    scores = read_scores(meter, task)
+    return Evaluation(loaded.info.task, loaded.info.source, scores, task.scores, meter.count, meter)
 
 
 def _is_finite(outputs: Any) -> bool:

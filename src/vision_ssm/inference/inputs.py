@@ -11,14 +11,14 @@ from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
 from vision_ssm.data.batches import Batch, Sample, Transform
 from vision_ssm.data.files import image_files
 from vision_ssm.data.images import decoding, read_image, rgb_array, to_rgb
-from vision_ssm.data.normalise import Normalise
-from vision_ssm.data.strips import Strips, open_strips
+from vision_ssm.data.strips import open_strips
 from vision_ssm.device import autocast
 from vision_ssm.errors import ConfigError, DataError, ShapeError, VisionSSMNotice
 from vision_ssm.layers.strips import Patches
@@ -133,12 +133,14 @@ def prepare_images(
     native = is_native(img_size)
     size = 1 if native else batch_size
     own = loaded.info.preprocessing
-    if native:
-        prepare = partial(_at_own_size, loaded=loaded, normalise=Normalise(own), amp=amp, max_pixels=max_pixels)
+    prepared = own if native or img_size is None else own.with_size(img_size)  # type: ignore[arg-type]
+    prepare_rows = task.transform_rows(own) if native and isinstance(loaded.model, EmbedsStrips) else None
+    if prepare_rows is not None:
+        prepare = partial(_embedded, loaded=loaded, prepare_rows=prepare_rows, amp=amp, max_pixels=max_pixels)
         collate = _alone
     else:
-        prepared = own if img_size is None else own.with_size(img_size)  # type: ignore[arg-type]
-        prepare = partial(_resized, transform=task.transform(prepared, train=False), max_pixels=max_pixels)
+        transform = task.transform(prepared, train=False, native=native)
+        prepare = partial(_transformed, transform=transform, max_pixels=max_pixels)
         collate = task.collate
     device = next(loaded.model.parameters()).device
     for start in range(0, len(found), size):
@@ -170,37 +172,33 @@ def read_picture(image: ImageLike, max_pixels: int) -> Image.Image:
     return to_rgb(image) if isinstance(image, Image.Image) else Image.fromarray(np.ascontiguousarray(rgb_array(image)))
 
 
-def _resized(image: ImageLike, transform: Transform, max_pixels: int) -> Sample:
+def _transformed(image: ImageLike, transform: Transform, max_pixels: int) -> Sample:
     picture = read_picture(image, max_pixels)
     with decoding():  # transforms of large images meet Pillow's own pixel limit
         return Sample(*transform(picture, None), picture.size[::-1], 0)
 
 
 def _alone(samples: Sequence[Sample]) -> Batch:
-    """Make a batch of one image or of its patches [1, ...]."""
+    """Make a batch of the patches of one image."""
     (sample,) = samples
     return Batch(sample.image, [None], torch.tensor([sample.size]), torch.tensor([sample.position]))
 
 
 @torch.inference_mode()
-def _at_own_size(image: ImageLike, loaded: Loaded, normalise: Normalise, amp: str, max_pixels: int) -> Sample:
-    model = loaded.model
-    device = next(model.parameters()).device
+def _embedded(
+    image: ImageLike,
+    loaded: Loaded,
+    prepare_rows: Callable[[NDArray[np.uint8]], Tensor],
+    amp: str,
+    max_pixels: int,
+) -> Sample:
+    """Embed an image in strips at its own size."""
+    device = next(loaded.model.parameters()).device
     with open_strips(image, max_pixels=max_pixels) as opened:
         if opened.note is not None:
             warnings.warn(opened.note, VisionSSMNotice, stacklevel=2)
         size = (opened.height, opened.width)
-        if not isinstance(model, EmbedsStrips):
-            return Sample(_joined(opened, normalise), None, size, 0)
-        strips = (normalise(band)[None].to(device) for band in opened.bands)
+        strips = (prepare_rows(band)[None].to(device) for band in opened.bands)
         with autocast(device, amp):
-            return Sample(model.embed_strips(strips, size), None, size, 0)  # type: ignore[arg-type]
-
-
-def _joined(opened: Strips, normalise: Normalise) -> Tensor:
-    whole = torch.empty(1, 3, opened.height, opened.width)
-    top = 0
-    for band in opened.bands:
-        whole[0, :, top : top + len(band)] = normalise(band)
-        top += len(band)
-    return whole
+            patches = loaded.model.embed_strips(strips, size)  # type: ignore[operator]
+    return Sample(patches, None, size, 0)

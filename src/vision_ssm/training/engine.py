@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from vision_ssm.data.batches import Batch
 from vision_ssm.device import autocast
-from vision_ssm.errors import TrainingDiverged
+from vision_ssm.errors import ConfigError, TrainingDiverged
 from vision_ssm.tasks.task import Meter
 from vision_ssm.training.assembly import Parts, make_optimizer
 from vision_ssm.training.distributed import Processes
@@ -73,7 +73,7 @@ class Engine:
         self.progress = Progress()
         ema = self.config.ema
         self.ema = ModelEmaV3(self.model, decay=ema.decay, use_warmup=ema.warmup) if ema.decay else None
-        self.optimizer = make_optimizer(self.config, self.model, processes)
+        self.optimizer = make_optimizer(self.config, self.model, processes, backbone=self.task.backbone(self.model))
         self.updates_per_epoch = math.ceil(len(parts.train) / self.config.optim.accumulate)
         self.length = Length.of(self.config, self.updates_per_epoch)
         self.rate = LearningRate(self.optimizer, self.config, self.updates_per_epoch)
@@ -122,6 +122,11 @@ class Engine:
                     losses = self.task.losses(self.parallel, batch)
                     loss = functools.reduce(torch.add, losses.values())
                 self.scaler.scale(loss / count).backward()  # type: ignore[no-untyped-call]
+            if list(losses) != (names or list(losses)):
+                raise ConfigError(
+                    f"the losses of the task {self.task.name} must have the same names for every batch: they were "
+                    f"{names} and are {list(losses)}."
+                )
             names = list(losses)
             totals.append(loss.detach())
             parts.append(torch.stack([value.detach() for value in losses.values()]))
@@ -131,7 +136,7 @@ class Engine:
         norm = self._clip()
         # With loss scaling an infinite gradient only means that the scale was too high: the scaler skips the update.
         if not math.isfinite(mean_loss) or not (math.isfinite(norm) or self.scaler.is_enabled()):
-            raise self._diverged(mean_loss, rate, totals, indices)
+            raise self._diverged(mean_loss, dict(zip(names, mean_parts, strict=True)), rate, totals, indices)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         at.step += 1
@@ -148,12 +153,16 @@ class Engine:
             torch.nn.utils.clip_grads_with_norm_(parameters, self.config.optim.clip_grad, norm)
         return float(norm)
 
-    def _diverged(self, loss: float, rate: float, losses: list[Tensor], indices: list[list[int]]) -> TrainingDiverged:
+    def _diverged(
+        self, loss: float, parts: dict[str, float], rate: float, losses: list[Tensor], indices: list[list[int]]
+    ) -> TrainingDiverged:
         guilty = [rows for value, rows in zip(losses, indices, strict=True) if not bool(value.isfinite())]
         everywhere = self.processes.gather([row for rows in guilty for row in rows])
         rows = [row for part in everywhere for row in part] or [row for rows in indices for row in rows]
         files = self.parts.files(rows)
-        what = f"the loss is {loss}" if not math.isfinite(loss) else "the gradient is not finite"
+        bad = [name for name, value in parts.items() if not math.isfinite(value)]
+        of_which = f" ({' and '.join(bad)} of {', '.join(parts)})" if len(parts) > 1 and bad else ""
+        what = f"the loss is {loss}{of_which}" if not math.isfinite(loss) else "the gradient is not finite"
         epoch, update = self.progress.epoch + 1, self.progress.update + 1
         shown = ", ".join(files[:4]) + (f" and {len(files) - 4} more" if len(files) > 4 else "")
         return TrainingDiverged(
@@ -172,10 +181,12 @@ class Engine:
         model.eval()
         meter = self.task.meter()
         try:
-            with torch.no_grad(), autocast(self.processes.device, self.config.run.amp):
+            with torch.no_grad():
                 for done, batch in enumerate(self.parts.val, start=1):
                     moved = batch.to(self.processes.device)
-                    meter.update(self.task.predict(model, moved), moved)
+                    with autocast(self.processes.device, self.config.run.amp):
+                        outputs = self.task.predict(model, moved)
+                    meter.update(outputs, moved)
                     if not keep_going(done):
                         return None
         finally:

@@ -40,7 +40,7 @@ def write_weights(
 
 
 def write_pictures(folder: RunFolder, engine: Engine) -> str | None:
-    """Draw the training curve, and the task's pictures of the best weights as they are on disk.
+    """Draw the training curve, and the task's pictures of the best weights (else the last) as they are on disk.
 
     Returns what went wrong, if anything: a run with good weights is not failed by a picture.
     """
@@ -48,7 +48,7 @@ def write_pictures(folder: RunFolder, engine: Engine) -> str | None:
     try:
         draw_curve(folder.log, folder.path / "curve.png")
         evaluation = evaluate(
-            folder.best_weights,
+            folder.best_weights if engine.progress.best_epoch else folder.last_weights,  # no score was a number
             parts.val.dataset,
             batch_size=parts.val.batch_size,
             device=engine.processes.device,

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from vision_ssm.errors import TrainingDiverged
+from vision_ssm.tasks.meters import read_scores
 from vision_ssm.training import results
 from vision_ssm.training import state as checkpoint
 from vision_ssm.training.assembly import assemble
@@ -204,7 +205,7 @@ class _Run:
             return self.stop.signal is None or self.engine.processes.world > 1
 
         meter = self.engine.evaluate(model, keep_going)
-        return None if meter is None else meter.scores()
+        return None if meter is None else read_scores(meter, self.engine.task)
 
     def _save(self) -> Path:
         path = self.folder.path / checkpoint.LAST

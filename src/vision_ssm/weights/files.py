@@ -156,6 +156,11 @@ def restored_task(info: WeightsInfo, **data: Any) -> Task:
         task = entry.load().restore(info.record, settings)
     except CheckpointError as error:
         raise CheckpointError(f"cannot use weights {info.source or info.model!r}: {error}") from error
+    except (KeyError, TypeError, ValueError, AttributeError) as error:  # a record that is not what the task wrote
+        raise CheckpointError(
+            f"cannot use weights {info.source or info.model!r}: the record of the task {info.task} is damaged "
+            f"({type(error).__name__}: {error})."
+        ) from error
     return task
 
 

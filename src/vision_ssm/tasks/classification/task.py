@@ -13,6 +13,7 @@ from timm.data.mixup import Mixup
 from torch import Tensor, nn
 
 from vision_ssm.data.batches import Batch, Samples, Transform
+from vision_ssm.data.normalise import Normalise
 from vision_ssm.data.preprocessing import Preprocessing
 from vision_ssm.errors import CheckpointError
 from vision_ssm.models.registry import create_model
@@ -86,6 +87,10 @@ class Classification(Task):
             augment = self.settings.augment
             return _ImageOnly(build_train_transform(preprocessing, augment, mirror_safe=self._mirror_safe))
         return _ImageOnly(build_eval_transform(preprocessing))
+
+    def transform_rows(self, preprocessing: Preprocessing) -> Normalise:
+        """At its own size an image is only normalised."""
+        return Normalise(preprocessing)
 
     # ------------------------------------------------------------------------------------------------------ model
 
