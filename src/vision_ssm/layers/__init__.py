@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from vision_ssm import moved
 from vision_ssm.layers.blocks import Block, joins_norms, run_column, run_mirrored_pair
 from vision_ssm.layers.column import try_one_call
 from vision_ssm.layers.mixer import VimMixer
@@ -27,3 +28,5 @@ __all__ = [
     "run_mirrored_pair",
     "try_one_call",
 ]
+
+moved.answer(__name__)

@@ -8,11 +8,14 @@ from typing import Any
 from timm.layers.drop import DropPath
 from torch import Tensor, nn
 
+from vision_ssm import moved
 from vision_ssm.layers.norms import add_and_norm
 from vision_ssm.layers.options import drops_nothing, has_global_hooks, is_plain
 from vision_ssm.ops import Branch, fuses_norms, try_residual_branch
 
 __all__ = ["Block", "is_plain_block", "joins_norms", "run_column", "run_mirrored_pair"]
+
+moved.answer(__name__)
 
 
 class Block(nn.Module):

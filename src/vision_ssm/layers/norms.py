@@ -6,10 +6,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vision_ssm import moved
 from vision_ssm.layers.options import check_choice, has_global_hooks, is_plain
 from vision_ssm.ops import NormWeights, add_norm, add_norm_applies
 
 __all__ = ["NORMS", "RMSNorm", "StreamLayerNorm", "add_and_norm", "described_norm", "make_norm"]
+
+moved.answer(__name__)
 
 EPS = 1e-5
 

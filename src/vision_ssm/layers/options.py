@@ -9,6 +9,7 @@ from timm.layers.drop import DropPath
 from torch import nn
 from torch.nn.modules import module as torch_module
 
+from vision_ssm import moved
 from vision_ssm.errors import ConfigError, suggestion
 
 __all__ = [
@@ -22,6 +23,8 @@ __all__ = [
     "has_global_hooks",
     "is_plain",
 ]
+
+moved.answer(__name__)
 
 
 def check_choice(option: str, value: object, allowed: Iterable[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from vision_ssm import moved
 from vision_ssm.ops.add_norm.op import add_norm
 from vision_ssm.ops.add_norm.op import applies as add_norm_applies
 from vision_ssm.ops.add_norm.op import applies as fuses_norms  # until its callers ask the other
@@ -55,3 +56,5 @@ __all__ = [
     "selective_ssm_applies",
     "try_residual_branch",
 ]
+
+moved.answer(__name__)
