@@ -30,7 +30,7 @@ ROOMS = (
     # From above to below.
     *("cli", "bench", "export", "analysis", "training", "inference", "weights", "tasks", "models", "data"),
     *("checkpoints", "layers", "ops", "settings", "families", "device", "plots"),
-    *("storage", "errors"),
+    *("storage", "errors", "moved"),
 )
 NAME_NO_TASK = ("training", "inference", "weights", "data", "cli", "analysis")
 NAME_NO_FAMILY = (*NAME_NO_TASK, "tasks")

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from vision_ssm import moved
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -23,6 +25,8 @@ __all__ = [
     "print_table",
     "progress_bar",
 ]
+
+moved.answer(__name__)
 
 WIDTH_WHEN_PIPED = 160  # a file or a pipe has no width; narrow tables would cut names
 

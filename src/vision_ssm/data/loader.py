@@ -21,11 +21,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from vision_ssm import moved
 from vision_ssm.data.batches import Batch, Sample, Samples, Transform, stack
 from vision_ssm.data.images import decoding
 from vision_ssm.errors import ConfigError, DataError
 
 __all__ = ["EpochLoader", "epoch_order"]
+
+moved.answer(__name__)
 
 
 class _Draw(NamedTuple):

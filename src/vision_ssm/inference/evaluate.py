@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vision_ssm import moved
 from vision_ssm.data.batches import Samples
 from vision_ssm.data.loader import EpochLoader
 from vision_ssm.device import autocast
@@ -25,6 +26,8 @@ from vision_ssm.weights.files import Loaded, require_command
 from vision_ssm.weights.opening import open_model
 
 __all__ = ["Evaluation", "evaluate"]
+
+moved.answer(__name__)
 
 
 @dataclass(frozen=True)

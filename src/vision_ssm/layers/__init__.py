@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from vision_ssm import moved
 from vision_ssm.layers.blocks import Block, run_mirrored_pair
 from vision_ssm.layers.mixer import VimMixer
 from vision_ssm.layers.norms import NORMS, RMSNorm, StreamLayerNorm, make_norm
@@ -22,3 +23,5 @@ __all__ = [
     "resample_grid",
     "run_mirrored_pair",
 ]
+
+moved.answer(__name__)

@@ -10,12 +10,15 @@ from __future__ import annotations
 from timm.layers.drop import DropPath
 from torch import Tensor, nn
 
+from vision_ssm import moved
 from vision_ssm.layers import one_call
 from vision_ssm.layers.mixer import VimMixer
 from vision_ssm.layers.norms import RMSNorm, StreamLayerNorm
 from vision_ssm.layers.untouched import built_of
 
 __all__ = ["Block", "run_mirrored_pair"]
+
+moved.answer(__name__)
 
 
 @built_of(norm=(RMSNorm, StreamLayerNorm), mixer=VimMixer, drop_path=(nn.Identity, DropPath))

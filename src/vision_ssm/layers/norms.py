@@ -10,10 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vision_ssm import moved
 from vision_ssm.layers.options import check_choice
 from vision_ssm.layers.untouched import built_of
 
 __all__ = ["NORMS", "RMSNorm", "StreamLayerNorm", "make_norm"]
+
+moved.answer(__name__)
 
 EPS = 1e-5
 

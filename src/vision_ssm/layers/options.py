@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
+from vision_ssm import moved
 from vision_ssm.errors import ConfigError, suggestion
 
 __all__ = [
@@ -15,6 +16,8 @@ __all__ = [
     "check_ratio",
     "checked_inner",
 ]
+
+moved.answer(__name__)
 
 
 def check_choice(option: str, value: object, allowed: Iterable[str]) -> None:

@@ -20,6 +20,7 @@ from timm.models import checkpoint, register_notrace_function, register_notrace_
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
+from vision_ssm import moved
 from vision_ssm.errors import ConfigError
 from vision_ssm.layers import (
     Block,
@@ -46,6 +47,8 @@ from vision_ssm.layers.untouched import built_of, untouched
 from vision_ssm.models.columnar import Columnar, init_head
 
 __all__ = ["DIRECTIONS", "Vim"]
+
+moved.answer(__name__)
 
 DIRECTIONS = ("bidirectional", "shared", "forward", "layerwise")
 

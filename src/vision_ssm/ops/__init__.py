@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from vision_ssm import moved
 from vision_ssm.ops.add_norm.contract import NormWeights
 from vision_ssm.ops.add_norm.op import add_norm
 from vision_ssm.ops.add_norm.op import applies as add_norm_applies
@@ -48,3 +49,5 @@ __all__ = [
     "vim_block",
     "vim_block_applies",
 ]
+
+moved.answer(__name__)

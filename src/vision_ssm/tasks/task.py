@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from vision_ssm.data.batches import Batch, Sample, Samples, Transform, stack
 from vision_ssm.data.preprocessing import Preprocessing
+from vision_ssm.errors import ConfigError
 from vision_ssm.settings import Section
 from vision_ssm.tasks.scores import Score, Table
 from vision_ssm.tasks.settings import TaskSettings
@@ -103,6 +104,11 @@ class Task(ABC):
     repeats: int = 1
 
     def __init__(self, settings: TaskSettings) -> None:
+        if not isinstance(settings, self.Settings):
+            raise ConfigError(
+                f"the task {self.name} takes its settings, a {self.Settings.__name__}, got {settings!r}; it learns "
+                "from data by prepare(samples), or is as it was trained by restore(record, settings)."
+            )
         self.settings = settings
 
     @property

@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass
 from statistics import median
 
+from vision_ssm import moved
 from vision_ssm.training.assembly import assemble
 from vision_ssm.training.config import TrainConfig
 from vision_ssm.training.distributed import Processes
@@ -18,6 +19,7 @@ _ENOUGH_SECONDS = 10.0
 _ENOUGH_UPDATES = 10
 
 
+@moved.attributes
 @dataclass(frozen=True)
 class DryRun:
     """The size of a run and its speed on this machine.

@@ -17,6 +17,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from vision_ssm import moved
 from vision_ssm.data.preprocessing import Preprocessing
 from vision_ssm.errors import CheckpointError, ConfigError, VisionSSMError
 from vision_ssm.settings import from_mapping
@@ -42,8 +43,10 @@ FORMAT = 2
 """
 
 _KEY = "vision_ssm"
+_CLASS_NAMES = "weights.files.WeightsInfo(class_names)"
 
 
+@moved.arguments
 @dataclass(frozen=True)
 class WeightsInfo:
     """What a weights file knows about its weights, besides the numbers.
@@ -70,6 +73,10 @@ class WeightsInfo:
     val_fraction: float | None = None
     version: str = ""
     source: str = field(default="", compare=False)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.task, str):  # names of classes once stood there
+            raise TypeError(f"task must be the name of a task, got {self.task!r}. {moved.told(_CLASS_NAMES)}")
 
     @property
     def class_names(self) -> tuple[str, ...]:

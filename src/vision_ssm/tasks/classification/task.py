@@ -12,6 +12,7 @@ from PIL import Image
 from timm.data.mixup import Mixup
 from torch import Tensor, nn
 
+from vision_ssm import moved
 from vision_ssm.data.batches import Batch, Samples, Transform
 from vision_ssm.data.normalise import Normalise
 from vision_ssm.data.preprocessing import Preprocessing
@@ -32,6 +33,7 @@ __all__ = ["Classification"]
 PREPROCESSING = ("mean", "std", "interpolation", "crop_pct", "crop_mode")  # that the settings may say otherwise
 
 
+@moved.arguments
 class Classification(Task):
     """Cross-entropy; top-1 and top-5. Class names come from the training data, or from the weights file."""
 
