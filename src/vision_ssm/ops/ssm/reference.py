@@ -23,8 +23,7 @@ def forward(
     x: Tensor, z: Tensor | None, weights: SsmWeights, traversals: Sequence[Traversal], reverse: Sequence[bool]
 ) -> Tensor:
     """Return [B, L, C] in x's dtype; computed in the widest of the dtypes of x and the weights."""
-    kind = x.device.type  # meta has no autocast; where there is, it decides the products' dtype and keeps x's
-    autocast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    autocast = not x.is_meta and torch.is_autocast_enabled(x.device.type)  # it decides about products, and keeps x's
     wide = x.dtype if autocast else torch.promote_types(x.dtype, weights.A_log.dtype)
     u = x.to(wide)[:, None]
     if weights.conv_weight is not None:
