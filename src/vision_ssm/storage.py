@@ -73,12 +73,11 @@ def what_else(path: str | Path) -> str | None:
         mode = os.stat(path).st_mode
     except (OSError, ValueError):  # what is the matter, opening it says
         return None
-    kinds = {
-        "a named pipe": stat.S_ISFIFO,
-        "a socket": stat.S_ISSOCK,
-        "a device": lambda mode: stat.S_ISCHR(mode) or stat.S_ISBLK(mode),
-    }
-    return next((name for name, holds in kinds.items() if holds(mode)), None)
+    if stat.S_ISFIFO(mode):
+        return "a named pipe"
+    if stat.S_ISSOCK(mode):
+        return "a socket"
+    return "a device" if stat.S_ISCHR(mode) or stat.S_ISBLK(mode) else None
 
 
 def _short(name: str) -> str:

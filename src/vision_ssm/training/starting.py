@@ -8,6 +8,7 @@ from pathlib import Path
 from torch import nn
 
 from vision_ssm.checkpoints import convert, read_checkpoint
+from vision_ssm.checkpoints.tensors import wrong_kinds
 from vision_ssm.errors import CheckpointError
 from vision_ssm.families import family_of
 
@@ -34,6 +35,8 @@ def load_start(model: nn.Module, path: str | Path, *, positions: str = "grid") -
             weights = convert(model, weights, positions=positions, replaceable=head)
         mismatched = [name for name in head if name not in weights or weights[name].shape != own[name].shape]
         kept = {name: own[name] for name in head} if mismatched else {}
+        if kinds := wrong_kinds(own, {**weights, **kept}):
+            raise CheckpointError(f"these weights do not fit: {', '.join(kinds[:5])}")
         model.load_state_dict({**weights, **kept}, strict=True)
     except (CheckpointError, RuntimeError) as error:
         raise CheckpointError(f"{path}: {error}") from error
