@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import errno
+import os
 from pathlib import Path
 
 import pytest
 
 from vision_ssm.errors import CheckpointError, DataError
-from vision_ssm.storage import require_writable, whole_file
+from vision_ssm.storage import require_writable, what_else, whole_file
 
 
 def test_writes_and_replaces(tmp_path: Path) -> None:
@@ -50,6 +51,38 @@ def test_read_only_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     def refuse(*_: object, **__: object) -> None:
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr(Path, "touch", refuse)
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
     with pytest.raises(DataError, match="Permission denied"):
         require_writable(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["a" * 251 + ".npz", "\u732b" * 83 + ".png"])
+def test_a_name_of_the_greatest_length(tmp_path: Path, name: str) -> None:
+    with whole_file(tmp_path / name) as part:
+        part.write_text("x")
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_a_probe_has_no_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a kill at any moment would leave is what the folder holds while the probe is open."""
+    import tempfile
+
+    real, seen = tempfile.TemporaryFile, []
+
+    def watched(**options: object) -> object:
+        file = real(**options)
+        seen.append(list(tmp_path.iterdir()))
+        return file
+
+    monkeypatch.setattr("tempfile.TemporaryFile", watched)
+    require_writable(tmp_path)
+    assert seen == [[]]
+
+
+def test_what_is_neither_file_nor_folder(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to(tmp_path / "pipe")
+    (tmp_path / "file").touch()
+    assert what_else(tmp_path / "link") == what_else(tmp_path / "pipe") == "a named pipe"
+    assert what_else("/dev/zero") == "a device"
+    assert {what_else(tmp_path / name) for name in ("file", "", "none", "\0")} == {None}

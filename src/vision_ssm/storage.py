@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
+import stat
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from vision_ssm.errors import DataError, VisionSSMError
 
-__all__ = ["require_writable", "whole_file"]
+__all__ = ["NAME_BYTES", "require_writable", "what_else", "whole_file"]
+
+NAME_BYTES = 255
+"""Length of the longest file name that the usual file systems take."""
 
 
 @contextlib.contextmanager
@@ -23,7 +29,7 @@ def whole_file(path: str | Path, *, error: type[VisionSSMError] = DataError) -> 
         error: the file cannot be written; says where and why (no space left, read-only, ...).
     """
     path = Path(path)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = path.with_name(f".{_short(path.name)}.{os.getpid()}.part")
     try:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -39,21 +45,45 @@ def whole_file(path: str | Path, *, error: type[VisionSSMError] = DataError) -> 
 
 
 def require_writable(folder: str | Path, *, error: type[VisionSSMError] = DataError) -> None:
-    """Create ``folder`` if need be and write an empty file in it, so that a long run does not fail at its end.
+    """Create ``folder`` if need be and open a file in it, so that a long run does not fail at its end.
+
+    The file has no name where the system can do that, so that a process killed meanwhile leaves nothing behind.
 
     Raises:
         error: with the folder and the reason.
     """
     folder = Path(folder)
-    probe = folder / f".writable.{os.getpid()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
+        with tempfile.TemporaryFile(dir=folder):
+            pass
     except OSError as reason:
         raise error(
             f"cannot write to output folder {str(folder)!r}: {reason.strerror or reason}; choose another one."
         ) from reason
+
+
+def what_else(path: str | Path) -> str | None:
+    """Say what is at ``path`` if it is there and neither a file nor a folder: opening a pipe would wait for ever.
+
+    Links are followed. Returns:
+        such as "a named pipe"; None for files, folders, and where nothing is or can be seen.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError):  # what is the matter, opening it says
+        return None
+    if stat.S_ISFIFO(mode):
+        return "a named pipe"
+    if stat.S_ISSOCK(mode):
+        return "a socket"
+    return "a device" if stat.S_ISCHR(mode) or stat.S_ISBLK(mode) else None
+
+
+def _short(name: str) -> str:
+    """The name, or in its place a digest where what is added to it could make it too long."""
+    content = os.fsencode(name)
+    return name if len(content) <= NAME_BYTES // 2 else hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
 def _to_disk(path: Path) -> None:

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import pickle
-import struct
-import zipfile
-from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +11,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from vision_ssm.checkpoints.content import kind_of
+from vision_ssm.checkpoints.pickles import read_pickle
+from vision_ssm.checkpoints.tensors import not_plain
 from vision_ssm.errors import CheckpointError, suggestion
 
 __all__ = ["WEIGHT_KEYS", "Checkpoint", "read_checkpoint", "select_weights"]
@@ -22,27 +21,9 @@ __all__ = ["WEIGHT_KEYS", "Checkpoint", "read_checkpoint", "select_weights"]
 # What a training state may call its weights, per choice; the first one present is taken.
 WEIGHT_KEYS = {"model": ("model", "state_dict"), "model_ema": ("model_ema", "state_dict_ema")}
 
-_WRAPPER = "module."
-
-# What torch's restricted unpickler raises on bytes that are no checkpoint, or only part of one.
-_BROKEN = (
-    RuntimeError,
-    EOFError,
-    KeyError,
-    IndexError,
-    ValueError,
-    TypeError,
-    AttributeError,
-    OverflowError,
-    OSError,
-    struct.error,
-    zipfile.BadZipFile,
-)
-
-
-# Types beyond tensors and plain containers that published files hold. yacs' configuration is a dictionary by nature and
-# is read as one, so that yacs is not needed and none of its code runs.
-_ADMITTED: list[Any] = [argparse.Namespace, (OrderedDict, "yacs.config.CfgNode")]
+# What DistributedDataParallel and averages put before every name, what torch.compile puts before those of the module
+# that it compiled, and the counter of torch's AveragedModel.
+_WRAPPER, _COMPILED, _AVERAGED = "module", "_orig_mod", "n_averaged"
 
 
 class Checkpoint(NamedTuple):
@@ -53,10 +34,10 @@ class Checkpoint(NamedTuple):
 
 
 def read_checkpoint(path: str | Path, *, weights: str = "model") -> Checkpoint:
-    """Read a .safetensors or torch (.pth, .pt, .bin, .ckpt) file, bare weights or a whole training state.
+    """Read a safetensors or torch file, bare weights or a whole training state, whatever its name ends with.
 
-    Pickles are read with torch's restricted unpickler; of types beyond tensors and plain containers only
-    argparse.Namespace and yacs.config.CfgNode are admitted, which the published files hold.
+    Pickles are read without running anything in them, see `vision_ssm.checkpoints.pickles`. What torch.compile,
+    DistributedDataParallel and averages put before the names is taken off.
 
     Args:
         path: the file.
@@ -69,14 +50,10 @@ def read_checkpoint(path: str | Path, *, weights: str = "model") -> Checkpoint:
         CheckpointError: no such file, not a checkpoint, cut short, or a pickle that asks to run code.
     """
     path = Path(path)
-    if not path.is_file():
-        what = "is a folder, not a file" if path.is_dir() else "does not exist"
-        raise CheckpointError(f"{path} {what}")
-    if path.stat().st_size == 0:
-        raise CheckpointError(f"{path} is empty")
-    if path.suffix == ".safetensors":
+    kind = kind_of(path)
+    if kind == "safetensors" or (kind == "unknown" and path.suffix.lower() == ".safetensors"):
         return _read_safetensors(path)
-    content = _read_pickle(path)
+    content = read_pickle(path)
     if isinstance(content, torch.nn.Module) or not isinstance(content, Mapping):
         raise CheckpointError(f"{path} holds a {type(content).__name__}, not a dictionary of weights")
     chosen, others = _split(content, weights, str(path))
@@ -119,7 +96,7 @@ def _split(state: Mapping[str, Any], weights: str, source: str) -> tuple[dict[st
         inner = state[key]
         skip = {*wrappers, "optimizer", "lr_scheduler", "scaler"}
         others = {k: vars(v) if isinstance(v, argparse.Namespace) else v for k, v in state.items() if k not in skip}
-    inner = _without_wrapper(inner)
+    inner = _without_wrappers(inner, source)
     tensors = {name: value for name, value in inner.items() if isinstance(value, Tensor)}
     if not tensors or len(tensors) < len(inner):
         strange = [str(name) for name in inner if name not in tensors]
@@ -127,44 +104,36 @@ def _split(state: Mapping[str, Any], weights: str, source: str) -> tuple[dict[st
         raise CheckpointError(
             f"{source} is not a dictionary of weights: " + (f"no tensor under {shown}" if strange else "it is empty")
         )
+    for name, tensor in tensors.items():
+        if storage := not_plain(tensor):
+            raise CheckpointError(f"{source}: {name} is {storage}; weights must be plain, dense tensors")
     return tensors, others
 
 
-def _without_wrapper(state: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Take off the 'module.' that DistributedDataParallel and timm's ModelEma put before every name, each once."""
-    while state and all(isinstance(name, str) and name.startswith(_WRAPPER) for name in state):
-        state = {name.removeprefix(_WRAPPER): value for name, value in state.items()}
-    return state
+def _without_wrappers(state: Mapping[Any, Any], source: str) -> dict[str, Any]:
+    """Take off what wrappers add to the names, in whatever order and to however many of them."""
+    found: dict[str, Any] = {}
+    for given, value in state.items():
+        if not isinstance(given, str):
+            raise CheckpointError(f"{source} is not a dictionary of weights: a name in it is {given!r}, not text")
+        parts = [part for part in given.split(".") if part != _COMPILED]
+        while len(parts) > 1 and parts[0] == _WRAPPER:
+            del parts[0]
+        name = ".".join(parts)
+        if name == _AVERAGED and isinstance(value, Tensor | int):
+            continue
+        if name in found:
+            raise CheckpointError(f"{source} holds {name} twice, with and without what a wrapper puts before it")
+        found[name] = value
+    return found
 
 
 def _read_safetensors(path: Path) -> Checkpoint:
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
-            return Checkpoint({name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {}))  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is not a whole safetensors file: {error}") from error
-
-
-def _read_pickle(path: Path) -> Any:
-    try:
-        with torch.serialization.safe_globals(_ADMITTED):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        wanted = _unsafe_globals(path) if zipfile.is_zipfile(path) else []
-        if wanted or "Unsupported global" in str(error) or "Unsupported operand" in str(error):
-            names = f": {', '.join(wanted)}" if wanted else ""
-            raise CheckpointError(
-                f"{path} is a pickle that needs more than tensors and plain values{names}. Unpickling such things can "
-                "run code, so nothing of it was loaded. If you trust its author, convert it to safetensors yourself."
-            ) from None
-        raise CheckpointError(f"{path} is not a checkpoint that torch can read, or only a part of one") from error
-    except _BROKEN as error:
-        raise CheckpointError(f"{path} is not a checkpoint that torch can read, or only a part of one") from error
-
-
-def _unsafe_globals(path: Path) -> list[str]:
-    try:
-        with torch.serialization.safe_globals(_ADMITTED):
-            return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
-    except (pickle.UnpicklingError, *_BROKEN):
-        return []
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            metadata = dict(file.metadata() or {})
+    except Exception as error:  # beside its own errors, whatever torch says of a type it does not know
+        reason = f": {error}" if isinstance(error, SafetensorError) else ""
+        raise CheckpointError(f"{path} is not a whole safetensors file{reason}") from error
+    return Checkpoint(_without_wrappers(tensors, str(path)), metadata)

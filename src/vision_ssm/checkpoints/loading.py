@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from vision_ssm import moved
 from vision_ssm.checkpoints.files import select_weights
+from vision_ssm.checkpoints.tensors import wrong_kinds
 from vision_ssm.errors import CheckpointError, ConfigError
 from vision_ssm.families import family_of, named
 
@@ -109,8 +110,10 @@ def _fitted_table(
 ) -> Tensor:
     """Resize the table if all else about tokens agrees; otherwise leave it for the comparison to report."""
     expected = own["pos_embed"]
-    resizable = table.dim() == expected.dim() and (
-        _is_sequence_of(table, own, state) if table.dim() == 3 else table.shape[:-2] == expected.shape[:-2]
+    resizable = (
+        table.is_floating_point()
+        and table.dim() == expected.dim()
+        and (_is_sequence_of(table, own, state) if table.dim() == 3 else table.shape[:-2] == expected.shape[:-2])
     )
     fitted: Tensor = model.fit_positions(table, rule) if resizable else table
     return fitted
@@ -135,7 +138,13 @@ def _differences(expected: Mapping[str, Tensor], given: Mapping[str, Tensor], sk
         for name in sorted(wanted & present)
         if given[name].shape != expected[name].shape
     ]
-    lists = {"missing": sorted(wanted - present), "unexpected": sorted(present - wanted), "wrong shape": shapes}
+    kinds = wrong_kinds({name: expected[name] for name in sorted(wanted & present)}, given)
+    lists = {
+        "missing": sorted(wanted - present),
+        "unexpected": sorted(present - wanted),
+        "wrong shape": shapes,
+        "wrong kind": kinds,
+    }
     return [
         f"{len(names)} {what}: {', '.join(names[:_SHOWN])}{', ...' if len(names) > _SHOWN else ''}"
         for what, names in lists.items()

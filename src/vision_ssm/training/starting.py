@@ -8,6 +8,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from vision_ssm.checkpoints import convert, read_checkpoint
+from vision_ssm.checkpoints.tensors import wrong_kinds
 from vision_ssm.errors import CheckpointError
 from vision_ssm.families import family_of
 
@@ -58,6 +59,8 @@ def _load(model: nn.Module, weights: Mapping[str, Tensor], path: str | Path, pos
         weights = {name: value for name, value in weights.items() if name not in left_out}
         mismatched = [name for name in head if name not in weights or weights[name].shape != own[name].shape]
         kept = {name: own[name] for name in head} if mismatched else {}
+        if kinds := wrong_kinds(own, {**weights, **kept}):
+            raise CheckpointError(f"these weights do not fit: {', '.join(kinds[:5])}")
         model.load_state_dict({**weights, **kept}, strict=True)
     except (CheckpointError, RuntimeError) as error:
         raise CheckpointError(f"{path}: {error}") from error

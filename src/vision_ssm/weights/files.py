@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from vision_ssm import moved
+from vision_ssm.checkpoints.content import kind_of
 from vision_ssm.data.preprocessing import Preprocessing
 from vision_ssm.errors import CheckpointError, ConfigError, VisionSSMError
 from vision_ssm.settings import from_mapping
@@ -236,14 +237,10 @@ def read_info(path: str | Path) -> WeightsInfo:
         raise CheckpointError(
             f"{str(path)!r} is a folder; give the weights file, such as {str(path / 'best.safetensors')!r}."
         )
+    if not path.exists():
+        raise CheckpointError(f"cannot open weights file {str(path)!r}: No such file or directory.")
     try:
-        with path.open("rb") as file:
-            start = file.read(9)
-        if not start:
-            raise CheckpointError(f"weights file {str(path)!r} is empty (0 bytes).")
-        # torch.save writes a zip archive or, long ago, a bare pickle. Neither is opened here. The length that a
-        # safetensors file begins with may look like either; the header behind it does not.
-        if start[8:] != b"{" and start.startswith((b"PK\x03\x04", b"\x80")):
+        if kind_of(path) in ("torch", "pickle"):  # neither is opened here
             raise CheckpointError(
                 f"{str(path)!r} is a PyTorch checkpoint (pickle), not a weights file of this library, so it does not "
                 "say which model it belongs to; published checkpoints are loaded with --model NAME "
