@@ -91,7 +91,8 @@ class RunFolder:
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
         line = json.dumps({"time": now, **event.to_dict()}, ensure_ascii=False)
         try:
-            with self.log.open("a", encoding="utf-8") as file:
+            # File names need not be valid text; the escapes are those of JSON.
+            with self.log.open("a", encoding="utf-8", errors="backslashreplace") as file:
                 file.write(line + "\n")
         except OSError as error:
             raise DataError(f"cannot write to {self.log}: {error.strerror}.") from error
