@@ -159,3 +159,7 @@ def test_training_on_images_whose_names_are_no_text(tmp_path: Path, run: Callabl
     events = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text(encoding="utf-8").splitlines()]
     assert events[-1]["event"] == "finished"
     assert run("train", "--resume", tmp_path / "run").code == 0
+    (data / "dark").rename(Path(os.fsdecode(os.fsencode(data) + b"/d\xe4rk")))
+    outcome = run("train", data, *options, "--name", "other")
+    assert outcome.code == 2
+    assert "is no valid text" in outcome.err

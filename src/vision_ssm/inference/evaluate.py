@@ -38,6 +38,7 @@ class Evaluation:
         count: number of images.
         meter: of the task, with all that it has collected; for classification ``confusion``, ``per_class``,
             ``guesses``.
+        found: what the data were, in a line for people, where the data can say.
     """
 
     task: str
@@ -46,6 +47,7 @@ class Evaluation:
     named: tuple[Score, ...]
     count: int
     meter: Any
+    found: str = ""
 
     def __getattr__(self, name: str) -> Any:
         """Say where a score or a detail is that was an attribute before evaluations knew of tasks."""
@@ -139,7 +141,8 @@ def evaluate(
         meter.update(outputs, moved)
         if on_progress is not None:
             on_progress(meter.count, loader.samples)
-    return Evaluation(loaded.info.task, loaded.info.source, meter.scores(), task.scores, meter.count, meter)
+    found = getattr(samples, "found", "")
+    return Evaluation(loaded.info.task, loaded.info.source, meter.scores(), task.scores, meter.count, meter, found)
 
 
 def _is_finite(outputs: Any) -> bool:
