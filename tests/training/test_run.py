@@ -174,7 +174,9 @@ def test_nothing_written_yet_starts_over(tiny: Tiny) -> None:
     assert train(resumed(config), on_event=seen.append).updates == 5
     assert isinstance(seen[0], RunStarted)
     assert seen[0].resumed_at is None
-    assert "no checkpoint yet" in next(event.message for event in seen if isinstance(event, Notice))
+    data, told = [event.message for event in seen if isinstance(event, Notice)]
+    assert data.startswith("Data: to train on, ")
+    assert "no checkpoint yet" in told
 
 
 @pytest.mark.parametrize("published", [True, False])
@@ -186,7 +188,7 @@ def test_starting_from_a_checkpoint_with_other_classes(tiny: Tiny, tmp_path: Pat
     seen: list[Event] = []
     config = tiny(**{"model.checkpoint": str(file), "schedule.epochs": 1, "optim.lr": 1e-12})
     train(config, on_event=seen.append)
-    (notice,) = [event.message for event in seen if isinstance(event, Notice)]
+    _, notice = [event.message for event in seen if isinstance(event, Notice)]
     assert notice.endswith("its head with 5 outputs does not fit here; a new one starts from random weights.")
     for name, tensor in final(config).items():
         if not name.startswith("head."):

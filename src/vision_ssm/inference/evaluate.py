@@ -42,6 +42,7 @@ class Evaluation:
         count: number of images.
         meter: of the task, with all that it has collected; for classification ``confusion``, ``per_class``,
             ``guesses``.
+        found: what the data were, in a line for people, where the data can say.
     """
 
     task: str
@@ -50,6 +51,7 @@ class Evaluation:
     named: tuple[Score, ...]
     count: int
     meter: Any
+    found: str = ""
 
     def __getattr__(self, name: str) -> Any:
         """Say where a score or a detail is that was an attribute before evaluations knew of tasks."""
@@ -143,8 +145,8 @@ def evaluate(
         meter.update(outputs, moved)
         if on_progress is not None:
             on_progress(meter.count, loader.samples)
-    scores = read_scores(meter, task)
-    return Evaluation(loaded.info.task, loaded.info.source, scores, task.scores, meter.count, meter)
+    scores, found = read_scores(meter, task), getattr(samples, "found", "")
+    return Evaluation(loaded.info.task, loaded.info.source, scores, task.scores, meter.count, meter, found)
 
 
 def _is_finite(outputs: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from vision_ssm.data.batches import Batch, Sample, Transform
-from vision_ssm.data.files import image_files
+from vision_ssm.data.files import search, skipped_files
 from vision_ssm.data.images import decoding, read_image, rgb_array, to_rgb
 from vision_ssm.data.strips import open_strips
 from vision_ssm.device import autocast
@@ -76,6 +77,8 @@ class EmbedsStrips(Protocol):
 def find_images(images: ImageLike | Iterable[ImageLike], failures: list[Failure]) -> list[Named]:
     """List images with their names, folders replaced by the image files in them; empty folders join ``failures``.
 
+    What else is in the folders is told by a `VisionSSMNotice`.
+
     Raises:
         DataError: no image at all.
     """
@@ -84,16 +87,29 @@ def find_images(images: ImageLike | Iterable[ImageLike], failures: list[Failure]
     for number, image in enumerate(listed):
         if isinstance(image, (Image.Image, np.ndarray)):
             found.append(Named(f"image {number}", image))
-        elif Path(image).is_dir():
-            files = image_files(Path(image))
-            if not files:
-                failures.append(Failure(str(image), "no image files in this folder"))
-            found += [Named(str(file), file) for file in files]
+        elif os.path.isdir(image):
+            found += _in_folder(Path(image), failures)
         else:
             found.append(Named(str(image), image))
     if not found and not failures:
         raise DataError("no images; give image files or folders: after the weights, or as images=...")
     return found
+
+
+def _in_folder(folder: Path, failures: list[Failure]) -> list[Named]:
+    try:
+        content = search(folder)
+    except DataError as error:
+        failures.append(Failure(str(folder), str(error)))
+        return []
+    skipped = f"files of other formats are left out: {skipped_files(content.skipped)}" if content.skipped else ""
+    runs = f"training runs are left out: {', '.join(map(str, content.runs[:3]))}" if content.runs else ""
+    told = "; ".join(filter(None, (skipped, runs)))
+    if not content.images:
+        failures.append(Failure(str(folder), f"no image files in this folder{f'; {told}' if told else ''}"))
+    elif told:
+        warnings.warn(f"{len(content.images):,} images in {str(folder)!r}; {told}.", VisionSSMNotice, stacklevel=2)
+    return [Named(str(file), file) for file in content.images]
 
 
 def prepare_images(

@@ -89,7 +89,8 @@ def assemble(config: TrainConfig, processes: Processes, *, resuming: bool) -> Pa
     preprocessing = task.preprocessing(model)
     if config.model.img_size is not None:
         preprocessing = preprocessing.with_size(config.model.img_size)
-    notices: list[str] = []
+    found = [text for text in (getattr(samples, "found", "") for samples in (train_set, val_set)) if text]
+    notices = [f"Data: to train on, {found[0]}; held out, {found[1]}."] if len(found) == 2 else []
     started_from = "published weights" if config.model.pretrained else "scratch"
     if config.model.checkpoint and not resuming:
         started_from = config.model.checkpoint

@@ -16,7 +16,7 @@ from vision_ssm import moved
 from vision_ssm.data.batches import Batch, Samples, Transform
 from vision_ssm.data.normalise import Normalise
 from vision_ssm.data.preprocessing import Preprocessing
-from vision_ssm.errors import CheckpointError
+from vision_ssm.errors import CheckpointError, DataError
 from vision_ssm.models.registry import create_model
 from vision_ssm.tasks.classification.classes import IMAGENET_CLASSES, imagenet_names, match_classes
 from vision_ssm.tasks.classification.meter import ClassificationMeter
@@ -71,7 +71,12 @@ class Classification(Task):
         return renumbered(samples, match_classes(self.class_names, samples.class_names), self.class_names)
 
     def prepare(self, train: ClassSamples) -> None:  # type: ignore[override]
-        """Take the class names, and whether mirrored images mean the same."""
+        """Take the class names, and whether mirrored images mean the same. Raises DataError for a single class."""
+        if len(train.class_names) < 2:
+            raise DataError(
+                f"there is nothing to learn: all images of {train.name!r} are of one class, "
+                f"{', '.join(map(repr, train.class_names))}; expected a folder per class, and two or more."
+            )
         self.class_names, self._mirror_safe = train.class_names, train.mirror_safe
         self._mixup = _mixup(self.settings.augment, len(self.class_names)) if self.settings.augment.mixes else None
 
