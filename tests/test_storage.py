@@ -53,3 +53,10 @@ def test_read_only_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(Path, "touch", refuse)
     with pytest.raises(DataError, match="Permission denied"):
         require_writable(tmp_path)
+
+
+def test_the_longest_names_can_be_written(tmp_path: Path) -> None:
+    path = tmp_path / ("n" * 251 + ".csv")
+    with whole_file(path) as part:
+        part.write_text("content")
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
