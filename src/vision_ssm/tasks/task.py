@@ -192,6 +192,9 @@ class Task(ABC):
     def losses(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """Mean training losses of a batch by name, scalars in float32; their sum is minimised.
 
+        The names are the same in every call, and nothing is kept from one call to the next: a checkpoint would not
+        hold it.
+
         The names are the same for every batch. ``model`` may be wrapped: it is to be called, once, and not looked into.
 
         What is drawn at random here (mixup, drop path) comes from the global generators of `random`, `numpy.random` and
@@ -232,7 +235,11 @@ class Task(ABC):
     # ----------------------------------------------------------------------------------------------- weights file
 
     def record(self) -> dict[str, Any]:
-        """Return what `restore` needs, as plain JSON values; ``class_names`` holds the names of classes, if any."""
+        """Return what `restore` needs, as plain JSON values; ``class_names`` holds the names of classes, if any.
+
+        Of the settings a restored task gets the data section alone, with path, val_fraction and download: what else the
+        trained model depends on belongs into the record.
+        """
         return {}
 
     @classmethod
