@@ -103,7 +103,7 @@ def convolve(conv: Any, x: Tensor) -> Tensor:
     form = (conv.kernel_size, conv.dilation, conv.padding, conv.stride)
     size = [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, d, p, s in zip(x.shape[2:], *form, strict=True)]
     product = F.linear(F.unfold(x, *form).transpose(1, 2), conv.weight.flatten(1), conv.bias)
-    return product.transpose(1, 2).view(x.shape[0], -1, *size)
+    return product.transpose(1, 2).view(x.shape[0], conv.weight.shape[0], *size)
 
 
 def add_and_norm(norm: nn.Module, x: Tensor, added: Tensor) -> tuple[Tensor, Tensor]:

@@ -23,7 +23,7 @@ def forward(
     x: Tensor, z: Tensor | None, weights: SsmWeights, traversals: Sequence[Traversal], reverse: Sequence[bool]
 ) -> Tensor:
     """Return [B, L, C] in x's dtype; computed in the widest of the dtypes of x and the weights."""
-    autocast = torch.is_autocast_enabled(x.device.type)  # which has the products' dtype decided, and keeps x's
+    autocast = not x.is_meta and torch.is_autocast_enabled(x.device.type)  # it decides about products, and keeps x's
     wide = x.dtype if autocast else torch.promote_types(x.dtype, weights.A_log.dtype)
     u = x.to(wide)[:, None]
     if weights.conv_weight is not None:
