@@ -1,4 +1,4 @@
-"""Vim blocks in C++, one or a column of them: their weights, and the calls of the kernels (csrc/ssm.h)."""
+"""Vim blocks in C++, one or a column of them: their weights, and the calls of the kernels (csrc/vim_block/)."""
 
 from __future__ import annotations
 
