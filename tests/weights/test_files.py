@@ -12,10 +12,15 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
+from PIL import Image
 from torch import nn
 
 from vision_ssm.data.preprocessing import Preprocessing
-from vision_ssm.errors import CheckpointError
+from vision_ssm.errors import CheckpointError, ShapeError
+from vision_ssm.inference.predict import predict
+from vision_ssm.models.described import check_described
+from vision_ssm.models.registry import create_model
+from vision_ssm.models.variant import all_variants
 from vision_ssm.weights.files import Loaded, WeightsInfo, load_weights, read_info, require_command, save_weights
 from vision_ssm.weights.opening import open_model
 
@@ -190,6 +195,11 @@ def rewritten(path: Path, **changes: object) -> Path:
         ({"model_options": {"num_klasses": 3}}, "describes a model that cannot be built"),
         ({"preprocessing": {"input_size": [3, -1, 8]}}, "description is damaged.*at least 1 pixel"),
         ({"record": None}, "description is damaged"),
+        ({"preprocessing": {"crop_pct": 1e-9}}, "description is damaged.*would enlarge"),
+        ({"preprocessing": {"mean": [10**400, 0, 0]}}, "description is damaged"),
+        ({"metrics": {"top1": [1]}}, "description is damaged.*metric top1"),
+        ({"val_fraction": "all"}, "description is damaged.*val_fraction"),
+        ({"record": {"class_names": [["a"], "b", "c"]}}, r"class_names, got \[\['a'\]"),
         ({"record": {"class_names": "cat"}}, "a classifier's record lists its class_names, got 'cat'"),
         (
             {"task": "classificaton"},
@@ -200,6 +210,108 @@ def rewritten(path: Path, **changes: object) -> Path:
 def test_damaged_descriptions(weights: Path, changes: dict[str, object], message: str) -> None:
     with pytest.raises(CheckpointError, match=rf"best\.safetensors.*{message}"):
         load_weights(rewritten(weights, **changes))
+
+
+SOURCES = [
+    {"pretrained": True},
+    {"checkpoint_path": "TRACE"},
+    {"cache_dir": "TRACE"},
+    {"pretrained_cfg": {"url": "http://localhost:9/x.pth", "file": "TRACE"}, "pretrained": True},
+    {"pretrained_cfg_overlay": {"file": "TRACE"}},
+    {"features_only": True},
+    {"device": "meta"},
+]
+
+
+@pytest.mark.parametrize("model", ["vim_nano", "resnet18", "vim_nano.untrained"])
+@pytest.mark.parametrize("options", SOURCES)
+def test_a_file_cannot_say_where_to_get_weights(
+    tmp_path: Path, weights: Path, model: str, options: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fetched(*_: object, **__: object) -> None:
+        raise AssertionError("something was fetched")
+
+    monkeypatch.setattr("socket.getaddrinfo", fetched)
+    monkeypatch.setattr("urllib.request.urlopen", fetched)
+    monkeypatch.setattr("torch.load", fetched)
+    with pytest.raises(CheckpointError, match=r"has no option '\w+' that a file may set"):
+        load_weights(rewritten(weights, model=model, model_options=options))
+
+
+@pytest.mark.parametrize(
+    "model", ["hf-hub:timm/resnet18.a1_in1k", "local-dir:/etc", "timm/resnet18", "../vim_nano", "", "hf_hub:vim_nano"]
+)
+def test_a_file_names_a_registered_model(weights: Path, model: str) -> None:
+    with pytest.raises(CheckpointError, match="is no registered model's name; a file may give no address and no path"):
+        load_weights(rewritten(weights, model=model))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"depth": 10**6}, r"depth must be at most \d+ in this file, got 1000000"),
+        ({"embed_dim": 10**9}, "embed_dim must be at most 1048576"),
+        ({"embed_dim": 10**100}, "embed_dim must be at most 1048576"),
+        ({"img_size": [8, 10**12]}, "img_size must be at most"),
+        ({"depth": True}, "depth must be of type int, got True"),
+        ({"depth": "2"}, "depth must be of type int, got '2'"),
+        ({"drop_rate": float("nan")}, "drop_rate must be a finite number"),
+        ({"class_token": "x" * 5000}, "class_token must be a number, a short text"),
+        ({"class_token": {"a": 1}}, "class_token must be a number, a short text"),
+        ({"class_token": "nowhere"}, "class_token must be one of"),
+        ({"img_size": [[[[[8]]]]]}, "list that is too long or too deep"),
+        ({"embed_dim": 1 << 20}, r"does not fit its own model.*instead of \["),
+    ],
+)
+def test_options_are_checked_before_memory_is_taken(weights: Path, options: dict[str, object], message: str) -> None:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(CheckpointError, match=rf"best\.safetensors.*{message}"):
+        load_weights(rewritten(weights, model_options={"depth": 1, "embed_dim": 16, "img_size": 8, **options}))
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # kB
+
+
+def test_every_option_of_our_models_may_come_from_a_file() -> None:
+    for row in all_variants().values():
+        if row.feature_cls is None:
+            check_described(row.name, json.loads(json.dumps(dict(row.options))), 1000)
+
+
+def test_a_model_of_timm_with_its_own_options(tmp_path: Path) -> None:
+    model = create_model("resnet18", num_classes=2, stem_width=16, drop_rate=0.1)
+    info = WeightsInfo(
+        "resnet18", {"stem_width": 16, "drop_rate": 0.1}, "classification", {"class_names": ["a", "b"]}, Preprocessing()
+    )
+    save_weights(tmp_path / "a.safetensors", model, info=info)
+    loaded = load_weights(tmp_path / "a.safetensors").model
+    assert torch.equal(loaded.conv1.weight, model.conv1.weight)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"format": ' + "[" * 100_000 + "]" * 100_000 + "}",
+        '{"format": "2"}',
+        '{"format": true}',
+        "[1]",
+        '{"format": ' + "9" * 5000 + "}",
+    ],
+)
+def test_descriptions_that_are_none(weights: Path, loaded: Loaded, text: str) -> None:
+    safetensors.torch.save_file(loaded.model.state_dict(), weights, metadata={"vision_ssm": text})
+    with pytest.raises(CheckpointError, match=r"best\.safetensors.*description is damaged"):
+        read_info(weights)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.bool, torch.complex64])
+def test_numbers_of_another_kind(weights: Path, loaded: Loaded, dtype: torch.dtype) -> None:
+    tensors = loaded.model.state_dict()
+    tensors["head.weight"] = tensors["head.weight"].to(dtype)
+    safetensors.torch.save_file(tensors, weights, metadata={"vision_ssm": loaded.info.to_json()})
+    with pytest.raises(CheckpointError, match=r"head\.weight holds \w+ instead of floating-point numbers"):
+        load_weights(weights)
+    halves = {name: tensor.half() for name, tensor in loaded.model.state_dict().items()}
+    safetensors.torch.save_file(halves, weights, metadata={"vision_ssm": loaded.info.to_json()})
+    assert load_weights(weights).model.head.weight.dtype == torch.float32
 
 
 def test_tensors_that_do_not_fit_are_listed(weights: Path, loaded: Loaded) -> None:
@@ -218,3 +330,16 @@ def test_wrong_checkpoint_for_a_named_model(tmp_path: Path, weights: Path) -> No
         open_model(
             weights, model="vim_nano", model_options={"num_classes": 7, "depth": 1, "embed_dim": 16, "img_size": 8}
         )
+
+
+@pytest.mark.parametrize("names", [["a"], ["a", "b"], list("abcde")])
+def test_outputs_that_are_not_one_per_class_name(loaded: Loaded, names: list[str]) -> None:
+    info = dataclasses.replace(loaded.info, record={"class_names": names})
+    with pytest.raises(ShapeError, match=rf"must give \[1, {len(names)}\], .* got \[1, 3\]"):
+        predict(Loaded(loaded.model, info), Image.new("RGB", (8, 8)))
+
+
+def test_a_model_that_pools_nothing_is_no_classifier(weights: Path) -> None:
+    options = {"depth": 1, "embed_dim": 16, "img_size": 8, "global_pool": ""}
+    with pytest.raises(ShapeError, match=r"must give \[1, 3\], a number per image and class name"):
+        predict(rewritten(weights, model_options=options), Image.new("RGB", (8, 8)))

@@ -31,7 +31,11 @@ def described(loaded: Loaded) -> str:
     task, info = loaded.task(), loaded.info
     knows = task.knows()
     value = info.metrics.get(task.primary.name)
-    score = "" if value is None else f"; {task.primary.text(value)} {task.primary.title} on its validation images"
+    score = (
+        ""
+        if not isinstance(value, int | float)
+        else f"; {task.primary.text(value)} {task.primary.title} on its validation images"
+    )
     return f"a {info.model}{f' that knows {knows}' if knows else ''}{score}"
 
 

@@ -18,6 +18,9 @@ moved.answer(__name__)
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"]
 CropMode = Literal["center", "squash", "border"]
 
+MOST_PIXELS = 2**28
+"""Of a resized image: as a tensor it takes 3 GB."""
+
 
 @dataclass(frozen=True)
 class Preprocessing:
@@ -58,6 +61,12 @@ class Preprocessing:
             raise ConfigError(f"std must be positive, got {self.std}.")
         if not 0 < self.crop_pct <= 1:
             raise ConfigError(f"crop_pct must lie in (0, 1], got {self.crop_pct}.")
+        height, width = (side / self.crop_pct for side in self.input_size[1:])
+        if height * width > MOST_PIXELS:
+            raise ConfigError(
+                f"crop_pct {self.crop_pct} with input_size {self.input_size} would enlarge every image to "
+                f"{height:.4g} x {width:.4g} pixels; at most {MOST_PIXELS:,} are possible."
+            )
         _one_of("interpolation", self.interpolation, get_args(Interpolation))
         _one_of("crop_mode", self.crop_mode, get_args(CropMode))
 
@@ -92,7 +101,7 @@ def _numbers(name: str, values: object) -> tuple[float, ...]:
     if isinstance(values, (list, tuple)) and len(values) == 3:
         try:
             numbers = tuple(float(value) for value in values)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             numbers = ()
         if len(numbers) == 3 and all(math.isfinite(number) for number in numbers):
             return numbers

@@ -10,6 +10,7 @@ from torch import nn
 
 from vision_ssm.errors import VisionSSMError
 from vision_ssm.inference.evaluate import evaluate
+from vision_ssm.models.described import without_sources
 from vision_ssm.training.assembly import Parts
 from vision_ssm.training.curve import draw_curve
 from vision_ssm.training.engine import Engine
@@ -28,7 +29,7 @@ def write_weights(
     """
     info = WeightsInfo(
         model=parts.config.model.name,
-        model_options=parts.model_options,
+        model_options=without_sources(parts.model_options),
         task=parts.task.name,
         record=parts.task.record(),
         preprocessing=parts.preprocessing,

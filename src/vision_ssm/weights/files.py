@@ -19,8 +19,10 @@ from torch import Tensor, nn
 
 from vision_ssm import moved
 from vision_ssm.checkpoints.content import kind_of
+from vision_ssm.checkpoints.tensors import wrong_kinds
 from vision_ssm.data.preprocessing import Preprocessing
 from vision_ssm.errors import CheckpointError, ConfigError, VisionSSMError
+from vision_ssm.models.described import check_described
 from vision_ssm.settings import from_mapping
 from vision_ssm.storage import whole_file
 from vision_ssm.tasks.registry import TaskInfo, find_task
@@ -115,6 +117,8 @@ class WeightsInfo:
         """
         try:
             fields = json.loads(text)
+            if type(fields["format"]) is not int or fields["format"] < 1:
+                raise ValueError(f"format is {fields['format']!r}")
             if fields["format"] > FORMAT:
                 raise CheckpointError(
                     f"it has format {fields['format']}, written by vision-ssm {fields.get('version', '?')}, and this "
@@ -128,12 +132,24 @@ class WeightsInfo:
                 task=str(fields["task"]),
                 record=dict(fields["record"]),
                 preprocessing=Preprocessing.from_dict(fields["preprocessing"]),
-                metrics=dict(fields["metrics"]),
-                val_fraction=fields["val_fraction"],
+                metrics={name: _metric(name, value) for name, value in fields["metrics"].items()},
+                val_fraction=_share(fields["val_fraction"]),
                 version=str(fields["version"]),
             )
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise CheckpointError(f"its description is damaged ({type(error).__name__}: {error})") from error
+
+
+def _metric(name: str, value: object) -> object:
+    if value is not None and not isinstance(value, int | float | str):
+        raise TypeError(f"the metric {name} is a {type(value).__name__}")
+    return value
+
+
+def _share(value: object) -> float | None:
+    if value is None or (isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1):
+        return value
+    raise ValueError(f"val_fraction must be in [0, 1), got {value!r}")
 
 
 class Loaded(NamedTuple):
@@ -216,6 +232,7 @@ def load_weights(path: str | Path, device: str | torch.device = "cpu") -> Loaded
         CheckpointError: not a weights file of this library, damaged, an unknown model, or tensors that do not fit.
     """
     info = read_info(path)
+    _check_described(path, info)
     try:
         tensors = safetensors.torch.load_file(path)
     except (safetensors.SafetensorError, OSError) as error:
@@ -224,6 +241,29 @@ def load_weights(path: str | Path, device: str | torch.device = "cpu") -> Loaded
     _require_fit(path, info, model.state_dict(), tensors)
     model.load_state_dict(tensors)
     return Loaded(model.eval().to(device), info)
+
+
+def _check_described(path: str | Path, info: WeightsInfo) -> None:
+    """Make sure that the model which the file describes is one, and has its tensors, before memory is taken for it."""
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            # Of each tensor only the shape counts here; on the meta device none has memory.
+            shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+        found = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+    except (safetensors.SafetensorError, OSError, RuntimeError) as error:
+        raise CheckpointError(f"weights file {str(path)!r} is damaged: {error}.") from error
+    try:
+        check_described(info.model, info.model_options, len(found))
+    except VisionSSMError as error:
+        raise _cannot_be_built(path, error) from error
+    try:
+        with torch.device("meta"):
+            model = _build(path, info)
+    except CheckpointError as error:
+        if isinstance(error.__cause__, RuntimeError) and "meta" in str(error.__cause__).lower():
+            return  # another package's task that needs numbers to build its model: compared once it is built
+        raise
+    _require_fit(path, info, model.state_dict(), found)
 
 
 def read_info(path: str | Path) -> WeightsInfo:
@@ -270,8 +310,13 @@ def _build(path: str | Path, info: WeightsInfo) -> nn.Module:
     task = restored_task(info)
     try:
         return task.build(info.model, **info.model_options)
-    except (VisionSSMError, TypeError) as error:
-        raise CheckpointError(f"weights file {str(path)!r} describes a model that cannot be built: {error}") from error
+    except Exception as error:  # a model may answer options that do not go together with anything
+        raise _cannot_be_built(path, error) from error
+
+
+def _cannot_be_built(path: str | Path, error: Exception) -> CheckpointError:
+    reason = str(error) if isinstance(error, VisionSSMError) else f"{type(error).__name__}: {error}"
+    return CheckpointError(f"weights file {str(path)!r} describes a model that cannot be built: {reason}")
 
 
 def _require_fit(path: str | Path, info: WeightsInfo, expected: dict[str, Tensor], found: dict[str, Tensor]) -> None:
@@ -282,6 +327,7 @@ def _require_fit(path: str | Path, info: WeightsInfo, expected: dict[str, Tensor
         for name in expected
         if name in found and found[name].shape != expected[name].shape
     ]
+    problems += wrong_kinds(expected, {name: tensor for name, tensor in found.items() if not tensor.is_meta})
     if problems:
         more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
         raise CheckpointError(

@@ -16,7 +16,7 @@ from vision_ssm import moved
 from vision_ssm.data.batches import Batch, Samples, Transform
 from vision_ssm.data.normalise import Normalise
 from vision_ssm.data.preprocessing import Preprocessing
-from vision_ssm.errors import CheckpointError, DataError
+from vision_ssm.errors import CheckpointError, DataError, ShapeError
 from vision_ssm.models.registry import create_model
 from vision_ssm.tasks.classification.classes import IMAGENET_CLASSES, imagenet_names, match_classes
 from vision_ssm.tasks.classification.meter import ClassificationMeter
@@ -115,8 +115,12 @@ class Classification(Task):
 
     def predict(self, model: nn.Module, batch: Batch) -> Tensor:
         """Logits [B, classes] in float32."""
-        logits: Tensor = model(batch.images).float()
-        return logits
+        logits = model(batch.images)
+        expected = (len(batch.images), len(self.class_names))
+        if not isinstance(logits, Tensor) or tuple(logits.shape) != expected:
+            given = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise ShapeError(f"the model must give {list(expected)}, a number per image and class name, got {given}.")
+        return logits.float()
 
     # ---------------------------------------------------------------------------------------------------- results
 
@@ -159,8 +163,10 @@ class Classification(Task):
     def restore(cls, record: Mapping[str, Any], settings: ClassificationSettings) -> Self:  # type: ignore[override]
         """Take the class names from the record."""
         names = record.get("class_names")
-        if not isinstance(names, Sequence) or isinstance(names, str) or not names:
+        if isinstance(names, str) or not isinstance(names, Sequence) or not names:
             raise CheckpointError(f"a classifier's record lists its class_names, got {names!r}")
+        if not all(isinstance(name, str | int | float) for name in names):
+            raise CheckpointError(f"a classifier's record lists texts as its class_names, got {names!r}")
         task = cls(settings)
         task.class_names = tuple(str(name) for name in names)
         return task
