@@ -20,7 +20,7 @@ from vision_ssm.data.pillow import decoding, silent_libtiff
 from vision_ssm.data.pixels import ORIENTATIONS, rgb_array, to_rgb
 from vision_ssm.data.png import SIGNATURE, png_rgb, require_content, without_large_metadata
 from vision_ssm.data.strips_raw import read_raw_header
-from vision_ssm.data.strips_tiff import EXTRA, needs_packages, open_tiff, require_right_decoding, unread_kind
+from vision_ssm.data.strips_tiff import open_tiff, require_right_decoding, unread_kind
 from vision_ssm.data.tiff_header import TiffPage, is_tiff
 from vision_ssm.errors import ConfigError, DataError
 
@@ -250,9 +250,7 @@ def _open_picture(file: BinaryIO, page: TiffPage | None, max_pixels: int) -> Ima
     except UnidentifiedImageError as error:
         if page is None:
             raise
-        raise (
-            unread_kind(page) if not needs_packages(page) else DataError(f"this kind of TIFF needs {EXTRA}")
-        ) from error
+        raise unread_kind(page) from error
     try:
         _check_picture(image, max_pixels)
         if is_png:

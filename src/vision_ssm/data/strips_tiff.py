@@ -85,7 +85,7 @@ def open_tiff(file: BinaryIO, opened: ExitStack, max_pixels: int) -> TiffBands:
             _require_agreement(page, source)
             return TiffBands(page, _colours(_decoded_rows(file, page, source), page))
         if not _is_read_by_pillow(page):
-            raise DataError(f"this kind of TIFF needs {EXTRA}")
+            raise unread_kind(page)
     elif not _is_read_by_pillow(page):
         raise unread_kind(page)
     check_bytes(page.rows * page.row_bytes, max_pixels)
@@ -98,10 +98,12 @@ def needs_packages(page: TiffPage) -> bool:
 
 
 def unread_kind(page: TiffPage) -> DataError:
-    """Return the error for pixels that are not read."""
+    """Return the error for pixels that are not read, by us or by Pillow."""
+    if needs_packages(page):
+        return DataError(f"this kind of TIFF needs {EXTRA}: it holds {page}")
     return DataError(
-        f"expected grey or RGB of 8 or 16 bits, and this TIFF holds {page}, which has no defined black and white here; "
-        "convert the image to 8 or 16 bits"
+        f"expected grey or RGB of 8 or 16 bits, and this TIFF holds {page}; scale what has no "
+        "defined white or choose bands, and convert the image to 8 or 16 bits"
     )
 
 
@@ -171,9 +173,9 @@ def _is_read_by_pillow(page: TiffPage) -> bool:
 
 
 def _require_agreement(page: TiffPage, source: Any) -> None:
-    ours = (page.width, page.height, page.samples, page.depth, page.planar, page.compression, page.photometric)
-    theirs = (source.imagewidth, source.imagelength, source.samplesperpixel, source.bitspersample)
-    theirs += (int(source.planarconfig) == 2 and page.samples > 1, int(source.compression), int(source.photometric))
+    ours = [page.width, page.height, page.samples, page.depth, page.compression, page.photometric, page.planar]
+    theirs = [source.imagewidth, source.imagelength, source.samplesperpixel, source.bitspersample]
+    theirs += [int(source.compression), int(source.photometric), int(source.planarconfig) == 2 and page.samples > 1]
     segments = (source.tilewidth, source.tilelength) if source.is_tiled else (page.width, page.rows)
     if ours != theirs or segments != (page.columns, page.rows) or source.imagedepth != 1 or source.tiledepth > 1:
         raise DataError("the file is damaged: its tags contradict each other")
@@ -249,10 +251,8 @@ def _unpacked(data: NDArray[np.uint8], page: TiffPage, columns: int) -> NDArray[
         order = ">u2" if page.big_endian else "<u2"
         return np.ascontiguousarray(data[:, : 2 * columns * samples]).view(order).reshape(shape)
     bits = np.unpackbits(data, axis=1)[:, : columns * samples * depth].reshape(*shape, depth)
-    values = np.zeros(shape, np.uint16)
-    for bit in range(depth):
-        values = (values << 1) | bits[..., bit]
-    return values
+    weights = (1 << np.arange(depth - 1, -1, -1)).astype(np.uint16)
+    return np.asarray(bits @ weights, dtype=_dtype(page))
 
 
 def _decoded_rows(file: BinaryIO, page: TiffPage, source: Any) -> Iterator[NDArray[Any]]:

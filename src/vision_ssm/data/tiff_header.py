@@ -40,7 +40,7 @@ class Photometric(IntEnum):
     CIELAB = 8
 
 
-_MEANINGS = {
+_MEANINGS: dict[int, str] = {
     Photometric.WHITE_IS_ZERO: "grey, white is zero",
     Photometric.BLACK_IS_ZERO: "grey",
     Photometric.RGB: "RGB",
