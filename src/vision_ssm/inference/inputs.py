@@ -18,7 +18,7 @@ from torch import Tensor
 
 from vision_ssm.data.batches import Batch, Sample, Transform
 from vision_ssm.data.files import search, skipped_files
-from vision_ssm.data.images import decoding, read_image, rgb_array, to_rgb
+from vision_ssm.data.images import decoding, picture_in_memory, read_image
 from vision_ssm.data.strips import open_strips
 from vision_ssm.device import autocast
 from vision_ssm.errors import ConfigError, DataError, ShapeError, VisionSSMNotice
@@ -185,7 +185,7 @@ def read_picture(image: ImageLike, max_pixels: int) -> Image.Image:
     """Return an image, given as a file or in memory, as an RGB picture. Raises DataError when that is not possible."""
     if isinstance(image, (str, Path)):
         return read_image(image, max_pixels=max_pixels)
-    return to_rgb(image) if isinstance(image, Image.Image) else Image.fromarray(np.ascontiguousarray(rgb_array(image)))
+    return picture_in_memory(image, max_pixels=max_pixels)
 
 
 def _transformed(image: ImageLike, transform: Transform, max_pixels: int) -> Sample:
