@@ -116,7 +116,7 @@ class Classification(Task):
     def predict(self, model: nn.Module, batch: Batch) -> Tensor:
         """Logits [B, classes] in float32."""
         logits = model(batch.images)
-        expected = (len(batch.images), len(self.class_names))
+        expected = (len(batch.indices), len(self.class_names))
         if not isinstance(logits, Tensor) or tuple(logits.shape) != expected:
             given = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             raise ShapeError(f"the model must give {list(expected)}, a number per image and class name, got {given}.")
