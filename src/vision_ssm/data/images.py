@@ -189,6 +189,7 @@ logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 _open_limits: list[int | None] = []
 _limits_lock = threading.Lock()
+_hidden_stderr: list[int] = []  # the true one, while libtiff's is turned away
 _pillows_limit = Image.MAX_IMAGE_PIXELS
 
 
@@ -229,12 +230,26 @@ def _silent_libtiff(image: Image.Image) -> Iterator[None]:
         return
     with _limits_lock, open(os.devnull, "w") as nowhere:
         kept = os.dup(2)
+        _hidden_stderr.append(kept)
         try:
             os.dup2(nowhere.fileno(), 2)
             yield
         finally:
             os.dup2(kept, 2)
+            _hidden_stderr.clear()
             os.close(kept)
+
+
+def _renew_after_fork() -> None:
+    """In a child, free what another thread held when it was born: that thread is not there to do so."""
+    global _limits_lock  # noqa: PLW0603
+    _limits_lock = threading.Lock()
+    if _hidden_stderr:
+        os.dup2(_hidden_stderr.pop(), 2)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_after_fork)
 
 
 def open_image(path: Path, max_pixels: int) -> Image.Image:
