@@ -213,3 +213,11 @@ def test_estimate_writes_nothing(tiny: Tiny, tmp_path: Path) -> None:
     cut = estimate(config.replace(**{"schedule.updates": 4, "schedule.cooldown_epochs": 1}))
     assert (cut.epochs, cut.updates_per_epoch, cut.updates) == (3, 3, 7)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_batch_norm_over_one_value_says_what_to_do(tiny: Tiny) -> None:
+    config = tiny(
+        **{"model.name": "efficientvmamba_nano", "model.options": {}, "model.img_size": 16, "data.batch_size": 1}
+    )
+    with pytest.raises(ConfigError, match=r"would see one value per channel.*use a larger batch size"):
+        train(config)

@@ -45,5 +45,6 @@ def print_failures(failures: Sequence[Failure], successes: int) -> None:
         return
     note(f"{len(failures)} of {len(failures) + successes} could not be used:", mark="", style="bold red")
     for failure in failures:
-        reason = failure.reason if failure.path in failure.reason else f"{failure.path}: {failure.reason}"
+        named = failure.path in failure.reason or repr(failure.path)[1:-1] in failure.reason
+        reason = failure.reason if named else f"{failure.path}: {failure.reason}"
         note(reason, mark="  ")

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vision_ssm import moved
 from vision_ssm.data.batches import Samples
-from vision_ssm.data.loader import EpochLoader
+from vision_ssm.data.loader import EpochLoader, worker_failures
 from vision_ssm.device import autocast
 from vision_ssm.errors import CheckpointError
 from vision_ssm.inference.inputs import ImageSize, is_native
@@ -136,15 +136,16 @@ def evaluate(
     )
     meter: Meter = task.meter()
     place = next(loaded.model.parameters()).device
-    for batch in loader:
-        moved = batch.to(place)
-        with torch.inference_mode(), autocast(place, amp):
-            outputs = task.predict(loaded.model, moved)
-        if not _is_finite(outputs):
-            raise CheckpointError(f"the model's output for {samples.paths[int(batch.indices[0])]!r} is not finite.")
-        meter.update(outputs, moved)
-        if on_progress is not None:
-            on_progress(meter.count, loader.samples)
+    with worker_failures():
+        for batch in loader:
+            moved = batch.to(place)
+            with torch.inference_mode(), autocast(place, amp):
+                outputs = task.predict(loaded.model, moved)
+            if not _is_finite(outputs):
+                raise CheckpointError(f"the model's output for {samples.paths[int(batch.indices[0])]!r} is not finite.")
+            meter.update(outputs, moved)
+            if on_progress is not None:
+                on_progress(meter.count, loader.samples)
     scores, found = read_scores(meter, task), getattr(samples, "found", "")
     return Evaluation(loaded.info.task, loaded.info.source, scores, task.scores, meter.count, meter, found)
 

@@ -14,6 +14,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -59,6 +60,20 @@ class Update:
     learning_rate: float
     grad_norm: float
     stop: bool
+
+
+@contextmanager
+def _single_values_refused() -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):  # torch's words for it
+            raise
+        raise ConfigError(
+            "a batch norm of this model would see one value per channel, of which there is no variance: use a larger "
+            "batch size (data.batch_size, 2 or more; it needs as many training images) or larger images "
+            "(model.img_size)."
+        ) from error
 
 
 class Engine:
@@ -119,7 +134,8 @@ class Engine:
             seed_everything(self.config.run.seed, "batch", at.update, number, self.processes.rank)
             with self.processes.accumulating(self.parallel, more_to_come=number + 1 < count):
                 with autocast(self.processes.device, self.config.run.amp):
-                    losses = self.task.losses(self.parallel, batch)
+                    with _single_values_refused():
+                        losses = self.task.losses(self.parallel, batch)
                     loss = functools.reduce(torch.add, losses.values())
                 self.scaler.scale(loss / count).backward()  # type: ignore[no-untyped-call]
             if list(losses) != (names or list(losses)):
