@@ -60,7 +60,7 @@ class RawImage:
         """
         size = file.seek(0, os.SEEK_END)
         rows = max(1, _READ_BYTES // self.stride)
-        check_bytes(rows * self.width * (self.channels * max(8, self.bits) + 8), max_pixels)
+        check_bytes(min(rows, self.height) * self.width * (self.channels * max(8, self.bits) + 8), max_pixels)
         for start in range(0, self.height, rows):
             end = min(start + rows, self.height)
             first = self.height - end if self.upside_down else start

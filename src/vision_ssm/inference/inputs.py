@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
@@ -36,6 +36,7 @@ __all__ = [
     "Named",
     "find_images",
     "is_native",
+    "of_one_image",
     "prepare_images",
     "read_picture",
 ]
@@ -43,9 +44,13 @@ __all__ = [
 ImageLike = str | Path | Image.Image | np.ndarray[Any, Any]
 """A file, a folder (searched with its subfolders), a PIL image, or a uint8 array [H, W] or [H, W, 3]."""
 
+Result = TypeVar("Result")
+
 NATIVE = "native"
 ImageSize = int | tuple[int, int] | Literal["native"] | None
 """A side or (height, width) to resize to, 'native' for every image at its own size, None for the size of training."""
+
+_NO_MEMORY = ("DefaultCPUAllocator", "not enough memory", "bad_alloc")
 
 ModelInput = Tensor | Patches
 """Images [B, 3, H, W], or patches that were embedded in strips; `Batch.images` is one of them."""
@@ -168,10 +173,36 @@ def prepare_images(
                 used.append(named)
             except (DataError, ShapeError) as error:  # ShapeError: smaller than a patch, or not the one size allowed
                 failures.append(Failure(named.name, str(error)))
+            except (MemoryError, RuntimeError) as error:
+                failures.append(_without_memory(named, error))
         if samples:
             yield used, collate(samples).to(device)
         if on_progress is not None:
             on_progress(min(start + size, len(found)), len(found))
+
+
+def of_one_image(compute: Callable[[], Result], used: Sequence[Named], failures: list[Failure]) -> Result | None:
+    """Return what ``compute`` finds in a batch; None if memory ends, which is a failure of the image if it is alone.
+
+    Raises:
+        Exception: what ``compute`` raises otherwise.
+    """
+    try:
+        return compute()
+    except (MemoryError, RuntimeError) as error:
+        if len(used) > 1:
+            raise
+        failures.append(_without_memory(used[0], error))
+        return None
+
+
+def _without_memory(named: Named, error: MemoryError | RuntimeError) -> Failure:
+    """Return the failure of an image that memory does not suffice for; raise any other error."""
+    # torch has a type of its own for GPUs only.
+    told = str(error)
+    if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and not any(sign in told for sign in _NO_MEMORY):
+        raise error
+    return Failure(named.name, "not enough memory for it at this size; give a smaller img_size")
 
 
 def is_native(img_size: ImageSize) -> bool:
