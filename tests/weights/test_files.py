@@ -271,9 +271,15 @@ def test_options_are_checked_before_memory_is_taken(weights: Path, options: dict
 
 
 def test_every_option_of_our_models_may_come_from_a_file() -> None:
-    for row in all_variants().values():
-        if row.feature_cls is None:
+    rows = [row for row in all_variants().values() if row.feature_cls is None]
+    refused = []
+    for row in rows:
+        try:
             check_described(row.name, json.loads(json.dumps(dict(row.options))), 1000)
+        except CheckpointError as error:
+            refused.append((row.name, str(error)))
+    assert rows
+    assert refused == []
 
 
 def test_a_model_of_timm_with_its_own_options(tmp_path: Path) -> None:
