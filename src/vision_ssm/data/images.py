@@ -251,13 +251,9 @@ def _open_picture(file: BinaryIO, page: TiffPage | None, max_pixels: int) -> Ima
         if page is None:
             raise
         raise unread_kind(page) from error
-    try:
-        _check_picture(image, max_pixels)
-        if is_png:
-            require_content(file)
-    except DataError:
-        image.close()
-        raise
+    _check_picture(image, max_pixels)
+    if is_png:
+        require_content(file)
     return image
 
 
