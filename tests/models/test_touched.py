@@ -23,6 +23,12 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+# The others take their time: they differ from these in options only.
+EVERY = [
+    pytest.param(name, marks=pytest.mark.slow) if name in ("vim scaled", "vmamba gated") else name for name in FAMILIES
+]
+
+
 def build(family: str) -> nn.Module:
     torch.manual_seed(0)
     name, options = FAMILIES[family]
@@ -181,7 +187,7 @@ def trained(model: nn.Module) -> list[Tensor]:
     return [y.detach(), *(p.grad.clone() for p in model.parameters() if p.grad is not None)]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EVERY)
 @pytest.mark.parametrize("touch", TOUCHES)
 def test_a_touched_model_is_its_modules(family: str, touch: str) -> None:
     untouched = build(family)

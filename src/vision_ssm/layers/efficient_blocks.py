@@ -97,10 +97,10 @@ class DualBranchBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Run the block on the stream x [B, H, W, C]."""
         normalised = self.norm(x)
-        mixed = self.mixer(normalised)
         # Channel-last maps are images in channels_last format: the permutations are views.
         convolved = self.branch_norm(self.branch_dw(normalised.permute(0, 3, 1, 2)))
         convolved = self.branch_pw(F.gelu(convolved)).permute(0, 2, 3, 1)
+        mixed = self.mixer(normalised)
         added: Tensor = self.drop_path(mixed * self.se(mixed) + convolved * self.se(convolved))
         if self.mlp is None or self.norm2 is None:
             return x + added
@@ -158,8 +158,9 @@ class InvertedResidual(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Run the block on the stream x [B, H, W, C]."""
         # A channel-last map is an image in channels_last format: the permutations are views.
-        v = F.relu(self.bn1(self.conv_pw(x.permute(0, 3, 1, 2))), inplace=untouched(self.bn1))
-        v = F.relu(self.bn2(self.conv_dw(v)), inplace=untouched(self.bn2))
+        overwrite = untouched(self.bn1, self.bn2)  # else somebody may keep what they return
+        v = F.relu(self.bn1(self.conv_pw(x.permute(0, 3, 1, 2))), inplace=overwrite)
+        v = F.relu(self.bn2(self.conv_dw(v)), inplace=overwrite)
         v = self.bn3(self.conv_pwl(self.se(v)))
         added: Tensor = self.drop_path(v.permute(0, 2, 3, 1))
         return x + added

@@ -73,8 +73,9 @@ class AtrousSSM(ScanParameters):
         """Project and scan a map u [B, H, W, C] of even height and width; returns the same shape."""
         batch, height, width, channels = u.shape
         walks = atrous_traversals(height, width)
-        if selective_ssm_applies(u.flatten(1, 2), walks, self.weights()):
-            return selective_ssm(u.flatten(1, 2), None, *self.weights(), traversals=walks).view(u.shape)
+        flat, weights = u.flatten(1, 2), self.weights()
+        if selective_ssm_applies(flat, walks, weights):
+            return selective_ssm(flat, None, *weights, traversals=walks).view(u.shape)
         # Every width is written out: with no images, -1 would be ambiguous.
         tokens, squares = (batch, 1, height * width), (batch, height // STEP, STEP, width // STEP, STEP)
         ranks, pair = self.directions * self.rank, 2 * self.states

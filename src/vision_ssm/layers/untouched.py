@@ -24,6 +24,7 @@ from vision_ssm.ops.dispatch import intercepted
 __all__ = ["Unchanged", "built_of", "untouched"]
 
 Kind = TypeVar("Kind", bound=type[nn.Module])
+INITIAL = {"__init__", "init_weights", "reset_parameters"}  # which no call enters
 WEIGHTS = frozenset((Tensor, nn.Parameter, NoneType))  # subclasses have rules of their own
 _hooks = itemgetter("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _members = itemgetter("_parameters", "_buffers", "_modules")
@@ -45,7 +46,7 @@ def built_of(**parts: type | tuple[type, ...]) -> Callable[[Kind], Kind]:
     """Note a class as shipped: its forward calls the named ``parts``, which are of just these classes."""
 
     def note(kind: Kind) -> Kind:
-        own = set().union(*map(vars, kind.__mro__[: kind.__mro__.index(nn.Module)])) - {"__init__", "reset_parameters"}
+        own = set().union(*map(vars, kind.__mro__[: kind.__mro__.index(nn.Module)])) - INITIAL
         names = [name for name in own if isinstance(getattr(kind, name), FunctionType)]
         functions = {name: _original(kind, name) for name in (*names, "__call__", "_call_impl", "__getattr__")}
         each = {name: part if isinstance(part, tuple) else (part,) for name, part in parts.items()}
