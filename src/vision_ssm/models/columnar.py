@@ -154,17 +154,6 @@ class Columnar(nn.Module):
             self.reset_classifier(0, "")
         return list(taken)
 
-    def _positions(self, grid: tuple[int, int]) -> Tensor:
-        """Positions [1, M + T, D] for a grid of patches."""
-        return resample_table(
-            self.pos_embed,
-            self.class_token,
-            self.patch_embed.grid_size,
-            grid,
-            self.patch_embed.patch_size[0],
-            self.patch_embed.stride,
-        )
-
     def _prefix_first(self, x: Tensor) -> Tensor:
         if self.class_token in ("none", "head"):
             return x

@@ -300,6 +300,18 @@ class Vim(Columnar):
         wide = torch.promote_types(self.pos_embed.dtype, torch.float32)
         return self.pos_drop(tokens.to(wide) + self._positions(grid)), grid
 
+    def _positions(self, grid: tuple[int, int]) -> Tensor:
+        """Positions [1, M + T, D] for a grid of patches."""
+        # Here, not in the base class: symbolic tracing takes functions as one step in the file of forward only.
+        return resample_table(
+            self.pos_embed,
+            self.class_token,
+            self.patch_embed.grid_size,
+            grid,
+            self.patch_embed.patch_size[0],
+            self.patch_embed.stride,
+        )
+
     def _class_rows(self) -> Tensor | None:
         """The class tokens [1, T, D], or None."""
         if self.class_token == "none":
