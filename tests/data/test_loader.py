@@ -311,11 +311,11 @@ def test_what_happens_to_a_worker_is_an_error_and_no_wait(case: str) -> None:
 def test_workers_start_while_another_thread_reads_a_tiff() -> None:
     done = in_time(
         "import threading\n"
-        "from vision_ssm.data import images\n"
+        "from vision_ssm.data.pillow import silent_libtiff\n"
         "inside, leave = threading.Event(), threading.Event()\n"
         "tiff = Image.new('RGB', (2, 2)); tiff.format = 'TIFF'\n"
         "def read():\n"
-        "    with images._silent_libtiff(tiff): inside.set(); leave.wait(50)\n"
+        "    with silent_libtiff(tiff): inside.set(); leave.wait(50)\n"
         "threading.Thread(target=read).start()\n"
         "inside.wait(50)\n"
         "class Speaking(Numbers):\n"

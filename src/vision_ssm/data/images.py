@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageFile, TiffImagePlugin, UnidentifiedImageError
 
+from vision_ssm import moved
 from vision_ssm.data.budget import MAX_BYTES, MAX_PIXELS, check_bytes, check_pixels, picture_bytes, too_large
 from vision_ssm.data.pillow import decoding, silent_libtiff
 from vision_ssm.data.pixels import ORIENTATIONS, rgb_array, to_rgb
@@ -41,6 +42,8 @@ __all__ = [
     "streamed",
     "to_rgb",
 ]
+
+moved.answer(__name__)
 
 ARRAY_SUFFIX = ".npy"
 

@@ -12,11 +12,14 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from vision_ssm import moved
 from vision_ssm.data.budget import check_bytes
 from vision_ssm.data.pixels import eight_bits
 from vision_ssm.errors import DataError
 
 __all__ = ["RawImage", "read_raw_header"]
+
+moved.answer(__name__)
 
 _READ_BYTES = 2**23
 _HEADER_BYTES = 2**16  # PNM headers may hold comments

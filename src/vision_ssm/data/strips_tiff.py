@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from vision_ssm import moved
 from vision_ssm.data.budget import check_bytes, check_pixels
 from vision_ssm.data.pixels import eight_bits, to_rgb
 from vision_ssm.data.tiff_header import Photometric, TiffPage, read_page
@@ -29,6 +30,8 @@ __all__ = [
     "require_right_decoding",
     "unread_kind",
 ]
+
+moved.answer(__name__)
 
 EXTRA = "pip install 'vision-ssm[large]' (tifffile and imagecodecs)"
 
