@@ -93,8 +93,10 @@ def is_run(folder: Path) -> bool:
 
 def skipped_files(skipped: Counter[str]) -> str:
     """Write how many files were passed over: ``4 .heic, 1 .txt``; nothing where there are none."""
-    listed = [f"{count:,} {suffix or 'without suffix'}" for suffix, count in skipped.most_common(6)]
-    others = skipped.total() - sum(count for _, count in skipped.most_common(6))
+    # Ties by name: folders list their files in no order that holds everywhere.
+    shown = sorted(skipped.items(), key=lambda found: (-found[1], found[0] or "without suffix"))[:6]
+    listed = [f"{count:,} {suffix or 'without suffix'}" for suffix, count in shown]
+    others = skipped.total() - sum(count for _, count in shown)
     return ", ".join([*listed, *([f"{others:,} others"] if others else [])])
 
 
