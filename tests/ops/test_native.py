@@ -15,10 +15,20 @@ from vision_ssm.errors import BackendError
 from vision_ssm.ops import native
 from vision_ssm.ops.add_norm.contract import NORMS
 from vision_ssm.ops.conv.contract import MOST_TAPS
-from vision_ssm.ops.native import BEST, DTYPES, INSTRUCTION_SETS, KernelCall, TensorArgument, disagreement, mirrors
+from vision_ssm.ops.native import (
+    BEST,
+    DTYPES,
+    INSTRUCTION_SETS,
+    LIBRARY,
+    MISSING,
+    KernelCall,
+    TensorArgument,
+    disagreement,
+    mirrors,
+)
 from vision_ssm.ops.scan.contract import CHUNK, Cover
 
-pytestmark = pytest.mark.skipif(native.LIBRARY is None, reason=str(native.MISSING))
+pytestmark = pytest.mark.skipif(LIBRARY is None, reason=str(MISSING))
 
 Fields = list[tuple[str, type]]
 
@@ -134,5 +144,5 @@ def test_a_structure_must_say_what_it_mirrors() -> None:
     ],
 )
 def test_constants_are_the_same_on_both_sides(name: str, value: int) -> None:
-    assert native.LIBRARY is not None
-    assert native.LIBRARY.vssm_constant(name.encode()) == value
+    assert LIBRARY is not None
+    assert LIBRARY.vssm_constant(name.encode()) == value
