@@ -1,7 +1,8 @@
 """Two checkouts of this library on the same work, in turn: did a change cost speed?
 
 Each version runs in a process of its own, started once; the two take turns, one measurement each, so that a machine
-whose speed drifts treats both alike. The ratio is taken pair by pair.
+whose speed drifts treats both alike. The ratio is taken pair by pair. Which one goes first changes from pair to pair:
+whoever follows finds the other's threads still waiting for work, and loses up to a tenth by it.
 
     python benchmarks/two_versions.py --before ../before --after . --output results/two_versions.json
 
@@ -106,11 +107,19 @@ class Version:
         return float(self.process.stdout.readline())
 
 
+def pair(name: str, before: Version, after: Version, *, swapped: bool) -> tuple[float, float]:
+    """Measure a case with both versions: (before, after)."""
+    if swapped:
+        second = after.seconds(name)
+        return before.seconds(name), second
+    return before.seconds(name), after.seconds(name)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--before", type=Path)
     parser.add_argument("--after", type=Path)
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--rounds", type=int, default=16)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--cases", nargs="*", default=list(CASES))
     parser.add_argument("--output", type=Path)
@@ -124,7 +133,7 @@ def main() -> None:
     before, after = (Version(folder.resolve(), options.threads) for folder in (options.before, options.after))
     rows = []
     for name in options.cases:
-        pairs = [(before.seconds(name), after.seconds(name)) for _ in range(options.rounds)]
+        pairs = [pair(name, before, after, swapped=bool(turn % 2)) for turn in range(options.rounds)]
         ratios = [new / old for old, new in pairs]
         low, middle, high = statistics.quantiles(ratios, n=4)
         row = {
