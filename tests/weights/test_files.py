@@ -16,7 +16,7 @@ from PIL import Image
 from torch import nn
 
 from vision_ssm.data.preprocessing import Preprocessing
-from vision_ssm.errors import CheckpointError, ShapeError
+from vision_ssm.errors import CheckpointError, ConfigError, ShapeError
 from vision_ssm.inference.predict import predict
 from vision_ssm.models.described import check_described
 from vision_ssm.models.registry import create_model
@@ -273,7 +273,10 @@ def test_options_are_checked_before_memory_is_taken(weights: Path, options: dict
 def test_every_option_of_our_models_may_come_from_a_file() -> None:
     for row in all_variants().values():
         if row.feature_cls is None:
-            check_described(row.name, json.loads(json.dumps(dict(row.options))), 1000)
+            options = json.loads(json.dumps(dict(row.options)))
+            check_described(row.name, options, 1000)
+            with pytest.raises(ConfigError, match=f"{row.name} has no option 'url' that a file may set"):
+                check_described(row.name, {**options, "url": "x"}, 1000)
 
 
 def test_a_model_of_timm_with_its_own_options(tmp_path: Path) -> None:

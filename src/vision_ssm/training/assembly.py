@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,6 +12,7 @@ from timm.optim import create_optimizer_v2, get_optimizer_info, list_optimizers 
 from torch import nn
 
 from vision_ssm.data.batches import Samples
+from vision_ssm.data.contents import contents_digest
 from vision_ssm.data.loader import EpochLoader
 from vision_ssm.data.preprocessing import Preprocessing
 from vision_ssm.errors import ConfigError, suggestion
@@ -47,13 +49,12 @@ class Parts:
     started_from: str
     notices: list[str] = field(default_factory=list)
 
-    @property
+    @functools.cached_property
     def data_identity(self) -> dict[str, str]:
-        """Fingerprints that tell whether a resumed run sees the same images. Folders may move: only names count."""
-        return {
-            "training images": self.train.dataset.fingerprint,
-            "held-out images": self.val.dataset.fingerprint,
-        }
+        """Fingerprints that tell whether a resumed run sees the same images. Folders may move: names, bytes count."""
+        sets = {"training images": self.train.dataset, "held-out images": self.val.dataset}
+        names = {key: samples.fingerprint for key, samples in sets.items()}
+        return names | {f"contents of the {key}": contents_digest(samples.paths) for key, samples in sets.items()}
 
     def files(self, indices: Sequence[int]) -> list[str]:
         """File names of training images."""
