@@ -80,7 +80,7 @@ def assemble(config: TrainConfig, processes: Processes, *, resuming: bool) -> Pa
     train_set = task.open("train")
     task.prepare(train_set)
     val_set = task.open("val")
-    model, options = _model(config, task, pretrained=config.model.pretrained and not resuming)
+    model, options = _model(config, task, resuming=resuming)
     preprocessing = task.preprocessing(model)
     if config.model.img_size is not None:
         preprocessing = preprocessing.with_size(config.model.img_size)
@@ -108,9 +108,12 @@ def assemble(config: TrainConfig, processes: Processes, *, resuming: bool) -> Pa
     return Parts(config, task, model, options, preprocessing, train, val, started_from, notices)
 
 
-def _model(config: TrainConfig, task: Task, *, pretrained: bool) -> tuple[nn.Module, dict[str, Any]]:
+def _model(config: TrainConfig, task: Task, *, resuming: bool) -> tuple[nn.Module, dict[str, Any]]:
     wanted = config.model
+    pretrained = wanted.pretrained and not resuming
     options = dict(wanted.options)
+    if resuming:  # what timm would load into the model, before the checkpoint replaces it
+        options = {name: value for name, value in options.items() if name not in ("checkpoint_path", "pretrained")}
     if wanted.img_size is not None:
         options["img_size"] = wanted.img_size
     extra: dict[str, Any] = {"pretrained": True} if pretrained else {}
