@@ -5,15 +5,15 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from vision_ssm.storage import NAME_BYTES
-
 __all__ = ["free_name"]
+
+_LONGEST = 255  # bytes, of one name on every common file system
 
 
 def free_name(path: str, suffix: str, used: set[str]) -> str:
     """Return a file name after the image's and add it to ``used``; a name that is taken is numbered, from 2.
 
-    An image's name that is too long for the new ending loses characters at its end.
+    A name that would be longer than file systems take is cut.
     """
     stem = Path(path).stem.replace(" ", "_")
     name, number = _fitting(stem, suffix), 2
@@ -24,6 +24,9 @@ def free_name(path: str, suffix: str, used: set[str]) -> str:
 
 
 def _fitting(stem: str, ending: str) -> str:
-    while len(os.fsencode(stem + ending)) > NAME_BYTES:
+    room = _LONGEST - len(os.fsencode(ending))
+    encoded = os.fsencode(stem)
+    while len(encoded) > room:  # by characters, so that none is cut in two
         stem = stem[:-1]
+        encoded = os.fsencode(stem)
     return stem + ending
