@@ -338,11 +338,11 @@ def test_wrong_checkpoint_for_a_named_model(tmp_path: Path, weights: Path) -> No
 @pytest.mark.parametrize("names", [["a"], ["a", "b"], list("abcde")])
 def test_outputs_that_are_not_one_per_class_name(loaded: Loaded, names: list[str]) -> None:
     info = dataclasses.replace(loaded.info, record={"class_names": names})
-    with pytest.raises(ShapeError, match=rf"must give \[1, {len(names)}\], .* got \[1, 3\]"):
+    with pytest.raises(ShapeError, match=rf"must give \[images, {len(names)}\], .* got \[1, 3\]"):
         predict(Loaded(loaded.model, info), Image.new("RGB", (8, 8)))
 
 
 def test_a_model_that_pools_nothing_is_no_classifier(weights: Path) -> None:
     options = {"depth": 1, "embed_dim": 16, "img_size": 8, "global_pool": ""}
-    with pytest.raises(ShapeError, match=r"must give \[1, 3\], a number per image and class name"):
+    with pytest.raises(ShapeError, match=r"must give \[images, 3\], a number per class name"):
         predict(rewritten(weights, model_options=options), Image.new("RGB", (8, 8)))

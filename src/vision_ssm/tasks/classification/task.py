@@ -104,10 +104,10 @@ class Classification(Task):
     def predict(self, model: nn.Module, batch: Batch) -> Tensor:
         """Logits [B, classes] in float32."""
         logits = model(batch.images)
-        expected = (len(batch.images), len(self.class_names))
-        if not isinstance(logits, Tensor) or tuple(logits.shape) != expected:
+        outputs = len(self.class_names)
+        if not isinstance(logits, Tensor) or logits.dim() != 2 or logits.shape[1] != outputs:
             given = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-            raise ShapeError(f"the model must give {list(expected)}, a number per image and class name, got {given}.")
+            raise ShapeError(f"the model must give [images, {outputs}], a number per class name, got {given}.")
         return logits.float()
 
     # ---------------------------------------------------------------------------------------------------- results
