@@ -56,6 +56,13 @@ def test_read_only_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         require_writable(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["a" * 251 + ".npz", "\u732b" * 83 + ".png"])
+def test_a_name_of_the_greatest_length(tmp_path: Path, name: str) -> None:
+    with whole_file(tmp_path / name) as part:
+        part.write_text("x")
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
 def test_a_probe_has_no_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a kill at any moment would leave is what the folder holds while the probe is open."""
     import tempfile

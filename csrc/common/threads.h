@@ -13,7 +13,7 @@
 namespace VISION_SSM_ISA {
 
 // States that fade away become denormal numbers, which some processors compute a hundred times slower.
-class FlushDenormals {
+class [[maybe_unused]] FlushDenormals {
   public:
 #if defined(__SSE2__)
     FlushDenormals() : before_(_mm_getcsr()) { _mm_setcsr(before_ | 0x8040); }

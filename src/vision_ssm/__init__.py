@@ -1,7 +1,8 @@
 """State-space vision backbones.
 
-Importing this is cheap and changes nothing but one thing: the models are registered with timm, at once if timm is
-already imported, otherwise as soon as it is. torch and timm load when one of the names below is first used.
+Importing this is cheap and changes nothing but two things: the models are registered with timm, at once if timm is
+already imported, otherwise as soon as it is; and imports of names that moved say where to (`vision_ssm.moved`).
+torch and timm load when one of the names below is first used.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from collections.abc import Sequence
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
+
+from vision_ssm import moved
 
 if TYPE_CHECKING:
     from vision_ssm.analysis import cost as cost
@@ -90,6 +93,8 @@ class _RegisterAfterTimm(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         self.loader.exec_module(module)
         importlib.import_module(_REGISTRATION)
 
+
+sys.meta_path.append(moved.Finder())
 
 if "timm" in sys.modules:
     importlib.import_module(_REGISTRATION)

@@ -12,7 +12,10 @@ from pathlib import Path
 
 from vision_ssm.errors import DataError, VisionSSMError
 
-__all__ = ["require_writable", "what_else", "whole_file"]
+__all__ = ["NAME_BYTES", "require_writable", "what_else", "whole_file"]
+
+NAME_BYTES = 255
+"""Length of the longest file name that the usual file systems take."""
 
 
 @contextlib.contextmanager
@@ -26,9 +29,7 @@ def whole_file(path: str | Path, *, error: type[VisionSSMError] = DataError) -> 
         error: the file cannot be written; says where and why (no space left, read-only, ...).
     """
     path = Path(path)
-    # Not the whole name: it may be as long as names can be.
-    digest = hashlib.blake2b(os.fsencode(path.name), digest_size=8).hexdigest()
-    part = path.with_name(f".{digest}.{os.getpid()}.part")
+    part = path.with_name(f".{_short(path.name)}.{os.getpid()}.part")
     try:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -77,6 +78,12 @@ def what_else(path: str | Path) -> str | None:
     if stat.S_ISSOCK(mode):
         return "a socket"
     return "a device" if stat.S_ISCHR(mode) or stat.S_ISBLK(mode) else None
+
+
+def _short(name: str) -> str:
+    """The name, or in its place a digest where what is added to it could make it too long."""
+    content = os.fsencode(name)
+    return name if len(content) <= NAME_BYTES // 2 else hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
 def _to_disk(path: Path) -> None:

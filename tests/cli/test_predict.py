@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 import vision_ssm
-from vision_ssm.data import strips
+from vision_ssm.data import strips_tiff
 
 
 def test_files_and_folders_are_classified(run, trained, images):
@@ -34,7 +34,7 @@ def test_a_folder_is_searched_for_arrays_too(run, trained, images, tmp_path):
 
 
 def test_a_notice_is_a_note_and_told_once(run, trained, tmp_path, monkeypatch):
-    monkeypatch.setattr(strips, "missing_packages", lambda: ["tifffile"])
+    monkeypatch.setattr(strips_tiff, "missing_packages", lambda: ["tifffile"])
     for name in ("a.tif", "b.tif"):
         Image.new("RGB", (40, 33)).save(tmp_path / name, compression="tiff_adobe_deflate")
     arguments = ["predict", trained / "best.safetensors", tmp_path / "a.tif", tmp_path / "a.tif", tmp_path / "b.tif"]

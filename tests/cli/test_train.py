@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.cli.commands import TINY, write_images
+from tests.cli.commands import TINY, Outcome, write_images
 from vision_ssm.cli.main import build_parser
 from vision_ssm.cli.train import accept, configuration
 from vision_ssm.errors import ConfigError
@@ -220,3 +221,25 @@ def test_the_task_may_be_named_anywhere(run, tmp_path):
 def test_configuration_errors_are_config_errors():
     with pytest.raises(ConfigError, match="warmup_epochs"):
         parse("images", "--epochs", "2", "--schedule.warmup_epochs", "3")
+
+
+def test_training_inside_the_data_folder_and_from_a_wrong_path(
+    run: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_images(tmp_path / "data", count=4)
+    monkeypatch.chdir(tmp_path / "data")
+    options = [*TINY, "--epochs", "1", "--img-size", "16"]
+    for name in ("one", "two"):
+        outcome = run("train", ".", *options, "--name", name)
+        assert outcome.code == 0, outcome.err
+        assert "2 classes (dark, light); 6 images to train on, 2 held out" in outcome.out
+    assert "training runs (runs/one/)" in outcome.err
+    assert run("train", "nowhere", *options, "--output", "elsewhere").code == 2
+    assert not Path("elsewhere").exists()
+
+
+def test_a_single_class_is_nothing_to_learn(run: Callable[..., Outcome], tmp_path: Path) -> None:
+    write_images(tmp_path / "data", ("cat",), count=4)
+    outcome = run("train", tmp_path / "data", *TINY, "--epochs", "1", "--output", tmp_path)
+    assert outcome.code == 2
+    assert "there is nothing to learn: all images of 'data' are of one class, 'cat'" in outcome.err

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import struct
-import threading
-import warnings
 import zlib
 from pathlib import Path
 
@@ -13,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vision_ssm.data.images import MAX_PIXELS, check_image, decoding, read_image, to_rgb
+from vision_ssm.data.images import MAX_PIXELS, check_image, picture_in_memory, read_image, to_rgb
+from vision_ssm.data.strips import open_strips
 from vision_ssm.errors import DataError
 
 
@@ -228,29 +227,6 @@ def test_the_limit_admits_large_scans_and_can_be_moved(folder: Path) -> None:
         read_image(saved(folder / "small.png", gradient()), max_pixels=100)
 
 
-def test_pillow_neither_warns_nor_limits_and_is_left_as_it_was(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
-    path = saved(folder / "a.png", gradient())
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        image = read_image(path)
-        with decoding():
-            assert image.crop((0, 0, 30, 30)).size == (30, 30)
-    assert Image.MAX_IMAGE_PIXELS == 10
-
-
-def test_pillows_limit_survives_threads(folder: Path) -> None:
-    path = saved(folder / "a.png", gradient())
-    before = Image.MAX_IMAGE_PIXELS
-    threads = [threading.Thread(target=lambda: [read_image(path) for _ in range(20)]) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert before is not None
-    assert before == Image.MAX_IMAGE_PIXELS
-
-
 def test_damaged_files_never_raise_anything_else(folder: Path) -> None:
     generator = np.random.default_rng(0)
     path = folder / "damaged"
@@ -272,3 +248,91 @@ def test_modes_in_memory() -> None:
     assert to_rgb(Image.new("HSV", (2, 2))).mode == "RGB"
     with pytest.raises(DataError, match="no defined white"):
         to_rgb(Image.new("F", (2, 2)))
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tif", "webp", "avif"])
+def test_images_in_memory_stand_upright_like_their_files(folder: Path, suffix: str) -> None:
+    for orientation in range(1, 9):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        options = {"lossless": True} if suffix == "webp" else {"compression": "tiff_lzw"} if suffix == "tif" else {}
+        path = saved(folder / f"a.{suffix}", gradient(), exif=exif, **options)
+        expected = np.asarray(read_image(path))
+        with Image.open(path) as image:
+            assert np.array_equal(np.asarray(picture_in_memory(image)), expected)
+        with Image.open(path) as image:
+            image.load()
+            assert np.array_equal(np.asarray(picture_in_memory(image)), expected)
+            with open_strips(image) as opened:
+                assert (opened.height, opened.width) == expected.shape[:2]
+                assert np.array_equal(np.concatenate(list(opened.bands)), expected)
+
+
+def test_an_image_in_memory_is_left_as_it_was(folder: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = saved(folder / "a.png", gradient(), exif=exif)
+    with Image.open(path) as image:
+        picture_in_memory(image)
+        assert image.size == gradient().size
+        assert np.array_equal(np.asarray(image), np.asarray(gradient()))
+
+
+def test_a_later_page_in_memory_is_that_page(folder: Path) -> None:
+    pages = [Image.new("RGB", (4, 4), colour) for colour in ("red", "lime")]
+    path = saved(folder / "a.tif", pages[0], save_all=True, append_images=pages[1:])
+    with Image.open(path) as image:
+        image.seek(1)
+        assert picture_in_memory(image).getpixel((0, 0)) == (0, 255, 0)
+
+
+@pytest.mark.parametrize("side", [8, 12, 64])
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+@pytest.mark.parametrize("suffix", ["avif", "webp", "jp2", "png", "gif", "bmp"])
+def test_strips_are_the_image_in_every_format(folder: Path, suffix: str, mode: str, side: int) -> None:
+    path = saved(folder / f"a.{suffix}", gradient(side, side).convert(mode))
+    with open_strips(path) as opened:
+        assert np.array_equal(np.concatenate(list(opened.bands)), np.asarray(read_image(path)))
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"{'descr': '|u1', 'fortran_order': False, 'shape': (4, 4",
+        b"{" * 90,
+        b"(" * 5000,
+        b"{'descr': '|u1', 'fortran_order': False, 'shape': (-4, 4)}",
+        b"{'descr': '|u1', 'fortran_order': False, 'shape': (4, 99999999999999999999)}",
+        b"{'descr': '|O', 'fortran_order': False, 'shape': (4, 4)}",
+        b"\xff\xfe\0",
+    ],
+)
+def test_arrays_with_a_damaged_header(folder: Path, header: bytes) -> None:
+    path = folder / "a.npy"
+    path.write_bytes(b"\x93NUMPY\1\0" + struct.pack("<H", len(header) + 1) + header + b"\n" + bytes(16))
+    for reader in (read_image, check_image):
+        with pytest.raises(DataError, match=r"cannot read image '.*a\.npy'"):
+            reader(path)
+
+
+def test_a_pickle_or_archive_called_npy_is_no_advice_to_load_it(folder: Path) -> None:
+    (folder / "a.npy").write_bytes(b"\x80\4K\1.")
+    np.savez(folder / "b.npz", np.zeros((4, 4), np.uint8))
+    (folder / "b.npz").rename(folder / "b.npy")
+    for name in ("a.npy", "b.npy"):
+        with pytest.raises(DataError, match=rf"{name}'") as caught:
+            read_image(folder / name)
+        assert "allow_pickle" not in str(caught.value)
+
+
+def test_whatever_a_parser_raises_is_the_failure_of_its_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class OfAnotherLibrary(Exception):
+        pass
+
+    def fail(*_: object) -> None:
+        raise OfAnotherLibrary("no words")
+
+    path = saved(folder / "a.png", gradient())
+    monkeypatch.setattr("vision_ssm.data.images.without_large_metadata", fail)
+    with pytest.raises(DataError, match=r"cannot read image '.*a\.png': no words"):
+        read_image(path)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import gc
 import multiprocessing
+import os
 import random
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +20,7 @@ from timm.data.distributed_sampler import RepeatAugSampler
 from torch import Tensor
 
 from vision_ssm.data.batches import Batch
-from vision_ssm.data.loader import EpochLoader, epoch_order
+from vision_ssm.data.loader import EpochLoader, epoch_order, worker_failures  # noqa: F401 -- for the code run by in_time
 from vision_ssm.errors import ConfigError, DataError
 from vision_ssm.tasks.classification.sources import open_dataset
 
@@ -180,6 +182,15 @@ def test_an_unreadable_file_is_named(tmp_path: Path, workers: int) -> None:
     assert re.match(r"cannot read image '.*4\.png': ", complaint())
 
 
+def without_mask(image: Image.Image, target: int) -> tuple[Tensor, int]:
+    raise DataError("no mask for this image")
+
+
+def test_a_fault_that_the_transform_finds_comes_without_a_traceback() -> None:
+    with pytest.raises(DataError, match=r"\Ano mask for this image\Z"):
+        list(EpochLoader(Numbers(4), without_mask, batch_size=2, workers=1))
+
+
 def test_workers_leave_at_once_when_the_loader_is_dropped() -> None:
     gc.disable()  # reference counting alone must do
     try:
@@ -242,3 +253,75 @@ def test_positions_outside_an_epoch_are_refused() -> None:
         loader.set_position(0, 4)
     with pytest.raises(DataError, match="is empty"):
         EpochLoader(Numbers(0), noisy, batch_size=2)
+
+
+def in_time(code: str) -> subprocess.CompletedProcess[str]:
+    """Run code beside these tests, for at most a minute: what it tests used to wait for ever."""
+    start = f"import sys\nsys.path.insert(0, {str(Path(__file__).parent)!r})\nfrom test_loader import *\n"
+    command = [sys.executable, "-W", "ignore", "-c", start + code]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+
+
+class Fatal(Numbers):
+    """Whoever decodes image 2 is killed, as by a system that is short of memory."""
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        if index == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__getitem__(index)
+
+
+def without_pickle(image: Image.Image, target: int) -> tuple[Tensor, object]:
+    return noisy(image, target)[0], lambda: target
+
+
+FAILURES = {
+    "shared memory is full": (
+        "def full(storage): raise RuntimeError('unable to allocate shared memory: No space left on device (28)')\n"
+        "torch.UntypedStorage._share_fd_cpu_ = torch.UntypedStorage._share_filename_cpu_ = full\n"
+        "list(EpochLoader(Numbers(8), noisy, batch_size=2, workers=1))",
+        r"DataError: a decoding process cannot hand over its batch \(unable to allocate .*\(28\)\).*use fewer workers",
+    ),
+    "targets that cannot travel": (
+        "list(EpochLoader(Numbers(8), without_pickle, batch_size=2, workers=1))",
+        r"(PicklingError|AttributeError): .*DataLoader worker process 0",
+    ),
+    "a killed worker": (
+        "list(EpochLoader(Fatal(8), noisy, batch_size=2, workers=1))",
+        r"DataError: the decoding processes cannot go on \(DataLoader worker .*use fewer workers",
+    ),
+    "a worker killed while nobody waits": (
+        "import time\n"
+        "with worker_failures():\n"
+        "    for batch in EpochLoader(Fatal(8), noisy, batch_size=1, workers=2): time.sleep(3)",
+        r"DataError: the decoding processes cannot go on \(DataLoader worker .*use fewer workers",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", FAILURES)
+def test_what_happens_to_a_worker_is_an_error_and_no_wait(case: str) -> None:
+    code, message = FAILURES[case]
+    done = in_time(code)
+    assert done.returncode == 1
+    assert re.search(message, done.stderr), done.stderr
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are not forked here")
+def test_workers_start_while_another_thread_reads_a_tiff() -> None:
+    done = in_time(
+        "import threading\n"
+        "from vision_ssm.data.pillow import silent_libtiff\n"
+        "inside, leave = threading.Event(), threading.Event()\n"
+        "tiff = Image.new('RGB', (2, 2)); tiff.format = 'TIFF'\n"
+        "def read():\n"
+        "    with silent_libtiff(tiff): inside.set(); leave.wait(50)\n"
+        "threading.Thread(target=read).start()\n"
+        "inside.wait(50)\n"
+        "class Speaking(Numbers):\n"
+        "    def __getitem__(self, index):\n"
+        "        os.write(2, b'heard '); return super().__getitem__(index)\n"
+        "print(len(list(EpochLoader(Speaking(4), noisy, batch_size=2, workers=1))))\n"
+        "leave.set()"
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "2\n", "heard " * 4)

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from vision_ssm.data import strips as module
+from vision_ssm.data import strips_tiff
 from vision_ssm.data.images import read_image
 from vision_ssm.data.strips import open_strips
 from vision_ssm.errors import DataError
@@ -125,7 +126,7 @@ def test_tiff_that_pillow_cannot_read(tmp_path: Path, monkeypatch: pytest.Monkey
     path = tmp_path / "a.tif"
     tifffile.imwrite(path, noise(), photometric="rgb", compression=compression, tile=(32, 32))
     assert np.array_equal(read(path)[0], noise())
-    monkeypatch.setattr(module, "missing_packages", lambda: ["tifffile"])
+    monkeypatch.setattr(strips_tiff, "missing_packages", lambda: ["tifffile"])
     if compression == "jpeg2000":
         with pytest.raises(DataError, match=r"a\.tif'.*this kind of TIFF needs pip install 'vision-ssm\[large\]'"):
             read(path)
@@ -138,7 +139,7 @@ def test_without_the_extra_compressed_tiff_is_decoded_whole_with_a_note(
     tifffile.imwrite(path, noise(), photometric="rgb", compression="deflate", tile=(32, 32))
     with open_strips(path) as opened:
         assert opened.note is None
-    monkeypatch.setattr(module, "missing_packages", lambda: ["imagecodecs"])
+    monkeypatch.setattr(strips_tiff, "missing_packages", lambda: ["imagecodecs"])
     with open_strips(path) as opened:
         assert opened.note is not None
         assert "is decoded whole before it is cut into strips; pip install 'vision-ssm[large]'" in opened.note

@@ -14,6 +14,7 @@ from PIL import Image
 import vision_ssm
 from vision_ssm.errors import CheckpointError, ConfigError, DataError
 from vision_ssm.inference.features import features
+from vision_ssm.inference.naming import free_name
 from vision_ssm.models.registry import create_model
 from vision_ssm.tasks.classification.transforms import build_eval_transform
 from vision_ssm.weights.files import Loaded, WeightsInfo
@@ -126,3 +127,12 @@ def test_names_of_models_ask_for_their_published_weights() -> None:
         features("vim_nano", Image.new("RGB", (8, 8)))
     with pytest.raises(CheckpointError, match=r"'vim_tiny_patch16_24'.*Did you mean 'vim_tiny_patch16_224'\?"):
         features("vim_tiny_patch16_24", Image.new("RGB", (8, 8)))
+
+
+def test_names_near_the_limit_of_file_systems() -> None:
+    used: set[str] = set()
+    stems = ["n" * 251, "n" * 255, "\u732b" * 85, "short"]
+    names = [free_name(f"folder/{stem}.png", ".npz", used) for stem in stems * 2]
+    assert all(len(name.encode()) <= 255 and name.endswith(".npz") for name in names)
+    assert len({name.lower() for name in names}) == 8
+    assert (names[0], names[3], names[7]) == ("n" * 251 + ".npz", "short.npz", "short_2.npz")

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from tests.inference.conftest import COLOURS, PREPROCESSING
-from vision_ssm.data import strips
+from vision_ssm.data import strips, strips_tiff
 from vision_ssm.data.preprocessing import Preprocessing
 from vision_ssm.errors import ConfigError, VisionSSMNotice
 from vision_ssm.inference.features import features
@@ -123,7 +123,7 @@ def test_arrays_in_files_are_resized_like_any_image(loaded: Loaded, tmp_path: Pa
 
 
 def test_a_slower_reading_is_told(loaded: Loaded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(strips, "missing_packages", lambda: ["tifffile"])
+    monkeypatch.setattr(strips_tiff, "missing_packages", lambda: ["tifffile"])
     Image.fromarray(picture(40, 33)).save(tmp_path / "a.tif", compression="tiff_adobe_deflate")
     with pytest.warns(VisionSSMNotice, match=r"a\.tif' is decoded whole before it is cut into strips; pip install"):
         predict(loaded, tmp_path / "a.tif", img_size="native")

@@ -10,6 +10,7 @@ from timm.models._features_fx import create_feature_extractor
 from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 
 from vision_ssm.errors import ConfigError, ShapeError
+from vision_ssm.layers.untouched import untouched
 from vision_ssm.models import create_model
 from vision_ssm.models.vim import Vim
 
@@ -295,7 +296,7 @@ def test_logits_and_gradients_are_those_of_all_tokens_normalised(class_token, no
         gradients = torch.autograd.grad(logits.square().sum(), list(model.parameters()))
         return logits.detach(), gradients
 
-    assert model._needs_class_rows_only()
+    assert untouched(model, inside=True)
     torch.testing.assert_close(run(model(images)), run(model.forward_head(model.forward_features(images))))
 
 

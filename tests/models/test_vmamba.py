@@ -15,7 +15,7 @@ from vision_ssm.checkpoints.vmamba import to_published
 from vision_ssm.errors import CheckpointError, ConfigError
 from vision_ssm.models import create_model
 from vision_ssm.models.vmamba import VMamba, VMambaBlock
-from vision_ssm.ops import residual_mlp
+from vision_ssm.ops import mlp_branch
 from vision_ssm.ops.native import MISSING, instruction_set
 
 needs_kernel = pytest.mark.skipif(
@@ -36,9 +36,9 @@ def test_the_mlp_runs_in_one_call_where_nobody_looks(monkeypatch):
 
     def counted(*args):
         calls.append(args)
-        return residual_mlp(*args)
+        return mlp_branch(*args)
 
-    monkeypatch.setattr("vision_ssm.models.vmamba.residual_mlp", counted)
+    monkeypatch.setattr("vision_ssm.ops.mlp_branch", counted)
     model, x = small(drop_path_rate=0.5), torch.randn(2, 3, 40, 56)
     with torch.no_grad():
         found = model(x)

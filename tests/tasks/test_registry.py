@@ -121,6 +121,19 @@ def test_a_package_that_is_at_fault_is_named_when_asked_for(
         TrainConfig.load(None, {"task": name})
 
 
+def test_parts_of_a_package_that_cannot_be_imported(
+    install: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = """from vision_ssm.tasks.registry import TaskInfo
+TASK = TaskInfo("halves", "Half.", "nothing_here:Settings", "nothing_here:Task", options="nothing_here:Options")"""
+    install("halves", source=source)
+    with pytest.raises(SystemExit):
+        main(["predict", "--help"])
+    assert "--top-k" in capsys.readouterr().out
+    assert main(["train", "images", "--task", "halves"]) == 2
+    assert "nothing_here:Settings of the task 'halves' cannot be loaded: ModuleNotFoundError" in capsys.readouterr().err
+
+
 def test_a_short_option_that_is_taken(install: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:
     source = MODULE.format(name="shorty", module="shorty_task", section="palette").replace('"dither"', '"json"')
     install("shorty", source=source)

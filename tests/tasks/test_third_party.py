@@ -16,8 +16,12 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file
 
+import vision_ssm
+from vision_ssm.errors import CheckpointError
+
 HERE = Path(__file__).parent / "third_party"
 SIZE = {"depth": 1, "embed_dim": 16, "patch_size": 4}
+WEIGHTS = "runs/whole/best.safetensors"
 TINY = [f"--model.options.{name}={value}" for name, value in SIZE.items()] + ["--img-size", "8", "--workers", "0"]
 LENGTH = ["--epochs", "4", "--batch-size", "8", "--lr", "0.01", "--run.checkpoint_minutes", "0", "--device", "cpu"]
 
@@ -36,21 +40,29 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def command(place: Path, *arguments: str) -> subprocess.Popen[str]:
+DRIVER = """
+import contextlib, io, json, sys
+from vision_ssm.cli.main import main
+told = []
+for arguments in json.load(sys.stdin):
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(out):
+        try:
+            code = main(arguments)
+        except SystemExit as end:
+            code = end.code
+    told.append((code or 0, out.getvalue()))
+json.dump(told, sys.stdout)
+"""
+
+
+def process(place: Path) -> subprocess.Popen[str]:
+    """A process that runs the command lines it is given, with the package on its path."""
     path = os.pathsep.join([str(HERE), str(place / "site"), os.environ.get("PYTHONPATH", "")])
-    code = "from vision_ssm.cli.main import entry_point; entry_point()"
     return subprocess.Popen(
-        [sys.executable, "-c", code, *arguments],
-        cwd=place, env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        [sys.executable, "-c", DRIVER],
+        cwd=place, env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "COLUMNS": "120"}, text=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
-
-
-def output(place: Path, *arguments: str, code: int = 0) -> str:
-    process = command(place, *arguments)
-    out, err = process.communicate(timeout=120)
-    assert process.returncode == code, out + err
-    return out + err
 
 
 def training(name: str) -> list[str]:
@@ -61,11 +73,43 @@ def log(run: Path) -> list[dict]:
     return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
 
 
+COMMANDS = {
+    "train": training("whole"),
+    "resume": ["train", "--resume", "runs/killed"],
+    "evaluate": ["evaluate", WEIGHTS, "images"],
+    "evaluate in JSON": ["evaluate", WEIGHTS, "images", "--json"],
+    "predict": ["predict", WEIGHTS, "images/00.png", "images/01.png"],
+    "predict into files": ["predict", WEIGHTS, "images", "--output", "found.csv", "--pictures", "drawn"],
+    "an option of another task": ["predict", WEIGHTS, "images/00.png", "--top-k", "2"],
+    "help": ["train", "--task", "mean_colour", "--help"],
+    "misspelt": ["train", "images", "--task", "mean_colour", "--colour.squarde", "1"],
+}
+
+
 @pytest.fixture(scope="module")
-def run(place: Path) -> Path:
+def told(place: Path) -> dict[str, tuple[int, str]]:
+    """Exit code and output of every command; "runs/killed" was killed in a process of its own."""
+    victim = process(place)
+    assert victim.stdin is not None
+    victim.stdin.write(json.dumps([training("killed")]))
+    victim.stdin.close()
+    killed = place / "runs" / "killed"
+    deadline = time.monotonic() + 60
+    while not (killed / "last.ckpt").exists() or (killed / "log.jsonl").read_text().count("step_done") < 6:
+        assert victim.poll() is None and time.monotonic() < deadline
+        time.sleep(0.005)
+    victim.send_signal(signal.SIGKILL)
+    victim.wait()
+    out, err = process(place).communicate(json.dumps(list(COMMANDS.values())), timeout=120)
+    assert out, err
+    return dict(zip(COMMANDS, map(tuple, json.loads(out)), strict=True))
+
+
+@pytest.fixture
+def run(place: Path, told: dict[str, tuple[int, str]]) -> Path:
     """The folder of a whole run."""
-    told = output(place, *training("whole"))
-    assert "mean error 0." in told
+    code, text = told["train"]
+    assert code == 0 and "mean error 0." in text, text
     return place / "runs" / "whole"
 
 
@@ -83,33 +127,26 @@ def test_losses_and_scores_are_logged_and_drawn_by_name(run: Path) -> None:
         assert np.asarray(image.convert("L")).std() > 5
 
 
-def test_killed_and_resumed_to_the_bit(place: Path, run: Path) -> None:
-    process = command(place, *training("killed"))
-    killed = place / "runs" / "killed"
-    deadline = time.monotonic() + 60
-    while not (killed / "last.ckpt").exists() or (killed / "log.jsonl").read_text().count("step_done") < 6:
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    output(place, "train", "--resume", "runs/killed")
+def test_killed_and_resumed_to_the_bit(place: Path, run: Path, told: dict[str, tuple[int, str]]) -> None:
+    assert told["resume"][0] == 0, told["resume"]
+    assert "resumed after" in told["resume"][1]
     for name in ("best", "last"):
-        one, other = (load_file(folder / f"{name}.safetensors") for folder in (run, killed))
+        one, other = (load_file(folder / f"{name}.safetensors") for folder in (run, place / "runs" / "killed"))
         assert one.keys() == other.keys()
         assert all(one[key].equal(other[key]) for key in one)
 
 
-def test_evaluate_says_the_scores_of_the_task(place: Path, run: Path) -> None:
-    assert "mean error" in output(place, "evaluate", "runs/whole/best.safetensors", "images")
-    found = json.loads(output(place, "evaluate", "runs/whole/best.safetensors", "images", "--json"))
+def test_evaluate_says_the_scores_of_the_task(run: Path, told: dict[str, tuple[int, str]]) -> None:
+    assert "mean error" in told["evaluate"][1]
+    found = json.loads(told["evaluate in JSON"][1])
     best = log(run)[-1]["best_scores"]
     assert (found["task"], found["count"]) == ("mean_colour", 8)
     assert found["error"] == pytest.approx(best["error"], rel=1e-5)
 
 
-def test_predict_on_files(place: Path, run: Path) -> None:
-    assert "green" in output(place, "predict", "runs/whole/best.safetensors", "images/00.png", "images/01.png")
-    output(place, "predict", str(run / "best.safetensors"), "images", "--output", "found.csv", "--pictures", "drawn")
+def test_predict_on_files(place: Path, told: dict[str, tuple[int, str]]) -> None:
+    assert "green" in told["predict"][1]
+    assert told["predict into files"][0] == 0
     with (place / "found.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 40
@@ -117,41 +154,38 @@ def test_predict_on_files(place: Path, run: Path) -> None:
     assert len(list((place / "drawn").glob("*.png"))) == 40
 
 
-def test_an_option_of_another_task_is_refused(place: Path, run: Path) -> None:
-    told = output(place, "predict", str(run / "best.safetensors"), "images/00.png", "--top-k", "2", code=2)
-    assert "--top-k" in told and "mean_colour" in told
+def test_an_option_of_another_task_is_refused(told: dict[str, tuple[int, str]]) -> None:
+    code, text = told["an option of another task"]
+    assert code == 2
+    assert "--top-k" in text and "mean_colour" in text
 
 
-def test_reopened_in_python(place: Path, run: Path) -> None:
-    code = (
-        "import vision_ssm; loaded = vision_ssm.load_model('runs/whole/best.safetensors'); "
-        "assert type(loaded.task()).__name__ == 'MeanColour'; "
-        "print(vision_ssm.predict(loaded, 'images/00.png').results[0].rgb)"
-    )
-    path = os.pathsep.join([str(HERE), str(place / "site"), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=place, env={**os.environ, "PYTHONPATH": path}, capture_output=True, check=True
-    )
-    assert len(json.loads(done.stdout)) == 3
-    process = subprocess.run(
-        [sys.executable, "-c", "import vision_ssm; vision_ssm.load_model('runs/whole/best.safetensors')"],
-        cwd=place, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert "of a task that is not installed: no task is called 'mean_colour'" in process.stderr
+def test_its_settings_are_shown(told: dict[str, tuple[int, str]]) -> None:
+    code, text = told["help"]
+    assert code == 0
+    assert "--colour.squared" in text and "Weight of the squared error" in text
+    assert "--augment.mixup" not in text
+    code, text = told["misspelt"]
+    assert code == 2
+    assert "--colour.squarde" in text and "--colour.squared" in text
 
 
-def test_its_settings_are_shown(place: Path) -> None:
-    told = output(place, "train", "--task", "mean_colour", "--help")
-    assert "--colour.squared" in told and "Weight of the squared error" in told
-    assert "--augment.mixup" not in told
-    told = output(place, "train", "images", "--task", "mean_colour", "--colour.squarde", "1", code=2)
-    assert "--colour.squarde" in told and "--colour.squared" in told
+def test_reopened_in_python(place: Path, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = run / "best.safetensors"
+    with pytest.raises(CheckpointError, match=r"of a task that is not installed: no task is called 'mean_colour'"):
+        vision_ssm.load_model(weights)
+    for folder in (HERE, place / "site"):
+        monkeypatch.syspath_prepend(folder)
+    loaded = vision_ssm.load_model(weights)
+    assert type(loaded.task()).__name__ == "MeanColour"
+    with (place / "found.csv").open() as file:
+        row = next(csv.DictReader(file))
+    rgb = vision_ssm.predict(loaded, place / "images" / "00.png").results[0].rgb
+    assert rgb == pytest.approx([float(row[name]) for name in ("red", "green", "blue")], abs=1e-4)
 
 
 def test_it_is_short_and_src_does_not_know_it() -> None:
     lines = sum(len(file.read_text().splitlines()) for file in HERE.glob("*.py"))
     assert lines <= 80
-    import vision_ssm
-
     source = Path(vision_ssm.__path__[0])
     assert not any("mean_colour" in file.read_text() for file in source.rglob("*.py"))

@@ -16,6 +16,7 @@ from vision_ssm.errors import CheckpointError, ConfigError, DataError
 from vision_ssm.models.registry import create_model
 from vision_ssm.training import estimate, results, train
 from vision_ssm.training.config import TrainConfig
+from vision_ssm.training.engine import Progress
 from vision_ssm.training.events import EpochDone, Event, Interrupted, Notice, RunStarted, StepDone
 from vision_ssm.training.results import write_pictures
 from vision_ssm.training.state import read_state
@@ -177,7 +178,9 @@ def test_nothing_written_yet_starts_over(tiny: Tiny) -> None:
     assert train(resumed(config), on_event=seen.append).updates == 5
     assert isinstance(seen[0], RunStarted)
     assert seen[0].resumed_at is None
-    assert "no checkpoint yet" in next(event.message for event in seen if isinstance(event, Notice))
+    data, told = [event.message for event in seen if isinstance(event, Notice)]
+    assert data.startswith("Data: to train on, ")
+    assert "no checkpoint yet" in told
 
 
 @pytest.mark.parametrize("published", [True, False])
@@ -189,10 +192,8 @@ def test_starting_from_a_checkpoint_with_other_classes(tiny: Tiny, tmp_path: Pat
     seen: list[Event] = []
     config = tiny(**{"model.checkpoint": str(file), "schedule.epochs": 1, "optim.lr": 1e-12})
     train(config, on_event=seen.append)
-    (notice,) = [event.message for event in seen if isinstance(event, Notice)]
-    assert notice.endswith(
-        "its classifier for 5 classes does not fit these classes; a new one starts from random weights."
-    )
+    _, notice = [event.message for event in seen if isinstance(event, Notice)]
+    assert notice.endswith("its head with 5 outputs does not fit here; a new one starts from random weights.")
     for name, tensor in final(config).items():
         if not name.startswith("head."):
             torch.testing.assert_close(tensor, theirs[name], msg=name)
@@ -263,9 +264,17 @@ def test_a_damaged_log_costs_only_the_curve(tmp_path: Path, monkeypatch: pytest.
     config = SimpleNamespace(
         run=SimpleNamespace(amp="none"), data=SimpleNamespace(workers=0), model=SimpleNamespace(name="vim_nano")
     )
-    engine = SimpleNamespace(parts=parts, config=config, processes=SimpleNamespace(device="cpu"))
-    folder = SimpleNamespace(path=tmp_path, log=tmp_path / "log.jsonl", best_weights=None)
+    engine = SimpleNamespace(parts=parts, config=config, processes=SimpleNamespace(device="cpu"), progress=Progress())
+    folder = SimpleNamespace(path=tmp_path, log=tmp_path / "log.jsonl", best_weights=None, last_weights=None)
     folder.log.write_text("[1]\n[1]\n")
     monkeypatch.setattr(results, "evaluate", lambda *_, **__: SimpleNamespace(meter=None))
     assert "log.jsonl' is damaged in line 1" in write_pictures(folder, engine)
     assert drawn == [tmp_path]
+
+
+def test_a_batch_norm_over_one_value_says_what_to_do(tiny: Tiny) -> None:
+    config = tiny(
+        **{"model.name": "efficientvmamba_nano", "model.options": {}, "model.img_size": 16, "data.batch_size": 1}
+    )
+    with pytest.raises(ConfigError, match=r"would see one value per channel.*use a larger batch size"):
+        train(config)

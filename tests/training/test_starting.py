@@ -36,9 +36,7 @@ def test_another_number_of_classes_is_told_and_starts_anew(released: tuple[torch
     model = create_model("vmamba_nano", num_classes=3, **TINY)
     head = model.get_classifier().weight.clone()
     (told,) = load_start(model, path)
-    assert told.endswith(
-        "its classifier for 5 classes does not fit these classes; a new one starts from random weights."
-    )
+    assert told.endswith("its head with 5 outputs does not fit here; a new one starts from random weights.")
     assert torch.equal(model.get_classifier().weight, head)
     assert torch.equal(model.norm.weight, source.norm.weight)
 

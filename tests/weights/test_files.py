@@ -16,7 +16,7 @@ from PIL import Image
 from torch import nn
 
 from vision_ssm.data.preprocessing import Preprocessing
-from vision_ssm.errors import CheckpointError, ConfigError, ShapeError
+from vision_ssm.errors import CheckpointError, ShapeError
 from vision_ssm.inference.predict import predict
 from vision_ssm.models.described import check_described
 from vision_ssm.models.registry import create_model
@@ -271,12 +271,15 @@ def test_options_are_checked_before_memory_is_taken(weights: Path, options: dict
 
 
 def test_every_option_of_our_models_may_come_from_a_file() -> None:
-    for row in all_variants().values():
-        if row.feature_cls is None:
-            options = json.loads(json.dumps(dict(row.options)))
-            check_described(row.name, options, 1000)
-            with pytest.raises(ConfigError, match=f"{row.name} has no option 'url' that a file may set"):
-                check_described(row.name, {**options, "url": "x"}, 1000)
+    rows = [row for row in all_variants().values() if row.feature_cls is None]
+    refused = []
+    for row in rows:
+        try:
+            check_described(row.name, json.loads(json.dumps(dict(row.options))), 1000)
+        except CheckpointError as error:
+            refused.append((row.name, str(error)))
+    assert rows
+    assert refused == []
 
 
 def test_a_model_of_timm_with_its_own_options(tmp_path: Path) -> None:
@@ -338,11 +341,11 @@ def test_wrong_checkpoint_for_a_named_model(tmp_path: Path, weights: Path) -> No
 @pytest.mark.parametrize("names", [["a"], ["a", "b"], list("abcde")])
 def test_outputs_that_are_not_one_per_class_name(loaded: Loaded, names: list[str]) -> None:
     info = dataclasses.replace(loaded.info, record={"class_names": names})
-    with pytest.raises(ShapeError, match=rf"must give \[images, {len(names)}\], .* got \[1, 3\]"):
+    with pytest.raises(ShapeError, match=rf"must give \[1, {len(names)}\], .* got \[1, 3\]"):
         predict(Loaded(loaded.model, info), Image.new("RGB", (8, 8)))
 
 
 def test_a_model_that_pools_nothing_is_no_classifier(weights: Path) -> None:
     options = {"depth": 1, "embed_dim": 16, "img_size": 8, "global_pool": ""}
-    with pytest.raises(ShapeError, match=r"must give \[images, 3\], a number per class name"):
+    with pytest.raises(ShapeError, match=r"must give \[1, 3\], a number per image and class name"):
         predict(rewritten(weights, model_options=options), Image.new("RGB", (8, 8)))

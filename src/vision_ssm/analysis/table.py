@@ -9,9 +9,12 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from vision_ssm import moved
 from vision_ssm.models.variant import Variant, all_variants
 
 __all__ = ["ModelRow", "model_table"]
+
+moved.answer(__name__)
 
 
 @dataclass(frozen=True)

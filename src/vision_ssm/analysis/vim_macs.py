@@ -26,6 +26,7 @@ def published_less_executed(counter: MacCounter, path: str, model: nn.Module) ->
         mixer, ssm = counter.of(place), counter.of(f"{place}.ssm")
         states, projections = module.ssm.states, module.ssm.x_proj_weight.shape[0]
         difference -= mixer.taps - mixer.taps // module.conv_weight.shape[0]
-        difference -= (ssm.total - ssm.scans) - (ssm.total - ssm.scans) // projections
+        products = ssm.total - ssm.scans - ssm.taps
+        difference -= products - products // projections
         difference -= ssm.scans - ssm.scans * (5 * states + 2) // (9 * states + 1)
     return difference

@@ -9,12 +9,15 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from vision_ssm import moved
 from vision_ssm.checkpoints.files import select_weights
 from vision_ssm.checkpoints.tensors import wrong_kinds
 from vision_ssm.errors import CheckpointError, ConfigError
 from vision_ssm.families import family_of, named
 
 __all__ = ["POSITION_RULES", "Layout", "convert", "load_published"]
+
+moved.answer(__name__)
 
 # How a position table of another grid is fitted: at its true places, or as the published fine-tuning did.
 POSITION_RULES = ("grid", "published")

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
+from vision_ssm.cli.console import print_text
 from vision_ssm.errors import ConfigError, suggestion
 
 if TYPE_CHECKING:
@@ -54,6 +55,13 @@ class Parser(argparse.ArgumentParser):
             self.given = list(args or ())
             declare(self)
         return super().parse_known_args(args, namespace)
+
+    def print_help(self, file: Any = None) -> None:
+        """As in argparse, which would however ignore that the text does not arrive."""
+        if file is not None:
+            super().print_help(file)
+        else:
+            print_text(self.format_help())
 
     def error(self, message: str) -> NoReturn:
         """Raise instead of printing the usage and leaving the process."""

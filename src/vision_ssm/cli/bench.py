@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from vision_ssm.bench.settings import DTYPES, MODES, PRESETS
 from vision_ssm.cli.arguments import image_size, output_file, whole_number
-from vision_ssm.cli.console import amount, complain, console, memory, percent, print_json, print_table
+from vision_ssm.cli.console import amount, complain, console, memory, percent, print_json, print_table, say
 from vision_ssm.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -216,7 +216,7 @@ def _conclude(found: dict[str, Any], options: argparse.Namespace, beside: Path |
     for draw, path in drawn:
         draw(found, path)
         if not options.json:
-            console().print(f"drew {path}", soft_wrap=True)
+            say(f"drew {path}")
 
 
 def _print_group(rows: Sequence[dict[str, Any]]) -> None:
@@ -230,7 +230,7 @@ def _print_group(rows: Sequence[dict[str, Any]]) -> None:
     for row in rows:
         missing = row["error"] or (row["memory"] or {}).get("unmeasured")
         if missing:
-            console().print(f"{row['model']}: {missing}", soft_wrap=True)
+            say(f"{row['model']}: {missing}")
 
 
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:

@@ -1,62 +1,242 @@
-"""Printing: tables and numbers for people, JSON for programs, complaints and notes on standard error."""
+"""Printing: tables and numbers for people, JSON for programs, complaints and notes on standard error.
+
+All text goes through here. Names of classes, files and tensors come from strangers: `printable` shows what would move
+the cursor, change colours or turn the direction of reading as an escape. What a stream cannot encode is escaped too.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import sys
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from vision_ssm import moved
+from vision_ssm.errors import VisionSSMError
+
 if TYPE_CHECKING:
+    from io import TextIOWrapper
+
     from rich.console import Console
 
 __all__ = [
+    "OutputLostError",
     "amount",
     "complain",
     "console",
+    "delivered",
     "duration",
     "memory",
     "note",
     "percent",
     "print_json",
     "print_table",
+    "print_text",
+    "printable",
     "progress_bar",
+    "say",
+    "usable_streams",
 ]
+
+moved.answer(__name__)
 
 WIDTH_WHEN_PIPED = 160  # a file or a pipe has no width; narrow tables would cut names
 
 
+_UNSEEN = frozenset(("Cc", "Cs", "Zl", "Zp"))  # controls, bytes that are no text, separators of lines
+_TURNING = frozenset(("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"))
+_MARKS = "\u061c\u200b\u200e\u200f\ufeff"  # of direction, and of no width
+
+
+class OutputLostError(VisionSSMError):
+    """What was printed did not arrive: the disk is full, or the reader has left (``reader_left``)."""
+
+    def __init__(self, reason: OSError) -> None:
+        super().__init__(f"cannot write to standard output: {reason.strerror or reason}.")
+        self.reader_left = isinstance(reason, BrokenPipeError)
+
+
+def printable(text: str) -> str:
+    """Return ``text`` with everything that a terminal would obey rather than show written as an escape.
+
+    That is control characters (newlines too: one message is one line), marks of the reading direction, and the bytes of
+    file names that are no text.
+    """
+    return text if text.isascii() and text.isprintable() else "".join(map(_escaped, text))
+
+
+def _is_unsafe(character: str) -> bool:
+    return (
+        unicodedata.category(character) in _UNSEEN
+        or unicodedata.bidirectional(character) in _TURNING
+        or character in _MARKS
+    )
+
+
+def _escaped(character: str) -> str:
+    if not _is_unsafe(character):
+        return character
+    code = ord(character)
+    if 0xDC80 <= code <= 0xDCFF:  # how Python holds a byte of a file name that is no text
+        return f"\\x{code - 0xDC00:02x}"
+    return character.encode("unicode_escape", "backslashreplace").decode("ascii")
+
+
+@contextmanager
+def usable_streams() -> Iterator[None]:
+    """Within the block standard output and error exist and take any character, whatever their encoding."""
+    with ExitStack() as restoring:
+        for name in ("stdout", "stderr"):
+            stream: TextIOWrapper | None = getattr(sys, name)
+            if stream is None:  # closed by whoever started us; the next file opened would take its place
+                nowhere = restoring.enter_context(open(os.devnull, "w", encoding="utf-8"))
+                setattr(sys, name, nowhere)
+                restoring.callback(setattr, sys, name, None)
+            elif hasattr(stream, "reconfigure"):
+                restoring.callback(_reconfigure, stream, stream.errors)
+                stream.reconfigure(errors="backslashreplace")
+        yield
+
+
+@contextmanager
+def delivered() -> Iterator[None]:
+    """At the end of the block everything printed in it has left this process.
+
+    Raises:
+        OutputLostError: it cannot be written.
+    """
+    try:
+        yield
+    finally:
+        with _arriving():
+            sys.stdout.flush()
+
+
+def _reconfigure(stream: TextIOWrapper, errors: str | None) -> None:
+    with suppress(OSError, ValueError):  # reconfiguring flushes; what could not be written was complained of
+        stream.reconfigure(errors=errors)
+
+
+@contextmanager
+def _arriving() -> Iterator[None]:
+    """Within the block, output that cannot be written becomes an OutputLostError, once."""
+    try:
+        yield
+    except OSError as reason:
+        _abandon(sys.stdout)
+        raise OutputLostError(reason) from None
+
+
+def _abandon(stream: Any) -> None:
+    """Send the rest of a stream nowhere: Python would try again when it ends, and change the exit code."""
+    with suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        try:
+            os.dup2(nowhere, stream.fileno())
+        finally:
+            os.close(nowhere)
+
+
 def console(*, stderr: bool = False) -> Console:
     """Return a console on the current standard output (or error): colours and live displays only on a terminal."""
-    from rich.console import Console
-
     stream = sys.stderr if stderr else sys.stdout
     width = None if stream.isatty() else WIDTH_WHEN_PIPED
-    return Console(file=stream, width=width, highlight=False, emoji=False, markup=False)
+    return _console_class()(file=stream, width=width, highlight=False, emoji=False, markup=False)
+
+
+@cache
+def _console_class() -> type[Console]:
+    from rich.console import Console
+
+    class PlainConsole(Console):
+        def on_broken_pipe(self) -> None:
+            raise  # noqa: PLE0704 - rich, which calls this for the error it has caught, would end the process
+
+    return PlainConsole
+
+
+def say(message: str, *, style: str | None = None, on: Console | None = None) -> None:
+    """Print one line on standard output; ``on`` a console that shows a bar, to make the bar give way.
+
+    Raises:
+        OutputLostError: it cannot be written.
+    """
+    with _arriving():
+        (on or console()).print(printable(message), style=style, soft_wrap=True)
+
+
+def print_text(text: str) -> None:
+    """Print a text of our own, lines and all, on standard output.
+
+    Raises:
+        OutputLostError: it cannot be written.
+    """
+    with _arriving():
+        print(text, end="")
 
 
 def complain(message: str) -> None:
     """Print one error message on standard error, marked as such."""
-    out = console(stderr=True)
-    out.print("error: ", style="bold red", end="")
-    out.print(message, soft_wrap=True)
+    with _unless_lost():
+        out = console(stderr=True)
+        out.print("error: ", style="bold red", end="")
+        out.print(printable(message), soft_wrap=True)
 
 
-def note(message: str) -> None:
+def note(message: str, *, mark: str = "note: ", style: str | None = None) -> None:
     """Print on standard error what is worth knowing and stops nothing."""
-    console(stderr=True).print(f"note: {message}", soft_wrap=True)
+    with _unless_lost():
+        console(stderr=True).print(f"{mark}{printable(message)}", style=style, soft_wrap=True)
+
+
+@contextmanager
+def _unless_lost() -> Iterator[None]:
+    try:
+        yield
+    except OSError:  # nobody can be told that nobody can be told
+        _abandon(sys.stderr)
 
 
 def print_json(value: Any) -> None:
-    """Print ``value`` as JSON on standard output."""
-    print(json.dumps(value, indent=2, ensure_ascii=False))
+    """Print ``value`` as JSON on standard output; what the stream cannot show is escaped as JSON does.
+
+    Raises:
+        OutputLostError: it cannot be written.
+    """
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    encoding = sys.stdout.encoding or "utf-8"
+    with _arriving():
+        print("".join(_in_json(character, encoding) for character in text))
+
+
+def _in_json(character: str, encoding: str) -> str:
+    # The line ends are those of the layout; within texts they are escapes already.
+    if character == "\n" or not (_is_unsafe(character) or _cannot_encode(character, encoding)):
+        return character
+    units = character.encode("utf-16-be", "surrogatepass")
+    return "".join(f"\\u{units[start : start + 2].hex()}" for start in range(0, len(units), 2))
+
+
+def _cannot_encode(character: str, encoding: str) -> bool:
+    try:
+        character.encode(encoding)
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 def print_table(
     title: str | None, columns: Sequence[str], rows: Iterable[Sequence[str]], *, numeric: Sequence[str] = ()
 ) -> None:
-    """Print a table; the columns named in ``numeric`` are aligned right. Without column names there is no header."""
+    """Print a table; the columns named in ``numeric`` are aligned right. Without column names there is no header.
+
+    Raises:
+        OutputLostError: it cannot be written.
+    """
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -64,15 +244,17 @@ def print_table(
     headed = any(columns)
     table = Table(box=box.SIMPLE_HEAD if headed else None, pad_edge=False, show_header=headed)
     for column in columns:
-        table.add_column(column, justify="right" if column in numeric else "left", overflow="fold")
+        justify: Any = "right" if column in numeric else "left"
+        table.add_column(Text(printable(column)), justify=justify, overflow="fold")
     for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
-    out = console()
-    if title:
-        out.print(title, style="bold", soft_wrap=True)
-    out.print(table)
-    if not headed:
-        out.print()
+        table.add_row(*(Text(printable(cell)) for cell in row))
+    with _arriving():
+        out = console()
+        if title:
+            out.print(printable(title), style="bold", soft_wrap=True)
+        out.print(table)
+        if not headed:
+            out.print()
 
 
 def amount(value: float | None, unit: str = "") -> str:

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from vision_ssm.cli.console import console, print_json, print_table
+from vision_ssm.cli.console import note, print_json, print_table
 
 if TYPE_CHECKING:
     from vision_ssm.ops import BackendStatus
@@ -70,7 +70,7 @@ def run(options: argparse.Namespace) -> int:
             [(name, *_row(backends)) for name, backends in device.operators.items()],
         )
         if device.chosen is None:
-            console(stderr=True).print(f"{device.device}: no backend can run; see the reasons above.", style="bold red")
+            note(f"{device.device}: no backend can run; see the reasons above.", mark="", style="bold red")
     return 0 if complete else 1
 
 

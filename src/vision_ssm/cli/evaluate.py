@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 
 from vision_ssm.cli.arguments import image_size_or_native, output_file, whole_number
-from vision_ssm.cli.console import print_json, print_table, progress_bar
+from vision_ssm.cli.console import note, print_json, print_table, progress_bar
 from vision_ssm.storage import require_writable
 
 NAME = "evaluate"
@@ -79,14 +79,14 @@ def run(options: argparse.Namespace) -> int:
         )
     if options.output:
         found.write(options.output)
+    if found.found:
+        note(f"evaluated {found.found}.")
     if options.json:
         print_json(found.to_dict())
         return 0
     for table in found.meter.tables():
         print_table(table.title, table.columns, table.rows, numeric=table.numeric)
-    scores = [
-        (score.title, score.text(found.scores[score.name])) for score in found.named if score.name in found.scores
-    ]
+    scores = [(score.title, score.text(found.scores[score.name])) for score in found.named]
     title = f"{options.weights} on {options.data} ({options.split})"
     print_table(title, ("", ""), [("images", f"{found.count:,}"), *scores])
     return 0

@@ -14,7 +14,7 @@ from vision_ssm.cli.arguments import (
     split_inputs,
     take_inputs,
 )
-from vision_ssm.cli.console import console, print_json, progress_bar
+from vision_ssm.cli.console import print_json, progress_bar, say
 from vision_ssm.cli.images import open_weights, print_failures
 from vision_ssm.storage import require_writable
 
@@ -75,8 +75,6 @@ def run(options: argparse.Namespace) -> int:
     if found.results:
         length = len(found.results[0].embedding)
         maps = f", maps of layers {', '.join(map(str, found.layers))}" if found.layers else ""
-        console().print(
-            f"{len(found.results)} images, {length} numbers each{maps}: {options.output / INDEX}", soft_wrap=True
-        )
+        say(f"{len(found.results)} images, {length} numbers each{maps}: {options.output / INDEX}")
     print_failures(found.failures, len(found.results))
     return 1 if found.failures else 0

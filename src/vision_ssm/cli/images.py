@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from vision_ssm.cli.console import console
+from vision_ssm.cli.console import note
 
 if TYPE_CHECKING:
     from vision_ssm.inference.inputs import Failure
@@ -22,7 +22,7 @@ def open_weights(weights: str | None, options: argparse.Namespace) -> Loaded:
 
     loaded = open_model(weights, model=options.model, device=options.device)
     if weights is None:
-        console(stderr=True).print(f"no weights named; using {DEFAULT}: {described(loaded)}", soft_wrap=True)
+        note(f"no weights named; using {DEFAULT}: {described(loaded)}", mark="")
     return loaded
 
 
@@ -43,8 +43,8 @@ def print_failures(failures: Sequence[Failure], successes: int) -> None:
     """List on stderr which images could not be used, and why."""
     if not failures:
         return
-    out = console(stderr=True)
-    out.print(f"{len(failures)} of {len(failures) + successes} could not be used:", style="bold red")
+    note(f"{len(failures)} of {len(failures) + successes} could not be used:", mark="", style="bold red")
     for failure in failures:
-        reason = failure.reason if failure.path in failure.reason else f"{failure.path}: {failure.reason}"
-        out.print(f"  {reason}", soft_wrap=True)
+        named = failure.path in failure.reason or repr(failure.path)[1:-1] in failure.reason
+        reason = failure.reason if named else f"{failure.path}: {failure.reason}"
+        note(reason, mark="  ")

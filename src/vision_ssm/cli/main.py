@@ -13,7 +13,7 @@ from typing import TextIO
 
 from vision_ssm.cli import bench, cost, doctor, evaluate, features, models, predict, train
 from vision_ssm.cli.arguments import Parser
-from vision_ssm.cli.console import complain, note
+from vision_ssm.cli.console import OutputLostError, complain, delivered, note, say, usable_streams
 from vision_ssm.errors import VisionSSMError, VisionSSMNotice
 
 __all__ = ["build_parser", "entry_point", "main"]
@@ -42,11 +42,23 @@ def build_parser() -> tuple[Parser, dict[str, Parser]]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
+    with usable_streams():
+        try:
+            with delivered():
+                return _carry_out(arguments)
+        except OutputLostError as lost:
+            if lost.reader_left:  # head, less: nothing more to say
+                return OK
+            complain(str(lost))
+            return WRONG_USE
+
+
+def _carry_out(arguments: Sequence[str] | None) -> int:
     program, parsers = build_parser()
     try:
         options, unknown = program.parse_known_args(arguments)
         if options.version:
-            print(_version())
+            say(_version())
             return OK
         if options.command is None:
             program.refuse_unknown(unknown)
@@ -57,15 +69,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with _notices_as_notes():
             code: int = command.run(options)
         return code
+    except OutputLostError:
+        raise
     except VisionSSMError as error:
         complain(str(error))
         return WRONG_USE
     except KeyboardInterrupt:
         complain("interrupted.")
         return INTERRUPTED
-    except BrokenPipeError:  # the reader (head, less) has left; nothing more to say
-        sys.stderr.close()
-        return OK
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from vision_ssm.cli.arguments import (
     take_inputs,
     task_options,
 )
-from vision_ssm.cli.console import console, print_json, print_table, progress_bar
+from vision_ssm.cli.console import print_json, print_table, progress_bar, say
 from vision_ssm.cli.images import open_weights, print_failures
 from vision_ssm.storage import require_writable
 
@@ -98,5 +98,5 @@ def _print(found: Predictions, output: Path | None) -> None:
         numeric = [name for name in columns if all(NUMBER.fullmatch(row.get(name, "0")) for row in rows)]
         print_table(None, columns, [tuple(row.get(name, "") for name in columns) for row in rows], numeric=numeric)
     if output:
-        console().print(f"written to {output}", soft_wrap=True)
+        say(f"written to {output}")
     print_failures(found.failures, len(found.results))

@@ -8,7 +8,7 @@ from typing import Self
 
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from vision_ssm.cli.console import amount, console, note
+from vision_ssm.cli.console import OutputLostError, amount, console, note, say
 from vision_ssm.tasks.scores import Score
 from vision_ssm.training.config import TrainConfig
 from vision_ssm.training.events import (
@@ -34,6 +34,7 @@ class TrainingDisplay:
     def __init__(self, on_start: Callable[[TrainConfig], None]) -> None:
         self._on_start = on_start
         self._console = console()
+        self._lost = False
         self._epochs = 0
         self._scores: tuple[Score, ...] = ()
         self._progress = Progress(
@@ -60,7 +61,16 @@ class TrainingDisplay:
         self._progress.stop()
 
     def __call__(self, event: Event) -> None:
-        """Show one event."""
+        """Show one event. A screen that is lost does not end the training: it is said once, and no more is shown."""
+        if self._lost:
+            return
+        try:
+            self._show(event)
+        except OutputLostError as lost:
+            self._lost = True
+            note(f"{lost} Training goes on unseen; its log is in the run folder.")
+
+    def _show(self, event: Event) -> None:
         match event:
             case RunStarted():
                 self._started(event)
@@ -73,23 +83,27 @@ class TrainingDisplay:
             case Notice():
                 note(event.message)
             case Interrupted():
-                self._console.print(f"stopped by {event.signal} after {event.update} updates")
+                self._say(f"stopped by {event.signal} after {event.update} updates")
+
+    def _say(self, message: str) -> None:
+        say(message, on=self._console)
 
     def _started(self, event: RunStarted) -> None:
         self._epochs = event.epochs
         self._scores = tuple(Score(**score) for score in event.scores)
         self._on_start(TrainConfig.load(event.folder / "config.yaml"))
-        self._console.print(
+        self._say(
             f"{event.model}, {amount(event.parameters)} parameters, from {event.started_from}; "
             f"{f'{event.knows}; ' if event.knows else ''}"
-            f"{event.train_images:,} images to train on, {event.val_images:,} held out\n"
+            f"{event.train_images:,} images to train on, {event.val_images:,} held out"
+        )
+        self._say(
             f"{event.epochs} epochs, {event.updates:,} updates with {event.images_per_update} images "
-            f"on {event.device}; results in {event.folder}",
-            soft_wrap=True,
+            f"on {event.device}; results in {event.folder}"
         )
         done = event.resumed_at or 0
         if event.resumed_at is not None:
-            self._console.print(f"resumed after {done} updates")
+            self._say(f"resumed after {done} updates")
         self._training = self._progress.add_task("training", total=event.updates, completed=done)
 
     def _step(self, event: StepDone) -> None:
@@ -115,10 +129,9 @@ class TrainingDisplay:
             for score in self._scores
             if group is not None and score.name in group
         ]
-        self._console.print(
-            f"epoch {event.epoch:>{len(str(self._epochs))}}/{self._epochs}  loss {event.train_loss:.4f}  "
-            + "  ".join(scores)
+        self._say(
+            f"epoch {event.epoch:>{len(str(self._epochs))}}/{self._epochs}  loss {event.train_loss:.4f}"
+            + ("  held out: " + "  ".join(scores) if scores else "")
             + f"  {event.images_per_second:.0f} images/s  {event.seconds:.0f} s"
-            + ("  best so far" if event.is_best else ""),
-            soft_wrap=True,
+            + ("  best so far" if event.is_best else "")
         )

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from vision_ssm.cli.arguments import Parser, image_size, setting_value
-from vision_ssm.cli.console import amount, console, duration, print_json, print_table
+from vision_ssm.cli.console import amount, duration, print_json, print_table, say
 from vision_ssm.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -229,7 +229,7 @@ def _estimate(config: TrainConfig, options: argparse.Namespace) -> int:
         print_json(dataclasses.asdict(found))
         return 0
     for notice in found.notices:
-        console().print(f"note: {notice}", soft_wrap=True)
+        say(f"note: {notice}")
     rows = [
         ("model", f"{found.model}, {amount(found.parameters)} parameters{f', {found.knows}' if found.knows else ''}"),
         ("images", f"{found.train_images:,} to train on, {found.val_images:,} held out"),
@@ -264,11 +264,11 @@ def _train(config: TrainConfig, options: argparse.Namespace) -> int:
 def _print_configuration(config: TrainConfig) -> None:
     from vision_ssm.training.recipes import write_recipe
 
-    console().print("Effective configuration", style="bold")
+    say("Effective configuration", style="bold")
     for section, values in config.to_dict().items():
         text = write_recipe(values, flow=True) if isinstance(values, dict) else str(values)
-        print(f"{section}: {text.strip()}")
-    print()
+        say(f"{section}: {' '.join(text.split())}")
+    say("")
 
 
 def _report(result: TrainResult, options: argparse.Namespace) -> None:
@@ -295,4 +295,4 @@ def _report(result: TrainResult, options: argparse.Namespace) -> None:
     rows.append(("folder", str(result.folder)))
     print_table("Interrupted" if result.interrupted else "Result", ("", ""), rows)
     if result.interrupted:
-        console().print(f"continue with: vision-ssm train --resume {shlex.quote(str(result.folder))}", soft_wrap=True)
+        say(f"continue with: vision-ssm train --resume {shlex.quote(str(result.folder))}")

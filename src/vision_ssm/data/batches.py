@@ -21,6 +21,8 @@ class Samples(Protocol):
         name: for titles and logs.
         paths: one file name (or, where there are no files, an identifier such as ``digits/0042``) per sample.
         fingerprint: changes when the samples or their targets do; folders may move.
+
+    An attribute ``found``, where there is one, says in a line for people what these samples are.
     """
 
     name: str

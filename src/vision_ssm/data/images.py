@@ -4,43 +4,46 @@ from __future__ import annotations
 
 import importlib
 import io
-import logging
-import os
 import re
 import stat
-import struct
-import threading
-import warnings
-import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, TiffImagePlugin, UnidentifiedImageError
 
-from vision_ssm.errors import DataError
+from vision_ssm import moved
+from vision_ssm.data.budget import MAX_BYTES, MAX_PIXELS, check_bytes, check_pixels, picture_bytes, too_large
+from vision_ssm.data.pillow import decoding, silent_libtiff
+from vision_ssm.data.pixels import ORIENTATIONS, rgb_array, to_rgb
+from vision_ssm.data.png import SIGNATURE, png_rgb, require_content, without_large_metadata
+from vision_ssm.data.strips_raw import read_raw_header
+from vision_ssm.data.strips_tiff import open_tiff, require_right_decoding, unread_kind
+from vision_ssm.data.tiff_header import TiffPage, is_tiff
+from vision_ssm.errors import ConfigError, DataError
 
 __all__ = [
     "ARRAY_SUFFIX",
-    "DECODER_ERRORS",
     "IMAGE_SUFFIXES",
+    "MAX_BYTES",
     "MAX_PIXELS",
+    "Streamed",
     "check_image",
-    "check_pixels",
     "decoding",
-    "open_image",
+    "open_file",
+    "picture_in_memory",
     "read_array",
     "read_image",
     "reading",
     "rgb_array",
+    "streamed",
     "to_rgb",
 ]
 
-MAX_PIXELS = 2**29
-"""Refuse to decode more pixels than this (23,170 x 23,170; 1.6 GB as RGB). 16,384 x 16,384 scans are half of it."""
+moved.answer(__name__)
 
 ARRAY_SUFFIX = ".npy"
 
@@ -64,31 +67,33 @@ for _plugin in ("TiffImagePlugin", "WebPImagePlugin", "Jpeg2KImagePlugin", "Avif
 _KNOWN = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "JPEG2000", "AVIF")
 _FORMATS = tuple(name for name in _KNOWN if name in Image.OPEN)
 
-# What Pillow's decoders are known to raise on damaged files: they parse binary structures in Python and C.
-DECODER_ERRORS = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    TypeError,
-    LookupError,
-    AttributeError,
-    ArithmeticError,
-    AssertionError,
-    RuntimeError,
-    MemoryError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-)
+_ROW_MODES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16L": 2, "I;16B": 2, "I;16N": 2}  # bytes per pixel; 4 otherwise
+
+# Bytes per pixel that decoders take besides the picture: coefficients, planes of colours, further screens.
+_DECODER_BYTES = {"JPEG": 6, "GIF": 4, "WEBP": 8, "AVIF": 14, "JPEG2000": 16}
+
+
+class Streamed(NamedTuple):
+    """An image whose rows are read piece by piece.
+
+    Attributes:
+        height, width: in pixels, as stored.
+        bands: uint8 [r, W, 3] from top to bottom, as stored.
+        orientation: as in EXIF.
+    """
+
+    height: int
+    width: int
+    bands: Iterable[NDArray[np.uint8]]
+    orientation: int = 1
 
 
 def read_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Read one image file as 8-bit RGB, upright.
 
     - Transparency is composited over white, as documents and web pages show it.
-    - 16-bit greyscale is scaled from the full range 0..65535 to 0..255 (never clipped); 16-bit colour likewise.
-      32-bit integer and float images have no defined white, and are refused.
+    - Samples of up to 16 bits are scaled from the full range of the depth that the file declares to 0..255 (never
+      clipped). Signed, 32-bit and floating-point samples have no defined white, and are refused.
     - CMYK becomes RGB by Pillow's plain formula; embedded colour profiles are not applied.
     - Of animations and multi-page files, the first frame or page.
     - The EXIF orientation is applied; damaged EXIF data is ignored, as it says nothing about the pixels.
@@ -96,22 +101,48 @@ def read_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Image.Image
     Args:
         path: an image file (JPEG, PNG, GIF, BMP, WebP, TIFF, PPM family, JPEG 2000, AVIF), or a .npy file of a uint8
             array [H, W] or [H, W, 3].
-        max_pixels: refuse files whose header announces more, before decoding anything.
+        max_pixels: refuse files whose header announces more, before decoding anything. What takes more memory than
+            `MAX_BYTES` is refused, too, see `vision_ssm.data.budget`.
 
     Raises:
         DataError: naming the file and the reason.
     """
     path = Path(path)
     if path.suffix.lower() == ARRAY_SUFFIX:
-        return Image.fromarray(np.ascontiguousarray(read_array(path, max_pixels=max_pixels)))
-    with reading(path, max_pixels), open_image(path, max_pixels) as image:
-        with _silent_libtiff(image):
+        return _picture_of(read_array(path, max_pixels=max_pixels))
+    with reading(repr(str(path)), max_pixels), open_file(path) as file:
+        return _read(file, max_pixels)
+
+
+def picture_in_memory(image: Image.Image | NDArray[Any], *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Return a PIL image, or a uint8 array [H, W] or [H, W, 3], as `read_image` returns the file of it.
+
+    An image that Pillow has opened and not yet decoded is read from its file where Pillow would lose depth.
+
+    Raises:
+        DataError: it cannot be decoded, or has no defined conversion to RGB.
+    """
+    if isinstance(image, np.ndarray):
+        return _picture_of(rgb_array(image))
+    with reading("in memory", max_pixels):
+        file = _undecoded_file(image)
+        if file is not None:
+            position = file.tell()
+            try:
+                return _read(file, max_pixels)
+            finally:
+                file.seek(position)
+        if isinstance(image, ImageFile.ImageFile) and image.tile:
+            _check_picture(image, max_pixels)
+        with silent_libtiff(image):
             image.load()
-        return to_rgb(_upright(image))
+        if isinstance(image, TiffImagePlugin.TiffImageFile):
+            require_right_decoding(image.tag_v2, image.size)
+        return _upright(to_rgb(image), _orientation(image))
 
 
 def check_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
-    """Read only the header of an image file and return (width, height).
+    """Read only the header of an image file and return (width, height), as stored.
 
     Raises:
         DataError: naming the file and the reason. Damage behind the header goes unnoticed.
@@ -120,8 +151,11 @@ def check_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> tuple[int,
     if path.suffix.lower() == ARRAY_SUFFIX:
         height, width, _ = read_array(path, max_pixels=max_pixels).shape
         return width, height
-    with reading(path, max_pixels), open_image(path, max_pixels) as image:
-        return image.size
+    with reading(repr(str(path)), max_pixels), open_file(path) as file, ExitStack() as opened:
+        rows, page = streamed(file, opened, max_pixels)
+        if rows is not None:
+            return rows.width, rows.height
+        return opened.enter_context(_open_picture(file, page, max_pixels)).size
 
 
 def read_array(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
@@ -131,131 +165,122 @@ def read_array(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.
         DataError: naming the file and the reason.
     """
     path = Path(path)
-    with reading(path, max_pixels):
+    with reading(repr(str(path)), max_pixels):
         _file_size(path)
-        pixels = rgb_array(np.load(path, mmap_mode="r", allow_pickle=False))
+        pixels = rgb_array(np.lib.format.open_memmap(path, mode="r"))
         check_pixels(pixels.shape[1], pixels.shape[0], max_pixels)
+        check_bytes(_joined_bytes(pixels.shape[1], pixels.shape[0]), max_pixels)
         return pixels
 
 
-def rgb_array(pixels: NDArray[Any]) -> NDArray[np.uint8]:
-    """Return a uint8 array [H, W] or [H, W, 3] as [H, W, 3], without copying.
-
-    Raises:
-        DataError: the array is no such image.
-    """
-    is_image = pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] == 3)
-    if pixels.dtype != np.uint8 or not is_image or pixels.size == 0:
-        raise DataError(f"an array must be uint8 of shape [H, W] or [H, W, 3], got {pixels.dtype} {list(pixels.shape)}")
-    return pixels if pixels.ndim == 3 else np.broadcast_to(pixels[:, :, None], (*pixels.shape, 3))
-
-
 @contextmanager
-def reading(path: Path, max_pixels: int) -> Iterator[None]:
-    """Within the block, images may be decoded, and what decoders raise becomes a DataError naming file and reason."""
+def reading(name: str, max_pixels: int) -> Iterator[None]:
+    """Within the block, images may be decoded, and whatever decoders raise becomes a DataError with name and reason."""
     with decoding(max_pixels):
         try:
             yield
-        except DECODER_ERRORS as error:
-            raise DataError(f"cannot read image {str(path)!r}: {_reason(error)}.") from error
+        except ConfigError:  # of a setting, not of this image
+            raise
+        except Exception as error:  # parsers of binary structures, in Python and C: there is no list of what they raise
+            raise DataError(f"cannot read image {name}: {_reason(error)}.") from error
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert an image of any Pillow mode to RGB, by the rules of `read_image`.
+def open_file(path: Path) -> BinaryIO:
+    """Open an image file. Raises DataError, without its name, if it is no regular file or empty."""
+    # Pillow reads headers in many small steps, which costs more than the decoding of a small image.
+    return io.BytesIO(path.read_bytes()) if _file_size(path) <= _READ_AT_ONCE else path.open("rb")
+
+
+def streamed(file: BinaryIO, opened: ExitStack, max_pixels: int) -> tuple[Streamed | None, TiffPage | None]:
+    """Open an image that is read piece by piece, without Pillow; None if it is to be decoded whole.
+
+    Returns:
+        The image, and the layout of its first page if it is a TIFF file.
 
     Raises:
-        DataError: the mode has no defined conversion.
+        DataError: without the file's name; anything else: the file is damaged.
     """
-    if image.mode == "RGB" and "transparency" not in image.info:
-        return image
-    # PNG and PNM files of 16 bits per pixel come as mode "I" from some Pillow versions; other files in that mode
-    # hold 32-bit integers.
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
-        pixels = np.asarray(image).astype(np.uint32)
-        return Image.fromarray(((pixels + 128) // 257).astype(np.uint8)).convert("RGB")
-    if image.mode in ("I", "F"):
-        kind = "32-bit integers" if image.mode == "I" else "floating-point numbers"
-        raise DataError(f"the pixels are {kind}, which have no defined white; convert the image to 8 or 16 bits")
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        pixels_and_alpha = image.convert("RGBA")
-        canvas = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        canvas.alpha_composite(pixels_and_alpha)
-        return canvas.convert("RGB")
-    return image.convert("RGB")
+    if is_tiff(file):
+        tiff = open_tiff(file, opened, max_pixels)
+        page = tiff.page
+        rows = None if tiff.bands is None else Streamed(page.height, page.width, tiff.bands, page.orientation)
+        return rows, page
+    raw = read_raw_header(file)
+    if raw is None:
+        return None, None
+    check_pixels(raw.width, raw.height, max_pixels)
+    return Streamed(raw.height, raw.width, raw.bands(file, max_pixels)), None
 
 
-# Pillow logs some damage; without any handler Python would print that to the terminal.
-logging.getLogger("PIL").addHandler(logging.NullHandler())
-
-_open_limits: list[int | None] = []
-_limits_lock = threading.Lock()
-_pillows_limit = Image.MAX_IMAGE_PIXELS
-
-
-@contextmanager
-def decoding(max_pixels: int | None = None) -> Iterator[None]:
-    """Within the block Pillow does not warn, and its own limit is at least ``max_pixels``; None lifts it.
-
-    Pillow's limit of 179 million pixels also guards `Image.crop`, so transforms of large images belong in here too.
-    Blocks may be nested and may overlap in threads: the widest limit holds.
-    """
-    _move_limit(_open_limits.append, max_pixels)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        _move_limit(_open_limits.remove, max_pixels)
+def _read(file: BinaryIO, max_pixels: int) -> Image.Image:
+    with ExitStack() as opened:
+        rows, page = streamed(file, opened, max_pixels)
+        if rows is not None:
+            check_bytes(_joined_bytes(rows.width, rows.height), max_pixels)
+            pixels, top = np.empty((rows.height, rows.width, 3), np.uint8), 0
+            for band in rows.bands:
+                pixels[top : top + len(band)] = band
+                top += len(band)
+            return _upright(Image.fromarray(pixels), rows.orientation)
+        image = opened.enter_context(_open_picture(file, page, max_pixels))
+        with silent_libtiff(image):
+            image.load()
+        if image.format == "PNG":
+            return _upright(png_rgb(image, file, max_pixels), _orientation(image))
+        return _upright(to_rgb(image), _orientation(image))
 
 
-def _move_limit(change: Callable[[int | None], None], limit: int | None) -> None:
-    global _pillows_limit  # noqa: PLW0603 - Pillow's own setting is a global, too
-    with _limits_lock:
-        if not _open_limits:
-            _pillows_limit = Image.MAX_IMAGE_PIXELS
-        change(limit)
-        wanted = [limit for limit in _open_limits if limit is not None]
-        if not _open_limits:
-            Image.MAX_IMAGE_PIXELS = _pillows_limit
-        else:
-            Image.MAX_IMAGE_PIXELS = max(wanted) if len(wanted) == len(_open_limits) else None
+def _picture_of(pixels: NDArray[np.uint8]) -> Image.Image:
+    return Image.fromarray(np.ascontiguousarray(pixels))
 
 
-@contextmanager
-def _silent_libtiff(image: Image.Image) -> Iterator[None]:
-    # libtiff reports damage to the C standard error, past Python; Pillow turns the same damage into an OSError.
-    if image.format != "TIFF":
-        yield
-        return
-    with _limits_lock, open(os.devnull, "w") as nowhere:
-        kept = os.dup(2)
-        try:
-            os.dup2(nowhere.fileno(), 2)
-            yield
-        finally:
-            os.dup2(kept, 2)
-            os.close(kept)
+def _joined_bytes(width: int, height: int) -> int:
+    """What an array [H, W, 3] and the picture of it take."""
+    return 3 * width * height + picture_bytes(width, height)
 
 
-def open_image(path: Path, max_pixels: int) -> Image.Image:
-    """Read the header. Raises any of `DECODER_ERRORS` with the bare reason; the caller adds the file's name."""
-    # Pillow reads headers in many small steps, which costs more than the decoding of a small image.
-    source = io.BytesIO(path.read_bytes()) if _file_size(path) <= _READ_AT_ONCE else path
+def _open_picture(file: BinaryIO, page: TiffPage | None, max_pixels: int) -> Image.Image:
+    """Read the header with Pillow."""
+    file.seek(0)
+    is_png = file.read(len(SIGNATURE)) == SIGNATURE
+    source = without_large_metadata(file) if is_png else file
+    source.seek(0)
     try:
         image = Image.open(source, formats=_FORMATS)
     except Image.DecompressionBombError as error:  # over twice max_pixels: some decoders allocate while opening
         announced = re.search(r"\d+", str(error))
-        raise _too_large(int(announced[0]) if announced else 2 * max_pixels, max_pixels) from error
+        raise too_large(int(announced[0]) if announced else 2 * max_pixels, max_pixels) from error
+    except UnidentifiedImageError as error:
+        if page is None:
+            raise
+        raise unread_kind(page) from error
+    _check_picture(image, max_pixels)
+    if is_png:
+        require_content(file)
+    return image
+
+
+def _check_picture(image: Image.Image, max_pixels: int) -> None:
     width, height = image.size
     if width < 1 or height < 1:
-        image.close()
         raise DataError(f"its header announces {width} x {height} pixels")
-    try:
-        check_pixels(width, height, max_pixels)
-    except DataError:
-        image.close()
-        raise
-    return image
+    check_pixels(width, height, max_pixels)
+    needed = picture_bytes(width, height, _ROW_MODES.get(image.mode, 4)) + picture_bytes(width, height)
+    check_bytes(needed + _DECODER_BYTES.get(image.format or "", 0) * width * height, max_pixels)
+
+
+def _undecoded_file(image: Image.Image) -> BinaryIO | None:
+    """The file of an image that is opened but not decoded, if it is of a format whose depth Pillow reduces."""
+    if not isinstance(image, ImageFile.ImageFile) or image.format not in ("TIFF", "PNG") or not image.tile:
+        return None
+    file = image.fp
+    if file is None or image.tell() != 0:
+        return None
+    position = file.tell()
+    file.seek(0)
+    start = file.read(len(SIGNATURE))
+    file.seek(position)
+    return file if start == SIGNATURE or start[:2] in (b"II", b"MM") else None  # type: ignore[return-value]
 
 
 def _file_size(path: Path) -> int:
@@ -269,27 +294,18 @@ def _file_size(path: Path) -> int:
     return status.st_size
 
 
-def check_pixels(width: int, height: int, max_pixels: int) -> None:
-    """Raise DataError, without the file's name, if these are more pixels than ``max_pixels``."""
-    if width * height > max_pixels:
-        raise _too_large(width * height, max_pixels)
-
-
-def _too_large(pixels: int, max_pixels: int) -> DataError:
-    return DataError(
-        f"its header announces {pixels:,} pixels, over the limit of {max_pixels:,}; if the file is genuine and memory "
-        f"allows ({3 * pixels / 1e9:.1f} GB), raise the limit with max_pixels={pixels} (predict: --max-pixels)"
-    )
-
-
-def _upright(image: Image.Image) -> Image.Image:
+def _orientation(image: Image.Image) -> int:
     try:
-        ImageOps.exif_transpose(image, in_place=True)
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
     except MemoryError:
         raise
-    except DECODER_ERRORS:
-        return image
-    return image
+    except Exception:  # noqa: BLE001 - damaged EXIF data says nothing about the pixels; its parser may raise anything
+        return 1
+
+
+def _upright(image: Image.Image, orientation: int) -> Image.Image:
+    method = ORIENTATIONS.get(orientation)
+    return image if method is None else image.transpose(method)
 
 
 def _reason(error: BaseException) -> str:

@@ -14,18 +14,22 @@ import signal
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from multiprocessing.reduction import ForkingPickler
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from vision_ssm import moved
 from vision_ssm.data.batches import Batch, Sample, Samples, Transform, stack
 from vision_ssm.data.images import decoding
 from vision_ssm.errors import ConfigError, DataError
 
-__all__ = ["EpochLoader", "epoch_order"]
+__all__ = ["EpochLoader", "epoch_order", "worker_failures"]
+
+moved.answer(__name__)
 
 
 class _Draw(NamedTuple):
@@ -60,7 +64,8 @@ class EpochLoader:
 
     Raises:
         ConfigError: a number is out of its range, or the epoch would have no batch.
-        DataError: while iterating, naming the file that could not be read.
+        DataError: while iterating, naming the file that could not be read, or saying why the decoding processes
+            cannot go on. See `worker_failures` for those that end while nobody waits for them.
     """
 
     def __init__(
@@ -111,7 +116,7 @@ class EpochLoader:
             _Samples(dataset, transform, seed),
             batch_sampler=self._plan,
             num_workers=workers,
-            collate_fn=_Collate(collate),
+            collate_fn=_Collate(collate, packed=workers > 0),
             worker_init_fn=_start_worker if workers else None,
             persistent_workers=workers > 0,
             # Its own generator: DataLoader would otherwise draw from the global one at every start of an epoch.
@@ -137,7 +142,14 @@ class EpochLoader:
         return self._plan.batches
 
     def __iter__(self) -> Iterator[Batch]:
-        for loaded in self._loader:
+        from_workers = self._loader.num_workers > 0
+        with worker_failures(waiting=from_workers):
+            batches = iter(self._loader)
+        while True:
+            with worker_failures(waiting=from_workers):
+                loaded = next(batches, None)
+            if loaded is None:
+                return
             if isinstance(loaded, DataError):
                 raise DataError(*loaded.args)  # a new one: a local variable would tie this frame into a cycle
             yield loaded
@@ -181,11 +193,11 @@ class _Samples(Dataset[object]):
             for draw in draws:
                 try:
                     image, target = self._dataset[draw.sample]
+                    _seed_all(self._seed, *draw)
+                    with decoding():
+                        samples.append(Sample(*self._transform(image, target), image.size[::-1], draw.sample))
                 except DataError as error:
                     return DataError(*error.args)  # returned, as DataLoader would bury it in a worker's traceback
-                _seed_all(self._seed, *draw)
-                with decoding():
-                    samples.append(Sample(*self._transform(image, target), image.size[::-1], draw.sample))
         return samples
 
     def __getitem__(self, draw: _Draw) -> object:
@@ -193,13 +205,73 @@ class _Samples(Dataset[object]):
 
 
 class _Collate:
-    """Put samples together, and pass an error through."""
+    """Put samples together, and pass an error through.
 
-    def __init__(self, collate: Callable[[Sequence[Sample]], Batch]) -> None:
-        self._collate = collate
+    In a worker the batch is also pickled, its tensors put into shared memory. Left to the queue, a helper thread would
+    do that, print what goes wrong, and let everyone wait for the batch that was lost.
+    """
 
-    def __call__(self, samples: list[Sample] | DataError) -> Batch | DataError:
-        return samples if isinstance(samples, DataError) else self._collate(samples)
+    def __init__(self, collate: Callable[[Sequence[Sample]], Batch], *, packed: bool) -> None:
+        self._collate, self._packed = collate, packed
+
+    def __call__(self, samples: list[Sample] | DataError) -> Batch | DataError | _Packed:
+        if isinstance(samples, DataError):
+            return samples
+        batch = self._collate(samples)
+        if not self._packed:
+            return batch
+        try:
+            return _Packed(bytes(ForkingPickler.dumps(batch)))
+        except (OSError, RuntimeError) as error:  # torch says RuntimeError when shared memory is full
+            return DataError(f"a decoding process cannot hand over its batch ({_first_line(error)}); {_ADVICE}.")
+
+
+class _Packed:
+    """A pickled batch, which becomes the batch when it is received."""
+
+    def __init__(self, content: bytes) -> None:
+        self._content = content
+
+    def __reduce__(self) -> tuple[Any, tuple[bytes]]:
+        return ForkingPickler.loads, (self._content,)
+
+
+_ADVICE = (
+    "batches travel in shared memory (/dev/shm): use fewer workers (data.workers; 0 needs none) or smaller batches, "
+    "give it more (docker run --shm-size), or raise the limit of open files (ulimit -n)"
+)
+
+
+@contextmanager
+def worker_failures(*, waiting: bool = False) -> Iterator[None]:
+    """Within the block, the end of a decoding process is a DataError; torch raises it wherever the program is.
+
+    Args:
+        waiting: these processes are being started or waited for, so whatever the system refuses is about them.
+
+    Raises:
+        DataError: a process was killed, or ended by itself, or the system gives no more of what they need.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        about_them = "DataLoader worker (pid" in str(error) or (waiting and "Too many open files" in str(error))
+        if not about_them or _is_of_a_transform(error):
+            raise
+        raise DataError(f"the decoding processes cannot go on ({_first_line(error)}); {_ADVICE}.") from error
+    except (OSError, EOFError) as error:
+        if not waiting or _is_of_a_transform(error):
+            raise
+        raise DataError(f"the decoding processes cannot go on ({_first_line(error)}); {_ADVICE}.") from error
+
+
+def _is_of_a_transform(error: BaseException) -> bool:
+    """Tell whether torch has carried the error over from a worker that is alive."""
+    return str(error).startswith("Caught ")
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).partition("\n")[0].rstrip(". ")
 
 
 def epoch_order(

@@ -8,9 +8,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from vision_ssm import moved
 from vision_ssm.errors import ConfigError, suggestion
 
 __all__ = ["CropMode", "Interpolation", "Preprocessing"]
+
+moved.answer(__name__)
 
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"]
 CropMode = Literal["center", "squash", "border"]

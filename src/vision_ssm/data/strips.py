@@ -3,7 +3,7 @@
 | what | how it is read |
 |---|---|
 | arrays in memory, .npy files | sliced; files are mapped, not loaded |
-| uncompressed TIFF, BMP, PPM, PGM, PBM | the rows asked for, from their place in the file |
+| uncompressed TIFF and BMP, binary PPM, PGM, PBM | the rows asked for, from their place in the file |
 | other TIFF, tiled and BigTIFF included | one row of tiles after the other, with the extra ``large`` |
 | everything else; images with an EXIF orientation | decoded whole, at 8 bits (four bytes per pixel in Pillow) |
 
@@ -20,28 +20,26 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from vision_ssm.data.images import (
     ARRAY_SUFFIX,
     MAX_PIXELS,
+    Streamed,
     decoding,
-    open_image,
+    open_file,
+    picture_in_memory,
     read_array,
     read_image,
     reading,
     rgb_array,
-    to_rgb,
+    streamed,
 )
-from vision_ssm.data.strips_raw import raw_bands
-from vision_ssm.data.strips_tiff import is_tiff, missing_packages, tiff_bands
-from vision_ssm.errors import DataError
+from vision_ssm.data.strips_tiff import EXTRA, needs_packages
 
 __all__ = ["Strips", "open_strips"]
 
 _STRIP_BYTES = 2**23  # as floating-point numbers four times that: small beside the tokens of a large image
-
-_EXTRA = "pip install 'vision-ssm[large]' (tifffile and imagecodecs)"
 
 
 @dataclass(frozen=True)
@@ -74,7 +72,7 @@ def open_strips(image: str | Path | Image.Image | NDArray[Any], *, max_pixels: i
         DataError: the image cannot be used; names the file, and the extra to install if that is what it takes.
     """
     if isinstance(image, Image.Image):
-        yield _from_picture(to_rgb(image))
+        yield _from_picture(picture_in_memory(image, max_pixels=max_pixels))
     elif isinstance(image, np.ndarray):
         yield _from_array(rgb_array(image))
     elif Path(image).suffix.lower() == ARRAY_SUFFIX:
@@ -86,34 +84,16 @@ def open_strips(image: str | Path | Image.Image | NDArray[Any], *, max_pixels: i
 
 @contextmanager
 def _file_strips(path: Path, max_pixels: int) -> Iterator[Strips]:
-    picture: Image.Image | None = None
+    name = repr(str(path))
     with ExitStack() as opened:
-        with reading(path, max_pixels):
-            try:
-                picture = opened.enter_context(open_image(path, max_pixels))
-            except UnidentifiedImageError:
-                if not is_tiff(path):
-                    raise
-            bands = None if picture is None else raw_bands(path, picture)
-        if picture is not None and bands is not None:
-            yield _guarded(path, picture.height, picture.width, bands, max_pixels)
+        with reading(name, max_pixels):
+            rows, page = streamed(opened.enter_context(open_file(path)), opened, max_pixels)
+        if rows is not None and rows.orientation == 1:
+            yield _guarded(name, rows, max_pixels)
             return
-        note = None
-        if is_tiff(path) and missing_packages():
-            if picture is None:
-                raise DataError(f"cannot read image {str(path)!r}: this kind of TIFF needs {_EXTRA}.")
-            note = f"{str(path)!r} is decoded whole before it is cut into strips; {_EXTRA} reads it piece by piece."
-        elif is_tiff(path):
-            with reading(path, max_pixels):
-                tiff = tiff_bands(path, opened, max_pixels)
-            if tiff is not None:
-                yield _guarded(path, tiff.height, tiff.width, tiff.bands, max_pixels)
-                return
-            if picture is None:
-                raise DataError(
-                    f"cannot read image {str(path)!r}: expected grey or RGB of 8 or 16 bits, and this TIFF holds "
-                    "something else; convert it."
-                )
+    note = None
+    if rows is None and page is not None and needs_packages(page):
+        note = f"{name} is decoded whole before it is cut into strips; {EXTRA} reads it piece by piece."
     whole = _from_picture(read_image(path, max_pixels=max_pixels))
     yield Strips(whole.height, whole.width, whole.bands, note)
 
@@ -134,19 +114,19 @@ def _from_picture(picture: Image.Image) -> Strips:
     return Strips(picture.height, picture.width, bands())
 
 
-def _guarded(path: Path, height: int, width: int, bands: Iterable[NDArray[np.uint8]], max_pixels: int) -> Strips:
+def _guarded(name: str, rows: Streamed, max_pixels: int) -> Strips:
     """Bands of even heights that name the file when it is damaged, without catching what their consumer raises."""
 
     def named() -> Iterator[NDArray[np.uint8]]:
-        source = iter(bands)
+        source = iter(rows.bands)
         while True:
-            with reading(path, max_pixels):
+            with reading(name, max_pixels):
                 band = next(source, None)
             if band is None:
                 return
             yield band
 
-    return Strips(height, width, _regrouped(named(), _rows(width)))
+    return Strips(rows.height, rows.width, _regrouped(named(), _rows(rows.width)))
 
 
 def _regrouped(bands: Iterable[NDArray[np.uint8]], rows: int) -> Iterator[NDArray[np.uint8]]:

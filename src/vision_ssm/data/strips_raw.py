@@ -1,113 +1,155 @@
-"""Pixel rows straight from files that hold them uncompressed, at the places that Pillow's header readers find."""
+"""Pixel rows straight from BMP and binary PNM files, which hold them uncompressed."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import BinaryIO, NamedTuple
+import os
+import re
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from vision_ssm.data.images import DECODER_ERRORS, to_rgb
+from vision_ssm import moved
+from vision_ssm.data.budget import check_bytes
+from vision_ssm.data.pixels import eight_bits
 from vision_ssm.errors import DataError
 
-__all__ = ["raw_bands"]
+__all__ = ["RawImage", "read_raw_header"]
 
-_ORIENTATION = 0x0112
+moved.answer(__name__)
+
 _READ_BYTES = 2**23
-
-# Bits per pixel of the layouts that are read here; files in any other are decoded whole.
-_BITS = {
-    **{"1": 1, "1;I": 1, "L": 8, "L;I": 8, "LA": 16, "I;16": 16, "I;16B": 16},
-    **{"RGB": 24, "BGR": 24, "RGBX": 32, "BGRX": 32, "RGBA": 32, "BGRA": 32, "RGBa": 32, "CMYK": 32},
-    **{"RGB;16L": 48, "RGB;16B": 48},
-}
+_HEADER_BYTES = 2**16  # PNM headers may hold comments
+_BMP_DEPTHS = (1, 4, 8, 24, 32)
+_PNM = re.compile(rb"P([456])" + rb"(?:\s|#[^\n\r]*[\n\r])+(\d{1,10})" * 2)
+_PNM_TOP = re.compile(rb"(?:\s|#[^\n\r]*[\n\r])+(\d{1,5})\s")
 
 
-class _Tile(NamedTuple):
-    """A rectangle of pixels in the file: corners, place of its first byte, layout, bytes per row, and 1 or -1: the
-    first row in the file is the top or the bottom one.
+@dataclass(frozen=True)
+class RawImage:
+    """Where the rows of an image are, and how its pixels are stored.
+
+    Attributes:
+        width, height: in pixels.
+        offset: of the first row in the file.
+        stride: bytes per row.
+        channels: samples per pixel; 3 are red, green, blue unless ``reversed_channels``, a fourth is left out.
+        bits: per sample.
+        top: the value of white, where there is no palette.
+        upside_down: whether the first row in the file is the bottom one.
+        reversed_channels: blue comes first.
+        palette: colours [N, 3] that samples count; None: they are brightnesses.
     """
 
-    left: int
-    top: int
-    right: int
-    bottom: int
+    width: int
+    height: int
     offset: int
-    layout: str
     stride: int
-    direction: int
+    channels: int
+    bits: int
+    top: int
+    upside_down: bool = False
+    reversed_channels: bool = False
+    palette: NDArray[np.uint8] | None = None
+
+    def bands(self, file: BinaryIO, max_pixels: int) -> Iterator[NDArray[np.uint8]]:
+        """Yield uint8 bands [r, W, 3], top to bottom.
+
+        Raises:
+            DataError: without the file's name: it is too short, or a row takes more memory than allowed.
+        """
+        size = file.seek(0, os.SEEK_END)
+        rows = max(1, _READ_BYTES // self.stride)
+        check_bytes(min(rows, self.height) * self.width * (self.channels * max(8, self.bits) + 8), max_pixels)
+        for start in range(0, self.height, rows):
+            end = min(start + rows, self.height)
+            first = self.height - end if self.upside_down else start
+            at, count = self.offset + first * self.stride, (end - start) * self.stride
+            packed = (self.width * self.channels * self.bits + 7) // 8
+            if at + count - self.stride + packed > size:  # the last row may lack its filling
+                raise DataError(f"the file is truncated: its pixels end within rows {start} to {end} of {self.height}")
+            file.seek(at)
+            data = file.read(count)
+            data += bytes(count - len(data))
+            band = np.frombuffer(data, np.uint8).reshape(end - start, self.stride)
+            yield self._colours(band[::-1] if self.upside_down else band)
+
+    def _colours(self, data: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        count, shape = self.width * self.channels, (len(data), self.width, self.channels)
+        values: NDArray[np.uint8] | NDArray[np.uint16]
+        if self.bits == 8:
+            values = data[:, :count].reshape(shape)
+        elif self.bits == 16:
+            values = np.ascontiguousarray(data[:, : 2 * count]).view(">u2").reshape(shape)
+        elif self.bits == 4:
+            values = np.stack([data >> 4, data & 15], axis=2).reshape(len(data), -1)[:, :count].reshape(shape)
+        else:
+            values = np.unpackbits(data, axis=1)[:, :count].reshape(shape)
+        if self.palette is not None:
+            return self.palette[values[..., 0]]
+        pixels = values.astype(np.uint8) if self.top == 255 else eight_bits(values, self.top)
+        if self.channels == 1:
+            return np.broadcast_to(pixels, (*pixels.shape[:2], 3))
+        return pixels[..., 2::-1] if self.reversed_channels else pixels[..., :3]
 
 
-def raw_bands(path: Path, image: Image.Image) -> Iterator[NDArray[np.uint8]] | None:
-    """Return uint8 bands [r, W, 3] of an image whose header has been read; None if its pixels are not there as rows.
+def read_raw_header(file: BinaryIO) -> RawImage | None:
+    """Return the layout of a BMP or PNM file whose rows are uncompressed; None for any other file."""
+    file.seek(0)
+    start = file.read(54)
+    found = None
+    if start[:2] == b"BM":
+        found = _bmp(file, start)
+    elif re.match(rb"P[456][\s#]", start):
+        found = _pnm(start + file.read(_HEADER_BYTES))
+    return found if found is not None and found.width > 0 and found.height > 0 else None
 
-    The bands raise DataError, without the file's name, when the file is too short.
-    """
-    if not _is_upright(image) or "transparency" in image.info or image.mode == "P":
+
+def _bmp(file: BinaryIO, start: bytes) -> RawImage | None:
+    """Source: BITMAPFILEHEADER and BITMAPINFOHEADER of the Windows API; later headers begin like the latter."""
+    if len(start) < 54:
         return None
-    tiles = [_tile(*entry) for entry in getattr(image, "tile", ())]
-    known = [tile for tile in tiles if tile is not None]
-    if not known or len(known) < len(tiles):
+    offset, header, width, height, planes, bits, compression = struct.unpack("<IIiiHHI", start[10:34])
+    if header < 40 or planes != 1 or bits not in _BMP_DEPTHS or compression != 0:
         return None
-    rows: dict[tuple[int, int], list[_Tile]] = {}
-    for tile in known:
-        rows.setdefault((tile.top, tile.bottom), []).append(tile)
-    if not _covers(sorted(rows), image.height):
+    palette = None
+    if bits <= 8:
+        count = struct.unpack("<I", start[46:50])[0] or 2**bits
+        file.seek(14 + header)
+        entries = file.read(4 * min(count, 2**bits))
+        if len(entries) % 4 or 14 + header + len(entries) > offset:
+            return None
+        palette = np.zeros((2**bits, 3), np.uint8)
+        palette[: len(entries) // 4] = np.frombuffer(entries, np.uint8).reshape(-1, 4)[:, 2::-1]
+    return RawImage(
+        width=width,
+        height=abs(height),
+        offset=offset,
+        stride=(width * bits + 31) // 32 * 4,
+        channels=max(1, bits // 8),
+        bits=min(bits, 8),
+        top=255,
+        upside_down=height > 0,
+        reversed_channels=True,
+        palette=palette,
+    )
+
+
+def _pnm(start: bytes) -> RawImage | None:
+    """Source: pbm(5), pgm(5), ppm(5) of Netpbm."""
+    found = _PNM.match(start)
+    if found is None:
         return None
-    if not all(_covers(sorted((t.left, t.right) for t in row), image.width) for row in rows.values()):
+    kind, width, height = found[1], int(found[2]), int(found[3])
+    if kind == b"4":
+        ends = re.match(rb"\s", start[found.end() :])
+        ink = np.array([[255] * 3, [0] * 3], np.uint8)  # ones are black
+        return ends and RawImage(width, height, found.end() + 1, (width + 7) // 8, 1, 1, 1, palette=ink)
+    top = _PNM_TOP.match(start, found.end())
+    if top is None or not 1 <= int(top[1]) <= 65535:
         return None
-    return _bands(path, image, [rows[place] for place in sorted(rows)])
-
-
-def _is_upright(image: Image.Image) -> bool:
-    try:
-        return bool(image.getexif().get(_ORIENTATION, 1) == 1)
-    except DECODER_ERRORS:  # damaged EXIF data says nothing about the pixels
-        return True
-
-
-def _tile(codec: str, extents: tuple[int, int, int, int] | None, offset: int, args: object) -> _Tile | None:
-    layout, stride, direction = (*args, 0, 1)[:3] if isinstance(args, tuple) and args else (args, 0, 1)
-    if codec != "raw" or extents is None or layout not in _BITS:
-        return None
-    packed = (_BITS[layout] * (extents[2] - extents[0]) + 7) // 8
-    return _Tile(*extents, offset, layout, stride or packed, direction or 1)
-
-
-def _covers(spans: Sequence[tuple[int, int]], size: int) -> bool:
-    at = 0
-    for start, end in spans:
-        if start != at or end <= start:
-            return False
-        at = end
-    return at == size
-
-
-def _bands(path: Path, image: Image.Image, rows: Sequence[Sequence[_Tile]]) -> Iterator[NDArray[np.uint8]]:
-    with path.open("rb") as file:
-        for row in rows:
-            top, bottom = row[0].top, row[0].bottom
-            step = max(1, _READ_BYTES // sum(tile.stride for tile in row))
-            for start in range(top, bottom, step):
-                end = min(start + step, bottom)
-                band = Image.new(image.mode, (image.width, end - start))
-                for tile in row:
-                    band.paste(_decoded(file, image, tile, start, end), (tile.left, 0))
-                band.format = image.format  # decides what mode "I" means
-                yield np.asarray(to_rgb(band))
-
-
-def _decoded(file: BinaryIO, image: Image.Image, tile: _Tile, start: int, end: int) -> Image.Image:
-    skipped = start - tile.top if tile.direction == 1 else tile.bottom - end
-    file.seek(tile.offset + skipped * tile.stride)
-    count = end - start
-    packed = (_BITS[tile.layout] * (tile.right - tile.left) + 7) // 8
-    data = file.read(count * tile.stride)
-    if len(data) < (count - 1) * tile.stride + packed:  # the last row may lack its filling
-        raise DataError(f"the file is truncated: its pixels end within rows {start} to {end} of {image.height}")
-    data += bytes(count * tile.stride - len(data))
-    size = (tile.right - tile.left, count)
-    return Image.frombytes(image.mode, size, data, "raw", tile.layout, tile.stride, tile.direction)
+    bits, channels = 8 if int(top[1]) <= 255 else 16, 3 if kind == b"6" else 1
+    return RawImage(width, height, top.end(), width * channels * bits // 8, channels, bits, int(top[1]))

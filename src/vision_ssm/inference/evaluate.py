@@ -12,18 +12,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vision_ssm import moved
 from vision_ssm.data.batches import Samples
-from vision_ssm.data.loader import EpochLoader
+from vision_ssm.data.loader import EpochLoader, worker_failures
 from vision_ssm.device import autocast
 from vision_ssm.errors import CheckpointError
 from vision_ssm.inference.inputs import ImageSize, is_native
 from vision_ssm.storage import whole_file
+from vision_ssm.tasks.meters import read_scores
 from vision_ssm.tasks.scores import Score
 from vision_ssm.tasks.task import Meter
 from vision_ssm.weights.files import Loaded, require_command
 from vision_ssm.weights.opening import open_model
 
 __all__ = ["Evaluation", "evaluate"]
+
+moved.answer(__name__)
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,7 @@ class Evaluation:
         count: number of images.
         meter: of the task, with all that it has collected; for classification ``confusion``, ``per_class``,
             ``guesses``.
+        found: what the data were, in a line for people, where the data can say.
     """
 
     task: str
@@ -46,6 +51,7 @@ class Evaluation:
     named: tuple[Score, ...]
     count: int
     meter: Any
+    found: str = ""
 
     def __getattr__(self, name: str) -> Any:
         """Say where a score or a detail is that was an attribute before evaluations knew of tasks."""
@@ -58,7 +64,7 @@ class Evaluation:
 
     def to_dict(self) -> dict[str, Any]:
         """Return count, scores (None where there is nothing to score) and the meter's details as plain JSON values."""
-        scores = {name: None if math.isnan(value) else value for name, value in self.scores.items()}
+        scores = {name: value if math.isfinite(value) else None for name, value in self.scores.items()}
         about = {"task": self.task, "weights": self.weights, "count": self.count}
         return {**about, **scores, **self.meter.details()}
 
@@ -130,16 +136,18 @@ def evaluate(
     )
     meter: Meter = task.meter()
     place = next(loaded.model.parameters()).device
-    for batch in loader:
-        moved = batch.to(place)
-        with torch.inference_mode(), autocast(place, amp):
-            outputs = task.predict(loaded.model, moved)
-        if not _is_finite(outputs):
-            raise CheckpointError(f"the model's output for {samples.paths[int(batch.indices[0])]!r} is not finite.")
-        meter.update(outputs, moved)
-        if on_progress is not None:
-            on_progress(meter.count, loader.samples)
-    return Evaluation(loaded.info.task, loaded.info.source, meter.scores(), task.scores, meter.count, meter)
+    with worker_failures():
+        for batch in loader:
+            moved = batch.to(place)
+            with torch.inference_mode(), autocast(place, amp):
+                outputs = task.predict(loaded.model, moved)
+            if not _is_finite(outputs):
+                raise CheckpointError(f"the model's output for {samples.paths[int(batch.indices[0])]!r} is not finite.")
+            meter.update(outputs, moved)
+            if on_progress is not None:
+                on_progress(meter.count, loader.samples)
+    scores, found = read_scores(meter, task), getattr(samples, "found", "")
+    return Evaluation(loaded.info.task, loaded.info.source, scores, task.scores, meter.count, meter, found)
 
 
 def _is_finite(outputs: Any) -> bool:

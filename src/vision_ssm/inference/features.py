@@ -6,6 +6,7 @@ import dataclasses
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,15 @@ from torch import Tensor, nn
 from vision_ssm.data.images import MAX_PIXELS
 from vision_ssm.device import autocast
 from vision_ssm.errors import ConfigError
-from vision_ssm.inference.inputs import Failure, ImageLike, ImageSize, ModelInput, find_images, prepare_images
+from vision_ssm.inference.inputs import (
+    Failure,
+    ImageLike,
+    ImageSize,
+    ModelInput,
+    find_images,
+    of_one_image,
+    prepare_images,
+)
 from vision_ssm.inference.naming import free_name
 from vision_ssm.storage import require_writable, whole_file
 from vision_ssm.weights.files import Loaded, require_command
@@ -131,18 +140,21 @@ def features(
     results: list[Feature] = []
     used = {INDEX}
     for used_images, batch in batches:
-        vectors, maps = _extract(network, batch.images, taken, amp)
+        extracted = of_one_image(partial(_extract, network, batch.images, taken, amp), used_images, failures)
+        if extracted is None:
+            continue
+        vectors, maps = extracted
         for row, ((name, _), vector) in enumerate(zip(used_images, vectors, strict=True)):
             if not np.isfinite(vector).all():
                 failures.append(Failure(name, "the model's output is not finite"))
                 continue
             feature = Feature(name, vector, {layer: map_[row] for layer, map_ in zip(taken, maps, strict=True)})
             results.append(feature if folder is None else _written(feature, folder, used))
-    extracted = Features(loaded.info.model, taken, tuple(results), tuple(failures))
+    answer = Features(loaded.info.model, taken, tuple(results), tuple(failures))
     if folder is not None:
         with whole_file(folder / INDEX) as part:
-            part.write_text(json.dumps(extracted.to_dict(), indent=1) + "\n", encoding="utf-8")
-    return extracted
+            part.write_text(json.dumps(answer.to_dict(), indent=1) + "\n", encoding="utf-8")
+    return answer
 
 
 def _chosen_layers(model: nn.Module, layers: Sequence[int] | None) -> tuple[int, ...]:

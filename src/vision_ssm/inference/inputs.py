@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
 from vision_ssm.data.batches import Batch, Sample, Transform
-from vision_ssm.data.files import image_files
-from vision_ssm.data.images import decoding, read_image, rgb_array, to_rgb
-from vision_ssm.data.normalise import Normalise
-from vision_ssm.data.strips import Strips, open_strips
+from vision_ssm.data.files import search, skipped_files
+from vision_ssm.data.images import decoding, picture_in_memory, read_image
+from vision_ssm.data.strips import open_strips
 from vision_ssm.device import autocast
 from vision_ssm.errors import ConfigError, DataError, ShapeError, VisionSSMNotice
 from vision_ssm.layers.strips import Patches
@@ -35,6 +36,7 @@ __all__ = [
     "Named",
     "find_images",
     "is_native",
+    "of_one_image",
     "prepare_images",
     "read_picture",
 ]
@@ -42,9 +44,13 @@ __all__ = [
 ImageLike = str | Path | Image.Image | np.ndarray[Any, Any]
 """A file, a folder (searched with its subfolders), a PIL image, or a uint8 array [H, W] or [H, W, 3]."""
 
+Result = TypeVar("Result")
+
 NATIVE = "native"
 ImageSize = int | tuple[int, int] | Literal["native"] | None
 """A side or (height, width) to resize to, 'native' for every image at its own size, None for the size of training."""
+
+_NO_MEMORY = ("DefaultCPUAllocator", "not enough memory", "bad_alloc")
 
 ModelInput = Tensor | Patches
 """Images [B, 3, H, W], or patches that were embedded in strips; `Batch.images` is one of them."""
@@ -76,6 +82,8 @@ class EmbedsStrips(Protocol):
 def find_images(images: ImageLike | Iterable[ImageLike], failures: list[Failure]) -> list[Named]:
     """List images with their names, folders replaced by the image files in them; empty folders join ``failures``.
 
+    What else is in the folders is told by a `VisionSSMNotice`.
+
     Raises:
         DataError: no image at all.
     """
@@ -84,16 +92,29 @@ def find_images(images: ImageLike | Iterable[ImageLike], failures: list[Failure]
     for number, image in enumerate(listed):
         if isinstance(image, (Image.Image, np.ndarray)):
             found.append(Named(f"image {number}", image))
-        elif Path(image).is_dir():
-            files = image_files(Path(image))
-            if not files:
-                failures.append(Failure(str(image), "no image files in this folder"))
-            found += [Named(str(file), file) for file in files]
+        elif os.path.isdir(image):
+            found += _in_folder(Path(image), failures)
         else:
             found.append(Named(str(image), image))
     if not found and not failures:
         raise DataError("no images; give image files or folders: after the weights, or as images=...")
     return found
+
+
+def _in_folder(folder: Path, failures: list[Failure]) -> list[Named]:
+    try:
+        content = search(folder)
+    except DataError as error:
+        failures.append(Failure(str(folder), str(error)))
+        return []
+    skipped = f"files of other formats are left out: {skipped_files(content.skipped)}" if content.skipped else ""
+    runs = f"training runs are left out: {', '.join(map(str, content.runs[:3]))}" if content.runs else ""
+    told = "; ".join(filter(None, (skipped, runs)))
+    if not content.images:
+        failures.append(Failure(str(folder), f"no image files in this folder{f'; {told}' if told else ''}"))
+    elif told:
+        warnings.warn(f"{len(content.images):,} images in {str(folder)!r}; {told}.", VisionSSMNotice, stacklevel=2)
+    return [Named(str(file), file) for file in content.images]
 
 
 def prepare_images(
@@ -133,12 +154,14 @@ def prepare_images(
     native = is_native(img_size)
     size = 1 if native else batch_size
     own = loaded.info.preprocessing
-    if native:
-        prepare = partial(_at_own_size, loaded=loaded, normalise=Normalise(own), amp=amp, max_pixels=max_pixels)
+    prepared = own if native or img_size is None else own.with_size(img_size)  # type: ignore[arg-type]
+    prepare_rows = task.transform_rows(own) if native and isinstance(loaded.model, EmbedsStrips) else None
+    if prepare_rows is not None:
+        prepare = partial(_embedded, loaded=loaded, prepare_rows=prepare_rows, amp=amp, max_pixels=max_pixels)
         collate = _alone
     else:
-        prepared = own if img_size is None else own.with_size(img_size)  # type: ignore[arg-type]
-        prepare = partial(_resized, transform=task.transform(prepared, train=False), max_pixels=max_pixels)
+        transform = task.transform(prepared, train=False, native=native)
+        prepare = partial(_transformed, transform=transform, max_pixels=max_pixels)
         collate = task.collate
     device = next(loaded.model.parameters()).device
     for start in range(0, len(found), size):
@@ -150,10 +173,36 @@ def prepare_images(
                 used.append(named)
             except (DataError, ShapeError) as error:  # ShapeError: smaller than a patch, or not the one size allowed
                 failures.append(Failure(named.name, str(error)))
+            except (MemoryError, RuntimeError) as error:
+                failures.append(_without_memory(named, error))
         if samples:
             yield used, collate(samples).to(device)
         if on_progress is not None:
             on_progress(min(start + size, len(found)), len(found))
+
+
+def of_one_image(compute: Callable[[], Result], used: Sequence[Named], failures: list[Failure]) -> Result | None:
+    """Return what ``compute`` finds in a batch; None if memory ends, which is a failure of the image if it is alone.
+
+    Raises:
+        Exception: what ``compute`` raises otherwise.
+    """
+    try:
+        return compute()
+    except (MemoryError, RuntimeError) as error:
+        if len(used) > 1:
+            raise
+        failures.append(_without_memory(used[0], error))
+        return None
+
+
+def _without_memory(named: Named, error: MemoryError | RuntimeError) -> Failure:
+    """Return the failure of an image that memory does not suffice for; raise any other error."""
+    # torch has a type of its own for GPUs only.
+    told = str(error)
+    if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and not any(sign in told for sign in _NO_MEMORY):
+        raise error
+    return Failure(named.name, "not enough memory for it at this size; give a smaller img_size")
 
 
 def is_native(img_size: ImageSize) -> bool:
@@ -167,40 +216,36 @@ def read_picture(image: ImageLike, max_pixels: int) -> Image.Image:
     """Return an image, given as a file or in memory, as an RGB picture. Raises DataError when that is not possible."""
     if isinstance(image, (str, Path)):
         return read_image(image, max_pixels=max_pixels)
-    return to_rgb(image) if isinstance(image, Image.Image) else Image.fromarray(np.ascontiguousarray(rgb_array(image)))
+    return picture_in_memory(image, max_pixels=max_pixels)
 
 
-def _resized(image: ImageLike, transform: Transform, max_pixels: int) -> Sample:
+def _transformed(image: ImageLike, transform: Transform, max_pixels: int) -> Sample:
     picture = read_picture(image, max_pixels)
     with decoding():  # transforms of large images meet Pillow's own pixel limit
         return Sample(*transform(picture, None), picture.size[::-1], 0)
 
 
 def _alone(samples: Sequence[Sample]) -> Batch:
-    """Make a batch of one image or of its patches [1, ...]."""
+    """Make a batch of the patches of one image."""
     (sample,) = samples
     return Batch(sample.image, [None], torch.tensor([sample.size]), torch.tensor([sample.position]))
 
 
 @torch.inference_mode()
-def _at_own_size(image: ImageLike, loaded: Loaded, normalise: Normalise, amp: str, max_pixels: int) -> Sample:
-    model = loaded.model
-    device = next(model.parameters()).device
+def _embedded(
+    image: ImageLike,
+    loaded: Loaded,
+    prepare_rows: Callable[[NDArray[np.uint8]], Tensor],
+    amp: str,
+    max_pixels: int,
+) -> Sample:
+    """Embed an image in strips at its own size."""
+    device = next(loaded.model.parameters()).device
     with open_strips(image, max_pixels=max_pixels) as opened:
         if opened.note is not None:
             warnings.warn(opened.note, VisionSSMNotice, stacklevel=2)
         size = (opened.height, opened.width)
-        if not isinstance(model, EmbedsStrips):
-            return Sample(_joined(opened, normalise), None, size, 0)
-        strips = (normalise(band)[None].to(device) for band in opened.bands)
+        strips = (prepare_rows(band)[None].to(device) for band in opened.bands)
         with autocast(device, amp):
-            return Sample(model.embed_strips(strips, size), None, size, 0)  # type: ignore[arg-type]
-
-
-def _joined(opened: Strips, normalise: Normalise) -> Tensor:
-    whole = torch.empty(1, 3, opened.height, opened.width)
-    top = 0
-    for band in opened.bands:
-        whole[0, :, top : top + len(band)] = normalise(band)
-        top += len(band)
-    return whole
+            patches = loaded.model.embed_strips(strips, size)  # type: ignore[operator]
+    return Sample(patches, None, size, 0)

@@ -5,15 +5,15 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-__all__ = ["free_name"]
+from vision_ssm.storage import NAME_BYTES
 
-_LONGEST = 255  # bytes, of one name on every common file system
+__all__ = ["free_name"]
 
 
 def free_name(path: str, suffix: str, used: set[str]) -> str:
     """Return a file name after the image's and add it to ``used``; a name that is taken is numbered, from 2.
 
-    A name that would be longer than file systems take is cut.
+    An image's name that is too long for the new ending loses characters at its end.
     """
     stem = Path(path).stem.replace(" ", "_")
     name, number = _fitting(stem, suffix), 2
@@ -24,9 +24,6 @@ def free_name(path: str, suffix: str, used: set[str]) -> str:
 
 
 def _fitting(stem: str, ending: str) -> str:
-    room = _LONGEST - len(os.fsencode(ending))
-    encoded = os.fsencode(stem)
-    while len(encoded) > room:  # by characters, so that none is cut in two
+    while len(os.fsencode(stem + ending)) > NAME_BYTES:
         stem = stem[:-1]
-        encoded = os.fsencode(stem)
     return stem + ending

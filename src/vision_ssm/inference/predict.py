@@ -6,6 +6,7 @@ import csv
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,13 @@ import torch
 from vision_ssm.data.batches import Batch
 from vision_ssm.data.images import MAX_PIXELS
 from vision_ssm.device import autocast
-from vision_ssm.errors import ConfigError
+from vision_ssm.errors import ConfigError, DataError
 from vision_ssm.inference.inputs import (
     Failure,
     ImageLike,
     ImageSize,
     find_images,
+    of_one_image,
     prepare_images,
     read_picture,
 )
@@ -166,13 +168,21 @@ def predict(
     results: list[Prediction] = []
     names: set[str] = set()
     for used, batch in batches:
-        for named, result in zip(used, task.results(_outputs(task, loaded, batch, amp), batch, asked), strict=True):
+        outputs = of_one_image(partial(_outputs, task, loaded, batch, amp), used, failures)
+        if outputs is None:
+            continue
+        for named, result in zip(used, task.results(outputs, batch, asked), strict=True):
             if result is None:
                 failures.append(Failure(named.name, "the model's output is not finite"))
                 continue
             results.append(Prediction(named.name, result))
             if folder is not None:
-                drawn = result.draw(read_picture(named.image, max_pixels))
+                try:
+                    picture = read_picture(named.image, max_pixels)
+                except DataError as error:  # read in strips, it may be too large to be drawn on
+                    failures.append(Failure(named.name, f"no picture of its result: {error}"))
+                    continue
+                drawn = result.draw(picture)
                 with whole_file(folder / free_name(named.name, ".png", names)) as part:
                     drawn.save(part, format="png")
     return Predictions(tuple(results), tuple(failures), loaded.info.task, loaded.info.source)

@@ -1,13 +1,17 @@
-"""Halving a channel-last map between two stages, in the three published ways."""
+"""Halving a channel-last map between two stages, in the three published ways.
+
+v1: Linear(LayerNorm([x[2i, 2j], x[2i+1, 2j], x[2i, 2j+1], x[2i+1, 2j+1]]))        patch merging, 4C values
+v2: LayerNorm(Conv2x2(x)), v3: LayerNorm(Conv3x3(x))                               stride 2
+"""
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vision_ssm.errors import ConfigError, ShapeError
 from vision_ssm.layers.initial import truncated_normal_
+from vision_ssm.layers.one_call import convolve
 from vision_ssm.layers.options import check_choice
 
 __all__ = ["DOWNSAMPLES", "ConvDownsample", "PatchMerging", "make_downsample"]
@@ -81,17 +85,7 @@ class ConvDownsample(nn.Module):
                 "image, or the downsample version v1 or v3"
             )
         # Channel-last tokens are an image in channels_last format: both permutes are views.
-        image, conv = x.permute(0, 3, 1, 2), self.conv
-        if not torch.compiler.is_compiling() and x.device.type == "cpu" and x.numel() < conv.weight.numel():
-            # oneDNN rearranges the weights on every call; here it is cheaper to gather the map's neighbourhoods.
-            kernel = conv.kernel_size[0]
-            height, width = ((n + 2 * (kernel - 2) - kernel) // 2 + 1 for n in x.shape[1:3])
-            patches = F.unfold(image, kernel, padding=kernel - 2, stride=2).transpose(1, 2)
-            halved = F.linear(patches, conv.weight.flatten(1), conv.bias)
-            halved = halved.view(x.shape[0], height, width, conv.out_channels)
-        else:
-            halved = conv(image).permute(0, 2, 3, 1)
-        result: Tensor = self.norm(halved)
+        result: Tensor = self.norm(convolve(self.conv, x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
         return result
 
 

@@ -1,4 +1,15 @@
-"""EfficientVMamba's two kinds of block: a scan and a convolution side by side, and the inverted residual."""
+"""EfficientVMamba's two kinds of block: a scan and a convolution side by side (EVSS), and the inverted residual.
+
+    EVSS:      n = LayerNorm(x)                                  x [B, H, W, C]
+               x + SE(ES2D(n)) + SE(Conv1x1(GELU(BN(DWConv3x3(n)))))
+               SE(v) = v ⊙ σ(W2 GELU(W1 mean over the map of LayerNorm(v)))
+
+    inverted:  v = ReLU(BN(Conv1x1(x)))                          C to 4C
+               v = SE(ReLU(BN(DWConv3x3(v))))                    SE(v) = v ⊙ σ(W2 ReLU(W1 mean over the map of v))
+               x + BN(Conv1x1(v))                                4C to C
+
+Source: EfficientVMamba, arXiv:2403.09977, section 3.3 and fig. 4; ES2D is layers/efficient_ss2d.py.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +20,8 @@ from timm.layers.mlp import Mlp
 from torch import Tensor, nn
 
 from vision_ssm.errors import ConfigError
-from vision_ssm.layers.norms import add_and_norm
+from vision_ssm.layers.one_call import add_and_norm
+from vision_ssm.layers.untouched import untouched
 
 __all__ = ["DualBranchBlock", "InvertedResidual", "PointwiseConv", "SqueezeExcite", "SqueezeGate"]
 
@@ -19,17 +31,14 @@ SQUEEZE = 8
 
 
 class PointwiseConv(nn.Conv2d):
-    """A 1 x 1 convolution of channel-last maps, computed as the matrix product that it is.
-
-    Weights and initial values are the convolution's.
-    """
+    """A 1 x 1 convolution, computed as the matrix product that it is; best of images in channels_last format."""
 
     def __init__(self, channels: int, out_channels: int, *, bias: bool = True) -> None:
         super().__init__(channels, out_channels, 1, bias=bias)
 
     def forward(self, input: Tensor) -> Tensor:
-        """Convolve a map [B, H, W, C]; returns [B, H, W, out_channels]."""
-        return F.linear(input, self.weight.flatten(1), self.bias)
+        """Convolve images [B, C, H, W]; returns [B, out_channels, H, W] in channels_last format."""
+        return F.linear(input.permute(0, 2, 3, 1), self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
 
 
 class SqueezeGate(nn.Module):
@@ -89,8 +98,8 @@ class DualBranchBlock(nn.Module):
         """Run the block on the stream x [B, H, W, C]."""
         normalised = self.norm(x)
         # Channel-last maps are images in channels_last format: the permutations are views.
-        convolved = self.branch_norm(self.branch_dw(normalised.permute(0, 3, 1, 2))).permute(0, 2, 3, 1)
-        convolved = self.branch_pw(F.gelu(convolved))
+        convolved = self.branch_norm(self.branch_dw(normalised.permute(0, 3, 1, 2)))
+        convolved = self.branch_pw(F.gelu(convolved)).permute(0, 2, 3, 1)
         mixed = self.mixer(normalised)
         added: Tensor = self.drop_path(mixed * self.se(mixed) + convolved * self.se(convolved))
         if self.mlp is None or self.norm2 is None:
@@ -116,8 +125,8 @@ class SqueezeExcite(nn.Module):
         self.conv_expand = PointwiseConv(squeezed, channels)
 
     def forward(self, v: Tensor) -> Tensor:
-        """Gate a map v [B, H, W, C]; returns the same shape."""
-        squeezed = v.mean((1, 2), keepdim=True)
+        """Gate images v [B, C, H, W]; returns the same shape."""
+        squeezed = v.mean((2, 3), keepdim=True)
         return v * torch.sigmoid(self.conv_expand(F.relu(self.conv_reduce(squeezed))))
 
 
@@ -148,9 +157,10 @@ class InvertedResidual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Run the block on the stream x [B, H, W, C]."""
-        # Channel-last maps are images in channels_last format: the permutations are views.
-        v = F.relu_(self.bn1(self.conv_pw(x).permute(0, 3, 1, 2)))
-        v = F.relu_(self.bn2(self.conv_dw(v)))
-        v = self.conv_pwl(self.se(v.permute(0, 2, 3, 1)))
-        added: Tensor = self.drop_path(self.bn3(v.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
+        # A channel-last map is an image in channels_last format: the permutations are views.
+        overwrite = untouched(self.bn1, self.bn2)  # else somebody may keep what they return
+        v = F.relu(self.bn1(self.conv_pw(x.permute(0, 3, 1, 2))), inplace=overwrite)
+        v = F.relu(self.bn2(self.conv_dw(v)), inplace=overwrite)
+        v = self.bn3(self.conv_pwl(self.se(v)))
+        added: Tensor = self.drop_path(v.permute(0, 2, 3, 1))
         return x + added

@@ -1,4 +1,12 @@
-"""EfficientVMamba's token mixer: a gated scan over four interleaved quarters of the map (atrous, skip sampling)."""
+"""EfficientVMamba's token mixer ES2D: a gated scan over four interleaved quarters of the map (atrous, skip sampling).
+
+    u, z = Linear_u(x), Linear_z(x)                              x [B, H, W, D] to [B, H, W, E], one product
+    u = SiLU(DWConv3x3(u))
+    y[i, j] = SSM_k(u over the k-th quarter)[i, j]               k = i mod 2 + 2 (j mod 2), parameters per quarter
+    ES2D(x) = Linear_out(LayerNorm(y) ⊙ SiLU(z))
+
+Source: EfficientVMamba, arXiv:2403.09977, section 3.2; the recurrence is layers/ssm.py.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vision_ssm.errors import ConfigError
+from vision_ssm.layers.one_call import halves
 from vision_ssm.layers.options import checked_inner
 from vision_ssm.layers.ssm import ScanParameters
-from vision_ssm.ops import Traversal
+from vision_ssm.layers.untouched import built_of, untouched
+from vision_ssm.ops import Traversal, selective_scan, selective_ssm, selective_ssm_applies
 
 __all__ = ["AtrousSSM", "EfficientSS2D", "atrous_traversals"]
 
@@ -30,6 +40,7 @@ def atrous_traversals(height: int, width: int) -> list[Traversal]:
     ]
 
 
+@built_of()
 class AtrousSSM(ScanParameters):
     """Selective scan in which each token belongs to one of four groups with parameters of their own.
 
@@ -62,9 +73,9 @@ class AtrousSSM(ScanParameters):
         """Project and scan a map u [B, H, W, C] of even height and width; returns the same shape."""
         batch, height, width, channels = u.shape
         walks = atrous_traversals(height, width)
-        scanned = self.one_pass(u.flatten(1, 2), None, walks)
-        if scanned is not None:
-            return scanned.view(u.shape)
+        flat, weights = u.flatten(1, 2), self.weights()
+        if selective_ssm_applies(flat, walks, weights):
+            return selective_ssm(flat, None, *weights, traversals=walks).view(u.shape)
         # Every width is written out: with no images, -1 would be ambiguous.
         tokens, squares = (batch, 1, height * width), (batch, height // STEP, STEP, width // STEP, STEP)
         ranks, pair = self.directions * self.rank, 2 * self.states
@@ -76,7 +87,10 @@ class AtrousSSM(ScanParameters):
         every = F.linear(u, up.flatten(0, 1)).view(*squares, STEP, STEP, pair)
         own = every.diagonal(dim1=2, dim2=6).diagonal(dim1=3, dim2=4).permute(0, 1, 4, 2, 5, 3)
         b, c = own.reshape(*tokens, pair).chunk(2, dim=-1)
-        y = self.scan(u.reshape(*tokens, channels), delta, b, c, None, walks)
+        # The recurrence's own constants stay in float32 (float64 in a float64 model) whatever autocast does.
+        A = -torch.exp(self.A_log.to(torch.promote_types(self.A_log.dtype, torch.float32)))
+        u = u.reshape(*tokens, channels)
+        y = selective_scan(u, delta, A, b, c, self.D, None, self.dt_proj_bias, traversals=walks)
         return y.view(batch, height, width, channels)
 
     def _own(self, like: Tensor) -> Tensor:
@@ -85,6 +99,7 @@ class AtrousSSM(ScanParameters):
         return one_hot.view(STEP, 1, STEP, -1).transpose(0, 2)
 
 
+@built_of(in_proj=nn.Linear, conv=nn.Conv2d, ssm=AtrousSSM, out_norm=nn.LayerNorm, out_proj=nn.Linear)
 class EfficientSS2D(nn.Module):
     """in_proj, depthwise 3 x 3 convolution, SiLU, atrous scan, LayerNorm, gate by SiLU(z), out_proj.
 
@@ -114,16 +129,15 @@ class EfficientSS2D(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Mix tokens x [B, H, W, D]; returns the same shape."""
         height, width = x.shape[1:3]
-        scanned, gate = self.in_proj.weight.chunk(2)
+        u, z = halves(self.in_proj, x)
+        # Maps of this size cost more to allocate than to compute; nobody else has those of untouched layers.
+        overwrite = not torch.is_grad_enabled() and untouched(self, inside=True)
         # A map with channels last is an image in the channels_last format: the permutations are views.
-        u = self.conv(F.linear(x, scanned).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        overwrite = not torch.is_grad_enabled()  # maps of this size cost more to allocate than to compute
-        u = F.silu(u, inplace=overwrite)
+        u = F.silu(self.conv(u.permute(0, 3, 1, 2)), inplace=overwrite).permute(0, 2, 3, 1)
         bottom, right = height % STEP, width % STEP
         if bottom or right:
             u = F.pad(u, (0, 0, 0, right, 0, bottom))
-        y = self.ssm(u)[:, :height, :width]
-        z = F.silu(F.linear(x, gate), inplace=overwrite)
-        normalised = self.out_norm(y)
-        result: Tensor = self.out_proj(normalised.mul_(z) if overwrite else normalised * z)
+        y = self.out_norm(self.ssm(u)[:, :height, :width])
+        z = F.silu(z, inplace=overwrite)
+        result: Tensor = self.out_proj(y.mul_(z) if overwrite else y * z)
         return result

@@ -1,4 +1,16 @@
-"""Vim's token mixer: gated, convolved, scanned along the sequence in one or both directions."""
+"""Vim's token mixer: all of a Vim block between its norm and its addition.
+
+    x = Linear_x(T'),  z = Linear_z(T')                          T' [B, L, D] to x, z [B, L, E], one product
+    for o in (forward, backward):                                backward: everything from the last token
+        x'_o = SiLU(Conv1d_o(x))                                 causal, four taps
+        B_o, C_o = Linear_B_o(x'_o), Linear_C_o(x'_o)            [B, L, N]
+        Δ_o = softplus(Linear_Δ_o(x'_o) + bias_Δ_o)              [B, L, E], through R values
+        y_o = SSM(exp(Δ_o A_o), Δ_o B_o, C_o)(x'_o)              [B, L, E]
+        y'_o = y_o ⊙ SiLU(z)
+    mixer(T') = Linear_T(y'_forward + y'_backward)               [B, L, D], halved in the published "v2"
+
+Source: Vim, arXiv:2401.09417, Alg. 1; the block adds T to it (blocks.py), the loop is layers/ssm.py.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +19,10 @@ import math
 import torch
 from torch import Tensor, nn
 
-from vision_ssm.layers.norms import NORMS, described_norm
-from vision_ssm.layers.options import check_choice, has_global_hooks, is_plain
+from vision_ssm.layers.options import check_choice
 from vision_ssm.layers.ssm import SelectiveSSM
-from vision_ssm.ops import Branch, BranchWeights, SsmWeights, Traversal, causal_conv1d
+from vision_ssm.layers.untouched import built_of
+from vision_ssm.ops import Traversal
 
 __all__ = ["MIXER_DIRECTIONS", "STEP_INITS", "VimMixer"]
 
@@ -27,9 +39,8 @@ MIXER_DIRECTIONS: dict[str, tuple[tuple[bool, ...], tuple[bool, ...]]] = {
 
 STEP_INITS = ("published", "fixed")
 
-SSM_PARAMETERS = SsmWeights._fields[:5]
 
-
+@built_of(in_proj=nn.Linear, ssm=SelectiveSSM, out_proj=nn.Linear)
 class VimMixer(nn.Module):
     """in_proj, then per direction convolution, SiLU and selective scan, gated by SiLU(z), summed, out_proj.
 
@@ -95,49 +106,14 @@ class VimMixer(nn.Module):
         if self.gamma is not None and self.layer_scale is not None:
             self.gamma.fill_(self.layer_scale)
 
-    def residual_branch(self, norm: nn.Module) -> Branch | None:
-        """Describe x + self(norm(x)) to the operators that run it in one call, or return None.
-
-        None where a module inside has hooks or has been replaced or patched: those must see what passes.
-        """
-        if has_global_hooks() or type(self).forward is not VimMixer.forward:
-            return None
-        of_norm = described_norm(norm) if type(norm) in NORMS.values() else None
-        if of_norm is None:
-            return None
-        modules = self._modules
-        ssm, in_proj, out_proj = modules["ssm"], modules["in_proj"], modules["out_proj"]
-        if type(ssm) is not SelectiveSSM or type(in_proj) is not nn.Linear or type(out_proj) is not nn.Linear:
-            return None
-        if not (is_plain(self) and is_plain(ssm) and is_plain(in_proj) and is_plain(out_proj)):
-            return None
-        if in_proj.bias is not None or out_proj.bias is not None:
-            return None
-        # The modules' own dictionaries: looking every weight up as an attribute takes as long as several tokens.
-        of_ssm, own = ssm._parameters, self._parameters
-        try:
-            weights = BranchWeights(
-                of_norm,
-                in_proj._parameters["weight"],
-                SsmWeights(*[of_ssm[n] for n in SSM_PARAMETERS], own["conv_weight"], own["conv_bias"]),
-                out_proj._parameters["weight"],
-                self.gamma,
-            )
-        except KeyError:  # a weight is computed instead
-            return None
-        return Branch(weights, 0.5 if self.halve else 1.0, self.walks_reversed, self.convolutions_reversed)
-
     def forward(self, x: Tensor) -> Tensor:
         """Mix tokens x [B, L, D] along L; returns [B, L, D]."""
         length = x.shape[1]
-        hidden, z = self.in_proj(x).chunk(2, dim=-1)
+        x, z = self.in_proj(x).chunk(2, dim=-1)
         walks = [Traversal.sequence(length, reverse=backwards) for backwards in self.walks_reversed]
-        conv, reverse = (self.conv_weight, self.conv_bias), self.convolutions_reversed
-        y = self.ssm.one_pass(hidden, z, walks, conv_weight=conv[0], conv_bias=conv[1], reverse=reverse)
-        if y is None:
-            y = self.ssm(causal_conv1d(hidden, *conv, reverse=reverse), z, walks)
+        # Everything of the loop over o, and the sum of the y'_o.
+        y = self.ssm(x, z, walks, conv=(self.conv_weight, self.conv_bias), reverse=self.convolutions_reversed)
         out: Tensor = self.out_proj(y)
         if self.halve:
-            # Exact in binary, and cheaper here than on the inner width; nothing needs the unscaled result.
-            out = out.mul_(0.5)
+            out = 0.5 * out
         return out if self.gamma is None else out * self.gamma

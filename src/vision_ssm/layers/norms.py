@@ -1,4 +1,8 @@
-"""Normalisation of a residual stream that may be wider than the weights (float32 stream, bfloat16 weights)."""
+"""Norms of a residual stream that may be wider than the weights (float32 stream, bfloat16 weights).
+
+RMSNorm(x) = x / sqrt(mean(x^2) + eps) ⊙ g
+LayerNorm(x) = (x - mean(x)) / sqrt(var(x) + eps) ⊙ g + b        mean and variance over the last axis
+"""
 
 from __future__ import annotations
 
@@ -6,14 +10,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vision_ssm.layers.options import check_choice, has_global_hooks, is_plain
-from vision_ssm.ops import NormWeights, add_norm, add_norm_applies
+from vision_ssm import moved
+from vision_ssm.layers.options import check_choice
+from vision_ssm.layers.untouched import built_of
 
-__all__ = ["NORMS", "RMSNorm", "StreamLayerNorm", "add_and_norm", "described_norm", "make_norm"]
+__all__ = ["NORMS", "RMSNorm", "StreamLayerNorm", "make_norm"]
+
+moved.answer(__name__)
 
 EPS = 1e-5
 
 
+@built_of()
 class RMSNorm(nn.Module):
     """x / sqrt(mean(x^2) + eps) * weight over the last axis; no bias.
 
@@ -36,6 +44,7 @@ class RMSNorm(nn.Module):
         return f"{self.weight.shape[0]}, eps={self.eps}"
 
 
+@built_of()
 class StreamLayerNorm(nn.LayerNorm):
     """LayerNorm over the last axis with the dtype rule of :class:`RMSNorm`."""
 
@@ -55,47 +64,3 @@ def make_norm(name: str, channels: int) -> nn.Module:
     """Build the norm called ``name``; raise ConfigError if there is none."""
     check_choice("norm_layer", name, NORMS)
     return NORMS[name](channels)
-
-
-FUSED_KINDS: dict[type[nn.Module], str] = {RMSNorm: "rms", StreamLayerNorm: "layer", nn.LayerNorm: "layer"}
-
-
-def described_norm(norm: nn.Module) -> NormWeights | None:
-    """Describe a norm to the operators that take one, or return None where something looks at it or has replaced it."""
-    kind, own = FUSED_KINDS.get(type(norm)), norm._parameters  # looking weights up as attributes takes longer
-    weight, eps = own.get("weight"), norm.__dict__.get("eps")
-    if kind is None or weight is None or not isinstance(eps, float) or not is_plain(norm):
-        return None
-    return NormWeights(kind, eps, weight, own.get("bias"))
-
-
-def add_and_norm(norm: nn.Module, x: Tensor, added: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return (x + added, norm(x + added)), or (x, norm(x)) where nothing is added; x [..., C].
-
-    One pass over the stream where the Triton backend runs and nothing looks at the norm or has replaced it.
-    """
-    if added is not None:
-        fused = _fused(norm, x, added)
-        if fused is not None:
-            return fused
-        x = x + added
-    return x, norm(x)
-
-
-def _fused(norm: nn.Module, x: Tensor, added: Tensor) -> tuple[Tensor, Tensor] | None:
-    """The two in one pass, with the dtypes that they have one after the other, or None where that is not possible."""
-    if not isinstance(norm, (RMSNorm, nn.LayerNorm)) or type(norm) not in FUSED_KINDS:
-        return None
-    weight, bias = norm._parameters.get("weight"), getattr(norm, "bias", None)
-    if weight is None or not add_norm_applies(x, added, weight, bias):
-        return None
-    if has_global_hooks() or not is_plain(norm):
-        return None
-    scale: Tensor = weight
-    if type(norm) is nn.LayerNorm:
-        stream = torch.promote_types(x.dtype, added.dtype)
-        if x.is_cuda and torch.is_autocast_enabled("cuda"):
-            scale, bias = weight.float(), None if bias is None else bias.float()
-        elif weight.dtype != stream or (bias is not None and bias.dtype != stream):
-            return None  # torch has a rule of its own, or an error
-    return add_norm(x, added, scale, bias, norm.eps, FUSED_KINDS[type(norm)])

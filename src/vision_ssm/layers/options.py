@@ -1,14 +1,11 @@
-"""Checks that layers and models share: of options (errors say what was expected and what came), and of modules."""
+"""Checks of options that layers and models share: errors say what was expected and what came."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
 
-from timm.layers.drop import DropPath
-from torch import nn
-from torch.nn.modules import module as torch_module
-
+from vision_ssm import moved
 from vision_ssm.errors import ConfigError, suggestion
 
 __all__ = [
@@ -18,10 +15,9 @@ __all__ = [
     "check_rates",
     "check_ratio",
     "checked_inner",
-    "drops_nothing",
-    "has_global_hooks",
-    "is_plain",
 ]
+
+moved.answer(__name__)
 
 
 def check_choice(option: str, value: object, allowed: Iterable[str]) -> None:
@@ -76,26 +72,3 @@ def _number(option: str, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise ConfigError(f"{option} must be a finite number, got {value!r}")
     return value
-
-
-def is_plain(module: nn.Module) -> bool:
-    """Tell whether calling a module does no more than the forward of its class."""
-    own = module.__dict__
-    return "forward" not in own and not (
-        own.get("_compiled_call_impl")  # what module.compile() leaves
-        or own["_forward_hooks"]
-        or own["_forward_pre_hooks"]
-        or own["_backward_hooks"]
-        or own["_backward_pre_hooks"]
-    )
-
-
-def drops_nothing(drop: nn.Module) -> bool:
-    """Tell whether a DropPath, or what stands in its place, returns what it gets, and nothing looks at it."""
-    inactive = type(drop) is nn.Identity or (type(drop) is DropPath and not drop.training)
-    return inactive and is_plain(drop)
-
-
-def has_global_hooks() -> bool:
-    """Tell whether some hook is to see every module there is."""
-    return bool(torch_module._has_any_global_hook())  # type: ignore[no-untyped-call]

@@ -1,4 +1,9 @@
-"""Images to patch tokens, for any image size."""
+"""Images to patch tokens, for any image size.
+
+    t_i = W flatten(patch_i) + b                                 patches [C, P, P] every S pixels, t [B, M, D]
+
+Source: Vim, arXiv:2401.09417, eq. 2; zeros beyond the image's bottom and right edge are this library's.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vision_ssm.errors import ConfigError, ShapeError
-from vision_ssm.layers.options import has_global_hooks, is_plain
 from vision_ssm.layers.strips import Patches, convolved_strips, gather_patches
-from vision_ssm.ops import embed_applies, embed_patches
+from vision_ssm.layers.untouched import built_of
 
 __all__ = ["PatchEmbed", "as_size"]
 
@@ -23,6 +27,7 @@ def as_size(name: str, value: int | Sequence[int]) -> tuple[int, int]:
     return size
 
 
+@built_of(proj=nn.Conv2d)
 class PatchEmbed(nn.Module):
     """One strided convolution; patches may overlap (stride < patch).
 
@@ -88,26 +93,6 @@ class PatchEmbed(nn.Module):
             ShapeError: not four axes, another number of channels, smaller than a patch, or a fixed size is missed.
         """
         return self._layout_of(x)[0]
-
-    def is_as_built(self) -> bool:
-        """Tell whether nobody looks at the module or its convolution, nor has replaced or changed either."""
-        proj = self._modules.get("proj")
-        plain = type(self) is PatchEmbed and type(proj) is nn.Conv2d and is_plain(self) and is_plain(proj)
-        if not plain or has_global_hooks() or not isinstance(proj, nn.Conv2d):
-            return False
-        usual = proj.padding == (0, 0) and proj.dilation == (1, 1) and proj.groups == 1 and proj.padding_mode == "zeros"
-        return usual and proj.stride == (self.stride, self.stride) and proj.kernel_size == self.patch_size
-
-    def to_stream(
-        self, x: Tensor, positions: Tensor, class_rows: Tensor | None, places: tuple[int, ...]
-    ) -> Tensor | None:
-        """Embed images x [B, C, H, W] in one call, for inference on the CPU, and finish the stream [B, L, D], float32.
-
-        ``positions`` [1, L, D] are added; ``class_rows`` [1, T, D] put at ``places`` of the L tokens. None where that
-        is not possible: gradients are wanted, say. Call it where :meth:`is_as_built`.
-        """
-        given = (x, self.proj.weight, self.proj.bias, positions, class_rows, places)
-        return embed_patches(*given, stride=self.stride) if embed_applies(*given, stride=self.stride) else None
 
     def forward(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """Embed images x [B, C, H, W]; returns patches [B, h*w, D] in row-major order, and (h, w).

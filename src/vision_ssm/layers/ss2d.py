@@ -1,4 +1,11 @@
-"""VMamba's token mixer: projected, convolved and scanned across the map along four routes."""
+"""VMamba's token mixer SS2D: projected, convolved and scanned across the map along four routes.
+
+    u = σ(DWConv3x3(Linear_in(x)))                               x [B, H, W, C] to u [B, H, W, E], σ = SiLU
+    y = sum over k = 1..4 of SSM_k(u along route k)              rows, columns, and both from their ends
+    SS2D(x) = Linear_out(LayerNorm(y))                           first VMamba: ⊙ σ(z), z = Linear_z(x)
+
+Source: VMamba, arXiv:2401.10166, section 4.2 and fig. 3; the recurrence is layers/ssm.py.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +17,7 @@ from timm.layers.create_act import get_act_layer
 from torch import Tensor, nn
 
 from vision_ssm.errors import ConfigError
+from vision_ssm.layers.one_call import halves
 from vision_ssm.layers.options import check_choice, check_flags, checked_inner
 from vision_ssm.layers.ssm import SelectiveSSM
 from vision_ssm.ops import Traversal
@@ -91,20 +99,14 @@ class SS2D(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Mix a map x [B, H, W, C]; returns the same shape."""
         height, width = x.shape[1:3]
-        z = None
-        if self.gate:
-            # Two products, so that each result is a whole map instead of every second half row of one.
-            first, second = self.in_proj.weight.chunk(2)
-            x, z = F.linear(x, first), self.act(F.linear(x, second))
-        else:
-            x = self.in_proj(x)
+        x, z = halves(self.in_proj, x) if self.gate else (self.in_proj(x), None)
         if self.conv is not None:
             x = _on_map(self.conv, x)
         u = self.act(x).flatten(1, 2)
         if self.scan_pattern == "cascade":
             y = self._cascade(u, height, width)
         else:
-            y = self.ssm(u.unsqueeze(1), None, _routes(self.scan_pattern, height, width))
+            y = self.ssm(u, None, _routes(self.scan_pattern, height, width))
         if self.out_norm is not None:
             y = self.out_norm(y)
         if self.out_norm_kind == "softmax":
@@ -114,7 +116,7 @@ class SS2D(nn.Module):
         y = y.view(y.shape[0], height, width, self.inner)
         if self.out_conv is not None:
             y = _on_map(self.out_conv, y)
-        result: Tensor = self.out_proj(y if z is None else y * z)
+        result: Tensor = self.out_proj(y if z is None else y * self.act(z))
         return result
 
     def _cascade(self, u: Tensor, height: int, width: int) -> Tensor:
@@ -122,7 +124,7 @@ class SS2D(nn.Module):
         for sets, walk in (((0, 2), Traversal.each_row), ((2, 4), Traversal.each_column)):
             there, back = walk(height, width), walk(height, width, reverse=True)
             normalised = F.layer_norm(u, (self.inner,), eps=EPS)
-            u = self.ssm(normalised.unsqueeze(1), None, [there, back.written_as(there)], directions=slice(*sets))
+            u = self.ssm(normalised, None, [there, back.written_as(there)], directions=slice(*sets))
         return u
 
 

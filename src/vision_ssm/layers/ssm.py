@@ -1,4 +1,12 @@
-"""The selective state-space model between convolution and output projection, for one or several scan directions."""
+"""The selective state-space model along K walks over the tokens.
+
+    B_k, C_k = Linear_B_k(u), Linear_C_k(u)                      u [B, L, C] to [B, L, N], of every token
+    Δ_k = softplus(Linear_Δ_k(u) + bias_k)                       [B, L, C], through R values
+    h_k[t] = exp(Δ_k[t] A_k) h_k[t-1] + Δ_k[t] B_k[t] u[t]       t along walk k, A_k = -exp(A_log_k)
+    y = sum over k of C_k[t] · h_k[t] + D_k u[t]                 gated: y ⊙ SiLU(z)
+
+Source: Mamba, arXiv:2312.00752, Alg. 2 and eq. 2; B is Euler-discretised as in its code.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from vision_ssm.errors import ConfigError
-from vision_ssm.ops import Traversal, one_pass, one_pass_applies, selective_scan
+from vision_ssm.layers.untouched import built_of
+from vision_ssm.ops import Traversal, selective_ssm
 
 __all__ = ["ScanParameters", "SelectiveSSM"]
 
 # Mamba's range of initial step sizes (arXiv:2312.00752, section 3.6) and its floor.
 STEP_MIN, STEP_MAX, STEP_FLOOR = 1e-3, 1e-1, 1e-4
-
-ALL = slice(None)
 
 
 class ScanParameters(nn.Module):
@@ -80,57 +87,6 @@ class ScanParameters(nn.Module):
             if zero:
                 self.dt_proj_bias[k].zero_()
 
-    def scan(
-        self,
-        u: Tensor,
-        delta: Tensor,
-        b: Tensor,
-        c: Tensor,
-        z: Tensor | None,
-        traversals: Sequence[Traversal],
-        *,
-        merge: bool = True,
-        directions: slice = ALL,
-    ) -> Tensor:
-        """Scan tokens whose step, input and output matrices are given; shapes as in :func:`selective_scan`."""
-        # The recurrence's own constants stay in float32 (float64 in a float64 model) whatever autocast does.
-        wide = torch.promote_types(self.A_log.dtype, torch.float32)
-        return selective_scan(
-            u,
-            delta,
-            -torch.exp(self.A_log[directions].to(wide)),
-            b,
-            c,
-            self.D[directions].to(wide),
-            z,
-            self.dt_proj_bias[directions].to(wide),
-            traversals=traversals,
-            merge=merge,
-        )
-
-    def one_pass(
-        self,
-        x: Tensor,
-        z: Tensor | None,
-        traversals: Sequence[Traversal],
-        *,
-        conv_weight: Tensor | None = None,
-        conv_bias: Tensor | None = None,
-        reverse: Sequence[bool] = (),
-        directions: slice = ALL,
-    ) -> Tensor | None:
-        """Scan tokens x [B, L, C] without intermediate results in memory, or return None where that is not possible.
-
-        Each direction projects the tokens that it visits. Arguments as in :func:`vision_ssm.ops.one_pass`.
-        """
-        parameters: Sequence[Tensor] = self.weights()
-        if directions is not ALL:
-            parameters = [parameter[directions] for parameter in parameters]
-        convolution = () if conv_weight is None or conv_bias is None else (conv_weight, conv_bias)
-        if not one_pass_applies(x, traversals, (*parameters, *convolution), conv_weight):
-            return None
-        return one_pass(x, z, *parameters, *convolution, traversals=traversals, reverse=reverse)
-
     def weights(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Return the parameters in the order of :class:`vision_ssm.ops.SsmWeights`."""
         return self.A_log, self.D, self.x_proj_weight, self.dt_proj_weight, self.dt_proj_bias
@@ -140,10 +96,11 @@ class ScanParameters(nn.Module):
         return f"{self.channels}, directions={self.directions}, states={self.states}, rank={self.rank}"
 
 
+@built_of()
 class SelectiveSSM(ScanParameters):
     """Data-dependent step, input and output matrices of every token for every direction, and the scan over them.
 
-    Parameters as :class:`ScanParameters`; the projections of all directions are one batched product.
+    Parameters as :class:`ScanParameters`.
     """
 
     def forward(
@@ -152,35 +109,24 @@ class SelectiveSSM(ScanParameters):
         z: Tensor | None,
         traversals: Sequence[Traversal],
         *,
-        merge: bool = True,
-        directions: slice = ALL,
+        conv: tuple[Tensor | None, Tensor | None] = (None, None),
+        reverse: Sequence[bool] = (),
+        directions: slice | None = None,
     ) -> Tensor:
         """Project and scan.
 
         Args:
-            u: tokens, [B, K or 1, L, C].
+            u: tokens, [B, L, C].
             z: gate, [B, L, C] or None.
             traversals: K walks over the L tokens.
-            merge: sum the directions.
+            conv: taps [K or 1, C, T] and biases [K or 1, C] of a causal convolution, with SiLU, that u goes through.
+            reverse: for each set of taps, whether it looks towards the end of the sequence.
             directions: run these of the module's directions only, K of them; they must not share projections.
 
         Returns:
-            [B, L, C] if ``merge`` else [B, K, L, C].
+            [B, L, C], the sum of the directions.
         """
-        if merge and u.shape[1] == 1:
-            y = self.one_pass(u[:, 0], z, traversals, directions=directions)
-            if y is not None:
-                return y
-        batch, _, length, _ = u.shape
-        x_proj_weight, dt_proj_weight = self.x_proj_weight[directions], self.dt_proj_weight[directions]
-        projections = x_proj_weight.shape[0]
-        if u.shape[1] == projections:
-            # [P, B*L, C]: one product per direction; no copy if the directions lie outermost in memory.
-            flat = u.transpose(0, 1).reshape(projections, batch * length, self.channels)
-        else:
-            flat = u.reshape(1, batch * length, self.channels).expand(projections, -1, -1)
-        projected = torch.bmm(flat, x_proj_weight.transpose(1, 2))
-        low_rank, b, c = torch.split(projected, [self.rank, self.states, self.states], dim=-1)
-        delta = torch.bmm(low_rank, dt_proj_weight.transpose(1, 2))
-        delta, b, c = (x.view(projections, batch, length, x.shape[-1]).transpose(0, 1) for x in (delta, b, c))
-        return self.scan(u, delta, b, c, z, traversals, merge=merge, directions=directions)
+        A_log, D, x_proj, dt_proj, dt_bias = self.weights()
+        if directions is not None:
+            A_log, D, x_proj, dt_proj, dt_bias = (weight[directions] for weight in self.weights())
+        return selective_ssm(u, z, A_log, D, x_proj, dt_proj, dt_bias, *conv, traversals=traversals, reverse=reverse)

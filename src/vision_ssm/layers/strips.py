@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vision_ssm.errors import ShapeError
+from vision_ssm.layers.untouched import untouched
 
 __all__ = ["Patches", "convolved_strips", "gather_patches"]
 
@@ -29,7 +30,8 @@ class Patches(NamedTuple):
 def convolved_strips(conv: nn.Conv2d, strips: Iterable[Tensor], *, bottom: int = 0, right: int = 0) -> Iterator[Tensor]:
     """Convolve an image that comes in strips, with its own zero padding; equal to the whole image's to rounding.
 
-    Rows that the next outputs need again are carried over, so strips may have any heights.
+    Rows that the next outputs need again are carried over, so strips may have any heights. A convolution that somebody
+    has changed or watches is called, with the whole image.
 
     Args:
         conv: a plain convolution (no dilation, no groups) whose stride is not above its kernel.
@@ -43,6 +45,9 @@ def convolved_strips(conv: nn.Conv2d, strips: Iterable[Tensor], *, bottom: int =
     Raises:
         ShapeError: a strip has not four axes, or another number of channels.
     """
+    if not untouched(conv):
+        yield conv(F.pad(torch.cat(list(strips), dim=2), (0, right, 0, bottom)))
+        return
     kernel, stride = int(conv.kernel_size[0]), int(conv.stride[0])
     above, beside = (int(p) for p in conv.padding)
     rows: Tensor | None = None

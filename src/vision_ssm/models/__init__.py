@@ -8,6 +8,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from vision_ssm import moved
+
 if TYPE_CHECKING:
     from vision_ssm.models.registry import create_model as create_model
     from vision_ssm.models.registry import list_models as list_models
@@ -21,5 +23,5 @@ _HOMES = {"Variant": "variant", "all_variants": "variant", "create_model": "regi
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        moved.refuse(__name__, name)
     return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

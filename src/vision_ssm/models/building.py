@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from timm.models import build_model_with_cfg, resolve_pretrained_cfg
 
+from vision_ssm import moved
 from vision_ssm.errors import CheckpointError, ConfigError, suggestion
 from vision_ssm.models.variant import Variant
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 __all__ = ["build", "checkpoint_filter_fn"]
+
+moved.answer(__name__)
 
 # Options that timm's builder takes beside the model's own.
 BUILD_OPTIONS = frozenset(

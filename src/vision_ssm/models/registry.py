@@ -7,10 +7,13 @@ from typing import Any
 import timm
 from torch import nn
 
+from vision_ssm import moved
 from vision_ssm.errors import ConfigError, suggestion
 from vision_ssm.models.variant import all_variants
 
 __all__ = ["create_model", "is_ours", "list_models", "require_model"]
+
+moved.answer(__name__)
 
 
 def list_models() -> list[str]:

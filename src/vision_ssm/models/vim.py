@@ -1,13 +1,16 @@
 """Vim: a plain column of bidirectional state-space blocks over patch tokens.
 
+    T_0 = [t_1 W, ..., t_cls, ..., t_M W] + E_pos                tokens of M patches and a class token, [B, M + 1, D]
+    T_l = T_(l-1) + mixer_l(Norm_l(T_(l-1)))                     l = 1..depth; layers/blocks.py
+    logits = head(Norm(T_depth)[cls])
+
 Source: Vision Mamba, arXiv:2401.09417v3, and the authors' code (hustvl/Vim at dd0358a); docs/families/vim.md lists
 where this differs and which oddities are kept because trained weights depend on them.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -15,40 +18,39 @@ import torch
 from timm.layers.weight_init import lecun_normal_
 from timm.models import checkpoint, register_notrace_function, register_notrace_module
 from timm.models._features import feature_take_indices
-from timm.models._input import update_model_input_size
 from torch import Tensor, nn
-from torch.fx import Proxy
 
-from vision_ssm.errors import CheckpointError, ConfigError
+from vision_ssm import moved
+from vision_ssm.errors import ConfigError
 from vision_ssm.layers import (
-    NORMS,
     Block,
     PatchEmbed,
+    RMSNorm,
+    StreamLayerNorm,
     VimMixer,
-    joins_norms,
     make_norm,
-    run_column,
+    one_call,
     run_mirrored_pair,
-    try_one_call,
 )
 from vision_ssm.layers.initial import truncated_normal_
-from vision_ssm.layers.options import check_choice, check_count, check_flags, check_rates, has_global_hooks, is_plain
+from vision_ssm.layers.options import check_choice, check_count, check_flags, check_rates
 from vision_ssm.layers.positions import (
     CLASS_TOKENS,
     class_indices,
     class_rows,
     insert_rows,
-    published_interpolation,
-    resample_grid,
     resample_table,
     split_rows,
 )
 from vision_ssm.layers.strips import Patches
+from vision_ssm.layers.untouched import built_of, untouched
+from vision_ssm.models.columnar import Columnar, init_head
 
-__all__ = ["DIRECTIONS", "POOLS", "Vim"]
+__all__ = ["DIRECTIONS", "Vim"]
+
+moved.answer(__name__)
 
 DIRECTIONS = ("bidirectional", "shared", "forward", "layerwise")
-POOLS = ("token", "avg", "max", "last")
 
 # Symbolic tracing (torch.fx) sees these as one step: what they do depends on the number of tokens.
 register_notrace_module(PatchEmbed)
@@ -56,7 +58,8 @@ register_notrace_module(VimMixer)
 register_notrace_function(resample_table)  # type: ignore[no-untyped-call]
 
 
-class Vim(nn.Module):
+@built_of(norm=(RMSNorm, StreamLayerNorm))
+class Vim(Columnar):
     """Vim classifier and feature extractor; images [B, in_chans, H, W] of any size from one patch up.
 
     Args:
@@ -155,6 +158,7 @@ class Vim(nn.Module):
             )
             for j in range(depth)
         )
+        self.column = one_call.Column()
         self.norm = make_norm(norm_layer, embed_dim)
         self.head: nn.Module = nn.Linear(embed_dim, num_classes) if num_classes else nn.Identity()
         self.feature_info = [
@@ -174,7 +178,7 @@ class Vim(nn.Module):
         for name, parameter in self.named_parameters(recurse=False):
             if name == "pos_embed" or name.startswith("cls_token"):
                 truncated_normal_(parameter)
-        _init_head(self.head)
+        init_head(self.head)
 
     def no_weight_decay(self) -> set[str]:
         """Names that get no weight decay although they are not one-dimensional, as published.
@@ -186,107 +190,18 @@ class Vim(nn.Module):
         names = {name for name, _ in self.named_parameters() if name.endswith(stacked)}
         return names | {name for name, _ in self.named_parameters(recurse=False)}
 
-    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Patterns that assign parameters to layers, for layer-wise learning rates."""
-        return {
-            "stem": r"^cls_token|^pos_embed|^patch_embed",
-            "blocks": [(r"^blocks\.(\d+)", None), (r"^norm", (99999,))],
-        }
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute the blocks in the backward pass instead of keeping what is inside them."""
-        self.grad_checkpointing = enable
-
-    def get_classifier(self) -> nn.Module:
-        """Return the head."""
-        return self.head
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace the head, and the pooling if one is named ('' for none)."""
-        check_count("num_classes", num_classes, 0)
-        if global_pool is not None:
-            self.global_pool = self._checked_pool(global_pool)
-        self.num_classes = num_classes
-        like = self.pos_embed
-        self.head = (
-            nn.Linear(self.embed_dim, num_classes, device=like.device, dtype=like.dtype)
-            if num_classes
-            else nn.Identity()
-        )
-        _init_head(self.head)
-
-    def set_input_size(self, img_size: int | Sequence[int] | None = None, patch_size: int | None = None) -> None:
-        """Change the nominal image size, resampling the position table; the patch size is fixed."""
-        own = self.patch_embed.patch_size
-        if patch_size is not None and patch_size not in (own, own[0]):
-            raise ConfigError(f"the patch size of a built model is fixed at {own[0]}, got {patch_size}")
-        if img_size is None:
-            return
-        before = self.patch_embed.grid_size
-        self.patch_embed.set_input_size(img_size)
-        after = self.patch_embed.grid_size
-        if after != before:
-            table = resample_table(
-                self.pos_embed.detach(), self.class_token, before, after, own[0], self.patch_embed.stride
-            )
-            self.pos_embed = nn.Parameter(table, requires_grad=self.pos_embed.requires_grad)
-        update_model_input_size(self, self.patch_embed.img_size)
-
-    def fit_positions(self, table: Tensor, rule: str) -> Tensor:
-        """Resize a checkpoint's position table, of a square grid, to this model's grid.
-
-        Args:
-            table: [1, rows, D].
-            rule: 'grid' (true places) or 'published' (see positions.published_interpolation).
-        """
-        target, patch, stride = self.patch_embed.grid_size, self.patch_embed.patch_size[0], self.patch_embed.stride
-        if rule == "published":
-            if target[0] != target[1]:
-                raise CheckpointError(f"the published interpolation makes square grids only, the model has {target}")
-            return published_interpolation(table, target[0], self.num_prefix_tokens)
-        grid, rows = split_rows(table, self.class_token)
-        side = math.isqrt(grid.shape[1])
-        # The table does not say its stride: whole patches over this very image size, else the model's own.
-        whole = self.patch_embed.img_size == (side * patch, side * patch)
-        resized = resample_grid(grid, (side, side), target, patch, (patch if whole else stride, stride))
-        return insert_rows(resized, rows, self.class_token)
-
     # --------------------------------------------------------------------------------------------------- forward
 
     def forward(self, x: Tensor | Patches) -> Tensor:
         """Classify images [B, in_chans, H, W], or what :meth:`embed_strips` returned; logits [B, num_classes]."""
-        # Who traces symbolically may take the norm's output as features.
-        if self._needs_class_rows_only() and not isinstance(x, Proxy):
-            # The norm takes each token by itself, so the others need not be normalised, nor copied to new places.
+        if self.global_pool == "token" and untouched(self, inside=True):
+            # The norm takes each token by itself, so that the others need not be normalised, nor put in order.
             return self.forward_head(self._normalised_class_rows(self._embed(x)[0]))
         return self.forward_head(self.forward_features(x))
 
-    def embed_strips(self, strips: Iterable[Tensor], size: tuple[int, int]) -> Patches:
-        """Embed images that come in strips, see :meth:`PatchEmbed.embed_strips`.
-
-        All forward methods take the result in the place of the images.
-        """
-        return self.patch_embed.embed_strips(strips, size)
-
     def forward_features(self, x: Tensor | Patches) -> Tensor:
         """Return the normalised tokens [B, T + M, D], class tokens first, then the patches row by row."""
-        return self._prefix_first(self.norm(self._tokens(x)))
-
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Pool and classify what :meth:`forward_features` returned.
-
-        ``pre_logits`` gives one vector per image (tokens with global_pool=''); with 'max' that is the maximum of the
-        features, whereas the logits are the maximum of every token's logits.
-        """
-        if self.global_pool == "max":
-            return (x if pre_logits else self.head(x)).amax(dim=1)
-        if self.global_pool == "token":
-            x = x[:, : self.num_prefix_tokens].mean(dim=1) if self.num_prefix_tokens > 1 else x[:, 0]
-        elif self.global_pool == "avg":
-            x = x[:, self.num_prefix_tokens :].mean(dim=1)
-        elif self.global_pool == "last":
-            x = x[:, -1]
-        return x if pre_logits else self.head(x)
+        return self._prefix_first(self.norm(self._after_blocks(self._embed(x)[0])))
 
     def forward_intermediates(
         self,
@@ -314,14 +229,16 @@ class Vim(nn.Module):
         """
         if output_fmt not in ("NCHW", "NLC"):
             raise ConfigError(f"output_fmt must be NCHW or NLC, got {output_fmt!r}")
-        steps = list(self._steps())
-        taken, last = feature_take_indices(len(steps), indices)
+        steps = len(self.blocks) // self._layers_per_step
+        taken, _ = feature_take_indices(steps, indices)
         tokens, (height, width) = self._embed(x)
         taps = []
-        for j, step in enumerate(steps[: last + 1] if stop_early else steps):
-            tokens = self._run(step, tokens)
-            if j in taken:
-                taps.append(split_rows(self.norm(tokens) if norm else tokens, self.class_token))
+        run, start = self._segments(tokens) or self._step_by_step, 0
+        for j in sorted(set(taken)):
+            tokens, start = run(tokens, start, j + 1), j + 1
+            taps.append(split_rows(self.norm(tokens) if norm else tokens, self.class_token))
+        if not stop_early:
+            tokens = run(tokens, start, steps)
         patches = [tap for tap, _ in taps]
         if output_fmt == "NCHW":
             patches = [p.transpose(1, 2).reshape(p.shape[0], -1, height, width) for p in patches]
@@ -330,24 +247,21 @@ class Vim(nn.Module):
             found = [(patch, prefix) for patch, (_, prefix) in zip(patches, taps, strict=True)]
         return found if intermediates_only else (self._prefix_first(self.norm(tokens)), found)
 
-    def prune_intermediate_layers(
-        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
-    ) -> list[int]:
-        """Drop the blocks that the chosen intermediates do not need, and the norm and head if asked to."""
-        each = self._layers_per_step
-        taken, last = feature_take_indices(len(self.blocks) // each, indices)
-        self.blocks = self.blocks[: (last + 1) * each]
-        if prune_norm:
-            self.norm = nn.Identity()
-        if prune_head:
-            self.reset_classifier(0, "")
-        return list(taken)
-
     # -------------------------------------------------------------------------------------------------- internals
 
     @property
     def _layers_per_step(self) -> int:
         return 2 if self.direction == "layerwise" else 1
+
+    def _segments(self, tokens: Tensor, norm: nn.Module | None = None) -> Callable[..., Tensor] | None:
+        """See :meth:`vision_ssm.layers.one_call.Column.segments`; None where blocks have to be called one by one."""
+        in_order = self._layers_per_step == 1 and not self.grad_checkpointing
+        return self.column.segments(self.blocks, tokens, norm) if in_order else None
+
+    def _step_by_step(self, tokens: Tensor, start: int, stop: int) -> Tensor:
+        for step in list(self._steps())[start:stop]:
+            tokens = checkpoint(step, tokens) if self.grad_checkpointing else step(tokens)
+        return tokens
 
     def _steps(self) -> Iterator[Callable[[Tensor], Tensor]]:
         """What transforms the stream in turn: the blocks, or their mirrored pairs."""
@@ -358,57 +272,26 @@ class Vim(nn.Module):
         for there, back in zip(layers[::2], layers[1::2], strict=True):
             yield partial(run_mirrored_pair, there, back)
 
-    def _tokens(self, x: Tensor | Patches) -> Tensor:
-        """The stream after the last block, [B, M + T, D]."""
-        return self._through_blocks(self._embed(x)[0])
+    def _after_blocks(self, tokens: Tensor) -> Tensor:
+        """The stream [B, M + T, D] after the last block."""
+        run = self._segments(tokens) or self._step_by_step
+        return run(tokens, 0, len(self.blocks) // self._layers_per_step)
 
     def _normalised_class_rows(self, tokens: Tensor) -> Tensor:
-        """The class tokens [B, T, D] after the last block and the norm, from the stream [B, M + T, D] before them."""
-        if self._is_plain_column():
-            places = class_indices(self.class_token, tokens.shape[1] - self.num_prefix_tokens)
-            rows = try_one_call(self.blocks, tokens, self.norm, places)
-            if rows is not None:
-                return rows
-        normalised: Tensor = self.norm(class_rows(self._through_blocks(tokens), self.class_token))
-        return normalised
-
-    def _is_plain_column(self) -> bool:
-        """Tell whether the blocks run one after the other, with nothing in between."""
-        return self._layers_per_step == 1 and not self.grad_checkpointing
-
-    def _through_blocks(self, tokens: Tensor) -> Tensor:
-        """The stream [B, M + T, D] after the last block."""
-        blocks: Any = self.blocks
-        if self._is_plain_column():
-            whole = try_one_call(blocks, tokens)
-            if whole is not None:
-                return whole
-            if joins_norms(blocks, tokens):
-                return run_column(blocks, tokens)
-        for step in self._steps():
-            tokens = self._run(step, tokens)
-        return tokens
-
-    def _needs_class_rows_only(self) -> bool:
-        """Tell whether the head reads class tokens only and nobody sees the others after the norm: hooks would."""
-        norm, mine = self.norm, self.__dict__
-        own = type(self).forward_features is Vim.forward_features and type(self).forward_head is Vim.forward_head
-        replaced = "forward_features" in mine or "forward_head" in mine
-        plain = type(norm) in NORMS.values() and is_plain(norm) and not has_global_hooks()
-        return self.global_pool == "token" and own and not replaced and plain
-
-    def _run(self, step: Callable[[Tensor], Tensor], tokens: Tensor) -> Tensor:
-        result: Tensor = checkpoint(step, tokens) if self.grad_checkpointing else step(tokens)
-        return result
+        """The class tokens [B, T, D] after the last block and the norm."""
+        norm: Any = self.norm
+        run = self._segments(tokens, self.norm)
+        if run is None:
+            normalised: Tensor = self.norm(class_rows(self._after_blocks(tokens), self.class_token))
+            return normalised
+        places = class_indices(self.class_token, tokens.shape[1] - self.num_prefix_tokens)
+        return run(tokens, 0, len(self.blocks), places).to(norm.weight.dtype)
 
     def _embed(self, x: Tensor | Patches) -> tuple[Tensor, tuple[int, int]]:
         """Images or patches to the residual stream [B, M + T, D], at least float32, and the patch grid."""
-        if not isinstance(x, Patches) and self._embeds_in_one_call(x):
-            grid = self.patch_embed.grid_of(x)
-            places = class_indices(self.class_token, grid[0] * grid[1])
-            stream = self.patch_embed.to_stream(x, self._positions(grid), self._class_rows(), places)
-            if stream is not None:
-                return stream, grid
+        whole = one_call.embed(self, x)
+        if whole is not None:
+            return whole
         patches, grid = x if isinstance(x, Patches) else self.patch_embed(x)
         rows = self._class_rows()
         if rows is not None:
@@ -417,17 +300,9 @@ class Vim(nn.Module):
         wide = torch.promote_types(self.pos_embed.dtype, torch.float32)
         return self.pos_drop(tokens.to(wide) + self._positions(grid)), grid
 
-    def _embeds_in_one_call(self, x: Tensor) -> bool:
-        """Tell whether nobody looks at images on their way to the stream, nor wants gradients."""
-        if type(x) is not Tensor or not x.is_cpu or torch.is_grad_enabled():
-            return False
-        embed, drop = self._modules.get("patch_embed"), self._modules.get("pos_drop")
-        inactive = type(drop) is nn.Dropout and is_plain(drop) and not (drop.training and drop.p > 0)
-        # A wrapper may hand attributes of the module inside on: its class tells.
-        return inactive and type(embed) is PatchEmbed and embed.is_as_built()
-
     def _positions(self, grid: tuple[int, int]) -> Tensor:
         """Positions [1, M + T, D] for a grid of patches."""
+        # Here, not in the base class: symbolic tracing takes functions as one step in the file of forward only.
         return resample_table(
             self.pos_embed,
             self.class_token,
@@ -443,29 +318,3 @@ class Vim(nn.Module):
             return None
         double = self.class_token == "double"
         return torch.cat([self.cls_token_head, self.cls_token_tail], dim=1) if double else self.cls_token
-
-    def _prefix_first(self, x: Tensor) -> Tensor:
-        if self.class_token in ("none", "head"):
-            return x
-        patches, rows = split_rows(x, self.class_token)
-        return torch.cat([rows, patches], dim=1)
-
-    def _checked_pool(self, pool: str | None) -> str:
-        """Resolve and check the pooling against the class token."""
-        if pool is None:
-            return "token" if self.has_class_token else "avg"
-        check_choice("global_pool", pool, (*POOLS, ""))
-        if pool == "token" and not self.has_class_token:
-            raise ConfigError("global_pool='token' reads the class token, but class_token='none'; use avg, max or last")
-        if pool in ("max", "last") and self.has_class_token:
-            raise ConfigError(
-                f"global_pool={pool!r} reads a sequence of patches, but class_token={self.class_token!r} puts another "
-                "token into it (published code would then take the maximum over classes); use class_token='none'"
-            )
-        return pool
-
-
-def _init_head(head: nn.Module) -> None:
-    if isinstance(head, nn.Linear):
-        truncated_normal_(head.weight)
-        nn.init.zeros_(head.bias)

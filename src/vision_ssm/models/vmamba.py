@@ -1,5 +1,10 @@
 """VMamba: four stages of blocks that scan the map along its rows and columns, both ways.
 
+    h = x + SS2D(LayerNorm(x))                                   the VSS block, on x [B, H, W, C]
+    y = h + W2 GELU(W1 LayerNorm(h) + b1) + b2                   not in the first version
+
+SS2D is layers/ss2d.py; dropped paths are left out above.
+
 Source: VMamba, arXiv:2401.10166, and the authors' code (MzeroMiko/VMamba at 2ed52ead,
 classification/models/vmamba.py); docs/families/vmamba.md lists where this differs.
 """
@@ -10,26 +15,23 @@ from collections.abc import Sequence
 
 import torch
 from timm.layers.drop import DropPath
+from timm.layers.mlp import Mlp
 from timm.models import register_notrace_function, register_notrace_module
 from torch import Tensor, nn
 
-from vision_ssm.layers import resample_grid
+from vision_ssm.layers import one_call, resample_grid
 from vision_ssm.layers.downsample import make_downsample
 from vision_ssm.layers.initial import truncated_normal_
-from vision_ssm.layers.mlp import TiledMlp
-from vision_ssm.layers.norms import add_and_norm
-from vision_ssm.layers.options import check_flags, check_rates, check_ratio, drops_nothing
+from vision_ssm.layers.options import check_flags, check_rates, check_ratio
 from vision_ssm.layers.ss2d import SS2D
 from vision_ssm.layers.stem import make_stem
 from vision_ssm.layers.strips import Patches
 from vision_ssm.models.hierarchical import EPS, Hierarchical, Stage, check_depths, drop_path_rates
-from vision_ssm.ops import mlp_applies, residual_mlp
 
 __all__ = ["VMamba", "VMambaBlock"]
 
-# Symbolic tracing (torch.fx) sees these as one step: what they do depends on the size of the map.
+# Symbolic tracing (torch.fx) sees this as one step: what it does depends on the size of the map.
 register_notrace_module(SS2D)
-register_notrace_module(TiledMlp)
 
 
 class VMambaBlock(nn.Module):
@@ -48,18 +50,17 @@ class VMambaBlock(nn.Module):
         self.mixer = mixer
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
         self.norm2 = nn.LayerNorm(channels, eps=EPS) if mlp_ratio else None
-        self.mlp = TiledMlp(channels, int(channels * mlp_ratio)) if mlp_ratio else None
+        self.mlp = Mlp(channels, int(channels * mlp_ratio)) if mlp_ratio else None
 
     def forward(self, x: Tensor) -> Tensor:
         """Run the block on a map x [B, H, W, C]."""
         added: Tensor = self.drop_path(self.mixer(self.norm(x)))
         if self.norm2 is None or self.mlp is None:
             return x + added
-        if type(x) is Tensor and x.is_cpu and type(self.mlp) is TiledMlp and drops_nothing(self.drop_path):
-            weights = self.mlp.described(self.norm2)
-            if weights is not None and mlp_applies(x, added, weights):
-                return residual_mlp(x, added, weights)
-        x, normalised = add_and_norm(self.norm2, x, added)
+        whole = one_call.mlp_branch(self, x, added)
+        if whole is not None:
+            return whole
+        x, normalised = one_call.add_and_norm(self.norm2, x, added)
         transformed: Tensor = self.drop_path(self.mlp(normalised))
         return x + transformed
 

@@ -2,56 +2,52 @@
 
 from __future__ import annotations
 
+from vision_ssm import moved
+from vision_ssm.ops.add_norm.contract import NormWeights
 from vision_ssm.ops.add_norm.op import add_norm
 from vision_ssm.ops.add_norm.op import applies as add_norm_applies
-from vision_ssm.ops.add_norm.op import applies as fuses_norms  # until its callers ask the other
 from vision_ssm.ops.conv.op import causal_conv1d
 from vision_ssm.ops.dispatch import BackendStatus, available_backends, explain, operators
-from vision_ssm.ops.mlp.op import MlpWeights, mlp_applies, residual_mlp
-from vision_ssm.ops.patch_embed.op import embed_applies, embed_patches
+from vision_ssm.ops.mlp.contract import MlpWeights
+from vision_ssm.ops.mlp.op import applies as mlp_branch_applies
+from vision_ssm.ops.mlp.op import mlp_branch
+from vision_ssm.ops.patch_embed.op import applies as embed_patches_applies
+from vision_ssm.ops.patch_embed.op import embed_patches
 from vision_ssm.ops.scan.op import selective_scan
-from vision_ssm.ops.ssm.op import applies as one_pass_applies
+from vision_ssm.ops.ssm.contract import SsmWeights
 from vision_ssm.ops.ssm.op import applies as selective_ssm_applies
 from vision_ssm.ops.ssm.op import selective_ssm
-from vision_ssm.ops.ssm.op import selective_ssm as one_pass
 from vision_ssm.ops.traversal import Traversal
-from vision_ssm.ops.vim_block.column import ResidualColumn
-from vision_ssm.ops.vim_block.op import (
-    Branch,
-    BranchWeights,
-    NormWeights,
-    SsmWeights,
-    branch_applies,
-    residual_branch,
-    try_residual_branch,
-)
+from vision_ssm.ops.vim_block.column import VimColumn
+from vision_ssm.ops.vim_block.contract import VimBlock
+from vision_ssm.ops.vim_block.op import applies as vim_block_applies
+from vision_ssm.ops.vim_block.op import vim_block
+from vision_ssm.ops.vim_block.recycled import release_memory
 
 __all__ = [
     "BackendStatus",
-    "Branch",
-    "BranchWeights",
     "MlpWeights",
     "NormWeights",
-    "ResidualColumn",
     "SsmWeights",
     "Traversal",
+    "VimBlock",
+    "VimColumn",
     "add_norm",
     "add_norm_applies",
     "available_backends",
-    "branch_applies",
     "causal_conv1d",
-    "embed_applies",
     "embed_patches",
+    "embed_patches_applies",
     "explain",
-    "fuses_norms",
-    "mlp_applies",
-    "one_pass",
-    "one_pass_applies",
+    "mlp_branch",
+    "mlp_branch_applies",
     "operators",
-    "residual_branch",
-    "residual_mlp",
+    "release_memory",
     "selective_scan",
     "selective_ssm",
     "selective_ssm_applies",
-    "try_residual_branch",
+    "vim_block",
+    "vim_block_applies",
 ]
+
+moved.answer(__name__)

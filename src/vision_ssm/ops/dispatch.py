@@ -181,7 +181,8 @@ def explain(
     Raises:
         ConfigError: there is no such operator, or the environment variable names no backend.
     """
-    device, backends, wanted = torch.device(device), _of(operator), requested()
+    backends, wanted = _of(operator), requested()
+    device = torch.device(device)
     names = [backend.name for backend in backends]
     picked: str | None = None
     report = []
@@ -239,7 +240,8 @@ def _of(operator: str) -> tuple[Backend, ...]:
     backends = _TABLE.get(operator)
     if backends is None:
         raise ConfigError(
-            f"operator must be one of {', '.join(_TABLE)}, got {operator!r}.{suggestion(operator, _TABLE)}"
+            f"operator must be one of {', '.join(_TABLE)}, got {operator!r}.{suggestion(str(operator), _TABLE)} "
+            "It comes first: explain('scan', device, dtype), choose('scan', device, dtype, name)."
         )
     return backends
 

@@ -1,4 +1,4 @@
-"""A ready-made meter for tasks whose scores are means over images."""
+"""Reading a meter, and a ready-made one for tasks whose scores are means over images."""
 
 from __future__ import annotations
 
@@ -9,9 +9,24 @@ from typing import Any
 from torch import Tensor
 
 from vision_ssm.data.batches import Batch
+from vision_ssm.errors import ConfigError
 from vision_ssm.tasks.scores import Table
+from vision_ssm.tasks.task import Meter, Task
 
-__all__ = ["AverageMeter"]
+__all__ = ["AverageMeter", "read_scores"]
+
+
+def read_scores(meter: Meter, task: Task) -> dict[str, float]:
+    """The values of the task's scores, in their order, as plain numbers.
+
+    Raises:
+        ConfigError: the meter lacks one.
+    """
+    values = meter.scores()
+    missing = [score.name for score in task.scores if score.name not in values]
+    if missing:
+        raise ConfigError(f"the meter of the task {task.name} lacks the score {missing[0]!r}; it has {list(values)}.")
+    return {score.name: float(values[score.name]) for score in task.scores}
 
 
 class AverageMeter:

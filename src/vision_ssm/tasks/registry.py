@@ -39,6 +39,8 @@ GROUP = "vision_ssm.tasks"
 class TaskInfo:
     """What is known of a task without loading it.
 
+    What it names is loaded when it is asked for; that raises ConfigError where it cannot be.
+
     Attributes:
         name: as in recipes and weights files.
         summary: one line for the help.
@@ -64,20 +66,22 @@ class TaskInfo:
 
     def load_settings(self) -> type[TaskSettings]:
         """The class of its settings."""
-        return cast("type[TaskSettings]", _load(self.settings))
+        return cast("type[TaskSettings]", self._load(self.settings))
 
     def load_options(self) -> type[Section] | None:
         """The class of what a prediction may be asked for, if there is anything."""
-        return None if self.options is None else cast("type[Section]", _load(self.options))
+        return None if self.options is None else cast("type[Section]", self._load(self.options))
 
     def load(self) -> type[Task]:
         """The class of the task."""
-        return cast("type[Task]", _load(self.task))
+        return cast("type[Task]", self._load(self.task))
 
-
-def _load(place: str) -> Any:
-    module, _, name = place.partition(":")
-    return getattr(importlib.import_module(module), name)
+    def _load(self, place: str) -> Any:
+        module, _, name = place.partition(":")
+        try:
+            return getattr(importlib.import_module(module), name)
+        except Exception as error:  # whatever another package raises while it is imported
+            raise ConfigError(f"{place} of the task {self.name!r} cannot be loaded: {error!r}.") from error
 
 
 def task_names() -> list[str]:

@@ -10,15 +10,18 @@ tasks through this class only.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
 from vision_ssm.data.batches import Batch, Sample, Samples, Transform, stack
 from vision_ssm.data.preprocessing import Preprocessing
+from vision_ssm.errors import ConfigError
 from vision_ssm.settings import Section
 from vision_ssm.tasks.scores import Score, Table
 from vision_ssm.tasks.settings import TaskSettings
@@ -101,6 +104,11 @@ class Task(ABC):
     repeats: int = 1
 
     def __init__(self, settings: TaskSettings) -> None:
+        if not isinstance(settings, self.Settings):
+            raise ConfigError(
+                f"the task {self.name} takes its settings, a {self.Settings.__name__}, got {settings!r}; it learns "
+                "from data by prepare(samples), or is as it was trained by restore(record, settings)."
+            )
         self.settings = settings
 
     @property
@@ -146,10 +154,20 @@ class Task(ABC):
             train: random changes included. They draw from `random`, `numpy.random` and torch's global generator,
                 which the loader seeds for each sample.
             native: leave every image at its own size; not with ``train``.
+
+        Loading processes may have to unpickle it, so no lambda.
         """
 
+    def transform_rows(self, preprocessing: Preprocessing) -> Callable[[NDArray[np.uint8]], Tensor] | None:
+        """Return what prepares some rows of an image at its own size, uint8 [r, W, 3] -> float32 [3, r, W].
+
+        For images that a model embeds as they are read. None, unless told otherwise, where ``transform`` with
+        ``native`` does more than look at each pixel: such images are read whole.
+        """
+        return None
+
     def collate(self, samples: Sequence[Sample]) -> Batch:
-        """Put samples together."""
+        """Put samples together. Their targets are None where images are only predicted."""
         return stack(samples)
 
     # ------------------------------------------------------------------------------------------------------ model
@@ -173,6 +191,11 @@ class Task(ABC):
     @abstractmethod
     def losses(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """Mean training losses of a batch by name, scalars in float32; their sum is minimised.
+
+        The names are the same in every call, and nothing is kept from one call to the next: a checkpoint would not
+        hold it.
+
+        The names are the same for every batch. ``model`` may be wrapped: it is to be called, once, and not looked into.
 
         What is drawn at random here (mixup, drop path) comes from the global generators of `random`, `numpy.random` and
         torch, which the engine seeds before every call.
@@ -212,7 +235,11 @@ class Task(ABC):
     # ----------------------------------------------------------------------------------------------- weights file
 
     def record(self) -> dict[str, Any]:
-        """Return what `restore` needs, as plain JSON values; ``class_names`` holds the names of classes, if any."""
+        """Return what `restore` needs, as plain JSON values; ``class_names`` holds the names of classes, if any.
+
+        Of the settings a restored task gets the data section alone, with path, val_fraction and download: what else the
+        trained model depends on belongs into the record.
+        """
         return {}
 
     @classmethod

@@ -8,7 +8,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from timm.optim import create_optimizer_v2, get_optimizer_info, list_optimizers  # type: ignore[attr-defined]
+from timm.optim import (  # type: ignore[attr-defined]
+    create_optimizer_v2,
+    get_optimizer_info,
+    list_optimizers,
+    param_groups_weight_decay,
+)
 from torch import nn
 
 from vision_ssm.data.batches import Samples
@@ -84,11 +89,14 @@ def assemble(config: TrainConfig, processes: Processes, *, resuming: bool) -> Pa
     preprocessing = task.preprocessing(model)
     if config.model.img_size is not None:
         preprocessing = preprocessing.with_size(config.model.img_size)
-    notices: list[str] = []
+    found = [text for text in (getattr(samples, "found", "") for samples in (train_set, val_set)) if text]
+    notices = [f"Data: to train on, {found[0]}; held out, {found[1]}."] if len(found) == 2 else []
     started_from = "published weights" if config.model.pretrained else "scratch"
     if config.model.checkpoint and not resuming:
         started_from = config.model.checkpoint
-        notices += load_start(task.backbone(model), config.model.checkpoint, positions=config.model.positions)
+        notices += load_start(
+            model, config.model.checkpoint, backbone=task.backbone(model), positions=config.model.positions
+        )
     config, train = _train_loader(config, task, train_set, preprocessing, processes, notices)
     rate = scaled_rate(config, processes.world)
     if config.schedule.name in ("cosine", "poly") and config.schedule.min_lr > rate:
@@ -168,22 +176,43 @@ def _train_loader(
     return config.replace(**{"data.batch_size": reduced}), loader(reduced)
 
 
-def make_optimizer(config: TrainConfig, model: nn.Module, processes: Processes) -> torch.optim.Optimizer:
-    """The optimiser with the model's own rules for weight decay and, where asked for, per-layer learning rates.
+def make_optimizer(
+    config: TrainConfig, model: nn.Module, processes: Processes, *, backbone: nn.Module | None = None
+) -> torch.optim.Optimizer:
+    """The optimiser with the backbone's own rules for weight decay and, where asked for, per-layer learning rates.
 
-    Raises ConfigError for an unknown name, or for an option that this optimiser does not have.
+    Args:
+        config: of the run.
+        model: whose parameters it updates.
+        processes: for the batch that the learning rate may be scaled by.
+        backbone: the part of ``model`` that has the rules; None for all of it.
+
+    Raises ConfigError for an unknown name, or for an option that this optimiser or this model does not have.
     """
     optim = config.optim
     known = [str(name) for name in list_optimizers()]
     if optim.name not in known:
         raise ConfigError(f"optim.name {optim.name!r} is no optimiser that timm knows.{suggestion(optim.name, known)}")
-    options = {name: getattr(optim, name) for name in ("betas", "eps") if getattr(optim, name) is not None}
+    options: dict[str, Any] = {
+        name: getattr(optim, name) for name in ("betas", "eps") if getattr(optim, name) is not None
+    }
     facts = get_optimizer_info(optim.name)
     for name, applies in (("betas", facts.has_betas), ("eps", facts.has_eps)):
         if name in options and not applies:  # timm would drop it without a word
             raise ConfigError(f"optim.{name} does not apply to {optim.name}; leave it null.")
-    if "muon" in optim.name:
-        options["fallback_list"] = _not_for_muon(model)
+    inner = model if backbone is None else backbone
+    fallback = _not_for_muon(model, inner) if "muon" in optim.name else []
+    if inner is not model:
+        if optim.layer_decay is not None:  # timm would take all of the model for one layer
+            raise ConfigError(f"optim.layer_decay does not apply to {type(model).__name__}, a model around a backbone.")
+        options["param_group_fn"] = functools.partial(
+            param_groups_weight_decay,
+            weight_decay=optim.weight_decay,
+            no_weight_decay_list=_not_decayed(model, inner),
+            fallback_list=fallback,
+        )
+    elif fallback:
+        options["fallback_list"] = fallback
     try:
         return create_optimizer_v2(
             model,
@@ -198,14 +227,21 @@ def make_optimizer(config: TrainConfig, model: nn.Module, processes: Processes) 
         raise ConfigError(f"{optim.name} refuses these optim settings: {error}") from error
 
 
-def _not_for_muon(model: nn.Module) -> list[str]:
-    """Names that Muon leaves to its Adam: all but the matrices of linear layers before the head.
+def _not_decayed(model: nn.Module, backbone: nn.Module) -> list[str]:
+    """Names, in ``model``, of the parameters that the backbone spares from weight decay."""
+    rule: set[str] = getattr(backbone, "no_weight_decay", set)()
+    spared = {id(p) for name, p in backbone.named_parameters() if name in rule}
+    return [name for name, p in model.named_parameters() if id(p) in spared]
+
+
+def _not_for_muon(model: nn.Module, backbone: nn.Module) -> list[str]:
+    """Names that Muon leaves to its Adam: all but the matrices of the backbone's linear layers before the head.
 
     Muon makes an update orthogonal, which means something for a matrix that maps vectors; timm would flatten the
     stacked parameters of the scan directions to matrices of no meaning. Source: Muon's author leaves embeddings and
     heads to Adam (https://kellerjordan.github.io/posts/muon/).
     """
-    classifier = getattr(model, "get_classifier", None)
+    classifier = getattr(backbone, "get_classifier", None)
     head = {id(p) for p in classifier().parameters()} if classifier is not None else set()
-    matrices = {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear)} - head
+    matrices = {id(m.weight) for m in backbone.modules() if isinstance(m, nn.Linear)} - head
     return [name for name, p in model.named_parameters() if id(p) not in matrices]

@@ -16,6 +16,7 @@ from typing import Any, Literal, Self, cast
 
 from pydantic import Field, create_model, model_validator
 
+from vision_ssm import moved
 from vision_ssm.errors import ConfigError
 from vision_ssm.settings import (
     Count,
@@ -36,6 +37,8 @@ from vision_ssm.tasks.settings import TaskSettings
 from vision_ssm.training.recipes import find_recipe, parse_value, read_recipe, write_recipe
 
 __all__ = ["EmaConfig", "ModelConfig", "OptimConfig", "RunConfig", "ScheduleConfig", "TrainConfig", "config_class"]
+
+moved.answer(__name__)
 
 
 class ModelConfig(Section):
@@ -214,6 +217,7 @@ class _Start(Section):
     model: ModelConfig = Field(default_factory=ModelConfig)
 
 
+@moved.attributes
 class TrainConfig(TaskSettings, _Start):
     """A training run. Whatever makes one makes an instance of `config_class` of its task."""
 

@@ -7,6 +7,8 @@ import time
 from dataclasses import dataclass
 from statistics import median
 
+from vision_ssm import moved
+from vision_ssm.data.loader import worker_failures
 from vision_ssm.training.assembly import assemble
 from vision_ssm.training.config import TrainConfig
 from vision_ssm.training.distributed import Processes
@@ -18,6 +20,7 @@ _ENOUGH_SECONDS = 10.0
 _ENOUGH_UPDATES = 10
 
 
+@moved.attributes
 @dataclass(frozen=True)
 class DryRun:
     """The size of a run and its speed on this machine.
@@ -55,7 +58,7 @@ def estimate(config: TrainConfig) -> DryRun:
         ConfigError, DataError, CheckpointError, TrainingDiverged: as `vision_ssm.training.train`, but the run folder
         is not looked at.
     """
-    with Processes.join(config.run.device) as processes:
+    with Processes.join(config.run.device) as processes, worker_failures():
         engine = Engine(assemble(config, processes, resuming=False), processes)
         per_update = _seconds_per_update(engine)
         per_eval_batch = _seconds_per_eval_batch(engine)

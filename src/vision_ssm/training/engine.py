@@ -15,6 +15,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,7 +26,7 @@ from torch import Tensor, nn
 from vision_ssm.checkpoints.tensors import wrong_kinds
 from vision_ssm.data.batches import Batch
 from vision_ssm.device import autocast
-from vision_ssm.errors import CheckpointError, TrainingDiverged
+from vision_ssm.errors import CheckpointError, ConfigError, TrainingDiverged
 from vision_ssm.tasks.task import Meter
 from vision_ssm.training.assembly import Parts, make_optimizer
 from vision_ssm.training.distributed import Processes
@@ -63,6 +64,20 @@ class Update:
     stop: bool
 
 
+@contextmanager
+def _single_values_refused() -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):  # torch's words for it
+            raise
+        raise ConfigError(
+            "a batch norm of this model would see one value per channel, of which there is no variance: use a larger "
+            "batch size (data.batch_size, 2 or more; it needs as many training images) or larger images "
+            "(model.img_size)."
+        ) from error
+
+
 class Engine:
     """Model, average, optimiser and the two things done with them: an update, and an evaluation."""
 
@@ -75,7 +90,7 @@ class Engine:
         self.progress = Progress()
         ema = self.config.ema
         self.ema = ModelEmaV3(self.model, decay=ema.decay, use_warmup=ema.warmup) if ema.decay else None
-        self.optimizer = make_optimizer(self.config, self.model, processes)
+        self.optimizer = make_optimizer(self.config, self.model, processes, backbone=self.task.backbone(self.model))
         self.updates_per_epoch = math.ceil(len(parts.train) / self.config.optim.accumulate)
         self.length = Length.of(self.config, self.updates_per_epoch)
         self.rate = LearningRate(self.optimizer, self.config, self.updates_per_epoch)
@@ -121,9 +136,15 @@ class Engine:
             seed_everything(self.config.run.seed, "batch", at.update, number, self.processes.rank)
             with self.processes.accumulating(self.parallel, more_to_come=number + 1 < count):
                 with autocast(self.processes.device, self.config.run.amp):
-                    losses = self.task.losses(self.parallel, batch)
+                    with _single_values_refused():
+                        losses = self.task.losses(self.parallel, batch)
                     loss = functools.reduce(torch.add, losses.values())
                 self.scaler.scale(loss / count).backward()  # type: ignore[no-untyped-call]
+            if list(losses) != (names or list(losses)):
+                raise ConfigError(
+                    f"the losses of the task {self.task.name} must have the same names for every batch: they were "
+                    f"{names} and are {list(losses)}."
+                )
             names = list(losses)
             totals.append(loss.detach())
             parts.append(torch.stack([value.detach() for value in losses.values()]))
@@ -133,7 +154,7 @@ class Engine:
         norm = self._clip()
         # With loss scaling an infinite gradient only means that the scale was too high: the scaler skips the update.
         if not math.isfinite(mean_loss) or not (math.isfinite(norm) or self.scaler.is_enabled()):
-            raise self._diverged(mean_loss, rate, totals, indices)
+            raise self._diverged(mean_loss, dict(zip(names, mean_parts, strict=True)), rate, totals, indices)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         at.step += 1
@@ -150,12 +171,16 @@ class Engine:
             torch.nn.utils.clip_grads_with_norm_(parameters, self.config.optim.clip_grad, norm)
         return float(norm)
 
-    def _diverged(self, loss: float, rate: float, losses: list[Tensor], indices: list[list[int]]) -> TrainingDiverged:
+    def _diverged(
+        self, loss: float, parts: dict[str, float], rate: float, losses: list[Tensor], indices: list[list[int]]
+    ) -> TrainingDiverged:
         guilty = [rows for value, rows in zip(losses, indices, strict=True) if not bool(value.isfinite())]
         everywhere = self.processes.gather([row for rows in guilty for row in rows])
         rows = [row for part in everywhere for row in part] or [row for rows in indices for row in rows]
         files = self.parts.files(rows)
-        what = f"the loss is {loss}" if not math.isfinite(loss) else "the gradient is not finite"
+        bad = [name for name, value in parts.items() if not math.isfinite(value)]
+        of_which = f" ({' and '.join(bad)} of {', '.join(parts)})" if len(parts) > 1 and bad else ""
+        what = f"the loss is {loss}{of_which}" if not math.isfinite(loss) else "the gradient is not finite"
         epoch, update = self.progress.epoch + 1, self.progress.update + 1
         shown = ", ".join(files[:4]) + (f" and {len(files) - 4} more" if len(files) > 4 else "")
         return TrainingDiverged(
@@ -174,10 +199,12 @@ class Engine:
         model.eval()
         meter = self.task.meter()
         try:
-            with torch.no_grad(), autocast(self.processes.device, self.config.run.amp):
+            with torch.no_grad():
                 for done, batch in enumerate(self.parts.val, start=1):
                     moved = batch.to(self.processes.device)
-                    meter.update(self.task.predict(model, moved), moved)
+                    with autocast(self.processes.device, self.config.run.amp):
+                        outputs = self.task.predict(model, moved)
+                    meter.update(outputs, moved)
                     if not keep_going(done):
                         return None
         finally:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vision_ssm import moved
 from vision_ssm.tasks.scores import Score
 
 __all__ = [
@@ -38,6 +39,7 @@ class Event:
         return {"event": name, **{f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self)}}
 
 
+@moved.attributes
 @dataclass(frozen=True)
 class RunStarted(Event):
     """Everything is loaded and the first step is next.

@@ -41,7 +41,7 @@ def write_weights(
 
 
 def write_pictures(folder: RunFolder, engine: Engine) -> str | None:
-    """Draw the training curve, and the task's pictures of the best weights as they are on disk.
+    """Draw the training curve, and the task's pictures of the best weights (else the last) as they are on disk.
 
     Returns what went wrong, if anything: a run with good weights is not failed by a picture, and a damaged log does not
     cost the pictures of the weights.
@@ -54,7 +54,7 @@ def write_pictures(folder: RunFolder, engine: Engine) -> str | None:
         problems.append(str(error))
     try:
         evaluation = evaluate(
-            folder.best_weights,
+            folder.best_weights if engine.progress.best_epoch else folder.last_weights,  # no score was a number
             parts.val.dataset,
             batch_size=parts.val.batch_size,
             device=engine.processes.device,
@@ -64,4 +64,4 @@ def write_pictures(folder: RunFolder, engine: Engine) -> str | None:
         parts.task.pictures(evaluation.meter, parts.val.dataset, folder.path, title=config.model.name)
     except VisionSSMError as error:
         problems.append(str(error))
-    return f"Not every picture could be drawn: {' '.join(problems)}" if problems else None
+    return f"Pictures could not be drawn: {' '.join(problems)}" if problems else None

@@ -11,7 +11,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from vision_ssm.data.loader import worker_failures
 from vision_ssm.errors import TrainingDiverged
+from vision_ssm.tasks.meters import read_scores
 from vision_ssm.training import results
 from vision_ssm.training import state as checkpoint
 from vision_ssm.training.assembly import assemble
@@ -54,7 +56,8 @@ def train(config: TrainConfig, *, on_event: Listener | None = None) -> TrainResu
         ConfigError, DataError, CheckpointError: before the first update, saying what to do.
         TrainingDiverged: the loss is no longer finite. The last good checkpoint stays.
     """
-    with Processes.join(config.run.device) as processes, _reproducible_kernels(), StopRequest() as stop:
+    joined = Processes.join(config.run.device)
+    with joined as processes, _reproducible_kernels(), StopRequest() as stop, worker_failures():
         folder = RunFolder(config)
         source = Path(config.run.resume) if config.run.resume else None
         if source is not None and not checkpoint.has_state(source):
@@ -205,7 +208,7 @@ class _Run:
             return self.stop.signal is None or self.engine.processes.world > 1
 
         meter = self.engine.evaluate(model, keep_going)
-        return None if meter is None else meter.scores()
+        return None if meter is None else read_scores(meter, self.engine.task)
 
     def _save(self) -> Path:
         path = self.folder.path / checkpoint.LAST

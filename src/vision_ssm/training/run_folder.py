@@ -35,7 +35,6 @@ class RunFolder:
 
     Raises:
         ConfigError: the folder is in use, or there is nothing to resume.
-        DataError: the folder cannot be written.
     """
 
     def __init__(self, config: TrainConfig) -> None:
@@ -53,13 +52,17 @@ class RunFolder:
         for name in self._used:
             if self._resuming and (other := what_else(self.path / name)):
                 raise ConfigError(f"cannot resume: {self.path / name} is {other}, not a file of a run.")
-        require_writable(self.path)
 
     def start(self, config: TrainConfig, log_bytes: int) -> None:
         """Clear what is in the way and write the effective configuration.
 
+        Only now is there a folder: a run that cannot find its data leaves none behind, least of all among the data.
         Of the log the first ``log_bytes`` are kept: a resumed run logs again what came after its checkpoint.
+
+        Raises:
+            DataError: the folder cannot be written.
         """
+        require_writable(self.path)
         try:
             for name in self._used if not self._resuming else []:
                 (self.path / name).unlink()
@@ -98,7 +101,8 @@ class RunFolder:
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
         line = json.dumps({"time": now, **event.to_dict()}, ensure_ascii=False)
         try:
-            with self.log.open("a", encoding="utf-8") as file:
+            # File names need not be valid text; the escapes are those of JSON.
+            with self.log.open("a", encoding="utf-8", errors="backslashreplace") as file:
                 file.write(line + "\n")
         except OSError as error:
             raise DataError(f"cannot write to {self.log}: {error.strerror}.") from error

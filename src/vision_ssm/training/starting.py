@@ -1,11 +1,11 @@
-"""Starting from somebody's weights: everything must fit but the classifier, which depends on the classes."""
+"""Starting from somebody's weights: everything must fit but the head, which depends on what is learned."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
 
 from vision_ssm.checkpoints import convert, read_checkpoint
 from vision_ssm.checkpoints.tensors import wrong_kinds
@@ -15,11 +15,20 @@ from vision_ssm.families import family_of
 __all__ = ["load_start"]
 
 
-def load_start(model: nn.Module, path: str | Path, *, positions: str = "grid") -> list[str]:
+def load_start(
+    model: nn.Module, path: str | Path, *, backbone: nn.Module | None = None, positions: str = "grid"
+) -> list[str]:
     """Load weights from a published or own file into ``model``.
 
-    A classifier of another number of classes is left as the model initialised it. Anything else that does not fit is
-    an error. ``positions`` is the rule for a position table of another size, see `vision_ssm.checkpoints`.
+    A head of another number of outputs is left as the model initialised it. Anything else that does not fit is an
+    error. Where ``model`` is built around a backbone, a file of the whole model loads whole; from any other one, be it
+    of the backbone alone or of another task's model around it, the backbone is taken.
+
+    Args:
+        model: as the task built it.
+        path: the file.
+        backbone: the part of ``model`` that published weights are for; None for all of it.
+        positions: the rule for a position table of another size, see `vision_ssm.checkpoints`.
 
     Returns:
         what was not loaded, as sentences for the user; empty when everything was.
@@ -28,11 +37,26 @@ def load_start(model: nn.Module, path: str | Path, *, positions: str = "grid") -
         CheckpointError: not a weights file, or weights of another model, listing names and shapes.
     """
     weights = read_checkpoint(path).weights
+    if backbone is None or backbone is model:
+        return _load(model, weights, path, positions)
+    if {name: x.shape for name, x in weights.items()} == {name: x.shape for name, x in model.state_dict().items()}:
+        model.load_state_dict(weights, strict=True)
+        return []
+    _load(backbone, weights, path, positions)
+    return [f"{path}: only the backbone was taken from it; the rest starts from random weights."]
+
+
+def _load(model: nn.Module, weights: Mapping[str, Tensor], path: str | Path, positions: str) -> list[str]:
     own = model.state_dict()
-    head = _classifier_names(model, own)
+    prefixes = _classifier_prefixes(model)
+    head = tuple(name for name in own if prefixes and name.startswith(prefixes))
+    weights = _within(weights, [name for name in own if name not in head])
+    # A model without a classifier leaves that of the file alone.
+    left_out = () if head else tuple(f"{prefix}{kind}" for prefix in prefixes for kind in ("weight", "bias"))
     try:
         if family_of(model) is not None:
-            weights = convert(model, weights, positions=positions, replaceable=head)
+            weights = convert(model, weights, positions=positions, replaceable=head or left_out)
+        weights = {name: value for name, value in weights.items() if name not in left_out}
         mismatched = [name for name in head if name not in weights or weights[name].shape != own[name].shape]
         kept = {name: own[name] for name in head} if mismatched else {}
         if kinds := wrong_kinds(own, {**weights, **kept}):
@@ -42,12 +66,21 @@ def load_start(model: nn.Module, path: str | Path, *, positions: str = "grid") -
         raise CheckpointError(f"{path}: {error}") from error
     if not mismatched:
         return []
-    was = next((f" for {len(weights[name])} classes" for name in mismatched if name in weights), "")
-    return [f"{path}: its classifier{was} does not fit these classes; a new one starts from random weights."]
+    was = next((f" with {len(weights[name])} outputs" for name in mismatched if name in weights), "")
+    return [f"{path}: its head{was} does not fit here; a new one starts from random weights."]
 
 
-def _classifier_names(model: nn.Module, own: Iterable[str]) -> tuple[str, ...]:
-    """Names of the classifier's parameters, of which a model may have several (distilled ones) or none."""
+def _within(weights: Mapping[str, Tensor], names: Iterable[str]) -> Mapping[str, Tensor]:
+    """The part of ``weights`` that has all the ``names`` behind one prefix, as in a model around a backbone."""
+    first, *others = names
+    prefixes = [name.removesuffix(first) for name in weights if name.endswith(f".{first}")]
+    found = [prefix for prefix in prefixes if all(prefix + name in weights for name in others)]
+    if first in weights or len(found) != 1:
+        return weights
+    return {name.removeprefix(found[0]): value for name, value in weights.items() if name.startswith(found[0])}
+
+
+def _classifier_prefixes(model: nn.Module) -> tuple[str, ...]:
+    """How the names of the classifier's parameters begin; a model may have several (distilled ones) or none."""
     names = getattr(model, "pretrained_cfg", {}).get("classifier") or ()
-    prefixes = tuple(f"{name}." for name in ([names] if isinstance(names, str) else names))
-    return tuple(name for name in own if prefixes and name.startswith(prefixes))
+    return tuple(f"{name}." for name in ([names] if isinstance(names, str) else names))

@@ -17,6 +17,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from vision_ssm import moved
 from vision_ssm.checkpoints.content import kind_of
 from vision_ssm.checkpoints.tensors import wrong_kinds
 from vision_ssm.data.preprocessing import Preprocessing
@@ -45,8 +46,10 @@ FORMAT = 2
 """
 
 _KEY = "vision_ssm"
+_CLASS_NAMES = "weights.files.WeightsInfo(class_names)"
 
 
+@moved.arguments
 @dataclass(frozen=True)
 class WeightsInfo:
     """What a weights file knows about its weights, besides the numbers.
@@ -73,6 +76,10 @@ class WeightsInfo:
     val_fraction: float | None = None
     version: str = ""
     source: str = field(default="", compare=False)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.task, str):  # names of classes once stood there
+            raise TypeError(f"task must be the name of a task, got {self.task!r}. {moved.told(_CLASS_NAMES)}")
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -173,6 +180,11 @@ def restored_task(info: WeightsInfo, **data: Any) -> Task:
         task = entry.load().restore(info.record, settings)
     except CheckpointError as error:
         raise CheckpointError(f"cannot use weights {info.source or info.model!r}: {error}") from error
+    except (KeyError, TypeError, ValueError, AttributeError) as error:  # a record that is not what the task wrote
+        raise CheckpointError(
+            f"cannot use weights {info.source or info.model!r}: the record of the task {info.task} is damaged "
+            f"({type(error).__name__}: {error})."
+        ) from error
     return task
 
 

@@ -12,8 +12,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tests.ops.scan.cases import FLOORS, needs_kernel, relative_error
 from tests.ops.vim_block.cases import multiplies_pairs, rounded
-from vision_ssm.errors import BackendError, ConfigError, ShapeError
-from vision_ssm.ops import MlpWeights, NormWeights, mlp_applies, residual_mlp
+from vision_ssm.errors import ConfigError, ShapeError
+from vision_ssm.ops import MlpWeights, NormWeights, mlp_branch, mlp_branch_applies
+from vision_ssm.ops.mlp import cpu, reference
 from vision_ssm.ops.native import instruction_set
 
 pytestmark = needs_kernel
@@ -54,8 +55,8 @@ def check(x: Tensor, added: Tensor, weights: MlpWeights, floor: float = FLOORS[t
     """An error of at most twice that of plain operations in float32 with products as the kernel's, plus the floor."""
     half = x.dtype == torch.bfloat16
     with torch.no_grad():
-        found = residual_mlp(x, added, weights)
-        exact = composed(x.double(), added.double(), cast(weights, torch.float64))
+        found = cpu.forward(x, added, weights)
+        exact = reference.forward(x.double(), added.double(), cast(weights, torch.float64))
         operand = {"operand": rounded} if half and multiplies_pairs() else {}
         plain = composed(x.float(), added.float(), cast(weights, torch.float32), **operand).to(x.dtype)
     assert found.dtype == x.dtype
@@ -109,7 +110,7 @@ def test_gelu_at_any_size(instruction_set: str, scale: float) -> None:
     normed = F.rms_norm(stream, (width,), eps=1e-5)
     weights = MlpWeights(norm, scale * torch.eye(width), torch.zeros(width), torch.eye(width), torch.zeros(width))
     with torch.no_grad():
-        found = residual_mlp(stream, torch.zeros_like(stream), weights) - stream
+        found = mlp_branch(stream, torch.zeros_like(stream), weights) - stream
     exact = F.gelu(scale * normed.double())
     assert (found - exact).abs().max() <= 2e-7 * max(1.0, float(exact.abs().max()))
 
@@ -118,9 +119,9 @@ def test_what_is_not_finite_stays_in_its_token(instruction_set: str) -> None:
     weights, added = random_weights(20, 40), torch.zeros(9, 20)
     x = draw(9, 20, seed=7)
     with torch.no_grad():
-        expected = residual_mlp(x, added, weights)
+        expected = mlp_branch(x, added, weights)
         x[3, 5], x[6, 2] = torch.nan, torch.inf
-        found = residual_mlp(x, added, weights)
+        found = mlp_branch(x, added, weights)
     assert not found[3].isfinite().any()
     assert not found[6].isfinite().any()
     others = [0, 1, 2, 4, 5, 7, 8]
@@ -133,7 +134,7 @@ def test_huge_hidden_values() -> None:
     stream = torch.ones(1, 16)
     weights = MlpWeights(norm, torch.zeros(2, 16), torch.tensor([1e30, -1e30]), torch.eye(16, 2), torch.zeros(16))
     with torch.no_grad():
-        found = residual_mlp(stream, torch.zeros_like(stream), weights)
+        found = mlp_branch(stream, torch.zeros_like(stream), weights)
     assert found[0, 0] == 1e30
     assert torch.equal(found[0, 1:], torch.ones(15))
 
@@ -142,7 +143,7 @@ def test_huge_hidden_values() -> None:
 def test_equal_calls_give_equal_results(threads: int, tokens: int) -> None:
     x, added, weights = draw(tokens, 24, seed=7), draw(tokens, 24, seed=8), random_weights(24, 96)
     with torch.no_grad():
-        runs = [residual_mlp(x, added, weights) for _ in range(3)]
+        runs = [mlp_branch(x, added, weights) for _ in range(3)]
     assert all(torch.equal(runs[0], run) for run in runs[1:])
 
 
@@ -150,59 +151,73 @@ def test_equal_calls_give_equal_results(threads: int, tokens: int) -> None:
 @pytest.mark.filterwarnings("ignore:Sparse CSR")
 def test_stands_back_where_it_would_be_wrong_or_unseen(monkeypatch: pytest.MonkeyPatch) -> None:
     x, added, weights = draw(9, 16, seed=7), draw(9, 16, seed=8), random_weights(16, 32)
-    assert mlp_applies(x, added, weights)
-    assert not mlp_applies(x.double(), added, weights)
-    assert not mlp_applies(x, added.bfloat16(), weights)
-    assert not mlp_applies(x, added, cast(weights, torch.bfloat16))
-    assert not mlp_applies(x.to("meta"), added.to("meta"), weights)
-    assert not mlp_applies(x[:0], added[:0], weights)
-    assert not mlp_applies(x, added[:5], weights)
-    assert not mlp_applies(torch._neg_view(x), added, weights)
-    assert not mlp_applies(x, added, weights._replace(fc1_weight=weights.fc1_weight.to_sparse_csr()))
-    assert not mlp_applies(x, added, random_weights(16, 0))
-    assert not mlp_applies(x, added, weights._replace(norm=weights.norm._replace(kind="batch")))
+    assert mlp_branch_applies(x, added, weights)
+    assert not mlp_branch_applies(x.double(), added, weights)
+    assert not mlp_branch_applies(x, added.bfloat16(), weights)
+    assert not mlp_branch_applies(x, added, cast(weights, torch.bfloat16))
+    assert not mlp_branch_applies(x.to("meta"), added.to("meta"), weights)
+    assert not mlp_branch_applies(x[:0], added[:0], weights)
+    assert not mlp_branch_applies(x, added[:5], weights)
+    assert not mlp_branch_applies(torch._neg_view(x), added, weights)
+    assert not mlp_branch_applies(x, added, weights._replace(fc1_weight=weights.fc1_weight.to_sparse_csr()))
+    assert not mlp_branch_applies(x, added, random_weights(16, 0))
+    assert not mlp_branch_applies(x, added, weights._replace(norm=weights.norm._replace(kind="batch")))
     with torch.autocast("cpu", torch.bfloat16):
-        assert not mlp_applies(x, added, weights)
+        assert not mlp_branch_applies(x, added, weights)
     with FlopCounterMode(display=False):
-        assert not mlp_applies(x, added, weights)
+        assert not mlp_branch_applies(x, added, weights)
     weights.fc2_bias.requires_grad_()
-    assert not mlp_applies(x, added, weights)
+    assert not mlp_branch_applies(x, added, weights)
     with torch.no_grad():
-        assert mlp_applies(x, added, weights)
+        assert mlp_branch_applies(x, added, weights)
     half = x.bfloat16(), added.bfloat16(), cast(random_weights(16, 32), torch.bfloat16)
-    assert mlp_applies(*half)
+    assert mlp_branch_applies(*half)
     monkeypatch.setattr("vision_ssm.ops.dispatch.multiplies_tiles_of_bfloat16", lambda: True)
-    assert not mlp_applies(*half)
+    assert not mlp_branch_applies(*half)
 
 
 def test_shapes_that_do_not_fit_are_told() -> None:
     x, weights = draw(9, 16), random_weights(16, 32)
     with pytest.raises(ShapeError, match=r"added of the same shape, got \[9, 16\] and \[9, 1\]"):
-        residual_mlp(x, draw(9, 1), weights)
+        mlp_branch(x, draw(9, 1), weights)
     with pytest.raises(ShapeError, match=r"fc2_weight must be \[16, 32\] to fit .* got \[32, 16\]"):
-        residual_mlp(x, x, weights._replace(fc2_weight=draw(32, 16)))
+        mlp_branch(x, x, weights._replace(fc2_weight=draw(32, 16)))
     with pytest.raises(ShapeError, match=r"norm weight must be \[15\]"):
-        residual_mlp(x[:, :15], x[:, :15], weights)
+        mlp_branch(x[:, :15], x[:, :15], weights)
 
 
 def test_portable_code_is_left_alone(instruction_set: str) -> None:
     """It is slower than the modules."""
     x, weights = draw(9, 16), random_weights(16, 32)
-    assert mlp_applies(x, x, weights) == (instruction_set != "portable")
+    assert mlp_branch_applies(x, x, weights) == (instruction_set != "portable")
 
 
 def test_nothing_and_next_to_nothing() -> None:
     weights = random_weights(16, 32)
-    assert residual_mlp(draw(0, 16), draw(0, 16), weights).shape == (0, 16)
+    assert mlp_branch(draw(0, 16), draw(0, 16), weights).shape == (0, 16)
     with pytest.raises(ShapeError, match="a channel and a hidden value at least, got 16 and 0"):
-        residual_mlp(draw(9, 16), draw(9, 16), random_weights(16, 0))
+        mlp_branch(draw(9, 16), draw(9, 16), random_weights(16, 0))
     with pytest.raises(ConfigError, match="must be one of rms, layer, got 'batch'"):
-        residual_mlp(draw(9, 16), draw(9, 16), weights._replace(norm=weights.norm._replace(kind="batch")))
+        mlp_branch(draw(9, 16), draw(9, 16), weights._replace(norm=weights.norm._replace(kind="batch")))
 
 
-def test_dtypes_that_do_not_fit_are_told() -> None:
-    x, weights = draw(9, 16), random_weights(16, 32)
-    with pytest.raises(BackendError, match=r"one dtype on the CPU, got Tensor of torch\.bfloat16 .*torch\.float32"):
-        residual_mlp(x, x, cast(weights, torch.bfloat16))
-    with pytest.raises(BackendError, match="runs on the 'cpu' backend only, not on 'reference'"):
-        residual_mlp(x.double(), x.double(), cast(weights, torch.float64))
+@pytest.mark.parametrize("norm", ["rms", "layer"])
+def test_the_reference_is_norm_products_and_gelu(norm: str) -> None:
+    x, added = draw(2, 9, 16, seed=7).double(), draw(2, 9, 16, seed=8).double()
+    weights = cast(random_weights(16, 32, norm, bias=norm == "layer"), torch.float64)
+    torch.testing.assert_close(reference.forward(x, added, weights), composed(x, added, weights))
+
+
+def test_where_no_call_applies_it_is_the_reference() -> None:
+    """Other dtypes, layers without biases, and gradients."""
+    x, added, weights = draw(9, 16, seed=7), draw(9, 16, seed=8), random_weights(16, 32)
+    wide = cast(weights, torch.float64)
+    torch.testing.assert_close(mlp_branch(x.double(), added.double(), wide), composed(x.double(), added.double(), wide))
+    plain = weights._replace(fc1_bias=None)
+    torch.testing.assert_close(
+        mlp_branch(x, added, plain), mlp_branch(x, added, weights._replace(fc1_bias=torch.zeros(32)))
+    )
+    leaves = [t.requires_grad_() for t in (x, added, weights.fc1_weight, weights.fc2_bias)]
+    found = torch.autograd.grad(mlp_branch(x, added, weights).square().sum(), leaves)
+    expected = torch.autograd.grad(composed(x, added, weights).square().sum(), leaves)
+    torch.testing.assert_close(found, expected)

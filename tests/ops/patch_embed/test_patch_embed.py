@@ -11,9 +11,10 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.ops.scan.cases import FLOORS, needs_kernel, relative_error
-from vision_ssm.errors import BackendError, ShapeError
-from vision_ssm.ops import embed_applies, embed_patches
+from vision_ssm.errors import ShapeError
+from vision_ssm.ops import embed_patches, embed_patches_applies
 from vision_ssm.ops.native import instruction_set
+from vision_ssm.ops.patch_embed import cpu, reference
 
 pytestmark = needs_kernel
 needs_vectors = pytest.mark.skipif(instruction_set() == "portable", reason="portable code is left alone")
@@ -56,8 +57,8 @@ def composed(given: Arguments, stride: int) -> Tensor:
 
 def check(given: Arguments, stride: int) -> None:
     """An error of at most twice that of plain operations in float32 from the same numbers, plus the floor."""
-    found = embed_patches(*given, stride=stride)
-    exact, plain = (composed(cast(given, dtype), stride) for dtype in (torch.float64, torch.float32))
+    found = cpu.forward(*given, stride)
+    exact, plain = (reference.forward(*cast(given, dtype), stride) for dtype in (torch.float64, torch.float32))
     assert found.dtype == torch.float32
     assert found.shape == exact.shape
     assert relative_error(found, exact) <= 2 * relative_error(plain, exact) + FLOORS[torch.float32]
@@ -115,7 +116,7 @@ def test_stands_back_where_it_would_be_wrong_or_unseen(monkeypatch: pytest.Monke
     images, weight, bias, positions, rows, places = arguments(draw(1, 3, 32, 32), 24, 8, 8, (0,))
 
     def applies(images: Tensor = images, weight: Tensor = weight, positions: Tensor = positions) -> bool:
-        return embed_applies(images, weight, bias, positions, rows, places, stride=8)
+        return embed_patches_applies(images, weight, bias, positions, rows, places, stride=8)
 
     assert applies()
     assert not applies(images=images.double())
@@ -134,9 +135,9 @@ def test_stands_back_where_it_would_be_wrong_or_unseen(monkeypatch: pytest.Monke
         assert not applies()
     half = cast((images, weight, bias, positions, rows, places), torch.bfloat16)
     monkeypatch.setattr("vision_ssm.ops.dispatch.multiplies_tiles_of_bfloat16", lambda: True)
-    assert not embed_applies(*half, stride=8)
+    assert not embed_patches_applies(*half, stride=8)
     monkeypatch.setattr("vision_ssm.ops.dispatch.multiplies_tiles_of_bfloat16", lambda: False)
-    assert embed_applies(*half, stride=8)
+    assert embed_patches_applies(*half, stride=8)
 
 
 def test_what_does_not_fit_is_named() -> None:
@@ -154,7 +155,24 @@ def test_what_does_not_fit_is_named() -> None:
             embed_patches(images, weight, bias, positions, rows_given, places, stride=8)
     with pytest.raises(ShapeError, match="stride of 1 to P"):
         embed_patches(images[:, :0], weight[:, :0], bias, positions, rows, (0,), stride=8)
-    with pytest.raises(BackendError, match="plain tensors"):
-        embed_patches(torch._neg_view(images), weight, bias, positions, rows, (0,), stride=8)
-    with pytest.raises(BackendError, match=r"got Tensor of torch\.float32 on cpu, Tensor of torch\.float64 on cpu"):
-        embed_patches(images.double(), weight, bias, positions, rows, (0,), stride=8)
+
+
+@pytest.mark.parametrize("places", [(), (0,), (8,), (0, 17), (3, 4)])
+def test_the_reference_puts_class_tokens_at_their_places(places: tuple[int, ...]) -> None:
+    given = cast(arguments(draw(2, 3, 30, 29), 6, 8, 8, places), torch.float64)
+    torch.testing.assert_close(reference.forward(*given, 8), composed(given, 8))
+
+
+def test_where_no_call_applies_it_is_the_reference() -> None:
+    """Other dtypes, views that the kernel cannot read, and gradients."""
+    given = arguments(draw(1, 3, 32, 32), 24, 8, 8, (0,))
+    wide = cast(given, torch.float64)
+    assert torch.equal(embed_patches(*wide, stride=8), reference.forward(*wide, 8))
+    torch.testing.assert_close(
+        embed_patches(torch._neg_view(given[0]), *given[1:], stride=8), composed((-given[0], *given[1:]), 8)
+    )
+    images, weight, bias, positions, rows, _ = given
+    assert bias is not None and rows is not None
+    leaves = [t.requires_grad_() for t in (images, weight, bias, positions, rows)]
+    found = torch.autograd.grad(embed_patches(*given, stride=8).square().sum(), leaves)
+    torch.testing.assert_close(found, torch.autograd.grad(composed(given, 8).square().sum(), leaves))

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vision_ssm.ops import BranchWeights, NormWeights, SsmWeights, Traversal, selective_scan
+from vision_ssm.ops import NormWeights, SsmWeights, Traversal, VimBlock, selective_scan
 from vision_ssm.ops.native import instruction_set
 
 # Per name: which way the walks go, which way the convolutions look (as in layers/mixer.py).
@@ -20,7 +20,7 @@ WAYS = {
 }
 
 
-def random_weights(
+def random_block(
     way: str,
     *,
     width: int,
@@ -30,48 +30,44 @@ def random_weights(
     taps: int = 4,
     norm: str = "rms",
     gamma: bool = False,
+    scale: float = 0.5,
     seed: int = 0,
-) -> BranchWeights:
+) -> VimBlock:
     generator = torch.Generator().manual_seed(seed)
     walks, looks = WAYS[way]
     K, P, R = len(walks), len(looks), rank
 
-    def draw(*shape: int, scale: float = 1.0) -> Tensor:
-        return (torch.randn(shape, generator=generator, dtype=torch.float64) * scale).float()
+    def draw(*shape: int, by: float = 1.0) -> Tensor:
+        return (torch.randn(shape, generator=generator, dtype=torch.float64) * by).float()
 
     ssm = SsmWeights(
-        A_log=draw(K, inner, states, scale=0.5),
+        A_log=draw(K, inner, states, by=0.5),
         D=draw(P, inner),
-        x_proj_weight=draw(P, R + 2 * states, inner, scale=inner**-0.5),
-        dt_proj_weight=draw(P, inner, R, scale=R**-0.5),
+        x_proj_weight=draw(P, R + 2 * states, inner, by=inner**-0.5),
+        dt_proj_weight=draw(P, inner, R, by=R**-0.5),
         dt_proj_bias=draw(P, inner) - 2,
-        conv_weight=draw(P, inner, taps, scale=0.5),
-        conv_bias=draw(P, inner, scale=0.5),
+        conv_weight=draw(P, inner, taps, by=0.5),
+        conv_bias=draw(P, inner, by=0.5),
     )
     bias = draw(width) if norm == "layer" else None
-    return BranchWeights(
-        NormWeights(norm, 1e-5, draw(width), bias),
-        draw(2 * inner, width, scale=width**-0.5),
-        ssm,
-        draw(width, inner, scale=inner**-0.5),
-        draw(width) if gamma else None,
+    return VimBlock(
+        norm=NormWeights(norm, 1e-5, draw(width), bias),
+        in_proj=draw(2 * inner, width, by=width**-0.5),
+        ssm=ssm,
+        out_proj=draw(width, inner, by=inner**-0.5),
+        gamma=draw(width) if gamma else None,
+        scale=scale,
+        walks_reversed=walks,
+        looks_back=looks,
     )
 
 
-def tensors_of(weights: BranchWeights) -> list[Tensor]:
-    parts = (weights.norm.weight, weights.norm.bias, weights.in_proj, *weights.ssm, weights.out_proj, weights.gamma)
-    return [w for w in parts if w is not None]
+def tensors_of(block: VimBlock) -> list[Tensor]:
+    return [w for w in block.tensors() if w is not None]
 
 
-def cast(weights: BranchWeights, dtype: torch.dtype) -> BranchWeights:
-    norm = weights.norm
-    return BranchWeights(
-        NormWeights(norm.kind, norm.eps, norm.weight.to(dtype), None if norm.bias is None else norm.bias.to(dtype)),
-        weights.in_proj.to(dtype),
-        SsmWeights(*(x.to(dtype) for x in weights.ssm if x is not None)),
-        weights.out_proj.to(dtype),
-        None if weights.gamma is None else weights.gamma.to(dtype),
-    )
+def cast(block: VimBlock, dtype: torch.dtype) -> VimBlock:
+    return block.holding([None if w is None else w.to(dtype) for w in block.tensors()])
 
 
 def rounded(x: Tensor) -> Tensor:
@@ -80,9 +76,7 @@ def rounded(x: Tensor) -> Tensor:
 
 def composed(
     x: Tensor,
-    weights: BranchWeights,
-    scale: float,
-    way: str,
+    block: VimBlock,
     backend: str = "reference",
     operand: Callable[[Tensor], Tensor] = lambda x: x,
 ) -> Tensor:
@@ -90,16 +84,15 @@ def composed(
 
     ``operand`` is applied to both sides of the products that may be of bfloat16.
     """
-    walks, looks = WAYS[way]
-    norm, ssm = weights.norm, weights.ssm
+    norm, ssm = block.norm, block.ssm
     if norm.kind == "rms":
         normed = F.rms_norm(x, norm.weight.shape, norm.weight, norm.eps)
     else:
         normed = F.layer_norm(x, norm.weight.shape, norm.weight, norm.bias, norm.eps)
-    hidden, z = (operand(normed) @ operand(weights.in_proj).T).chunk(2, -1)
+    hidden, z = (operand(normed) @ operand(block.in_proj).T).chunk(2, -1)
     assert ssm.conv_weight is not None
     convolved = []
-    for taps, bias, back in zip(ssm.conv_weight, ssm.conv_bias, looks, strict=True):  # type: ignore[arg-type]
+    for taps, bias, back in zip(ssm.conv_weight, ssm.conv_bias, block.looks_back, strict=True):  # type: ignore[arg-type]
         sequence = (hidden.flip(1) if back else hidden).transpose(1, 2)
         y = F.silu(F.conv1d(F.pad(sequence, (taps.shape[1] - 1, 0)), taps[:, None], bias, groups=len(bias)))
         convolved.append(y.transpose(1, 2).flip(1) if back else y.transpose(1, 2))
@@ -108,11 +101,11 @@ def composed(
     projected = torch.einsum("bklc,kpc->bklp", operand(u), operand(ssm.x_proj_weight))
     low, b, c = projected.split([rank, states, states], -1)
     delta = torch.einsum("bklr,kcr->bklc", low, ssm.dt_proj_weight)
-    traversals = [Traversal.sequence(x.shape[1], reverse=back) for back in walks]
+    traversals = [Traversal.sequence(x.shape[1], reverse=back) for back in block.walks_reversed]
     A = -ssm.A_log.exp()
     y = selective_scan(u, delta, A, b, c, ssm.D, z, ssm.dt_proj_bias, traversals=traversals, backend=backend)
-    added = scale * (operand(y) @ operand(weights.out_proj).T)
-    return x + (added if weights.gamma is None else added * weights.gamma)
+    added = block.scale * (operand(y) @ operand(block.out_proj).T)
+    return x + (added if block.gamma is None else added * block.gamma)
 
 
 def stream(batch: int, tokens: int, width: int) -> Tensor:

@@ -11,22 +11,33 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tests.ops.scan.cases import needs_kernel
-from tests.ops.vim_block.cases import WAYS, cast, random_weights, stream
-from vision_ssm.ops import Branch, NormWeights, ResidualColumn, residual_branch
+from tests.ops.vim_block.cases import WAYS, cast, random_block, stream
+from vision_ssm.ops import NormWeights, VimBlock, VimColumn, vim_block
 
 pytestmark = needs_kernel
 
 
-def blocks(way: str, count: int, **sizes: int) -> list[Branch]:
+def blocks(way: str, count: int, **sizes: int) -> list[VimBlock]:
     widths = {"width": 24, "inner": 48, "states": 16} | sizes
     scales = (0.5, 1.0, 0.25)
-    return [Branch(random_weights(way, seed=i, **widths), scales[i % 3], *WAYS[way]) for i in range(count)]  # type: ignore[arg-type]
+    return [random_block(way, seed=i, scale=scales[i % 3], **widths) for i in range(count)]  # type: ignore[arg-type]
 
 
-def one_by_one(x: Tensor, branches: list[Branch]) -> Tensor:
+def one_by_one(x: Tensor, branches: list[VimBlock]) -> Tensor:
     for branch in branches:
-        x = residual_branch(x, branch)
+        x = vim_block(x, branch)
     return x
+
+
+def run(column: VimColumn, x: Tensor, count: int | None = None) -> Tensor | None:
+    """The stream after the first ``count`` blocks, all if none is given."""
+    segments = column.segments(x)
+    return None if segments is None else segments(x, 0, len(column._blocks) if count is None else count)
+
+
+def chosen(column: VimColumn, x: Tensor, rows: tuple[int, ...], norm: NormWeights) -> Tensor | None:
+    segments = column.segments(x, norm)
+    return None if segments is None else segments(x, 0, len(column._blocks), rows)
 
 
 @contextmanager
@@ -43,24 +54,35 @@ def torch_threads(count: int) -> Iterator[None]:
 @pytest.mark.parametrize(("batch", "tokens"), [(1, 40), (1, 300), (3, 33)])
 def test_a_column_is_its_blocks(instruction_set: str, threads: int, way: str, batch: int, tokens: int) -> None:
     branches = blocks(way, 3)
-    column, x = ResidualColumn(branches), stream(batch, tokens, 24)
+    column, x = VimColumn(branches), stream(batch, tokens, 24)
     given = x.clone()
     with torch.no_grad():
         expected = one_by_one(x, branches)
         for _ in range(2):  # the second time, the blocks are known
-            found = column.try_run(x)
+            found = run(column, x)
             assert found is not None
             assert torch.equal(found, expected)
     assert torch.equal(x, given)
 
 
+@pytest.mark.parametrize("way", WAYS)
+def test_a_segment_is_its_blocks(instruction_set: str, way: str) -> None:
+    blocks_of, x = blocks(way, 4), stream(2, 33, 24)
+    with torch.no_grad():
+        segments = VimColumn(blocks_of).segments(x)
+        assert segments is not None
+        for start, stop in ((0, 1), (1, 3), (3, 4), (0, 4), (2, 2)):
+            given = x.clone()
+            assert torch.equal(segments(given, start, stop), one_by_one(x, blocks_of[start:stop]))
+            assert torch.equal(given, x)
+
+
 def test_blocks_keep_their_own_norms() -> None:
     first, second = blocks("forward", 2)
-    norm = second.weights.norm._replace(kind="layer", eps=0.5)
-    branches = [first, second._replace(weights=second.weights._replace(norm=norm))]
+    branches = [first, second._replace(norm=second.norm._replace(kind="layer", eps=0.5))]
     x = stream(1, 40, 24)
     with torch.no_grad():
-        found = ResidualColumn(branches).try_run(x)
+        found = run(VimColumn(branches), x)
         assert found is not None
         assert torch.equal(found, one_by_one(x, branches))
 
@@ -70,11 +92,11 @@ def test_blocks_keep_their_own_norms() -> None:
 def test_two_threads_wait_for_each_other_through_many_blocks(way: str, tokens: int) -> None:
     """Neither may read what the other has yet to write, nor write what it has yet to read: blocks one by one know."""
     branches = blocks(way, 16)
-    column, x = ResidualColumn(branches), stream(1, tokens, 24)
+    column, x = VimColumn(branches), stream(1, tokens, 24)
     with torch_threads(2), torch.no_grad():
         expected = one_by_one(x, branches)
         for _ in range(50):
-            found = column.try_run(x)
+            found = run(column, x)
             assert found is not None
             assert torch.equal(found, expected)
 
@@ -82,13 +104,13 @@ def test_two_threads_wait_for_each_other_through_many_blocks(way: str, tokens: i
 @pytest.mark.parametrize("kind", ["rms", "layer"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_chosen_rows_are_normalised(instruction_set: str, kind: str, dtype: torch.dtype) -> None:
-    branches = [branch._replace(weights=cast(branch.weights, dtype)) for branch in blocks("bidirectional", 2, width=25)]
+    branches = [cast(branch, dtype) for branch in blocks("bidirectional", 2, width=25)]
     weight, bias = (torch.randn(25).to(dtype) for _ in range(2))
     norm = NormWeights(kind, 1e-3, weight, bias if kind == "layer" else None)
     x = stream(2, 40, 25)
     with torch.no_grad():
-        whole = ResidualColumn(branches).try_run(x)
-        found = ResidualColumn(branches).try_run(x, (-1, 0, 7), norm)
+        whole = run(VimColumn(branches), x)
+        found = chosen(VimColumn(branches), x, (-1, 0, 7), norm)
         assert whole is not None and found is not None
         rows = whole[:, [39, 0, 7]].double()
         if kind == "rms":
@@ -100,12 +122,12 @@ def test_chosen_rows_are_normalised(instruction_set: str, kind: str, dtype: torc
 
 
 def test_norms_that_do_not_fit_are_left_alone() -> None:
-    column, x = ResidualColumn(blocks("forward", 2)), stream(1, 9, 24)
+    column, x = VimColumn(blocks("forward", 2)), stream(1, 9, 24)
     with torch.no_grad():
-        assert column.try_run(x, (0,), NormWeights("rms", 1e-5, torch.ones(24))) is not None
-        assert column.try_run(x, (0,), NormWeights("rms", 1e-5, torch.ones(24).bfloat16())) is None
-        assert column.try_run(x, (0,), NormWeights("rms", 1e-5, torch.ones(23))) is None
-        assert column.try_run(x, (0,), NormWeights("batch", 1e-5, torch.ones(24))) is None
+        assert chosen(column, x, (0,), NormWeights("rms", 1e-5, torch.ones(24))) is not None
+        assert chosen(column, x, (0,), NormWeights("rms", 1e-5, torch.ones(24).bfloat16())) is None
+        assert chosen(column, x, (0,), NormWeights("rms", 1e-5, torch.ones(23))) is None
+        assert chosen(column, x, (0,), NormWeights("batch", 1e-5, torch.ones(24))) is None
 
 
 def double_in_place(weight: Tensor) -> None:
@@ -123,59 +145,59 @@ def turn_in_place(weight: Tensor) -> None:
 @pytest.mark.parametrize("change", [double_in_place, double_elsewhere, turn_in_place])
 def test_a_column_sees_weights_changed_in_any_way(change: Callable[[Tensor], None]) -> None:
     branches = blocks("forward", 2, width=16, inner=16, states=2)
-    column, x = ResidualColumn(branches), stream(1, 20, 16)
+    column, x = VimColumn(branches), stream(1, 20, 16)
     with torch.no_grad():
         for at in (0, 1):
-            before = column.try_run(x)
-            change(branches[at].weights.out_proj)
+            before = run(column, x)
+            change(branches[at].out_proj)
             for _ in range(2):
-                found = column.try_run(x)
+                found = run(column, x)
                 assert before is not None and found is not None
                 assert torch.equal(found, one_by_one(x, branches)) and not torch.allclose(found, before)
 
 
 def test_a_column_stands_back_where_a_weight_no_longer_fits() -> None:
     branches = blocks("forward", 2, width=16, inner=32, states=2)
-    column, x = ResidualColumn(branches), stream(1, 20, 16)
+    column, x = VimColumn(branches), stream(1, 20, 16)
     with torch.no_grad():
-        assert column.try_run(x) is not None
-        weight = branches[1].weights.out_proj
+        assert run(column, x) is not None
+        weight = branches[1].out_proj
         memory = weight.detach()
         for other in (memory.view(32, 16), memory.view(torch.int32), memory.double()):
             weight.data = other
-            assert column.try_run(x) is None
+            assert run(column, x) is None
             weight.data = memory
-            assert column.try_run(x) is not None
+            assert run(column, x) is not None
 
 
 def test_a_column_takes_streams_of_many_lengths_and_autocast() -> None:
     branches = blocks("bidirectional", 2)
-    column = ResidualColumn(branches)
+    column = VimColumn(branches)
     with torch.no_grad():
         for tokens in [*range(1, 40), 5]:
             for half in (False, True):
                 x = stream(1, tokens, 24)
                 with torch.autocast("cpu", torch.bfloat16, enabled=half):
-                    found = column.try_run(x)
+                    found = run(column, x)
                     assert found is not None
                     assert torch.equal(found, one_by_one(x, branches))
 
 
 def test_a_column_stands_back_where_blocks_differ_or_gradients_are_wanted() -> None:
-    def block(way: str = "forward", inner: int = 16, norm: str = "rms", gamma: bool = False) -> Branch:
-        return Branch(random_weights(way, width=16, inner=inner, states=2, norm=norm, gamma=gamma), 1.0, *WAYS[way])
+    def block(way: str = "forward", inner: int = 16, norm: str = "rms", gamma: bool = False) -> VimBlock:
+        return random_block(way, width=16, inner=inner, states=2, norm=norm, gamma=gamma)
 
     x, first = stream(1, 20, 16), block()
-    column = ResidualColumn([first, block()])
-    assert column.try_run(x) is None  # gradients are enabled
+    column = VimColumn([first, block()])
+    assert run(column, x) is None  # gradients are enabled
     with torch.no_grad():
-        assert column.try_run(x) is not None
-        assert column.try_run(x.double()) is None
-        assert column.try_run(stream(1, 20, 17)) is None
-        assert column.try_run(x[0]) is None
-        assert ResidualColumn([]).try_run(x) is None
+        assert run(column, x) is not None
+        assert run(column, x.double()) is None
+        assert run(column, stream(1, 20, 17)) is None
+        assert run(column, x[0]) is None
+        assert run(VimColumn([]), x) is None
         for other in (block("backward"), block(inner=32), block(norm="layer"), block(gamma=True)):
-            assert ResidualColumn([first, other]).try_run(x) is None
-            assert ResidualColumn([other, first]).try_run(x) is None
-        half = first._replace(weights=cast(first.weights, torch.bfloat16))
-        assert ResidualColumn([first, half]).try_run(x) is None
+            assert run(VimColumn([first, other]), x) is None
+            assert run(VimColumn([other, first]), x) is None
+        half = cast(first, torch.bfloat16)
+        assert run(VimColumn([first, half]), x) is None

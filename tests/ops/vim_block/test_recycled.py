@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import gc
+import os
+import threading
+from pathlib import Path
 
 import pytest
 import torch
 
 from tests.ops.scan.cases import needs_kernel
-from tests.ops.vim_block.cases import WAYS, random_weights, stream
-from vision_ssm.ops import Branch, residual_branch
-from vision_ssm.ops.vim_block import cpu as cpu_block
-from vision_ssm.ops.vim_block.recycled import Recycler
+from tests.ops.vim_block.cases import random_block, stream
+from vision_ssm.ops import release_memory, vim_block
+from vision_ssm.ops.vim_block.recycled import Recycler, recycler, scratch
 
 
 def test_memory_comes_back_when_nothing_in_it_is_left() -> None:
@@ -47,25 +49,24 @@ def test_little_lies_idle() -> None:
 @needs_kernel
 @pytest.mark.parametrize("shape", [(0, 40, 24), (2, 0, 24)])
 def test_an_empty_stream_is_trained_on(shape: tuple[int, ...]) -> None:
-    weights = random_weights("bidirectional", width=24, inner=40, states=16)
+    weights = random_block("bidirectional", width=24, inner=40, states=16)
     x = torch.zeros(shape).requires_grad_()
-    y = residual_branch(x, Branch(weights, 0.5, *WAYS["bidirectional"]))
+    y = vim_block(x, weights)
     assert torch.autograd.grad(y.sum(), x)[0].shape == shape
 
 
 @needs_kernel
 def test_graphs_that_are_alive_share_nothing() -> None:
     """Two forward passes before either backward pass, and one backward pass twice."""
-    weights = random_weights("bidirectional", width=24, inner=40, states=16)
-    branch = Branch(weights, 0.5, *WAYS["bidirectional"])
+    weights = random_block("bidirectional", width=24, inner=40, states=16)
     inputs = [(stream(2, 40, 24) * scale).requires_grad_() for scale in (1.0, -2.0, 0.5)]
 
     def alone(x: torch.Tensor) -> torch.Tensor:
-        return torch.autograd.grad(residual_branch(x, branch).square().sum(), x)[0]
+        return torch.autograd.grad(vim_block(x, weights).square().sum(), x)[0]
 
     expected = [alone(x) for x in inputs]
     for _ in range(3):
-        results = [residual_branch(x, branch).square().sum() for x in inputs]
+        results = [vim_block(x, weights).square().sum() for x in inputs]
         for x, result, wanted in reversed(list(zip(inputs, results, expected, strict=True))):
             for retained in (True, False):
                 assert torch.equal(torch.autograd.grad(result, x, retain_graph=retained)[0], wanted)
@@ -73,14 +74,62 @@ def test_graphs_that_are_alive_share_nothing() -> None:
 
 @needs_kernel
 def test_a_training_step_uses_the_memory_of_the_step_before() -> None:
-    weights = random_weights("bidirectional", width=24, inner=40, states=16)
-    branch = Branch(weights, 0.5, *WAYS["bidirectional"])
+    weights = random_block("bidirectional", width=24, inner=40, states=16)
     x = stream(3, 37, 24).requires_grad_()
     gc.collect()
-    residual_branch(x, branch).sum().backward()
-    idle = cpu_block._recycler.idle_bytes()
+    vim_block(x, weights).sum().backward()
+    idle = recycler.idle_bytes()
     assert idle > 0
-    y = residual_branch(x, branch).sum()
-    assert cpu_block._recycler.idle_bytes() < idle
+    y = vim_block(x, weights).sum()
+    assert recycler.idle_bytes() < idle
     y.backward()
-    assert cpu_block._recycler.idle_bytes() == idle
+    assert recycler.idle_bytes() == idle
+
+
+@needs_kernel
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="resident memory is read from /proc")
+def test_memory_that_training_keeps_is_given_back_to_the_system() -> None:
+    block = random_block("bidirectional", width=96, inner=192, states=16)
+    x = stream(8, 2048, 96).requires_grad_()
+
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    vim_block(x, block).sum().backward()
+    gc.collect()
+    kept = recycler.idle_bytes()
+    assert kept > 2**24
+    before = resident()
+    freed = release_memory()
+    assert freed > kept  # the scratch of this thread as well
+    assert before - resident() > 0.8 * freed
+    assert recycler.idle_bytes() == 0 and release_memory() == 0
+
+
+@needs_kernel
+def test_what_a_graph_needs_is_not_given_back() -> None:
+    block, x = random_block("bidirectional", width=24, inner=40, states=16), stream(2, 40, 24).requires_grad_()
+    expected = torch.autograd.grad(vim_block(x, block).square().sum(), x)[0]
+    y = vim_block(x, block).square().sum()
+    release_memory()
+    filler = [torch.full((100_000,), 7.0) for _ in range(20)]
+    assert torch.equal(torch.autograd.grad(y, x)[0], expected)
+    del filler
+
+
+@needs_kernel
+def test_scratch_of_other_threads_is_given_back() -> None:
+    release_memory()
+    ready, go = threading.Event(), threading.Event()
+
+    def work() -> None:
+        scratch.take("normed", 1000)
+        ready.set()
+        go.wait(60)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    assert ready.wait(60)
+    assert release_memory() == 4000
+    go.set()
+    thread.join()

@@ -45,8 +45,7 @@ class MeanColour(Task):
 
     def transform(self, preprocessing, *, train, native=False):
         size = () if native else (v2.Resize(preprocessing.input_size[1:]),)
-        chain = v2.Compose([*size, v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])
-        return lambda image, target: (chain(image), target)
+        return v2.Compose([*size, v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])
 
     def build(self, backbone, **options):
         return create_model(backbone, num_classes=3, **options)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 __all__ = ["NORMS", "NormWeights"]
 
-NORMS = ("rms", "layer")  # by the numbers of csrc/ssm.h
+NORMS = ("rms", "layer")  # by the numbers of csrc/include/types.h
 
 
 class NormWeights(NamedTuple):

@@ -8,7 +8,9 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["forward"]
+from vision_ssm.ops.add_norm.contract import NormWeights
+
+__all__ = ["forward", "norm"]
 
 
 def forward(
@@ -16,10 +18,16 @@ def forward(
 ) -> tuple[Tensor, Tensor]:
     """Return x + added and its norm, which is computed in the sum's dtype and returned in the weight's."""
     stream = x + added
+    return stream, norm(stream, NormWeights(kind, eps, weight, bias))
+
+
+def norm(stream: Tensor, weights: NormWeights) -> Tensor:
+    """Return the norm of a stream [..., C], computed in its dtype, returned in the weight's."""
+    kind, eps, weight, bias = weights
     scale, shift = weight.to(stream.dtype), None if bias is None else bias.to(stream.dtype)
     if kind == "layer":
         normalised = F.layer_norm(stream, weight.shape, scale, shift, eps)
     else:
         normalised = F.rms_norm(stream, weight.shape, scale, eps)
         normalised = normalised if shift is None else normalised + shift
-    return stream, normalised.to(weight.dtype)
+    return normalised.to(weight.dtype)

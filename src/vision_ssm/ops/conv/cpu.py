@@ -1,4 +1,4 @@
-"""The causal convolution in C++ (csrc/kernel_conv.cpp)."""
+"""The causal convolution in C++ (csrc/conv/kernel.cpp)."""
 
 from __future__ import annotations
 

@@ -1,64 +1,40 @@
-"""The MLP branch of a block in one call on the CPU, for inference: from the residual stream and back to it."""
+"""The MLP branch of a block from the residual stream and back to it, in one call on the CPU.
+
+s = x + added                                                x, added, s [..., C]
+mlp_branch(x, added) = s + fc2(gelu(fc1(norm(s))))           fc1 to H hidden values, the exact GELU
+"""
 
 from __future__ import annotations
 
-import ctypes
-from typing import NamedTuple
-
-import torch
 from torch import Tensor
 
-from vision_ssm.errors import BackendError, ConfigError, ShapeError
-from vision_ssm.ops import native
-from vision_ssm.ops.add_norm.contract import NORMS, NormWeights
-from vision_ssm.ops.dispatch import choose, native_call_applies
-from vision_ssm.ops.native import DTYPES, KernelCall, TensorArgument, are_plain, mirrors
+from vision_ssm.errors import ConfigError, ShapeError
+from vision_ssm.ops.add_norm.contract import NORMS
+from vision_ssm.ops.dispatch import native_call_applies
+from vision_ssm.ops.mlp import cpu, reference
+from vision_ssm.ops.mlp.contract import MlpWeights
 
-__all__ = ["MlpWeights", "mlp_applies", "residual_mlp"]
-
-
-class MlpWeights(NamedTuple):
-    """A norm over C channels, a linear layer to H hidden values [H, C], [H], and one back [C, H], [C]."""
-
-    norm: NormWeights
-    fc1_weight: Tensor
-    fc1_bias: Tensor
-    fc2_weight: Tensor
-    fc2_bias: Tensor
-
-    def in_order(self) -> tuple[Tensor | None, ...]:
-        """Return the weights in the order of the kernel's."""
-        return (self.norm.weight, self.norm.bias, *self[1:])
+__all__ = ["applies", "mlp_branch"]
 
 
-@mirrors("vssm_mlp")
-class _Mlp(ctypes.Structure):
-    _fields_ = (
-        *((n, ctypes.c_int64) for n in ("tokens", "width", "hidden")),
-        *((n, ctypes.c_int32) for n in ("threads", "isa", "norm", "parameter_dtype", "product_dtype")),
-        ("eps", ctypes.c_float),
-        *((n, ctypes.c_void_p) for n in ("norm_weight", "norm_bias", "fc1", "fc1_bias", "fc2", "fc2_bias")),
-        *((n, TensorArgument) for n in ("x", "added", "out")),
-    )
+def applies(x: Tensor, added: Tensor, weights: MlpWeights) -> bool:
+    """Tell whether :func:`mlp_branch` takes one call: same result, less memory and time.
 
-
-def mlp_applies(x: Tensor, added: Tensor, weights: MlpWeights) -> bool:
-    """Tell whether :func:`residual_mlp` can stand in for the modules: same result, less memory and time.
-
-    It does where :func:`vision_ssm.ops.dispatch.native_call_applies` and the shapes fit.
+    It does where :func:`vision_ssm.ops.dispatch.native_call_applies`, the shapes fit and both layers have a bias.
     """
-    others = [added, *(w for w in weights.in_order() if w is not None)]
-    fits = weights.norm.kind in NORMS and native_call_applies("mlp", x, others)
-    return fits and _misfit(x, added, weights) is None
+    tensors = [added, *(w for w in weights.tensors() if w is not None)]
+    whole = weights.norm.kind in NORMS and weights.fc1_bias is not None and weights.fc2_bias is not None
+    return whole and native_call_applies("mlp", x, tensors) and _misfit(x, added, weights) is None
 
 
-def residual_mlp(x: Tensor, added: Tensor, weights: MlpWeights) -> Tensor:
-    """Return s + fc2(GELU(fc1(norm(s)))), s = x + added; not differentiable.
+def mlp_branch(x: Tensor, added: Tensor, weights: MlpWeights) -> Tensor:
+    """Return s + fc2(GELU(fc1(norm(s)))), s = x + added.
 
-    64 tokens at a time or fewer, so that neither the normalised nor the hidden values go through memory; up to 256
-    tokens together, in whose hidden values the threads take columns. Everything is computed in float32, but for this:
-    where the processor multiplies pairs of bfloat16 (AVX512-BF16) and the tensors are of it, the products take both
-    sides rounded to it and sum in float32. GELU is the exact one, not tanh's.
+    Where :func:`applies`, in one call, without a gradient: 64 tokens at a time or fewer, so that neither the normalised
+    nor the hidden values go through memory; up to 256 tokens together, in whose hidden values the threads take columns.
+    Everything is computed in float32, but for this: where the processor multiplies pairs of bfloat16 (AVX512-BF16) and
+    the tensors are of it, the products take both sides rounded to it and sum in float32. Elsewhere, and where gradients
+    are wanted, torch's own operations one after the other.
 
     Args:
         x: stream, [..., C].
@@ -66,43 +42,21 @@ def residual_mlp(x: Tensor, added: Tensor, weights: MlpWeights) -> Tensor:
         weights: the branch's, of x's dtype.
 
     Returns:
-        [..., C], contiguous, of x's dtype.
-
-    Call it where :func:`mlp_applies`.
+        [..., C], of x's dtype.
 
     Raises:
         ShapeError: the shapes do not fit.
         ConfigError: there is no such norm.
-        BackendError: the tensors are not plain ones of one dtype on the CPU, the kernel cannot run, or there is not
-            enough memory for its working space.
+        BackendError: the backend asked for cannot run, or there is not enough memory for its working space.
     """
+    if applies(x, added, weights):
+        return cpu.forward(x, added, weights)
     misfit = _misfit(x, added, weights)
     if misfit is not None:
         raise ShapeError(misfit)
     if weights.norm.kind not in NORMS:
         raise ConfigError(f"the norm of an MLP branch must be one of {', '.join(NORMS)}, got {weights.norm.kind!r}")
-    tensors = [x, added, *(w for w in weights.in_order() if w is not None)]
-    if not are_plain(tensors, x.dtype):
-        found = ", ".join(sorted({f"{type(t).__name__} of {t.dtype} on {t.device}" for t in tensors}))
-        raise BackendError(f"an MLP branch in one call takes plain tensors of one dtype on the CPU, got {found}")
-    backend = choose("mlp", x.device, x.dtype)
-    if backend.name != "cpu":
-        raise BackendError(f"an MLP branch in one call runs on the 'cpu' backend only, not on {backend.name!r}")
-    if x.numel() == 0:
-        return x + added
-    hidden, width = weights.fc1_weight.shape
-    dtype = DTYPES[x.dtype]
-    mlp = _Mlp(width=width, hidden=hidden, tokens=x.numel() // width, threads=torch.get_num_threads(), isa=native.ISA)
-    mlp.parameter_dtype = mlp.product_dtype = dtype
-    mlp.norm, mlp.eps = NORMS.index(weights.norm.kind), weights.norm.eps
-    kernel = KernelCall(mlp)
-    mlp.norm_weight, mlp.norm_bias, mlp.fc1, mlp.fc1_bias, mlp.fc2, mlp.fc2_bias = map(
-        kernel.pointer, weights.in_order()
-    )
-    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    kernel.set(**{name: t.reshape(1, -1, width) for name, t in (("x", x), ("added", added), ("out", out))})
-    kernel.run("vssm_mlp_forward")
-    return out
+    return reference.forward(x, added, weights)
 
 
 def _misfit(x: Tensor, added: Tensor, weights: MlpWeights) -> str | None:
@@ -111,12 +65,16 @@ def _misfit(x: Tensor, added: Tensor, weights: MlpWeights) -> str | None:
         return (
             f"an MLP branch takes x [..., C] and added of the same shape, got {list(x.shape)} and {list(added.shape)}"
         )
-    width, hidden = x.shape[-1], weights.fc1_weight.shape[0] if weights.fc1_weight.dim() else 0
+    fc1: Tensor | None = weights.fc1_weight
+    width, hidden = x.shape[-1], 0 if fc1 is None or fc1.dim() == 0 else fc1.shape[0]
     if width == 0 or hidden == 0:
         return f"an MLP branch needs a channel and a hidden value at least, got {width} and {hidden}"
     expected = ((width,), (width,), (hidden, width), (hidden,), (width, hidden), (width,))
     names = ("norm weight", "norm bias", *MlpWeights._fields[1:])
-    for name, weight, wanted in zip(names, weights.in_order(), expected, strict=True):
-        if weight is not None and weight.shape != wanted:
-            return f"{name} must be {list(wanted)} to fit the stream and fc1_weight, got {list(weight.shape)}"
+    for name, weight, wanted in zip(names, weights.tensors(), expected, strict=True):
+        if weight is None and "weight" not in name:
+            continue
+        if weight is None or weight.shape != wanted:
+            found = None if weight is None else list(weight.shape)
+            return f"{name} must be {list(wanted)} to fit the stream and fc1_weight, got {found}"
     return None

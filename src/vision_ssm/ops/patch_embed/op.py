@@ -1,33 +1,21 @@
-"""The first layer of a Vim in one call on the CPU, for inference: from images to the residual stream."""
+"""Images to the residual stream of a columnar model, in one call on the CPU.
+
+t_i = weight flatten(patch_i) + bias                         M patches [C, P, P] every S pixels
+stream = [t_1, ..., class tokens at their places, ..., t_M] + positions       [B, L, D], L = M + class tokens
+"""
 
 from __future__ import annotations
 
-import ctypes
-
-import torch
 from torch import Tensor
 
-from vision_ssm.errors import BackendError, ShapeError
-from vision_ssm.ops import native
-from vision_ssm.ops.dispatch import choose, native_call_applies
-from vision_ssm.ops.native import DTYPES, KernelCall, TensorArgument, are_plain, mirrors
+from vision_ssm.errors import ShapeError
+from vision_ssm.ops.dispatch import native_call_applies
+from vision_ssm.ops.patch_embed import cpu, reference
 
-__all__ = ["embed_applies", "embed_patches"]
-
-
-@mirrors("vssm_patch_embed")
-class _Embed(ctypes.Structure):
-    _fields_ = (
-        *((n, ctypes.c_int64) for n in ("batch", "channels", "height", "width", "side", "stride", "rows", "columns")),
-        *((n, ctypes.c_int64) for n in ("embed", "classes", "batch_stride", "channel_stride", "row_stride")),
-        *((n, ctypes.c_int32) for n in ("threads", "isa", "dtype")),
-        *((n, ctypes.c_void_p) for n in ("images", "weight", "bias", "class_rows", "positions")),
-        ("places", ctypes.POINTER(ctypes.c_int64)),
-        ("out", TensorArgument),
-    )
+__all__ = ["applies", "embed_patches"]
 
 
-def embed_applies(
+def applies(
     images: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -37,13 +25,13 @@ def embed_applies(
     *,
     stride: int,
 ) -> bool:
-    """Tell whether :func:`embed_patches` can stand in for the modules: same result, less memory and time.
+    """Tell whether :func:`embed_patches` takes one call: same result, less memory and time.
 
     It does where :func:`vision_ssm.ops.dispatch.native_call_applies` and the shapes fit.
     """
     others = [t for t in (weight, bias, positions, class_rows) if t is not None]
-    applies = native_call_applies("patch_embed", images, others)
-    return applies and _misfit(images, weight, bias, positions, class_rows, places, stride) is None
+    native = native_call_applies("patch_embed", images, others)
+    return native and _misfit(images, weight, bias, positions, class_rows, places, stride) is None
 
 
 def embed_patches(
@@ -58,8 +46,9 @@ def embed_patches(
 ) -> Tensor:
     """Return patches of images, embedded by a convolution, among class tokens, and positions added to all.
 
-    Where the processor multiplies pairs of bfloat16 (AVX512-BF16) and the tensors are of it, the products take both
-    sides rounded to it and sum in float32; everything else is float32. Not differentiable.
+    Where :func:`applies`, in one call, without a gradient; elsewhere by torch's operations one after the other. In one
+    call, where the processor multiplies pairs of bfloat16 (AVX512-BF16) and the tensors are of it, the products take
+    both sides rounded to it and sum in float32; everything else is float32.
 
     Args:
         images: [B, C, H, W]. Patches begin every ``stride`` pixels as long as any pixel is left after the first patch;
@@ -72,45 +61,19 @@ def embed_patches(
         stride: pixels between patches, at most P.
 
     Returns:
-        [B, L, D], float32.
-
-    Call it where :func:`embed_applies`.
+        [B, L, D], of float32 at least.
 
     Raises:
         ShapeError: the shapes do not fit.
-        BackendError: the tensors are not plain ones of one dtype on the CPU, the kernel cannot run, or there is not
-            enough memory for its working space.
+        BackendError: the backend asked for cannot run, or there is not enough memory for its working space.
     """
-    misfit = _misfit(images, weight, bias, positions, class_rows, places, stride)
+    given = (images, weight, bias, positions, class_rows, places)
+    if applies(*given, stride=stride):
+        return cpu.forward(*given, stride)
+    misfit = _misfit(*given, stride)
     if misfit is not None:
         raise ShapeError(misfit)
-    tensors = [t for t in (images, weight, bias, positions, class_rows) if t is not None]
-    readable = all(t.layout is torch.strided and not t.is_neg() for t in tensors)
-    if not readable or not are_plain(tensors, images.dtype) or images.dtype not in DTYPES:
-        found = ", ".join(sorted({f"{type(t).__name__} of {t.dtype} on {t.device}" for t in tensors}))
-        raise BackendError(f"patches are embedded in one call from plain tensors of one dtype on the CPU, got {found}")
-    backend = choose("patch_embed", images.device, images.dtype)
-    if backend.name != "cpu":
-        raise BackendError(f"patches are embedded in one call on the 'cpu' backend only, not on {backend.name!r}")
-    (batch, channels, height, width), (embed, _, side, _) = images.shape, weight.shape
-    rows, columns = _grid(height, width, side, stride)
-    classes, tokens = len(places), rows * columns + len(places)
-    out = torch.empty(batch, tokens, embed, dtype=torch.float32, device=images.device)
-    if batch == 0:
-        return out
-    if images.stride(3) != 1:
-        images = images.contiguous()
-    call = _Embed(batch=batch, channels=channels, height=height, width=width, side=side, stride=stride)
-    call.rows, call.columns, call.embed, call.classes = rows, columns, embed, classes
-    call.batch_stride, call.channel_stride, call.row_stride, _ = images.stride()
-    call.threads, call.isa, call.dtype = torch.get_num_threads(), native.ISA, DTYPES[images.dtype]
-    kernel = KernelCall(call)
-    call.images = images.data_ptr()
-    call.weight, call.bias, call.class_rows, call.positions = map(kernel.pointer, (weight, bias, class_rows, positions))
-    call.places = (ctypes.c_int64 * classes)(*places)
-    kernel.set(out=out)
-    kernel.run("vssm_patch_embed_forward")
-    return out
+    return reference.forward(*given, stride)
 
 
 def _grid(height: int, width: int, side: int, stride: int) -> tuple[int, int]:

@@ -116,7 +116,7 @@ def saved_states_shape(call: ScanCall) -> tuple[int, int, int, int, int]:
 
 
 class Cover(IntEnum):
-    """Which tokens the walks visit and write, by the numbers of csrc/scan.h."""
+    """Which tokens the walks visit and write, by the numbers of csrc/include/types.h."""
 
     EACH = 0  # every walk visits all tokens
     ONCE = 1  # all walks together visit every token once

@@ -1,4 +1,4 @@
-"""The selective SSM in one pass, in C++ (csrc/ssm.h)."""
+"""The selective SSM in one pass, in C++ (csrc/ssm/)."""
 
 from __future__ import annotations
 

@@ -23,7 +23,8 @@ def forward(
     x: Tensor, z: Tensor | None, weights: SsmWeights, traversals: Sequence[Traversal], reverse: Sequence[bool]
 ) -> Tensor:
     """Return [B, L, C] in x's dtype; computed in the widest of the dtypes of x and the weights."""
-    wide = torch.promote_types(x.dtype, weights.A_log.dtype)
+    autocast = not x.is_meta and torch.is_autocast_enabled(x.device.type)  # it decides about products, and keeps x's
+    wide = x.dtype if autocast else torch.promote_types(x.dtype, weights.A_log.dtype)
     u = x.to(wide)[:, None]
     if weights.conv_weight is not None:
         u = causal_conv1d(u[:, 0], weights.conv_weight, weights.conv_bias, reverse=reverse)

@@ -1,8 +1,8 @@
-"""Vim blocks one after the other in one call on the CPU, for inference."""
+"""Vim blocks one after the other in one call on the CPU, for inference; ``column[a:b]`` of them as well."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from operator import attrgetter
 
 import torch
@@ -10,73 +10,75 @@ from torch import Tensor
 
 from vision_ssm.ops.add_norm.contract import NORMS, NormWeights
 from vision_ssm.ops.native import are_plain
-from vision_ssm.ops.vim_block import cpu as cpu_block
-from vision_ssm.ops.vim_block.cpu import Branch, Chosen, Described
-from vision_ssm.ops.vim_block.op import branch_applies, leaves_to_tiles, takes_stream
+from vision_ssm.ops.vim_block import cpu
+from vision_ssm.ops.vim_block.contract import VimBlock
+from vision_ssm.ops.vim_block.cpu import Chosen, Described
+from vision_ssm.ops.vim_block.op import applies, leaves_to_tiles, takes_stream
 
-__all__ = ["ResidualColumn"]
+__all__ = ["VimColumn"]
 
 MOST_DESCRIBED = 16  # lengths of streams whose description is kept
 
 _shape, _dtype = attrgetter("shape"), attrgetter("dtype")
 
 
-class _Found:
-    """What was found out about blocks: the width of their stream, a look at their weights, and their descriptions."""
-
-    def __init__(self, width: int, look: list[object]) -> None:
-        self.width = width
-        self.look = look
-        self.described: dict[tuple[int, bool], Described] = {}
-
-
-class ResidualColumn:
+class VimColumn:
     """Blocks that one call runs one after the other, for inference.
 
     What a call must know of the weights is found out once, and anew where one of them lies elsewhere or has another
     shape or dtype; other values in the same place need nothing.
 
     Args:
-        branches: the blocks'.
+        blocks: all of one form and of the same shapes.
     """
 
-    def __init__(self, branches: Sequence[Branch]) -> None:
-        self._branches = tuple(branches)
-        self._weights = [w for branch in branches for w in branch.weights.in_order() if w is not None]
-        self._found: _Found | None = None
+    def __init__(self, blocks: Sequence[VimBlock]) -> None:
+        self._blocks = tuple(blocks)
+        self._weights = [w for block in blocks for w in block.tensors() if w is not None]
+        # The stream's width, a look at the weights, and what was described then: by length, and whether in bfloat16.
+        self._known: tuple[int, list[object], dict[tuple[int, bool], Described]] | None = None
 
-    def try_run(self, x: Tensor, rows: tuple[int, ...] = (), norm: NormWeights | None = None) -> Tensor | None:
-        """Return the stream x [B, L, D] after the blocks.
+    def segments(self, x: Tensor, norm: NormWeights | None = None) -> Callable[..., Tensor] | None:
+        """Return a function of (stream, start, stop), for streams like x [B, L, D]: those after blocks[start:stop].
 
-        With a ``norm``, the chosen ``rows`` of it, normalised, instead: [B, rows, D]. Rows may be counted from the end.
-        Either is float32.
+        With a ``norm`` it takes the numbers of rows as well, from the end if negative, and returns these of the stream,
+        normalised, [B, rows, D]. What it returns is float32.
 
         None where gradients may be wanted, where not every block could run in one call by itself, or where the blocks
         differ in shapes, dtype or directions, or the norm does in dtype.
         """
-        if torch.is_grad_enabled() or not self._branches:
+        described = None if torch.is_grad_enabled() or not self._blocks else self._look_over(x)
+        if described is None or (norm is not None and not self._takes(norm, x.shape[2])):
             return None
-        runs, found = self._look_over(x)
-        if not runs:
-            return None
-        chosen = None
-        if norm is not None:
-            if not self._takes(norm, x.shape[2]):
-                return None
-            chosen = Chosen(tuple(range(x.shape[1])[row] for row in rows), norm)
-        return cpu_block.column(x, self._describe(x, found), chosen=chosen)
 
-    def _look_over(self, x: Tensor) -> tuple[bool, _Found | None]:
-        """Tell whether all blocks can run, and return what was found out about them, if it may be kept."""
-        first, found = self._branches[0], self._found
-        if found is not None and x.dim() == 3 and x.shape[2] == found.width and found.look == self._look():
-            return not leaves_to_tiles(first.weights.in_proj.dtype) and takes_stream(x), found
-        self._found = found = None
-        if not branch_applies(x, first) or not _alike(self._branches):
-            return False, None
-        if all(map(Tensor.is_contiguous, self._weights)):  # else copies are described
-            self._found = found = _Found(x.shape[2], self._look())
-        return True, found
+        def run(stream: Tensor, start: int, stop: int, rows: Sequence[int] = ()) -> Tensor:
+            if start == stop:
+                return stream
+            chosen = None if norm is None else Chosen(tuple(range(stream.shape[1])[row] for row in rows), norm)
+            return cpu.column(stream, described, start, stop, chosen=chosen)
+
+        return run
+
+    def _look_over(self, x: Tensor) -> Described | None:
+        """Return the blocks as the kernel takes them for a stream x, or None where they cannot run on it."""
+        first, look, known = self._blocks[0], self._look(), self._known
+        if x.dim() == 3 and known is not None and known[:2] == (x.shape[2], look):
+            if leaves_to_tiles(first.in_proj.dtype) or not takes_stream(x):
+                return None
+        else:
+            self._known = None
+            if not applies(x, first) or not _alike(self._blocks):
+                return None
+            known = x.shape[2], look, {}
+            if all(map(Tensor.is_contiguous, self._weights)):  # else copies are described
+                self._known = known
+        key, every = (x.shape[1], cpu.multiplies_bfloat16(first)), known[2]
+        described = every.get(key)
+        if described is None:
+            if len(every) == MOST_DESCRIBED:
+                every.clear()
+            described = every[key] = cpu.describe(x, self._blocks, key[1])
+        return described
 
     def _look(self) -> list[object]:
         """Return all that is asked of the weights after the first time; only the kernel reads their values."""
@@ -88,31 +90,19 @@ class ResidualColumn:
             *map(Tensor.is_contiguous, weights),
         ]
 
-    def _describe(self, x: Tensor, found: _Found | None) -> Described:
-        half = cpu_block.multiplies_bfloat16(self._branches[0].weights)
-        if found is None:
-            return cpu_block.describe(x, self._branches, half)
-        key = (x.shape[1], half)
-        described = found.described.get(key)
-        if described is None:
-            if len(found.described) == MOST_DESCRIBED:
-                found.described.clear()
-            described = found.described[key] = cpu_block.describe(x, self._branches, half)
-        return described
-
     def _takes(self, norm: NormWeights, width: int) -> bool:
         weights = [w for w in (norm.weight, norm.bias) if w is not None]
         fits = all(w.shape == (width,) for w in weights) and norm.kind in NORMS
-        return fits and are_plain(weights, self._branches[0].weights.in_proj.dtype)
+        return fits and are_plain(weights, self._blocks[0].in_proj.dtype)
 
 
-def _alike(branches: Sequence[Branch]) -> bool:
+def _alike(blocks: Sequence[VimBlock]) -> bool:
     """Tell whether the blocks can follow the first, for which everything was checked; a dozen looks for all of them."""
-    first = branches[0]
-    walks, looks, dtype = first.walks_reversed, first.looks_back, first.weights.in_proj.dtype
-    if any(branch.walks_reversed != walks or branch.looks_back != looks for branch in branches):
+    first = blocks[0]
+    form, dtype = (first.walks_reversed, first.looks_back), first.in_proj.dtype
+    if any((block.walks_reversed, block.looks_back) != form or block.norm.kind not in NORMS for block in blocks):
         return False
-    for same in zip(*[branch.weights.in_order() for branch in branches], strict=True):
+    for same in zip(*[block.tensors() for block in blocks], strict=True):
         if same[0] is None:
             if any(w is not None for w in same):
                 return False

@@ -1,4 +1,4 @@
-"""Vim blocks in C++, one or a column of them: their weights, and the calls of the kernels (csrc/ssm.h)."""
+"""Vim blocks in C++, one or a column of them: their weights, and the calls of the kernels (csrc/vim_block/)."""
 
 from __future__ import annotations
 
@@ -18,54 +18,20 @@ from vision_ssm.ops.scan.contract import CHUNK
 from vision_ssm.ops.ssm.contract import SsmWeights
 from vision_ssm.ops.ssm.cpu import _Ssm, _template
 from vision_ssm.ops.traversal import Traversal
-from vision_ssm.ops.vim_block.recycled import Recycler
+from vision_ssm.ops.vim_block.contract import WEIGHTS, VimBlock
+from vision_ssm.ops.vim_block.recycled import recycler
 
 __all__ = [
-    "BRANCH_WEIGHTS",
-    "Branch",
-    "BranchArgument",
-    "BranchWeights",
+    "BlockArgument",
     "Chosen",
     "Described",
     "Kept",
     "column",
     "describe",
+    "forward",
     "leave_in",
     "multiplies_bfloat16",
 ]
-
-_recycler = Recycler(most_idle=2**29)
-
-
-class BranchWeights(NamedTuple):
-    """What a block learns: norm over D, in_proj [2C, D], the SSM over C channels, out_proj [D, C], ``gamma`` [D]."""
-
-    norm: NormWeights
-    in_proj: Tensor
-    ssm: SsmWeights
-    out_proj: Tensor
-    gamma: Tensor | None = None
-
-    def in_order(self) -> tuple[Tensor | None, ...]:
-        """Return the weights in the order of BRANCH_WEIGHTS."""
-        norm = self.norm
-        return (*self.ssm, norm.weight, norm.bias, self.in_proj, self.out_proj, self.gamma)
-
-
-BRANCH_WEIGHTS = (*SsmWeights._fields, "norm weight", "norm bias", "in_proj", "out_proj", "gamma")
-
-
-class Branch(NamedTuple):
-    """What one block adds to the stream.
-
-    ``scale`` is a factor of the branch; ``walks_reversed`` tells of each of the K directions whether it walks from the
-    last token, ``looks_back`` of each set of taps whether it looks towards the end of the sequence.
-    """
-
-    weights: BranchWeights
-    scale: float
-    walks_reversed: tuple[bool, ...]
-    looks_back: tuple[bool, ...]
 
 
 class Kept(NamedTuple):
@@ -88,7 +54,7 @@ class Kept(NamedTuple):
         outputs = weights.x_proj_weight.shape[1]
 
         def room(*shape: int) -> Tensor:
-            return _recycler.take(math.prod(shape)).view(shape)
+            return recycler.take(math.prod(shape)).view(shape)
 
         return cls(
             room(batch, tokens, channels),
@@ -99,7 +65,7 @@ class Kept(NamedTuple):
 
 
 @mirrors("vssm_vim_block")
-class BranchArgument(ctypes.Structure):
+class BlockArgument(ctypes.Structure):
     """A block in the kernel's form (vssm_vim_block)."""
 
     _fields_ = (
@@ -118,7 +84,7 @@ class _Column(ctypes.Structure):
     _fields_ = (
         *((n, ctypes.c_int64) for n in ("batch", "count", "chosen")),
         *((n, ctypes.c_int32) for n in ("threads", "isa")),
-        ("branches", ctypes.POINTER(ctypes.POINTER(BranchArgument))),
+        ("branches", ctypes.POINTER(ctypes.POINTER(BlockArgument))),
         *((n, TensorArgument) for n in ("stream", "out")),
         ("rows", ctypes.POINTER(ctypes.c_int64)),
         ("norm", ctypes.c_int32),
@@ -134,8 +100,8 @@ class Described(NamedTuple):
     ``held`` are their weights, contiguous; ``blocks`` their parts of a call, in which ``pointers`` point.
     """
 
-    held: list[Tensor | None]
-    blocks: list[BranchArgument]
+    held: list[Any]
+    blocks: list[BlockArgument]
     pointers: ctypes.Array[Any]
 
 
@@ -146,19 +112,24 @@ class Chosen(NamedTuple):
     norm: NormWeights
 
 
-def column(stream: Tensor, blocks: Described, *, keep: Kept | None = None, chosen: Chosen | None = None) -> Tensor:
-    """Return the stream [B, L, D] after Vim blocks, one after the other; or of it [B, rows, D], what is ``chosen``.
-
-    What a backward pass through a single block needs is written into ``keep``, if given.
-    """
-    pointers, kept = blocks.pointers, list[object]([blocks])
+def forward(stream: Tensor, block: VimBlock, half: bool, keep: Kept | None = None) -> Tensor:
+    """Return the stream [B, L, D] after a block; what a backward pass needs is written into ``keep``, if given."""
+    described = describe(stream, [block], half)
     if keep is not None:
-        trained = BranchArgument.from_buffer_copy(blocks.blocks[0])
-        leave_in(trained, keep, kept)
-        pointers = _pointers([trained])
-    call = _Column(batch=stream.shape[0], count=len(blocks.blocks), threads=torch.get_num_threads(), isa=native.ISA)
-    call.branches = pointers
-    kernel = KernelCall(call, kept)
+        own = BlockArgument.from_buffer_copy(described.blocks[0])
+        leave_in(own, keep, described.held)
+        described = Described(described.held, [own], _pointers([own]))
+    return column(stream, described, 0, 1)
+
+
+def column(stream: Tensor, blocks: Described, start: int, stop: int, *, chosen: Chosen | None = None) -> Tensor:
+    """Return the stream [B, L, D] after blocks[start:stop], or of it what is ``chosen``, [B, rows, D]."""
+    own: Any = blocks.pointers
+    if (start, stop) != (0, len(blocks.blocks)):
+        own = _pointers(blocks.blocks[start:stop])
+    call = _Column(batch=stream.shape[0], count=stop - start, threads=torch.get_num_threads(), isa=native.ISA)
+    call.branches = own
+    kernel = KernelCall(call, [blocks, own])
     out = torch.empty_like(stream, memory_format=torch.contiguous_format)
     kernel.set(stream=stream, out=out)
     if chosen is None:
@@ -174,18 +145,18 @@ def column(stream: Tensor, blocks: Described, *, keep: Kept | None = None, chose
     return normed
 
 
-def describe(stream: Tensor, branches: Sequence[Branch], half: bool) -> Described:
-    """Describe blocks to the kernel; ``half`` lets products take bfloat16."""
-    first = branches[0]
-    held = [None if w is None else w.contiguous() for branch in branches for w in branch.weights.in_order()]
+def describe(stream: Tensor, blocks: Sequence[VimBlock], half: bool) -> Described:
+    """Describe blocks to the kernel for streams of that length; ``half`` lets products take bfloat16."""
+    first = blocks[0]
+    held: list[Any] = [None if w is None else w.contiguous() for block in blocks for w in block.tensors()]
     return Described(
         held,
         *_column_template(
             tuple([None if w is None else w.data_ptr() for w in held]),
-            tuple(None if w is None else w.shape for w in first.weights.ssm),
-            DTYPES[first.weights.in_proj.dtype],
+            tuple(None if w is None else w.shape for w in first.ssm),
+            DTYPES[first.in_proj.dtype],
             DTYPES[torch.bfloat16 if half else torch.float32],
-            tuple([(branch.weights.norm.kind, branch.weights.norm.eps, branch.scale) for branch in branches]),
+            tuple([(block.norm.kind, block.norm.eps, block.scale) for block in blocks]),
             first.walks_reversed,
             first.looks_back,
             *stream.shape[1:],
@@ -193,17 +164,17 @@ def describe(stream: Tensor, branches: Sequence[Branch], half: bool) -> Describe
     )
 
 
-def multiplies_bfloat16(weights: BranchWeights) -> bool:
+def multiplies_bfloat16(block: VimBlock) -> bool:
     """Tell whether a block's products may take bfloat16: its weights are, or autocast says so."""
     if torch.is_autocast_enabled("cpu"):
         return torch.get_autocast_dtype("cpu") == torch.bfloat16
-    return weights.in_proj.dtype == torch.bfloat16
+    return block.in_proj.dtype == torch.bfloat16
 
 
-def leave_in(branch: BranchArgument, keep: Kept, kept: list[object]) -> None:
+def leave_in(block: BlockArgument, keep: Kept, kept: list[Any]) -> None:
     """Tell the kernel where what the forward pass leaves lies; ``kept`` must outlive the call."""
-    KernelCall(branch, kept).set(sums=keep.sums, xz=keep.xz)
-    branch.saved, branch.projected = keep.states.data_ptr(), keep.projected.data_ptr()
+    KernelCall(block, kept).set(sums=keep.sums, xz=keep.xz)
+    block.saved, block.projected = keep.states.data_ptr(), keep.projected.data_ptr()
 
 
 @lru_cache(maxsize=256)
@@ -217,24 +188,24 @@ def _column_template(
     looks_back: tuple[bool, ...],
     tokens: int,
     width: int,
-) -> tuple[list[BranchArgument], ctypes.Array[Any]]:
+) -> tuple[list[BlockArgument], ctypes.Array[Any]]:
     """Return the blocks' parts of a call, filled in for as long as their weights lie where they lie; see ``_template``.
 
     ``pointers`` are of all blocks' weights, ``shapes`` of the first SSM's; ``blocks`` has each norm's kind and epsilon
-    and each branch's scale.
+    and scale.
     """
     traversals = tuple(Traversal.sequence(tokens, reverse=back) for back in walks_reversed)
-    each, of_ssm = len(BRANCH_WEIGHTS), len(SsmWeights._fields)
-    branches = []
+    each, of_ssm = len(WEIGHTS), len(SsmWeights._fields)
+    described = []
     for at, (norm, eps, scale) in enumerate(blocks):
         own = pointers[at * each : (at + 1) * each]
-        branch = BranchArgument(ssm=_template(own[:of_ssm], shapes, dtype, traversals, looks_back, tokens))
-        branch.width, branch.scale, branch.norm, branch.eps = width, scale, NORMS.index(norm), eps
-        branch.ssm.product_dtype = product_dtype
-        branch.norm_weight, branch.norm_bias, branch.in_proj, branch.out_proj, branch.gamma = own[of_ssm:]
-        branches.append(branch)
-    return branches, _pointers(branches)
+        block = BlockArgument(ssm=_template(own[:of_ssm], shapes, dtype, traversals, looks_back, tokens))
+        block.width, block.scale, block.norm, block.eps = width, scale, NORMS.index(norm), eps
+        block.ssm.product_dtype = product_dtype
+        block.norm_weight, block.norm_bias, block.in_proj, block.out_proj, block.gamma = own[of_ssm:]
+        described.append(block)
+    return described, _pointers(described)
 
 
-def _pointers(branches: Sequence[BranchArgument]) -> ctypes.Array[Any]:
-    return (ctypes.POINTER(BranchArgument) * len(branches))(*map(ctypes.pointer, branches))
+def _pointers(blocks: Sequence[BlockArgument]) -> ctypes.Array[Any]:
+    return (ctypes.POINTER(BlockArgument) * len(blocks))(*map(ctypes.pointer, blocks))

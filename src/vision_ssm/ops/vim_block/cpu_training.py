@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import math
-import threading
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -13,61 +10,34 @@ from torch import Tensor
 
 from vision_ssm.errors import BackendError
 from vision_ssm.ops import native
-from vision_ssm.ops.add_norm.contract import NormWeights
 from vision_ssm.ops.native import KernelCall, TensorArgument, denormals_flushed, mirrors
 from vision_ssm.ops.ssm.contract import SsmWeights
-from vision_ssm.ops.vim_block import cpu as cpu_block
-from vision_ssm.ops.vim_block.cpu import Branch, BranchArgument, BranchWeights, Kept
+from vision_ssm.ops.vim_block import cpu
+from vision_ssm.ops.vim_block.contract import WEIGHTS, VimBlock
+from vision_ssm.ops.vim_block.cpu import BlockArgument, Kept
+from vision_ssm.ops.vim_block.recycled import scratch
 
 __all__ = ["train"]
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """What is not a tensor."""
-
-    norm: str
-    eps: float
-    scale: float
-    walks_reversed: tuple[bool, ...]
-    looks_back: tuple[bool, ...]
-    half: bool  # products take bfloat16, in both directions
-
-    def branch(self, weights: BranchWeights) -> Branch:
-        return Branch(weights, self.scale, self.walks_reversed, self.looks_back)
-
-    def over_tokens(self, given: Tensor, taken: Tensor) -> Tensor:
-        """Return the gradient [M, N] of a matrix that makes what has the gradient ``given`` [T, M] of ``taken`` [T, N].
-
-        Where the kernel's products take bfloat16 this one does, and its result is rounded to it, as under autocast.
-        """
-        if self.half and native.instruction_set() == "avx512bf16":
-            return (given.to(torch.bfloat16).t() @ taken.to(torch.bfloat16)).float()
-        return given.t() @ taken
-
-
-def train(x: Tensor, branch: Branch) -> Tensor:
+def train(x: Tensor, block: VimBlock) -> Tensor:
     """Return the stream [B, L, D] after the block, differentiable once."""
-    weights, norm = branch.weights, branch.weights.norm
-    half = cpu_block.multiplies_bfloat16(weights)
-    plan = _Plan(norm.kind, norm.eps, branch.scale, branch.walks_reversed, branch.looks_back, half)
-    result: Tensor = _TrainedBranch.apply(
-        x, plan, norm.weight, norm.bias, weights.in_proj, weights.out_proj, *weights.ssm
-    )
+    half = cpu.multiplies_bfloat16(block)  # products take bfloat16, in both directions
+    result: Tensor = _Trained.apply(x, block.holding([None] * len(WEIGHTS)), half, *block.tensors())
     return result
 
 
 @mirrors("vssm_vim_block_gradients")
-class _BranchGradients(ctypes.Structure):
+class _BlockGradients(ctypes.Structure):
     _fields_ = (
-        ("branch", BranchArgument),
+        ("branch", BlockArgument),
         *((n, TensorArgument) for n in ("stream", "grad", "dstream", "normed", "gated", "dxz")),
         ("groups", ctypes.c_int64),
         *((n, ctypes.c_void_p) for n in ("parameters", "norm_parameters")),
     )
 
 
-class _TrainedBranch(torch.autograd.Function):
+class _Trained(torch.autograd.Function):
     """The block as one node.
 
     Kept for the backward pass, in units of x at the sizes of Vim-Ti: x, the scan's result 2, the states at chunk
@@ -75,24 +45,12 @@ class _TrainedBranch(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        plan: _Plan,
-        norm_weight: Tensor,
-        norm_bias: Tensor | None,
-        in_proj: Tensor,
-        out_proj: Tensor,
-        *ssm: Tensor,
-    ) -> Tensor:
-        weights = SsmWeights(*ssm)
-        keep = Kept.empty(x, weights, xz=x.shape[1] <= MOST_KEPT_TOKENS)
-        norm = NormWeights(plan.norm, plan.eps, norm_weight, norm_bias)
-        branch = plan.branch(BranchWeights(norm, in_proj, weights, out_proj))
-        out = cpu_block.column(x, cpu_block.describe(x, [branch], plan.half), keep=keep)
-        ctx.plan = plan
-        ctx.save_for_backward(x, *keep, norm_weight, norm_bias, in_proj, out_proj, *ssm)
-        return out
+    def forward(ctx: Any, x: Tensor, form: VimBlock, half: bool, *tensors: Tensor | None) -> Tensor:
+        block = form.holding(tensors)
+        keep = Kept.empty(x, block.ssm, xz=x.shape[1] <= MOST_KEPT_TOKENS)
+        ctx.form, ctx.half = form, half
+        ctx.save_for_backward(x, *keep, *tensors)
+        return cpu.forward(x, block, half, keep)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -107,15 +65,28 @@ class _TrainedBranch(torch.autograd.Function):
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    plan: _Plan = ctx.plan
-    x, sums, xz, states, projected, norm_weight, norm_bias, in_proj, out_proj, *ssm = ctx.saved_tensors
-    norm = NormWeights(plan.norm, plan.eps, norm_weight, norm_bias)
-    branch = plan.branch(BranchWeights(norm, in_proj, SsmWeights(*ssm), out_proj))
-    found = _differentiate(x, grad, Kept(sums, xz, states, projected), branch, plan)
-    din_proj = plan.over_tokens(found.dxz, found.normed) if ctx.needs_input_grad[4] else None
-    dout_proj = plan.over_tokens(grad.flatten(0, 1), found.gated) if ctx.needs_input_grad[5] else None
-    dnorm_bias = None if norm_bias is None else found.norm_bias
-    return found.stream, None, found.norm_weight, dnorm_bias, din_proj, dout_proj, *found.ssm
+    x, sums, xz, states, projected, *tensors = ctx.saved_tensors
+    block = ctx.form.holding(tensors)
+    found = _differentiate(x, grad, Kept(sums, xz, states, projected), block, ctx.half)
+    _, _, _, *needed = ctx.needs_input_grad
+    wanted = dict(zip(WEIGHTS, needed, strict=True))
+    gradients = block._replace(
+        norm=block.norm._replace(weight=found.norm_weight, bias=None if block.norm.bias is None else found.norm_bias),
+        in_proj=_over_tokens(found.dxz, found.normed, ctx.half) if wanted["in_proj"] else None,
+        ssm=found.ssm,
+        out_proj=_over_tokens(grad.flatten(0, 1), found.gated, ctx.half) if wanted["out_proj"] else None,
+    )
+    return found.stream, None, None, *gradients.tensors()
+
+
+def _over_tokens(given: Tensor, taken: Tensor, half: bool) -> Tensor:
+    """Return the gradient [M, N] of a matrix that makes what has the gradient ``given`` [T, M] of ``taken`` [T, N].
+
+    Where the kernel's products take bfloat16 this one does, and its result is rounded to it, as under autocast.
+    """
+    if half and native.instruction_set() == "avx512bf16":
+        return (given.to(torch.bfloat16).t() @ taken.to(torch.bfloat16)).float()
+    return given.t() @ taken
 
 
 class _Gradients(NamedTuple):
@@ -134,16 +105,16 @@ class _Gradients(NamedTuple):
     dxz: Tensor
 
 
-def _differentiate(stream: Tensor, grad: Tensor, keep: Kept, branch: Branch, plan: _Plan) -> _Gradients:
+def _differentiate(stream: Tensor, grad: Tensor, keep: Kept, block: VimBlock, half: bool) -> _Gradients:
     """Go back through a block from the gradient of its result [B, L, D]; ``keep`` is what the forward pass left."""
-    weights = branch.weights.ssm
+    weights = block.ssm
     (batch, tokens, width), (directions, channels, states) = stream.shape, weights.A_log.shape
-    described = cpu_block.describe(stream, [branch], plan.half)
-    kept: list[object] = [described, keep]
-    call = _BranchGradients(branch=described.blocks[0])
+    described = cpu.describe(stream, [block], half)
+    kept: list[Any] = [described, keep]
+    call = _BlockGradients(branch=described.blocks[0])
     ssm, threads, rank = call.branch.ssm, torch.get_num_threads(), weights.dt_proj_weight.shape[2]
     ssm.batch, ssm.threads, ssm.isa = batch, threads, native.ISA
-    cpu_block.leave_in(call.branch, keep, kept)
+    cpu.leave_in(call.branch, keep, kept)
     call.groups = threads if batch >= threads else 1
     sizes = [states, 1, 1, ssm.taps, 1, rank + 2 * states, rank]
     parts = torch.zeros(call.groups, directions, sum(sizes), channels, dtype=torch.float32, device="cpu")
@@ -151,7 +122,7 @@ def _differentiate(stream: Tensor, grad: Tensor, keep: Kept, branch: Branch, pla
     call.parameters, call.norm_parameters = parts.data_ptr(), norm_parts.data_ptr()
     dstream = torch.empty(stream.shape, dtype=torch.float32, device="cpu")
     normed, gated, dxz = (
-        _scratch.take(name, batch, tokens, size)
+        scratch.take(name, batch, tokens, size)
         for name, size in (("normed", width), ("gated", channels), ("dxz", 2 * channels))
     )
     kernel = KernelCall(call, kept)
@@ -174,25 +145,6 @@ def _differentiate(stream: Tensor, grad: Tensor, keep: Kept, branch: Branch, pla
     return _Gradients(dstream, dweight, dbias, dssm, normed.flatten(0, 1), gated.flatten(0, 1), dxz.flatten(0, 1))
 
 
-class _Scratch(threading.local):
-    """Memory for what lives within one call, kept from block to block: the system clears every fresh page first."""
-
-    def __init__(self) -> None:
-        self._buffers: dict[str, Tensor] = {}
-
-    def take(self, name: str, *shape: int) -> Tensor:
-        """Return float32 memory of that shape; what an earlier taker of the name had is overwritten."""
-        count = math.prod(shape)
-        buffer = self._buffers.pop(name, None)
-        if buffer is None or buffer.numel() < count:
-            buffer = torch.empty(count, dtype=torch.float32, device="cpu")
-        if count * 4 <= MOST_KEPT:
-            self._buffers[name] = buffer
-        return buffer[:count].view(shape)
-
-
-MOST_KEPT = 2**25  # bytes per buffer
 # Of an image for which what in_proj yields is kept, not made again. That would take some 3 % of a step, which counts
 # where images are small, while large ones are what memory is short for.
 MOST_KEPT_TOKENS = 512
-_scratch = _Scratch()

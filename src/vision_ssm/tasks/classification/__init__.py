@@ -1,8 +1,11 @@
 """Image classification: one class per image."""
 
+from vision_ssm import moved
 from vision_ssm.tasks.registry import TaskInfo
 
 __all__ = ["TASK"]
+
+moved.answer(__name__)
 
 TASK = TaskInfo(
     name="classification",

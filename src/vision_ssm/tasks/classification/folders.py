@@ -2,42 +2,52 @@
 
 from __future__ import annotations
 
+import os
+import warnings
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
 
-from vision_ssm.data.files import image_files, is_visible
+from vision_ssm.data.files import image_files, search, skipped_files
 from vision_ssm.data.images import MAX_PIXELS, check_image, read_image
 from vision_ssm.data.splits import held_out
-from vision_ssm.errors import DataError, suggestion
+from vision_ssm.errors import DataError, VisionSSMNotice, suggestion
 from vision_ssm.tasks.classification.fingerprints import fingerprint
+from vision_ssm.tasks.classification.layout import Layout, find_layout, is_held_out, visible_folders
 
 __all__ = ["CACHE_BYTES", "ImageFolder", "open_folder"]
 
 CACHE_BYTES = 512 * 2**20
 """Data sets that decode to less than this (CIFAR-10: 147 MB) are kept decoded in memory, in each loading process."""
 
-_TRAIN = ("train",)
-_VAL = ("val", "validation", "valid")
-_TEST = ("test",)
-
 
 class ImageFolder:
     """Images in class folders. See `vision_ssm.tasks.classification.sources.ClassSamples` for the attributes.
 
     Decoded images are kept in memory when all of them are expected to fit into `CACHE_BYTES`.
+
+    Attributes:
+        found: what these images are, in a line for people.
     """
 
     mirror_safe = True
 
     def __init__(
-        self, name: str, class_names: Sequence[str], paths: Sequence[str], targets: Sequence[int], max_pixels: int
+        self,
+        name: str,
+        class_names: Sequence[str],
+        paths: Sequence[str],
+        targets: Sequence[int],
+        max_pixels: int,
+        place: str = "",
     ) -> None:
         self.name = name
         self.class_names = tuple(class_names)
         self.paths = tuple(paths)
         self.targets = tuple(targets)
+        self.found = _described(place or name, self.class_names, self.targets)
         self._max_pixels = max_pixels
         self._cache: dict[int, tuple[tuple[int, int], bytes]] | None = {} if self._fits_in_memory() else None
         self._cached_bytes = 0
@@ -76,56 +86,78 @@ class ImageFolder:
 def open_folder(root: Path, split: str, *, val_fraction: float, max_pixels: int = MAX_PIXELS) -> ImageFolder:
     """Open one split of a folder; see `vision_ssm.tasks.classification.sources.open_dataset` for the rules.
 
+    What is left out of it is told by a `VisionSSMNotice`.
+
     Raises:
-        DataError: the layout is not one of the two, or a class folder has no readable image.
+        DataError: the layout is none of those, a class folder has no readable image, or a folder cannot be read.
     """
-    train = _child(root, _TRAIN)
-    held = _child(root, _VAL), _child(root, _TEST)
-    if train is None and any(held):
-        raise DataError(
-            f"{str(root)!r} has {_and(*held)} but no train/ folder; add one, or give a folder of class folders."
-        )
+    try:
+        layout = find_layout(root)
+        _tell_left_out(root, [("folders beside those of images", layout.left_out)])
+        return _open(root, layout, split, val_fraction, max_pixels)
+    except OSError as error:
+        raise DataError(f"cannot read the data folder {str(error.filename or root)!r}: {error.strerror}.") from error
+
+
+def _open(root: Path, layout: Layout, split: str, val_fraction: float, max_pixels: int) -> ImageFolder:
+    if layout.whole is not None:
+        whole = split == "all" or (split != "train" and is_held_out(root.resolve().name))
+        return _load(root, layout.whole, split, None if whole else val_fraction, max_pixels)
+    train = layout.train
+    held = [folder for folder in (layout.val, layout.test) if folder is not None]
     if train is None:
-        whole = split == "all" or (split != "train" and root.resolve().name.lower() in (*_VAL, *_TEST))
-        return _load(root, root, split, None if whole else val_fraction, max_pixels)
-    order = held[::-1] if split == "test" else held
-    val = next((folder for folder in order if folder is not None), None)
-    if val is None:
+        raise TypeError("a layout of parts has images to train on")
+    if not held:
         return _load(root, train, split, None if split == "all" else val_fraction, max_pixels)
+    val = held[-1] if split == "test" else held[0]
     _require_equal_classes(train, val)
     if split == "all":
-        return _joined(root, [_load(root, folder, split, None, max_pixels) for folder in (train, *held) if folder])
+        return _joined(root, [_load(root, folder, split, None, max_pixels) for folder in (train, *held)])
     return _load(root, train if split == "train" else val, split, None, max_pixels)
 
 
 def _load(root: Path, tree: Path, split: str, val_fraction: float | None, max_pixels: int) -> ImageFolder:
-    class_folders = _class_folders(tree)
+    class_names: list[str] = []
     names: list[str] = []
     paths: list[str] = []
     targets: list[int] = []
-    for target, folder in enumerate(class_folders):
-        files = image_files(folder)
-        _require_readable(folder, files, max_pixels)
-        paths += [str(file) for file in files]
-        names += [file.relative_to(tree).as_posix() for file in files]
-        targets += [target] * len(files)
+    skipped: Counter[str] = Counter()
+    runs: list[str] = []
+    for folder in _class_folders(tree):
+        content = search(folder)
+        runs += [f"{run.relative_to(tree)}/" for run in content.runs]
+        if content.runs and not content.images:
+            continue
+        skipped += content.skipped
+        _require_readable(folder, content.images, max_pixels, content.skipped)
+        paths += [str(file) for file in content.images]
+        names += [file.relative_to(tree).as_posix() for file in content.images]
+        targets += [len(class_names)] * len(content.images)
+        class_names.append(_class_name(folder))
+    formats = [skipped_files(skipped)] if skipped else []
+    _tell_left_out(tree, [("training runs", runs), ("files of other formats", formats)])
+    if not class_names:
+        raise DataError(f"{str(tree)!r} holds folders of training runs and no images.")
+    place = str(tree)
     if val_fraction is not None:
         chosen = held_out(names, targets, val_fraction)
         keep = [position for position in range(len(paths)) if (position in chosen) == (split != "train")]
         paths, targets = [paths[position] for position in keep], [targets[position] for position in keep]
+        place = f"{place}, {1 - val_fraction if split == 'train' else val_fraction:.0%} of each class"
         if not paths:
             raise DataError(f"{str(tree)!r} has one image per class, so nothing can be held out for {split!r}.")
-    return ImageFolder(root.resolve().name, [folder.name for folder in class_folders], paths, targets, max_pixels)
+    return ImageFolder(root.resolve().name, class_names, paths, targets, max_pixels, place)
 
 
 def _joined(root: Path, parts: Sequence[ImageFolder]) -> ImageFolder:
     paths = [path for part in parts for path in part.paths]
     targets = [target for part in parts for target in part.targets]
-    return ImageFolder(root.resolve().name, parts[0].class_names, paths, targets, parts[0]._max_pixels)
+    names = parts[0].class_names
+    return ImageFolder(root.resolve().name, names, paths, targets, parts[0]._max_pixels, str(root))
 
 
 def _class_folders(tree: Path) -> list[Path]:
-    folders = sorted((entry for entry in tree.iterdir() if entry.is_dir() and is_visible(entry.name)), key=_name)
+    folders = visible_folders(tree)
     if folders:
         return folders
     here = image_files(tree)
@@ -137,10 +169,41 @@ def _class_folders(tree: Path) -> list[Path]:
     raise DataError(f"data folder {str(tree)!r} is empty; expected one folder of images per class.")
 
 
-def _require_readable(folder: Path, files: Sequence[Path], max_pixels: int) -> None:
+def _only_runs(folder: Path) -> bool:
+    content = search(folder)
+    return bool(content.runs) and not content.images
+
+
+def _class_name(folder: Path) -> str:
+    try:
+        return os.fsencode(folder.name).decode("utf-8")  # the same under every locale
+    except UnicodeDecodeError:
+        raise DataError(f"the name of class folder {str(folder)!r} is no valid text (UTF-8); rename it.") from None
+
+
+def _tell_left_out(place: Path, kinds: Sequence[tuple[str, Sequence[str]]]) -> None:
+    told = [f"{kind} ({', '.join(names[:5])}{', ...' if len(names) > 5 else ''})" for kind, names in kinds if names]
+    if told:
+        warnings.warn(f"left out of {str(place)!r}: {', '.join(told)}.", VisionSSMNotice, stacklevel=2)
+
+
+def _described(place: str, class_names: Sequence[str], targets: Sequence[int]) -> str:
+    counts = Counter(targets)
+    each = [counts[target] for target in range(len(class_names))]
+    if len(each) <= 10:
+        shown = ", ".join(f"{name} {count:,}" for name, count in zip(class_names, each, strict=True))
+    else:
+        shown = f"{min(each):,} to {max(each):,} each"
+    return f"{len(targets):,} images of {len(each):,} class{'es' if len(each) != 1 else ''} ({shown}) in {place}"
+
+
+def _require_readable(folder: Path, files: Sequence[Path], max_pixels: int, skipped: Counter[str]) -> None:
     """Check one header per class: enough to notice the wrong folder, without reading a large data set twice."""
     if not files:
-        raise DataError(f"class folder {str(folder)!r} has no image; remove the folder or add images to it.")
+        others = f" of a format that is read, only {skipped_files(skipped)}; convert them" if skipped else ""
+        raise DataError(
+            f"class folder {str(folder)!r} has no image{others or '; add images to it'}, or remove the folder."
+        )
     reason = None
     for file in files:
         try:
@@ -153,7 +216,9 @@ def _require_readable(folder: Path, files: Sequence[Path], max_pixels: int) -> N
 
 
 def _require_equal_classes(train: Path, val: Path) -> None:
-    known, seen = ({folder.name for folder in _class_folders(tree)} for tree in (train, val))
+    known, seen = ({_class_name(folder) for folder in _class_folders(tree)} for tree in (train, val))
+    if known != seen:  # the exact look, at every file, is for those that seem to differ
+        known, seen = ({_class_name(f) for f in _class_folders(tree) if not _only_runs(f)} for tree in (train, val))
     if known == seen:
         return
     differences = []
@@ -168,19 +233,7 @@ def _require_equal_classes(train: Path, val: Path) -> None:
     )
 
 
-def _child(root: Path, names: Sequence[str]) -> Path | None:
-    return next((root / name for name in names if (root / name).is_dir()), None)
-
-
-def _and(*folders: Path | None) -> str:
-    return " and ".join(f"{folder.name}/" for folder in folders if folder is not None)
-
-
 def _listing(names: set[str]) -> str:
     shown = sorted(names)[:5]
     more = len(names) - len(shown)
     return ", ".join(repr(name) for name in shown) + (f" and {more} more" if more else "")
-
-
-def _name(path: Path) -> str:
-    return path.name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,8 @@ from PIL import Image, ImageDraw, ImageFont
 from vision_ssm.tasks.task import Result
 
 __all__ = ["Classes"]
+
+SMALLEST = 128  # pixels of the longer side, in a picture with a text below
 
 
 @dataclass(frozen=True)
@@ -36,15 +39,16 @@ class Classes(Result):
         ]
 
     def draw(self, image: Image.Image) -> Image.Image:
-        """Write the first class below the image."""
+        """Write the first class below the image, which is enlarged where it is tiny and widened where the text is."""
         name, probability = self.classes[0]
+        factor = math.ceil(SMALLEST / max(image.size))
+        image = image.resize((factor * image.width, factor * image.height), Image.Resampling.NEAREST)
         size = max(12, image.width // 24)
-        drawn = Image.new("RGB", (image.width, image.height + 2 * size), "white")
+        font, text = ImageFont.load_default(size), f"{name}  {_percent(probability)}"
+        width = max(image.width, math.ceil(font.getlength(text)) + size)
+        drawn = Image.new("RGB", (width, image.height + 2 * size), "white")
         drawn.paste(image)
-        font = ImageFont.load_default(size)
-        ImageDraw.Draw(drawn).text(
-            (size // 2, image.height + size // 3), f"{name}  {_percent(probability)}", "black", font
-        )
+        ImageDraw.Draw(drawn).text((size // 2, image.height + size // 3), text, "black", font)
         return drawn
 
 

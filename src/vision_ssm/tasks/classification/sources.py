@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 from PIL import Image
 
@@ -65,7 +65,9 @@ def open_dataset(
     Args:
         spec: a folder, or one of `DATASET_NAMES` (``digits``, ``cifar10``, ...). For a folder whose name is one of
             these write ``./digits``. A folder holds either ``train/`` and ``val/`` (or ``validation/``, ``valid/``,
-            ``test/``) with the same class folders in each, or the class folders themselves. In the second case, and
+            ``test/``; other spellings such as ``Training/`` and ``test_images/`` where there are class folders in
+            them) with the same class folders in each, or the class folders themselves, possibly inside the only
+            folder there is. What a system or a training run left in it is no data. In the second case, and
             when ``val/`` is missing, ``val_fraction`` of each class is held out, chosen by a hash of the relative
             path: the choice is the same on every machine and nearly unaffected by new files. A folder of class
             folders that is itself called ``val``, ``validation``, ``valid`` or ``test`` is taken whole when
@@ -86,12 +88,24 @@ def open_dataset(
     text = str(spec)
     if text in DATASET_NAMES:
         return open_named(text, split, val_fraction=val_fraction, download=download)
-    folder = Path(spec).expanduser()
-    if folder.is_dir():
+    folder, kind = _looked_up(spec)
+    if kind == "folder":
         return open_folder(folder, split, val_fraction=val_fraction, max_pixels=max_pixels)
-    if folder.exists():
+    if kind == "file":
         raise DataError(f"data {text!r} is a file; give a folder of class folders, or a name: {_names()}.")
     raise DataError(f"no folder and no data set is called {text!r}; the names are {_names()}.{_nearest(text)}")
+
+
+def _looked_up(spec: str | Path) -> tuple[Path, Literal["folder", "file", "nothing"]]:
+    try:
+        path = Path(spec).expanduser()
+        return path, "folder" if path.is_dir() else "file" if path.exists() else "nothing"
+    except RuntimeError as error:  # ~name of nobody, or no home at all
+        raise DataError(
+            f"data {str(spec)!r} starts with a home folder that cannot be found; write the path."
+        ) from error
+    except OSError as error:  # a name too long, a folder that may not be entered
+        raise DataError(f"data {str(spec)!r} cannot be looked up: {error.strerror}.") from error
 
 
 def renumbered(samples: ClassSamples, outputs: Sequence[int], class_names: Sequence[str]) -> ClassSamples:
@@ -110,6 +124,7 @@ class _Renumbered:
         self._samples, self._outputs = samples, tuple(outputs)
         self.name, self.paths, self.mirror_safe = samples.name, samples.paths, samples.mirror_safe
         self.class_names = tuple(class_names)
+        self.found = getattr(samples, "found", "")
         self.targets = tuple(self._outputs[target] for target in samples.targets)
 
     @property

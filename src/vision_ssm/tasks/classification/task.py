@@ -12,9 +12,11 @@ from PIL import Image
 from timm.data.mixup import Mixup
 from torch import Tensor, nn
 
+from vision_ssm import moved
 from vision_ssm.data.batches import Batch, Samples, Transform
+from vision_ssm.data.normalise import Normalise
 from vision_ssm.data.preprocessing import Preprocessing
-from vision_ssm.errors import CheckpointError, ShapeError
+from vision_ssm.errors import CheckpointError, DataError, ShapeError
 from vision_ssm.models.registry import create_model
 from vision_ssm.tasks.classification.classes import IMAGENET_CLASSES, imagenet_names, match_classes
 from vision_ssm.tasks.classification.meter import ClassificationMeter
@@ -31,6 +33,7 @@ __all__ = ["Classification"]
 PREPROCESSING = ("mean", "std", "interpolation", "crop_pct", "crop_mode")  # that the settings may say otherwise
 
 
+@moved.arguments
 class Classification(Task):
     """Cross-entropy; top-1 and top-5. Class names come from the training data, or from the weights file."""
 
@@ -68,7 +71,12 @@ class Classification(Task):
         return renumbered(samples, match_classes(self.class_names, samples.class_names), self.class_names)
 
     def prepare(self, train: ClassSamples) -> None:  # type: ignore[override]
-        """Take the class names, and whether mirrored images mean the same."""
+        """Take the class names, and whether mirrored images mean the same. Raises DataError for a single class."""
+        if len(train.class_names) < 2:
+            raise DataError(
+                f"there is nothing to learn: all images of {train.name!r} are of one class, "
+                f"{', '.join(map(repr, train.class_names))}; expected a folder per class, and two or more."
+            )
         self.class_names, self._mirror_safe = train.class_names, train.mirror_safe
         self._mixup = _mixup(self.settings.augment, len(self.class_names)) if self.settings.augment.mixes else None
 
@@ -87,6 +95,10 @@ class Classification(Task):
             return _ImageOnly(build_train_transform(preprocessing, augment, mirror_safe=self._mirror_safe))
         return _ImageOnly(build_eval_transform(preprocessing))
 
+    def transform_rows(self, preprocessing: Preprocessing) -> Normalise:
+        """At its own size an image is only normalised."""
+        return Normalise(preprocessing)
+
     # ------------------------------------------------------------------------------------------------------ model
 
     def build(self, backbone: str, **options: Any) -> nn.Module:
@@ -104,10 +116,10 @@ class Classification(Task):
     def predict(self, model: nn.Module, batch: Batch) -> Tensor:
         """Logits [B, classes] in float32."""
         logits = model(batch.images)
-        outputs = len(self.class_names)
-        if not isinstance(logits, Tensor) or logits.dim() != 2 or logits.shape[1] != outputs:
+        expected = (len(batch.indices), len(self.class_names))
+        if not isinstance(logits, Tensor) or tuple(logits.shape) != expected:
             given = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-            raise ShapeError(f"the model must give [images, {outputs}], a number per class name, got {given}.")
+            raise ShapeError(f"the model must give {list(expected)}, a number per image and class name, got {given}.")
         return logits.float()
 
     # ---------------------------------------------------------------------------------------------------- results

@@ -20,6 +20,7 @@ from timm.data.transforms_factory import create_transform
 from torch import Tensor
 from torchvision import transforms
 
+from vision_ssm import moved
 from vision_ssm.data.normalise import Normalise
 from vision_ssm.data.preprocessing import Preprocessing
 from vision_ssm.tasks.classification.settings import AugmentSettings
@@ -49,6 +50,7 @@ def build_eval_transform(preprocessing: Preprocessing) -> Transform:
     return cast(Transform, transforms.Compose(steps))
 
 
+@moved.arguments
 def build_train_transform(
     preprocessing: Preprocessing, augment: AugmentSettings, *, mirror_safe: bool = True
 ) -> Transform:

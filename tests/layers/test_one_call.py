@@ -15,7 +15,8 @@ from timm.layers.drop import DropPath
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from vision_ssm.layers import Block, VimMixer, make_norm, try_one_call
+from vision_ssm.layers import Block, VimMixer, make_norm, untouched
+from vision_ssm.layers.one_call import Column
 from vision_ssm.ops.native import MISSING, KernelCall, instruction_set
 
 needs_vectors = pytest.mark.skipif(instruction_set() == "portable", reason="portable code is left alone")
@@ -27,38 +28,54 @@ def block(**options: object) -> Block:
     return Block(make_norm("rms", 32), VimMixer(32, states=4, **options)).eval()  # type: ignore[arg-type]
 
 
-def modules_called(model: Block, x: Tensor, monkeypatch: pytest.MonkeyPatch) -> bool:
-    called = []
-    plain = VimMixer.forward
-    with monkeypatch.context() as patch:
-        patch.setattr(VimMixer, "forward", lambda self, x: called.append(self) or plain(self, x))  # type: ignore[func-returns-value]
-        model(x)
-    return bool(called)
+def calls_of(run: Callable[[], object]) -> list[str]:
+    """The kernels that are called."""
+    calls, plain = [], KernelCall.run
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(KernelCall, "run", lambda self, name: calls.append(name) or plain(self, name))  # type: ignore[func-returns-value]
+        run()
+    return calls
+
+
+def modules_called(model: Block, x: Tensor) -> bool:
+    """Whether a block runs module by module, and gives what it does so."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(untouched, "_watched", lambda: True)
+        expected = model(x)
+    found: list[Tensor] = []
+    calls = calls_of(lambda: found.append(model(x)))
+    assert torch.allclose(found[0], expected, rtol=1e-5, atol=1e-6)
+    return calls != ["vssm_vim_blocks_forward"]
+
+
+def try_one_call(blocks: nn.ModuleList, x: Tensor, column: Column | None = None) -> Tensor | None:
+    segments = (column or Column()).segments(blocks, x)
+    return None if segments is None else segments(x, 0, len(blocks))
 
 
 @needs_kernel
 @pytest.mark.parametrize("grad", [False, True])
-def test_one_call_gives_what_the_modules_give(monkeypatch: pytest.MonkeyPatch, grad: bool) -> None:
+def test_one_call_gives_what_the_modules_give(grad: bool) -> None:
     model, x = block(), torch.randn(2, 40, 32)
     with torch.set_grad_enabled(grad):
-        assert not modules_called(model, x, monkeypatch)
+        assert not modules_called(model, x)
         assert torch.allclose(model(x), x + model.branch(x), rtol=1e-5, atol=1e-6)
 
 
 @needs_kernel
 @pytest.mark.parametrize("inside", ["mixer", "norm", "mixer.in_proj", "mixer.out_proj", "mixer.ssm"])
-def test_a_hook_inside_is_called(monkeypatch: pytest.MonkeyPatch, inside: str) -> None:
+def test_a_hook_inside_is_called(inside: str) -> None:
     model, x, met = block(), torch.randn(1, 9, 32), []
     handle = model.get_submodule(inside).register_forward_hook(lambda *_: met.append(inside))
     with torch.no_grad():
-        assert modules_called(model, x, monkeypatch)
-        assert bool(met) == (inside != "mixer.ssm")  # the mixer may run its SSM in one pass
+        assert modules_called(model, x)
+        assert met
         handle.remove()
-        assert not modules_called(model, x, monkeypatch)
+        assert not modules_called(model, x)
 
 
 @needs_kernel
-def test_a_replaced_projection_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_replaced_projection_is_used() -> None:
     class Adapted(nn.Linear):
         def forward(self, x: Tensor) -> Tensor:
             return super().forward(x) + 1
@@ -66,11 +83,11 @@ def test_a_replaced_projection_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     model, x = block(), torch.randn(1, 9, 32)
     model.mixer.out_proj = Adapted(64, 32)
     with torch.no_grad():
-        assert modules_called(model, x, monkeypatch)
+        assert modules_called(model, x)
 
 
 @needs_kernel
-def test_what_a_subclass_or_a_patch_changes_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_subclass_or_a_patch_changes_is_kept() -> None:
     class Doubled(VimMixer):
         def forward(self, x: Tensor) -> Tensor:
             return 2 * super().forward(x)
@@ -86,21 +103,21 @@ def test_what_a_subclass_or_a_patch_changes_is_kept(monkeypatch: pytest.MonkeyPa
         assert torch.allclose(doubled(x) - x, 2 * (model(x) - x), atol=1e-5)
         assert torch.equal(Silent(model.norm, model.mixer).eval()(x), x)
         model.mixer.out_proj.bias = nn.Parameter(torch.ones(32))
-        assert modules_called(model, x, monkeypatch)
+        assert modules_called(model, x)
         model.mixer.out_proj.bias = None
-        assert not modules_called(model, x, monkeypatch)
+        assert not modules_called(model, x)
         plain = model.mixer.in_proj.forward
         model.mixer.in_proj.forward = lambda x: 1 * plain(x)
-        assert modules_called(model, x, monkeypatch)
+        assert modules_called(model, x)
 
 
 @needs_kernel
-def test_global_hooks_see_the_modules(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_global_hooks_see_the_modules() -> None:
     model, x = block(), torch.randn(1, 9, 32)
     handle = torch.nn.modules.module.register_module_forward_hook(lambda *_: None)
     try:
         with torch.no_grad():
-            assert modules_called(model, x, monkeypatch)
+            assert modules_called(model, x)
     finally:
         handle.remove()
 
@@ -114,7 +131,7 @@ def test_stochastic_depth_turned_on_by_itself_drops_the_branch() -> None:
         assert torch.equal(model(x), x)
 
 
-def test_stochastic_depth_drops_the_branch(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stochastic_depth_drops_the_branch() -> None:
     torch.manual_seed(0)
     model = Block(make_norm("rms", 32), VimMixer(32, states=4), drop_path=0.999999).train()
     x = torch.randn(4, 9, 32)
@@ -124,7 +141,7 @@ def test_stochastic_depth_drops_the_branch(monkeypatch: pytest.MonkeyPatch) -> N
 
 @needs_kernel
 @pytest.mark.parametrize("where", ["mixer.conv_weight", "mixer.in_proj.weight", "mixer.ssm.A_log", "norm.weight"])
-def test_a_weight_that_is_computed_is_left_to_the_modules(monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+def test_a_weight_that_is_computed_is_left_to_the_modules(where: str) -> None:
     class Halved(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             return x / 2
@@ -135,12 +152,12 @@ def test_a_weight_that_is_computed_is_left_to_the_modules(monkeypatch: pytest.Mo
         expected = block()
         expected.get_submodule(module).get_parameter(name).div_(2)
         parametrize.register_parametrization(model.get_submodule(module), name, Halved())
-        assert modules_called(model, x, monkeypatch)
+        assert modules_called(model, x)
         assert torch.allclose(model(x), expected(x), rtol=1e-5, atol=1e-6)
 
 
 @needs_kernel
-def test_weights_put_elsewhere_or_changed_in_place_are_the_ones_used(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_put_elsewhere_or_changed_in_place_are_the_ones_used() -> None:
     model, x = block(), torch.randn(1, 9, 32)
     with torch.no_grad():
         before = model(x)
@@ -150,7 +167,7 @@ def test_weights_put_elsewhere_or_changed_in_place_are_the_ones_used(monkeypatch
                     weight.data = weight * 1.1
                 else:
                     weight.data.mul_(0.8)
-            assert not modules_called(model, x, monkeypatch)
+            assert not modules_called(model, x)
             after = model(x)
             assert not torch.allclose(after, before, rtol=1e-3)
             assert torch.allclose(after, x + model.branch(x), rtol=1e-5, atol=1e-6)
@@ -183,10 +200,11 @@ def test_a_column_in_one_call_is_its_blocks() -> None:
 )
 def test_a_known_column_notices_who_looks_or_changes_a_block(change: Callable[[Block], object]) -> None:
     blocks, x = nn.ModuleList([block(), block()]), torch.randn(1, 9, 32)
+    column = Column()
     with torch.no_grad():
-        assert try_one_call(blocks, x) is not None
+        assert try_one_call(blocks, x, column) is not None
         change(blocks[1])  # type: ignore[arg-type]
-        assert try_one_call(blocks, x) is None
+        assert try_one_call(blocks, x, column) is None
 
 
 @needs_kernel
@@ -205,11 +223,12 @@ def test_a_known_column_notices_who_looks_or_changes_a_block(change: Callable[[B
 )
 def test_a_known_column_runs_what_its_blocks_have_become(change: Callable[[nn.ModuleList], object]) -> None:
     blocks, x = nn.ModuleList([block(), block()]), torch.randn(1, 9, 32)
+    column = Column()
     with torch.no_grad():
-        before = try_one_call(blocks, x)
+        before = try_one_call(blocks, x, column)
         change(blocks)
         for _ in range(2):
-            found, expected = try_one_call(blocks, x), x
+            found, expected = try_one_call(blocks, x, column), x
             for each in blocks:
                 expected = each(expected)
             if found is not None:  # gamma in one of the blocks only
@@ -226,54 +245,46 @@ def test_a_known_column_compares_what_has_no_truth_value() -> None:
         __hash__ = None  # type: ignore[assignment]
 
     blocks, x = nn.ModuleList([block(), block()]), torch.randn(1, 9, 32)
+    column = Column()
     with torch.no_grad():
-        before = try_one_call(blocks, x)
+        before = try_one_call(blocks, x, column)
         for tag in (Odd(), Odd(), torch.ones(2), torch.ones(2)):
             blocks[1].tag = tag
-            found = try_one_call(blocks, x)
+            found = try_one_call(blocks, x, column)
             assert before is not None and found is not None
             assert torch.equal(found, before)
         attributes = dict(blocks[1].mixer.__dict__)
         blocks[1].mixer.__dict__ = attributes
         blocks[1].mixer.halve = False
-        found = try_one_call(blocks, x)
+        found = try_one_call(blocks, x, column)
         assert found is not None and not torch.equal(found, before)
 
 
 @needs_kernel
-def test_copies_and_pickles_of_a_known_column_are_their_own() -> None:
-    blocks, x = nn.ModuleList([block(), block()]), torch.randn(1, 9, 32)
+def test_copies_and_pickles_of_a_model_know_nothing_of_it_and_run_their_own_blocks() -> None:
+    model = timm.create_model("vim_nano", depth=2).eval()
+    x = torch.randn(1, 3, 32, 32)
     with torch.no_grad():
-        before = try_one_call(blocks, x)
-        for copied in (copy.deepcopy(blocks), pickle.loads(pickle.dumps(blocks))):
-            copied[0].mixer.out_proj.weight.mul_(2)
-            found = try_one_call(copied, x)
-            assert before is not None and found is not None
-            assert torch.equal(found, copied[1](copied[0](x)))
-            assert not torch.equal(found, before)
-        found = try_one_call(blocks, x)
-        assert found is not None and torch.equal(found, before)
+        before = model(x)
+        assert model.column._known is not None
+        for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+            assert copied.column._known is None
+            copied.blocks[0].mixer.out_proj.weight.mul_(2)
+            found = copied(x)
+            assert not torch.allclose(found, before, rtol=1e-3)
+            assert torch.allclose(found, copied.requires_grad_()(x.requires_grad_()), rtol=1e-4, atol=1e-5)
+        shallow = copy.copy(model)
+        shallow._modules = {**model._modules, "blocks": nn.ModuleList([model.blocks[1], model.blocks[0]])}
+        assert not torch.allclose(shallow(x), before, rtol=1e-3)
+        assert torch.equal(model(x), before)
 
 
-@needs_kernel
-def test_a_shallow_copy_of_a_known_column_runs_its_own_blocks() -> None:
-    blocks, x = nn.ModuleList([block(), block()]), torch.randn(1, 9, 32)
+def test_a_model_and_its_column_are_forgotten_together() -> None:
+    model = timm.create_model("vim_nano", depth=2).eval()
+    kept = weakref.ref(model.blocks[0])
     with torch.no_grad():
-        try_one_call(blocks, x)
-        other = copy.copy(blocks)
-        other._modules = dict(blocks._modules)
-        other[0] = Block(make_norm("rms", 32), VimMixer(32, states=4)).eval()
-        found = try_one_call(other, x)
-        assert found is not None and torch.equal(found, other[1](other[0](x)))
-
-
-def test_a_column_is_forgotten_with_its_blocks() -> None:
-    blocks, x = nn.ModuleList([block()]), torch.randn(1, 9, 32)
-    kept = weakref.ref(blocks[0])
-    blocks[0].owner = [blocks]
-    with torch.no_grad():
-        try_one_call(blocks, x)
-    del blocks
+        model(torch.randn(1, 3, 32, 32))
+    del model
     gc.collect()
     assert kept() is None
 
@@ -308,94 +319,3 @@ def test_a_column_stands_back_where_somebody_looks_or_has_changed_a_block() -> N
     assert not runs(lambda last: setattr(last, "forward", lambda x: x))
     for inside in ("", "norm", "mixer", "drop_path", "mixer.ssm", "mixer.in_proj"):
         assert not runs(lambda last, at=inside: last.get_submodule(at).register_forward_hook(lambda *_: None))
-
-
-@needs_vectors
-def test_a_model_runs_its_column_in_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = timm.create_model("vim_tiny_patch16_224", img_size=64, depth=3, num_classes=5).eval()
-    calls, seen = [], []
-    plain = KernelCall.run
-    monkeypatch.setattr(KernelCall, "run", lambda self, name: calls.append(name) or plain(self, name))  # type: ignore[func-returns-value]
-    x = torch.randn(1, 3, 64, 64)
-    with torch.no_grad():
-        whole = model(x)
-        assert calls == ["vssm_patch_embed_forward", "vssm_vim_blocks_forward"]
-        calls.clear()
-        handle = model.blocks[1].register_forward_hook(lambda _, __, out: seen.append(out))
-        assert torch.equal(model(x), whole)
-        assert len(seen) == 1 and len(calls) == 4
-        handle.remove()
-
-
-@pytest.mark.parametrize("class_token", ["middle", "head", "double", "none"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@needs_vectors
-def test_a_model_embeds_in_one_call_what_its_modules_embed(
-    monkeypatch: pytest.MonkeyPatch, class_token: str, dtype: torch.dtype
-) -> None:
-    monkeypatch.setattr("vision_ssm.ops.dispatch.multiplies_tiles_of_bfloat16", lambda: False)
-    torch.manual_seed(0)
-    options = {"img_size": 64, "depth": 2, "num_classes": 5, "class_token": class_token, "stride": 12}
-    model = timm.create_model("vim_tiny_patch16_224", **options).eval().to(dtype)
-    nn.init.normal_(model.pos_embed)
-    x, met, calls = torch.randn(2, 3, 70, 93).to(dtype), [], []
-    plain = KernelCall.run
-    monkeypatch.setattr(KernelCall, "run", lambda self, name: calls.append(name) or plain(self, name))  # type: ignore[func-returns-value]
-    with torch.no_grad():
-        found = model.forward_features(x)
-        assert calls[0] == "vssm_patch_embed_forward"
-        model.patch_embed.proj.register_forward_hook(lambda *_: met.append("proj"))
-        expected = model.forward_features(x)
-    assert met == ["proj"]
-    tolerance = 1e-5 if dtype == torch.float32 else 5e-2
-    assert torch.allclose(found, expected, rtol=tolerance, atol=tolerance)
-
-
-def test_position_dropout_turned_on_by_itself_drops() -> None:
-    model = timm.create_model("vim_tiny_patch16_224", img_size=64, depth=1, num_classes=0, drop_rate=0.5).eval()
-    x = torch.randn(1, 3, 64, 64)
-    with torch.no_grad():
-        assert torch.equal(model(x), model(x))
-        model.pos_drop.train()
-        assert not torch.equal(model(x), model(x))
-
-
-class Taller(nn.Module):
-    """Hands everything but the call on to the module inside."""
-
-    def __init__(self, inside: nn.Module) -> None:
-        super().__init__()
-        self.inside = inside
-
-    def __getattr__(self, name: str) -> object:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(self._modules["inside"], name)
-
-    def forward(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        tokens, grid = self.inside(x)
-        return tokens + 10, grid
-
-
-@pytest.mark.parametrize(
-    ("change", "channels"),
-    [
-        (lambda m: m.patch_embed.register_forward_pre_hook(lambda _, given: (given[0][:, :3],)), 4),
-        (lambda m: setattr(m, "patch_embed", Taller(m.patch_embed)), 3),
-        (lambda m: setattr(m, "pos_embed", nn.Parameter(torch.ones(1, 1, 192))), 3),
-        (lambda m: setattr(m, "cls_token", nn.Parameter(torch.randn(2, 1, 192))), 3),
-        (lambda m: setattr(m.norm, "eps", None), 3),
-        (lambda m: setattr(m.patch_embed.proj, "padding", (1, 1)), 3),
-    ],
-)
-def test_a_changed_model_gives_the_same_with_and_without_gradients(
-    change: Callable[[nn.Module], object], channels: int
-) -> None:
-    torch.manual_seed(0)
-    model = timm.create_model("vim_tiny_patch16_224", img_size=64, depth=2, num_classes=5).eval()
-    x = torch.randn(2, channels, 64, 64)
-    change(model)
-    with torch.no_grad():
-        found = model(x)
-    assert torch.allclose(found, model(x), rtol=1e-4, atol=1e-4)
