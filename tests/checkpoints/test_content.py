@@ -62,3 +62,10 @@ def test_a_pipe_is_refused_rather_than_waited_for(tmp_path: Path, name: str) -> 
     for read in (read_checkpoint, load_weights):
         with pytest.raises(CheckpointError, match="a named pipe, not a file"):
             read(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["n" * 300, "a\0b", "none/x"])
+def test_names_that_the_system_refuses(tmp_path: Path, name: str) -> None:
+    for read in (read_checkpoint, load_weights):
+        with pytest.raises(CheckpointError, match=r"cannot be read|does not exist|cannot open weights file"):
+            read(tmp_path / name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -61,3 +62,51 @@ def test_logs_that_cannot_be_drawn(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="damaged in line 1"):
         draw_curve(log, tmp_path / "curve.png")
     assert list(tmp_path.iterdir()) == [log]
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(DataError, match="it is a named pipe"):
+        draw_curve(tmp_path / "pipe", tmp_path / "curve.png")
+
+
+DAMAGE = [
+    "[1]",
+    "3",
+    "null",
+    "[" * 100_000,
+    "\ufffd\x00",
+    '{"event": "step_done"}',
+    '{"event": "step_done", "epoch": "1", "update": 1, "loss": 1, "learning_rate": 1}',
+    '{"event": "step_done", "epoch": 1, "update": 1, "loss": "x", "learning_rate": 1}',
+    '{"event": "step_done", "epoch": 1, "update": 1, "loss": 1, "learning_rate": Infinity}',
+    '{"event": "step_done", "epoch": 0, "update": 1, "loss": 1, "learning_rate": 1}',
+    '{"event": "step_done", "epoch": 1, "update": [1], "loss": 1, "learning_rate": 1}',
+    '{"event": "epoch_done", "epoch": 1, "update": 5, "train_loss": 1, "scores": [1]}',
+    '{"event": "epoch_done", "epoch": 1, "update": 5, "train_loss": 1, "scores": {"top1": "x"}}',
+    '{"event": "run_started", "scores": [{"nonsense": 1}]}',
+    '{"event": "run_started", "scores": 5}',
+]
+
+
+@pytest.mark.parametrize("line", DAMAGE)
+def test_a_damaged_line_is_named_and_the_last_one_left_out(tmp_path: Path, line: str) -> None:
+    log = tmp_path / "log.jsonl"
+    log.write_text("\n".join([*log_lines(1), line, *log_lines(2)]))
+    with pytest.raises(DataError, match=r"log\.jsonl' is damaged in line 8: "):
+        draw_curve(log, tmp_path / "curve.png")
+    log.write_text("\n".join([*log_lines(1), line]))
+    draw_curve(log, tmp_path / "curve.png")
+    assert picture(tmp_path / "curve.png").std() > 5
+
+
+def test_a_log_that_is_no_text(tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    log.write_bytes("\n".join(log_lines(1)).encode() + b"\n\xff\xfe\x00\n" + log_lines(0)[0].encode())
+    with pytest.raises(DataError, match="damaged in line 8"):
+        draw_curve(log, tmp_path / "curve.png")
+
+
+def test_names_with_characters_that_end_lines_elsewhere(tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    started = json.dumps({"event": "run_started", "scores": [ACCURACY], "knows": "a\u2028b\x85c"}, ensure_ascii=False)
+    log.write_text("\n".join([started, *log_lines(1)]) + "\n", encoding="utf-8")
+    draw_curve(log, tmp_path / "curve.png")
+    assert picture(tmp_path / "curve.png").std() > 5

@@ -166,7 +166,7 @@ def test_divergence_names_the_batch_and_keeps_the_checkpoint(
     names = assemble(config, Processes(0, 1, torch.device("cpu")), resuming=False).files(calls[3])
     assert (it.value.files, it.value.update, it.value.learning_rate) == (names, 4, 1e-3)
     assert type(seen[-1]).__name__ == "Diverged"
-    state, _ = read_state(config.run_folder)
+    state = read_state(config.run_folder).state
     assert state["progress"]["update"] == 3
     assert all(torch.isfinite(tensor).all() for tensor in state["model"].values())
 

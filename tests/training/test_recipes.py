@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from timm.scheduler.cosine_lr import CosineLRScheduler
 import vision_ssm
 from vision_ssm.errors import ConfigError
 from vision_ssm.training.config import TrainConfig
-from vision_ssm.training.recipes import find_recipe, list_recipes
+from vision_ssm.training.recipes import find_recipe, list_recipes, parse_value, read_recipe
 from vision_ssm.training.schedule import LearningRate, scaled_rate
 
 PUBLISHED = sorted(name for name in list_recipes() if name.startswith(("vim_", "vmamba_", "efficientvmamba_")))
@@ -122,3 +123,29 @@ def test_names_and_files(tmp_path: Path) -> None:
         find_recipe("digit")
     with pytest.raises(ConfigError, match=r"none\.yaml: no such recipe file"):
         find_recipe(tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a: " + "[" * 5000,
+        "a: 2020-13-45",
+        "a: " + "9" * 5000,
+        "a: !!binary x",
+        "? {a: b}\n: c",
+        "a: !!python/name:os.x",
+    ],
+)
+def test_what_yaml_cannot_hold(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=r"x\.yaml: not valid YAML"):
+        read_recipe(path)
+    with pytest.raises(ConfigError, match=r"model\.options\.x: .* is not a YAML value"):
+        parse_value(text, "model.options.x")
+
+
+def test_a_pipe_is_refused_rather_than_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "x.yaml")
+    with pytest.raises(ConfigError, match="is a named pipe, not a recipe"):
+        read_recipe(tmp_path / "x.yaml")

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,9 +14,11 @@ import torch
 from vision_ssm.checkpoints import vim
 from vision_ssm.errors import CheckpointError, ConfigError, DataError
 from vision_ssm.models.registry import create_model
-from vision_ssm.training import estimate, train
+from vision_ssm.training import estimate, results, train
 from vision_ssm.training.config import TrainConfig
+from vision_ssm.training.engine import Progress
 from vision_ssm.training.events import EpochDone, Event, Interrupted, Notice, RunStarted, StepDone
+from vision_ssm.training.results import write_pictures
 from vision_ssm.training.state import read_state
 from vision_ssm.weights.files import load_weights, read_info
 
@@ -213,6 +217,59 @@ def test_estimate_writes_nothing(tiny: Tiny, tmp_path: Path) -> None:
     cut = estimate(config.replace(**{"schedule.updates": 4, "schedule.cooldown_epochs": 1}))
     assert (cut.epochs, cut.updates_per_epoch, cut.updates) == (3, 3, 7)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_that_is_said(tiny: Tiny) -> None:
+    whole, config = tiny(**{"run.name": "whole"}), tiny()
+    for each in (whole, config):
+        train(each)
+    last = config.run_folder / "last.ckpt"
+    content = bytearray(last.read_bytes())
+    content[len(content) // 2] ^= 1
+    last.write_bytes(content)
+    (config.run_folder / ".writable.123").touch()  # as an older version left it when it was killed
+    events: list[Event] = []
+    train(resumed(config), on_event=events.append)
+    told = [event.message for event in events if isinstance(event, Notice)]
+    (damaged,) = (number for number, text in enumerate(told) if "last.ckpt: damaged" in text)
+    assert told[damaged + 1].endswith("previous.ckpt.")
+    assert same(final(whole), final(config))
+    assert not (config.run_folder / ".writable.123").exists()
+
+
+def test_a_pipe_in_a_run_folder(tiny: Tiny) -> None:
+    config = tiny(**{"schedule.epochs": 1})
+    train(config)
+    (config.run_folder / "log.jsonl").unlink()
+    os.mkfifo(config.run_folder / "log.jsonl")
+    with pytest.raises(ConfigError, match=r"cannot resume: .*log\.jsonl is a named pipe"):
+        train(resumed(config))
+
+
+def test_weights_do_not_say_where_others_came_from(tiny: Tiny) -> None:
+    options = {"patch_size": 4, "embed_dim": 16, "depth": 2, "pretrained_cfg_overlay": {"mean": [0.4, 0.4, 0.4]}}
+    config = tiny(**{"schedule.epochs": 1, "model.options": options})
+    train(config)
+    info = load_weights(config.run_folder / "best.safetensors").info
+    assert set(info.model_options) == {"patch_size", "embed_dim", "depth", "img_size"}
+    assert info.preprocessing.mean == (0.4, 0.4, 0.4)
+
+
+def test_a_damaged_log_costs_only_the_curve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Path] = []
+    parts = SimpleNamespace(
+        val=SimpleNamespace(dataset=None, batch_size=1),
+        task=SimpleNamespace(pictures=lambda meter, samples, folder, title: drawn.append(folder)),
+    )
+    config = SimpleNamespace(
+        run=SimpleNamespace(amp="none"), data=SimpleNamespace(workers=0), model=SimpleNamespace(name="vim_nano")
+    )
+    engine = SimpleNamespace(parts=parts, config=config, processes=SimpleNamespace(device="cpu"), progress=Progress())
+    folder = SimpleNamespace(path=tmp_path, log=tmp_path / "log.jsonl", best_weights=None, last_weights=None)
+    folder.log.write_text("[1]\n[1]\n")
+    monkeypatch.setattr(results, "evaluate", lambda *_, **__: SimpleNamespace(meter=None))
+    assert "log.jsonl' is damaged in line 1" in write_pictures(folder, engine)
+    assert drawn == [tmp_path]
 
 
 def test_a_batch_norm_over_one_value_says_what_to_do(tiny: Tiny) -> None:

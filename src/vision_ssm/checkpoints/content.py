@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Literal
 
@@ -36,7 +37,7 @@ def kind_of(path: str | Path) -> Kind:
         CheckpointError: there is no file, only a folder or a pipe, or it is known to be something else than weights.
     """
     path = Path(path)
-    if path.is_dir():
+    if os.path.isdir(path):  # unlike Path's, it lets the opening say what is the matter with a strange name
         raise CheckpointError(f"{path} is a folder, not a file")
     other = what_else(path)
     if other is not None:

@@ -22,7 +22,7 @@ import torch
 
 from vision_ssm.errors import CheckpointError
 
-__all__ = ["read_pickle"]
+__all__ = ["read_pickle", "refuse_bombs"]
 
 # An archive that unpacks to more than this many times its size, and is not small, was made to fill the memory. Weights
 # themselves hardly shrink, and torch does not compress.
@@ -35,13 +35,14 @@ def read_pickle(path: Path) -> Any:
     Raises:
         CheckpointError: not such a file, cut short, or one that asks for more than plain values; nothing was run.
     """
-    _refuse_bombs(path)
+    refuse_bombs(path)
     try:
-        # Opened here, since torch would go by the name.
-        with path.open("rb") as file, torch.serialization.safe_globals(_ADMITTED):
-            return torch.load(file, map_location="cpu", weights_only=True)
+        file = path.open("rb")  # here, since torch would go by the name
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
+    try:
+        with file, torch.serialization.safe_globals(_ADMITTED):
+            return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever torch's reader meets in damaged bytes
         # Its own text is not passed on: it tells how to load the file unsafely.
         wanted = _unsafe_globals(path)
@@ -64,7 +65,8 @@ def _unsafe_globals(path: Path) -> list[str]:
         return []
 
 
-def _refuse_bombs(path: Path) -> None:
+def refuse_bombs(path: Path) -> None:
+    """Raise CheckpointError for an archive that would unpack to far more than weights can shrink by."""
     try:
         with zipfile.ZipFile(path) as archive:
             unpacked = sum(entry.file_size for entry in archive.infolist())

@@ -17,6 +17,7 @@ from timm.optim import (  # type: ignore[attr-defined]
 from torch import nn
 
 from vision_ssm.data.batches import Samples
+from vision_ssm.data.contents import contents_digest
 from vision_ssm.data.loader import EpochLoader
 from vision_ssm.data.preprocessing import Preprocessing
 from vision_ssm.errors import ConfigError, suggestion
@@ -53,13 +54,12 @@ class Parts:
     started_from: str
     notices: list[str] = field(default_factory=list)
 
-    @property
+    @functools.cached_property
     def data_identity(self) -> dict[str, str]:
-        """Fingerprints that tell whether a resumed run sees the same images. Folders may move: only names count."""
-        return {
-            "training images": self.train.dataset.fingerprint,
-            "held-out images": self.val.dataset.fingerprint,
-        }
+        """Fingerprints that tell whether a resumed run sees the same images. Folders may move: names, bytes count."""
+        sets = {"training images": self.train.dataset, "held-out images": self.val.dataset}
+        names = {key: samples.fingerprint for key, samples in sets.items()}
+        return names | {f"contents of the {key}": contents_digest(samples.paths) for key, samples in sets.items()}
 
     def files(self, indices: Sequence[int]) -> list[str]:
         """File names of training images."""
@@ -85,7 +85,7 @@ def assemble(config: TrainConfig, processes: Processes, *, resuming: bool) -> Pa
     train_set = task.open("train")
     task.prepare(train_set)
     val_set = task.open("val")
-    model, options = _model(config, task, pretrained=config.model.pretrained and not resuming)
+    model, options = _model(config, task, resuming=resuming)
     preprocessing = task.preprocessing(model)
     if config.model.img_size is not None:
         preprocessing = preprocessing.with_size(config.model.img_size)
@@ -116,9 +116,12 @@ def assemble(config: TrainConfig, processes: Processes, *, resuming: bool) -> Pa
     return Parts(config, task, model, options, preprocessing, train, val, started_from, notices)
 
 
-def _model(config: TrainConfig, task: Task, *, pretrained: bool) -> tuple[nn.Module, dict[str, Any]]:
+def _model(config: TrainConfig, task: Task, *, resuming: bool) -> tuple[nn.Module, dict[str, Any]]:
     wanted = config.model
+    pretrained = wanted.pretrained and not resuming
     options = dict(wanted.options)
+    if resuming:  # what timm would load into the model, before the checkpoint replaces it
+        options = {name: value for name, value in options.items() if name not in ("checkpoint_path", "pretrained")}
     if wanted.img_size is not None:
         options["img_size"] = wanted.img_size
     extra: dict[str, Any] = {"pretrained": True} if pretrained else {}

@@ -10,6 +10,7 @@ two updates is all that a later process needs.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import math
@@ -22,9 +23,10 @@ import torch
 from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 
+from vision_ssm.checkpoints.tensors import wrong_kinds
 from vision_ssm.data.batches import Batch
 from vision_ssm.device import autocast
-from vision_ssm.errors import ConfigError, TrainingDiverged
+from vision_ssm.errors import CheckpointError, ConfigError, TrainingDiverged
 from vision_ssm.tasks.task import Meter
 from vision_ssm.training.assembly import Parts, make_optimizer
 from vision_ssm.training.distributed import Processes
@@ -224,11 +226,38 @@ class Engine:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Continue from ``state``. Raises ConfigError when that would not be the same run."""
+        """Continue from ``state``.
+
+        Raises ConfigError when that would not be the same run, CheckpointError when a part of it is of another one.
+        """
         refuse_changes(state, self.config, self.parts.data_identity, self.processes.world)
-        self.model.load_state_dict(state["model"])
-        if self.ema is not None:
-            self.ema.module.load_state_dict(state["ema"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
-        self.progress = Progress(**state["progress"])
+        averaged = {} if self.ema is None else {"ema": self.ema.module}
+        for part, model in {"model": self.model, **averaged}.items():
+            if state[part] is None or (kinds := wrong_kinds(model.state_dict(), state[part])):
+                reason = "it is missing" if state[part] is None else ", ".join(kinds[:5])
+                raise CheckpointError(f"the checkpoint's {part} does not fit this run: {reason}.")
+        if state["progress"].get("update") and not state["optimizer"]["state"] and self._optimizer_has_state():
+            raise CheckpointError("the checkpoint's optimizer does not fit this run: its state is missing.")
+        part = "model"
+        try:
+            self.model.load_state_dict(state["model"])
+            part = "ema"
+            for model in averaged.values():
+                model.load_state_dict(state["ema"])
+            part = "optimizer"
+            self.optimizer.load_state_dict(state["optimizer"])
+            part = "scaler"
+            self.scaler.load_state_dict(state["scaler"])
+            part = "progress"
+            self.progress = Progress(**state["progress"])
+        except (RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+            raise CheckpointError(f"the checkpoint's {part} does not fit this run: {error}.") from error
+
+    def _optimizer_has_state(self) -> bool:
+        """Whether the optimiser keeps anything from one update to the next, which plain SGD does not."""
+        trial = copy.deepcopy(self.optimizer)
+        for group in trial.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = torch.zeros_like(parameter)
+        trial.step()
+        return bool(trial.state_dict()["state"])

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from vision_ssm.errors import ConfigError, suggestion
+from vision_ssm.storage import what_else
 
 __all__ = ["find_recipe", "list_recipes", "parse_value", "read_recipe", "write_recipe"]
 
@@ -46,6 +47,9 @@ class _Dumper(yaml.SafeDumper):  # type: ignore[misc]
     """Quotes the texts that `_Loader` would take for a number."""
 
 
+# Beside its own error yaml raises what Python says of numbers, dates and nesting that it cannot hold.
+_NOT_YAML = (yaml.YAMLError, ValueError, OverflowError, RecursionError, TypeError)
+
 _POWER_OF_TEN = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
 for _kind in (_Loader, _Dumper):
     _kind.add_implicit_resolver("tag:yaml.org,2002:float", _POWER_OF_TEN, list("-+.0123456789"))
@@ -53,11 +57,13 @@ for _kind in (_Loader, _Dumper):
 
 def read_recipe(path: Path) -> dict[str, Any]:
     """The content of a recipe. Raises ConfigError when it cannot be read or is no mapping."""
+    if other := what_else(path):
+        raise ConfigError(f"{path}: is {other}, not a recipe file.")
     try:
         values = _parse(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except _NOT_YAML as error:
         raise ConfigError(f"{path}: not valid YAML: {error}") from error
     if values is None:
         return {}
@@ -76,8 +82,8 @@ def parse_value(text: str, key: str) -> Any:
     """One value as a recipe has it. Raises ConfigError naming ``key``."""
     try:
         return _parse(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{key}: {text!r} is not a YAML value: {error}") from error
+    except _NOT_YAML as error:
+        raise ConfigError(f"{key}: {text[:200]!r} is not a YAML value: {error}") from error
 
 
 def _parse(text: str) -> Any:

@@ -43,11 +43,16 @@ def write_weights(
 def write_pictures(folder: RunFolder, engine: Engine) -> str | None:
     """Draw the training curve, and the task's pictures of the best weights (else the last) as they are on disk.
 
-    Returns what went wrong, if anything: a run with good weights is not failed by a picture.
+    Returns what went wrong, if anything: a run with good weights is not failed by a picture, and a damaged log does not
+    cost the pictures of the weights.
     """
     parts, config = engine.parts, engine.config
+    problems = []
     try:
         draw_curve(folder.log, folder.path / "curve.png")
+    except VisionSSMError as error:
+        problems.append(str(error))
+    try:
         evaluation = evaluate(
             folder.best_weights if engine.progress.best_epoch else folder.last_weights,  # no score was a number
             parts.val.dataset,
@@ -58,5 +63,5 @@ def write_pictures(folder: RunFolder, engine: Engine) -> str | None:
         )
         parts.task.pictures(evaluation.meter, parts.val.dataset, folder.path, title=config.model.name)
     except VisionSSMError as error:
-        return f"The pictures could not be drawn: {error}"
-    return None
+        problems.append(str(error))
+    return f"Pictures could not be drawn: {' '.join(problems)}" if problems else None

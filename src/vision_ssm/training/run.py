@@ -94,9 +94,10 @@ class _Run:
         notices = list(engine.parts.notices)
         log_bytes = 0
         if source is not None:
-            state, file = checkpoint.read_state(source)
+            state, file, passed_over = checkpoint.read_state(source)
             engine.restore(state)
             log_bytes = state["log_bytes"]
+            notices += passed_over
             if file.name != checkpoint.LAST:
                 notices.append(f"Continuing from {file}.")
         elif self.config.run.resume:

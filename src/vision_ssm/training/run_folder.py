@@ -8,11 +8,11 @@ import os
 from pathlib import Path
 
 from vision_ssm.errors import ConfigError, DataError
-from vision_ssm.storage import require_writable, whole_file
+from vision_ssm.storage import require_writable, what_else, whole_file
 from vision_ssm.tasks.registry import find_task
 from vision_ssm.training.config import TrainConfig
 from vision_ssm.training.events import Event
-from vision_ssm.training.state import LAST, PREVIOUS
+from vision_ssm.training.state import LAST, NEXT, PREVIOUS
 
 __all__ = ["RunFolder"]
 
@@ -21,7 +21,7 @@ _LEFT_BY_A_RUN = (
     "log.jsonl",
     LAST,
     PREVIOUS,
-    "next.ckpt",
+    NEXT,
     "best.safetensors",
     "last.safetensors",
     "curve.png",
@@ -49,6 +49,9 @@ class RunFolder:
                 f"{self.path} already holds a run ({self._used[0]}). Continue it with --resume, give this one another "
                 "name (--name, run.name), or replace it (--overwrite, run.overwrite)."
             )
+        for name in self._used:
+            if self._resuming and (other := what_else(self.path / name)):
+                raise ConfigError(f"cannot resume: {self.path / name} is {other}, not a file of a run.")
 
     def start(self, config: TrainConfig, log_bytes: int) -> None:
         """Clear what is in the way and write the effective configuration.
@@ -60,12 +63,16 @@ class RunFolder:
             DataError: the folder cannot be written.
         """
         require_writable(self.path)
-        for name in self._used if not self._resuming else []:
-            (self.path / name).unlink()
-        for leftover in self.path.glob(".*.part"):  # of a process that was killed while writing
-            leftover.unlink(missing_ok=True)
-        if self.log_bytes > log_bytes:
-            os.truncate(self.log, log_bytes)
+        try:
+            for name in self._used if not self._resuming else []:
+                (self.path / name).unlink()
+            for pattern in (".*.part", ".writable.*"):  # of processes that were killed
+                for leftover in self.path.glob(pattern):
+                    leftover.unlink(missing_ok=True)
+            if self.log_bytes > log_bytes:
+                os.truncate(self.log, log_bytes)
+        except OSError as error:
+            raise DataError(f"cannot clear {error.filename or self.path}: {error.strerror or error}.") from error
         with whole_file(self.path / "config.yaml") as part:
             part.write_text(config.to_yaml(), encoding="utf-8")
 

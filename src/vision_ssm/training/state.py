@@ -1,28 +1,32 @@
 """The state of a run on disk: written whole or not at all, read without running anything that is in it.
 
 A checkpoint holds everything that the next update depends on: weights, average, optimiser, loss scaler, position and
-configuration. Random numbers need no state, because they are a function of the seed and the position.
+configuration. Random numbers need no state, because they are a function of the seed and the position. A digest over all
+of it is checked when it is read.
 """
 
 from __future__ import annotations
 
 import os
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
+from vision_ssm.checkpoints.pickles import refuse_bombs
 from vision_ssm.errors import CheckpointError, ConfigError
 from vision_ssm.settings import differences
-from vision_ssm.storage import whole_file
+from vision_ssm.storage import what_else, whole_file
 from vision_ssm.training.config import TrainConfig
+from vision_ssm.training.integrity import digest, fault
 
-__all__ = ["LAST", "PREVIOUS", "has_state", "read_state", "refuse_changes", "write_state"]
+__all__ = ["LAST", "NEXT", "PREVIOUS", "Found", "has_state", "read_state", "refuse_changes", "write_state"]
 
-FORMAT = 1
-LAST, PREVIOUS, _NEXT = "last.ckpt", "previous.ckpt", "next.ckpt"
+FORMAT = 2
+"""2: with a ``digest``. 1 had none, and is still read."""
+
+LAST, PREVIOUS, NEXT = "last.ckpt", "previous.ckpt", "next.ckpt"
 _KEYS = {"format", "model", "ema", "optimizer", "scaler", "progress", "config", "data", "processes", "log_bytes"}
 
 
@@ -35,11 +39,12 @@ def write_state(folder: Path, state: Mapping[str, Any]) -> Path:
     """
     path = folder / LAST
     try:
-        with whole_file(folder / _NEXT, error=CheckpointError) as part:
-            _serialise({"format": FORMAT, **state}, part)
+        with whole_file(folder / NEXT, error=CheckpointError) as part:
+            content = {"format": FORMAT, **state}
+            _serialise({**content, "digest": digest(content)}, part)
         if path.exists():
             os.replace(path, folder / PREVIOUS)
-        os.replace(folder / _NEXT, path)
+        os.replace(folder / NEXT, path)
     except (CheckpointError, OSError) as error:
         kept = next((folder / name for name in (LAST, PREVIOUS) if (folder / name).exists()), None)
         advice = f"The last good checkpoint is {kept}; make room and resume." if kept else "There is no earlier one."
@@ -60,42 +65,68 @@ def _serialise(state: Mapping[str, Any], path: Path) -> None:
 
 def has_state(path: Path) -> bool:
     """Whether ``path`` is, or is a run folder with, a checkpoint to continue from."""
-    return path.suffix == ".ckpt" or any((path / name).exists() for name in (LAST, PREVIOUS))
+    return path.suffix == ".ckpt" or any((path / name).exists() for name in (NEXT, LAST, PREVIOUS))
 
 
-def read_state(path: Path) -> tuple[dict[str, Any], Path]:
-    """Read a checkpoint, or the newest whole one of a run folder. Returns the state and the file it came from.
+class Found(NamedTuple):
+    """A state, the file it came from, and what was wrong with newer ones."""
+
+    state: dict[str, Any]
+    file: Path
+    passed_over: tuple[str, ...] = ()
+
+
+def read_state(path: Path) -> Found:
+    """Read a checkpoint, or the newest whole one of a run folder.
 
     Raises CheckpointError when there is none, or none that can be read.
     """
     if not path.is_dir():
-        return _read(path), path
-    problems = []
-    for candidate in (path / LAST, path / PREVIOUS):
+        try:
+            return Found(_read(path), path)
+        except CheckpointError as error:
+            others = [name for name in (NEXT, LAST, PREVIOUS) if name != path.name and (path.parent / name).exists()]
+            hint = f" To continue from {' or '.join(others)} beside it, give the folder." if others else ""
+            raise CheckpointError(f"{error}{hint}") from error
+    problems: list[str] = []
+    # What was written last is there under the first of these names, even after a kill between two renames.
+    for candidate in (path / NEXT, path / LAST, path / PREVIOUS):
         if not candidate.exists():
             continue
         try:
-            return _read(candidate), candidate
+            return Found(_read(candidate), candidate, tuple(problems))
         except CheckpointError as error:
             problems.append(str(error))
     raise CheckpointError(" ".join(problems) or f"{path}: no checkpoint ({LAST}) here.")
 
 
 def _read(path: Path) -> dict[str, Any]:
+    if other := what_else(path):
+        raise CheckpointError(f"{path}: is {other}, not a training checkpoint.")
+    refuse_bombs(path)
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        file = path.open("rb")
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}.") from error
-    except (RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise CheckpointError(f"{path}: damaged, or not a training checkpoint: {reason}") from error
+    try:
+        with file:
+            state = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever damaged bytes bring out; torch's text would tell how to load them unsafely
+        raise CheckpointError(f"{path}: damaged, or not a training checkpoint.") from error
     if not isinstance(state, dict) or not set(state) >= _KEYS:
         raise CheckpointError(
             f"{path}: not a training checkpoint of this library. To start from its weights use model.checkpoint "
             "(--checkpoint)."
         )
-    if state["format"] > FORMAT:
-        raise CheckpointError(f"{path}: written by a newer version (format {state['format']}, known is {FORMAT}).")
+    version = state["format"]
+    if type(version) is not int or version < 1:
+        raise CheckpointError(f"{path}: damaged: its format is {str(version)[:50]!r}.")
+    if version > FORMAT:
+        raise CheckpointError(f"{path}: written by a newer version (format {version}, known is {FORMAT}).")
+    if version > 1 and state.pop("digest", None) != digest(state):
+        raise CheckpointError(f"{path}: damaged: its content is not what was written.")
+    if what := fault(state):
+        raise CheckpointError(f"{path}: damaged: {what}.")
     return state
 
 
@@ -115,7 +146,8 @@ def refuse_changes(state: Mapping[str, Any], config: TrainConfig, data: Mapping[
         if old is not None and new is not None:  # not from or to a length in updates
             del changed["schedule.epochs"]
     lines = [f"{key} was {old!r} and is {new!r}" for key, (old, new) in changed.items()]
-    lines += [f"the {key} differ" for key, value in data.items() if state["data"].get(key) != value]
+    # Checkpoints of format 1 knew the names of the images only.
+    lines += [f"the {key} differ" for key, value in data.items() if state["data"].get(key, value) != value]
     if state["processes"] != processes:
         lines.append(f"it ran on {state['processes']} processes and would continue on {processes}")
     if lines:

@@ -273,12 +273,15 @@ def read_info(path: str | Path) -> WeightsInfo:
         CheckpointError: not a weights file of this library, or damaged.
     """
     path = Path(path)
+    try:
+        path.stat()
+    except (OSError, ValueError) as error:  # ValueError: a name with a zero byte
+        reason = getattr(error, "strerror", None) or error
+        raise CheckpointError(f"cannot open weights file {str(path)!r}: {reason}.") from error
     if path.is_dir():
         raise CheckpointError(
             f"{str(path)!r} is a folder; give the weights file, such as {str(path / 'best.safetensors')!r}."
         )
-    if not path.exists():
-        raise CheckpointError(f"cannot open weights file {str(path)!r}: No such file or directory.")
     try:
         if kind_of(path) in ("torch", "pickle"):  # neither is opened here
             raise CheckpointError(
