@@ -1,0 +1,138 @@
+"""Published segmentors: every number of each, and what was published about it; and building any segmentor by name.
+
+Light on purpose: the table is read without torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from vision_ssm.errors import ConfigError, suggestion
+from vision_ssm.models.variant import Origin, Weights
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from vision_ssm.models.segmentor import Segmentor
+
+__all__ = ["SEGMENTORS", "PublishedSegmentor", "build_segmentor", "segmentor"]
+
+VMAMBA = Origin(
+    paper="arXiv:2401.10166",
+    title="VMamba: Visual State Space Model",
+    repository="https://github.com/MzeroMiko/VMamba",
+    commit="2ed52ead",
+    licence="mit",
+)
+RELEASE = "https://github.com/MzeroMiko/VMamba/releases/download/%23v2seg"
+README = "MzeroMiko/VMamba README"
+
+
+@dataclass(frozen=True)
+class PublishedSegmentor:
+    """One published segmentor.
+
+    Scores are those that the authors report for ADE20K validation, mean IoU in percent, of the whole image at one scale
+    and of six scales with flips; they have not been measured with this library.
+    """
+
+    name: str
+    backbone: str
+    backbone_options: Mapping[str, Any]
+    heads: Mapping[str, Any]  # options of `vision_ssm.models.segmentor.Segmentor`
+    params: int
+    miou: float
+    miou_many_scales: float
+    source: str  # of the scores
+    weights: Weights
+    origin: Origin
+
+
+ADE20K = {"num_classes": 150, "channels": 512, "auxiliary_channels": 256}
+
+# fmt: off
+SEGMENTORS = {
+    row.name: row for row in (
+        PublishedSegmentor(
+            "vmamba_tiny_s1l8_upernet_ade20k",
+            "vmamba_tiny_s1l8", {"stage_norms": True, "drop_path_rate": 0.2}, ADE20K,
+            params=61_902_572, miou=47.9, miou_many_scales=48.8, source=README, origin=VMAMBA,
+            weights=Weights("upernet_vssm_4xb4-160k_ade20k-512x512_tiny_s_iter_160000.pth", RELEASE),
+        ),
+        PublishedSegmentor(
+            "vmamba_tiny_s2l5_upernet_ade20k",
+            "vmamba_tiny_s2l5", {"stage_norms": True, "drop_path_rate": 0.2}, ADE20K,
+            params=62_359_340, miou=48.3, miou_many_scales=48.6, source=README, origin=VMAMBA,
+            weights=Weights("upernet_vssm_4xb4-160k_ade20k-512x512_tiny_iter_160000.pth", RELEASE),
+        ),
+        PublishedSegmentor(
+            "vmamba_small_s2l15_upernet_ade20k",
+            "vmamba_small_s2l15", {"stage_norms": True, "drop_path_rate": 0.3}, ADE20K,
+            params=81_801_260, miou=50.6, miou_many_scales=51.2, source=README, origin=VMAMBA,
+            weights=Weights("upernet_vssm_4xb4-160k_ade20k-512x512_small_iter_144000.pth", RELEASE),
+        ),
+        PublishedSegmentor(
+            "vmamba_base_s2l15_upernet_ade20k",
+            "vmamba_base_s2l15", {"stage_norms": True, "drop_path_rate": 0.6}, ADE20K,
+            params=122_069_292, miou=51.0, miou_many_scales=51.6, source=README, origin=VMAMBA,
+            weights=Weights("upernet_vssm_4xb4-160k_ade20k-512x512_base_iter_160000.pth", RELEASE),
+        ),
+    )
+}
+# fmt: on
+
+
+def build_segmentor(
+    backbone: str, heads: Mapping[str, Any], *, pretrained: bool = False, **backbone_options: Any
+) -> Segmentor:
+    """Build a segmentor around any backbone that timm has.
+
+    Args:
+        backbone: registered name; of a model whose maps all have one stride the ..._pyramid form is taken.
+        heads: options of `vision_ssm.models.segmentor.Segmentor`.
+        pretrained: load the backbone's published weights.
+        backbone_options: of the backbone.
+
+    Raises:
+        ConfigError: unknown name or option, or a backbone without maps at strides 4, 8, 16 and 32.
+        CheckpointError: pretrained weights cannot be had or do not fit.
+    """
+    from vision_ssm.models.registry import create_model
+    from vision_ssm.models.segmentor import Segmentor
+    from vision_ssm.models.variant import all_variants
+
+    columnar = f"{backbone.partition('.')[0]}_pyramid" in all_variants()
+    options = {"feature_cls": "pyramid", **backbone_options} if columnar else backbone_options
+    return Segmentor(create_model(backbone, pretrained=pretrained, features_only=True, **options), **heads)
+
+
+def segmentor(name: str, *, pretrained: bool = False, **options: Any) -> nn.Module:
+    """Build a published segmentor.
+
+    Args:
+        name: of the table.
+        pretrained: load the published weights of all of it.
+        options: of the heads (``num_classes``, ``channels``, ``auxiliary_channels``, ``drop_rate``), every other one of
+            the backbone.
+
+    Raises:
+        ConfigError: an option is unknown or out of range.
+        CheckpointError: pretrained weights cannot be had or do not fit.
+    """
+    row = SEGMENTORS[name]
+    of_heads = {option: options.pop(option) for option in ("num_classes", "channels", "auxiliary_channels", "drop_rate")
+                if option in options}  # fmt: skip
+    model = build_segmentor(row.backbone, {**row.heads, **of_heads}, **{**row.backbone_options, **options})
+    if pretrained:
+        from vision_ssm.checkpoints import download_url, load_published, read_checkpoint
+
+        if model.num_classes != row.heads["num_classes"]:
+            raise ConfigError("todo")
+        load_published(model, read_checkpoint(download_url(row.weights.address)).weights)
+    return model
+
+
+def unknown(name: str) -> str:
+    return suggestion(name, SEGMENTORS)
