@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from vision_ssm.errors import ConfigError, suggestion
 from vision_ssm.models.variant import Origin, Weights
 
 if TYPE_CHECKING:
@@ -50,6 +49,7 @@ class PublishedSegmentor:
     origin: Origin
 
 
+OF_HEADS = ("num_classes", "channels", "auxiliary_channels", "drop_rate")
 ADE20K = {"num_classes": 150, "channels": 512, "auxiliary_channels": 256}
 
 # fmt: off
@@ -113,26 +113,25 @@ def segmentor(name: str, *, pretrained: bool = False, **options: Any) -> nn.Modu
 
     Args:
         name: of the table.
-        pretrained: load the published weights of all of it.
-        options: of the heads (``num_classes``, ``channels``, ``auxiliary_channels``, ``drop_rate``), every other one of
-            the backbone.
+        pretrained: load the published weights of all of it; with another ``num_classes`` the classifiers of both heads
+            start anew.
+        options: of the heads (``num_classes``, ``channels``, ``auxiliary_channels``, ``drop_rate``); every other one is
+            the backbone's.
 
     Raises:
         ConfigError: an option is unknown or out of range.
         CheckpointError: pretrained weights cannot be had or do not fit.
     """
     row = SEGMENTORS[name]
-    of_heads = {option: options.pop(option) for option in ("num_classes", "channels", "auxiliary_channels", "drop_rate")
-                if option in options}  # fmt: skip
-    model = build_segmentor(row.backbone, {**row.heads, **of_heads}, **{**row.backbone_options, **options})
+    heads = {option: options.pop(option, row.heads.get(option)) for option in OF_HEADS}
+    chosen = {option: value for option, value in heads.items() if value is not None}
+    model = build_segmentor(row.backbone, chosen, **{**row.backbone_options, **options})
     if pretrained:
-        from vision_ssm.checkpoints import download_url, load_published, read_checkpoint
+        from vision_ssm.checkpoints import convert, download_url, read_checkpoint
 
-        if model.num_classes != row.heads["num_classes"]:
-            raise ConfigError("todo")
-        load_published(model, read_checkpoint(download_url(row.weights.address)).weights)
+        weights = read_checkpoint(download_url(row.weights.address)).weights
+        own = model.state_dict()
+        anew = [] if model.num_classes == row.heads["num_classes"] else [key for key in own if ".conv_seg." in key]
+        found = convert(model, weights, replaceable=tuple(anew))
+        model.load_state_dict({**found, **{key: own[key] for key in anew}}, strict=True)
     return model
-
-
-def unknown(name: str) -> str:
-    return suggestion(name, SEGMENTORS)
