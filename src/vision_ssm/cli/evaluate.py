@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from vision_ssm.cli.arguments import image_size_or_native, output_file, whole_number
+from vision_ssm.cli.arguments import add_task_options, image_size_or_native, output_file, task_options, whole_number
 from vision_ssm.cli.console import note, print_json, print_table, progress_bar
 from vision_ssm.storage import require_writable
 
@@ -49,6 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output", type=output_file(".json"), metavar="FILE", help="also write the scores to this .json file"
     )
+    add_task_options(parser, evaluating=True)
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
 
 
@@ -60,12 +61,14 @@ def accept(_: argparse.Namespace, unknown: Sequence[str]) -> Sequence[str]:
 def run(options: argparse.Namespace) -> int:
     """Evaluate and print."""
     from vision_ssm.inference.evaluate import evaluate
+    from vision_ssm.weights.opening import open_model
 
     if options.output:  # found out now rather than after the work
         require_writable(options.output.parent)
+    loaded = open_model(options.weights, model=options.model, device=options.device)
     with progress_bar("evaluating", shown=not options.json) as on_progress:
         found = evaluate(
-            options.weights,
+            loaded,
             options.data,
             options.split,
             batch_size=options.batch_size,
@@ -74,8 +77,8 @@ def run(options: argparse.Namespace) -> int:
             amp=options.amp,
             workers=options.workers,
             download=options.download,
-            model=options.model,
             on_progress=on_progress,
+            **task_options(options, loaded.info.task),
         )
     if options.output:
         found.write(options.output)

@@ -92,6 +92,7 @@ def evaluate(
     download: bool = False,
     model: str | None = None,
     on_progress: Callable[[int, int], None] | None = None,
+    **options: Any,
 ) -> Evaluation:
     """Score a model on one split of a data set.
 
@@ -111,6 +112,7 @@ def evaluate(
         download: whether a named data set may be fetched.
         model: registered name of the model that a checkpoint belongs to.
         on_progress: called with (images done, images in all).
+        options: of the task, such as ``window`` of a segmentation.
 
     Raises:
         DataError: unusable data, or labels that the model does not know; CheckpointError: unusable weights;
@@ -125,8 +127,10 @@ def evaluate(
     else:
         task = loaded.task()
         samples = task.adopt(data)
-    native, own = is_native(img_size), loaded.info.preprocessing
-    prepared = own if native or img_size is None else own.with_size(img_size)  # type: ignore[arg-type]
+    task.ask(options)
+    native = is_native(img_size) or (img_size is None and task.native)
+    own = loaded.info.preprocessing
+    prepared = own if native or img_size is None else task.sized(own, img_size)  # type: ignore[arg-type]
     loader = EpochLoader(
         samples,
         task.transform(prepared, train=False, native=native),

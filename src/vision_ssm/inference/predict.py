@@ -26,7 +26,6 @@ from vision_ssm.inference.inputs import (
     read_picture,
 )
 from vision_ssm.inference.naming import free_name
-from vision_ssm.settings import from_mapping
 from vision_ssm.storage import require_writable, whole_file
 from vision_ssm.tasks.task import Result, Task
 from vision_ssm.weights.files import Loaded, require_command
@@ -153,7 +152,7 @@ def predict(
     loaded = open_model(weights, model=model, device=device)
     require_command(loaded.info, "predict")
     task = loaded.task()
-    asked = task_options(task, options)
+    task.ask(options)
     batches = prepare_images(
         found,
         loaded,
@@ -171,7 +170,7 @@ def predict(
         outputs = of_one_image(partial(_outputs, task, loaded, batch, amp), used, failures)
         if outputs is None:
             continue
-        for named, result in zip(used, task.results(outputs, batch, asked), strict=True):
+        for named, result in zip(used, task.results(outputs, batch), strict=True):
             if result is None:
                 failures.append(Failure(named.name, "the model's output is not finite"))
                 continue
@@ -186,17 +185,6 @@ def predict(
                 with whole_file(folder / free_name(named.name, ".png", names)) as part:
                     drawn.save(part, format="png")
     return Predictions(tuple(results), tuple(failures), loaded.info.task, loaded.info.source)
-
-
-def task_options(task: Task, options: dict[str, Any]) -> Any:
-    """Return the task's ``Options`` of these values. Raises ConfigError for an unknown name or a value out of range."""
-    if task.Options is not None:
-        return from_mapping(task.Options, options)
-    if options:
-        raise ConfigError(
-            f"predictions of the task {task.name} have no option {next(iter(options))!r}; they have none."
-        )
-    return None
 
 
 @torch.inference_mode()

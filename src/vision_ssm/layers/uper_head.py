@@ -131,8 +131,8 @@ class UPerHead(nn.Module):
 
     def rows(self, merged: Merged, start: int, stop: int) -> Tensor:
         """Return rows [B, classes, stop - start, w] of the logits."""
-        height, width = size = tuple(merged.finest.shape[2:])
-        top, bottom = max(start - _HALO, 0), min(stop + _HALO, height)
+        size = merged.finest.shape[2:]
+        top, bottom = max(start - _HALO, 0), min(stop + _HALO, size[0])
         lateral = self.lateral_convs[0](merged.finest[:, :, top:bottom])
         lateral = lateral + resize_rows(merged.above, size, top, bottom)
         parts = [self.fpn_convs[0](lateral), *(resize_rows(x, size, top, bottom) for x in merged.outputs)]
@@ -155,9 +155,7 @@ class FCNHead(nn.Module):
         ConfigError: a number is out of range.
     """
 
-    def __init__(
-        self, in_channels: int, channels: int = 256, num_classes: int = 150, drop_rate: float = 0.1
-    ) -> None:
+    def __init__(self, in_channels: int, channels: int = 256, num_classes: int = 150, drop_rate: float = 0.1) -> None:
         super().__init__()
         check_count("channels", channels)
         check_count("num_classes", num_classes)

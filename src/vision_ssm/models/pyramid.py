@@ -53,10 +53,10 @@ class FeaturePyramid(nn.Module):
                 f"{list(out_indices)}"
             )
         patches: Any = getattr(model, "patch_embed", None)
-        if patches is not None and patches.patch_size[0] != patches.stride:
+        if patches is not None and patches.patch_size[0] != stride:
             raise ConfigError(
                 f"a pyramid needs patches that do not overlap, got patch_size={patches.patch_size[0]} and "
-                f"stride={patches.stride}: their maps are shorter than size / stride and lie off its cells"
+                f"stride={stride}: their maps are shorter than size / stride and lie off its cells"
             )
         self.wanted = sorted({chosen[index] for index in indices})
         self.places = [self.wanted.index(chosen[index]) for index in indices]

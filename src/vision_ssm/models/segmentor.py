@@ -11,7 +11,6 @@ Source: UPerNet, arXiv:1807.10221; open-mmlab/mmsegmentation 1.2.2 as VMamba's s
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor, nn
@@ -56,7 +55,7 @@ class Segmentor(nn.Module):
         if reductions != REDUCTIONS:
             raise ConfigError(
                 f"segmentation needs a backbone with maps at strides {', '.join(map(str, REDUCTIONS))}, got "
-                f"{', '.join(map(str, reductions))}; a model whose maps all have one stride has a form ..._pyramid."
+                f"{', '.join(map(str, reductions))}."
             )
         self.num_classes = num_classes
         self.backbone = backbone
@@ -78,24 +77,17 @@ class Segmentor(nn.Module):
             return (logits,)
         return logits, resize(self.auxiliary_head(maps[2]), images.shape[2:])
 
-    def maps(self, x: Tensor | Patches, size: tuple[int, int]) -> list[Tensor]:
-        """Return the backbone's maps of images of that (H, W), or of what `embed_strips` returned for them."""
-        found: list[Tensor] = self.backbone(x, size) if isinstance(self.backbone, FeaturePyramid) else self.backbone(x)
+    @property
+    def inner(self) -> nn.Module:
+        """The backbone as timm has it without ``features_only``: published weights are for it."""
+        body: Any = getattr(self.backbone, "body", self.backbone)
+        found: nn.Module = getattr(body, "model", body)
         return found
 
-    def embed_strips(self, strips: Iterable[Tensor], size: tuple[int, int]) -> Patches:
-        """Embed images that come in strips [B, C, r, W], top to bottom; `maps` takes the result for the images.
-
-        Raises:
-            ConfigError: the backbone cannot.
-            ShapeError: the strips are not of that size.
-        """
-        body: Any = getattr(self.backbone, "body", self.backbone)
-        embed = getattr(body.model, "embed_strips", None)
-        if embed is None:
-            raise ConfigError(f"{type(body.model).__name__} takes whole images only")
-        patches: Patches = embed(strips, size)
-        return patches
+    def maps(self, x: Tensor | Patches, size: tuple[int, int]) -> list[Tensor]:
+        """Return the backbone's maps of images of that (H, W), or of what `inner.embed_strips` returned for them."""
+        found: list[Tensor] = self.backbone(x, size) if isinstance(self.backbone, FeaturePyramid) else self.backbone(x)
+        return found
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute the backbone's blocks in the backward pass instead of keeping what is inside them."""

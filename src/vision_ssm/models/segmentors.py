@@ -90,7 +90,8 @@ def build_segmentor(
     """Build a segmentor around any backbone that timm has.
 
     Args:
-        backbone: registered name; of a model whose maps all have one stride the ..._pyramid form is taken.
+        backbone: registered name; a model whose maps all have one stride becomes a pyramid
+            (`vision_ssm.models.pyramid`).
         heads: options of `vision_ssm.models.segmentor.Segmentor`.
         pretrained: load the backbone's published weights.
         backbone_options: of the backbone.
@@ -99,13 +100,22 @@ def build_segmentor(
         ConfigError: unknown name or option, or a backbone without maps at strides 4, 8, 16 and 32.
         CheckpointError: pretrained weights cannot be had or do not fit.
     """
-    from vision_ssm.models.registry import create_model
-    from vision_ssm.models.segmentor import Segmentor
-    from vision_ssm.models.variant import all_variants
+    import torch
 
-    columnar = f"{backbone.partition('.')[0]}_pyramid" in all_variants()
-    options = {"feature_cls": "pyramid", **backbone_options} if columnar else backbone_options
-    return Segmentor(create_model(backbone, pretrained=pretrained, features_only=True, **options), **heads)
+    from vision_ssm.models.pyramid import REDUCTIONS, FeaturePyramid
+    from vision_ssm.models.registry import create_model, is_ours
+    from vision_ssm.models.segmentor import Segmentor
+
+    options = {"features_only": True, **backbone_options}
+    with torch.device("meta"):
+        infos: Any = create_model(backbone, **options).feature_info
+    reductions = infos.reduction()
+    if len(set(reductions)) == 1:
+        options["feature_cls"] = "pyramid" if is_ours(backbone) else FeaturePyramid
+        options["out_indices"] = (0, 1, 2, 3)
+    elif set(REDUCTIONS) <= set(reductions):
+        options["out_indices"] = tuple(infos.out_indices[reductions.index(stride)] for stride in REDUCTIONS)
+    return Segmentor(create_model(backbone, pretrained=pretrained, **options), **heads)
 
 
 def segmentor(name: str, *, pretrained: bool = False, **options: Any) -> nn.Module:

@@ -51,6 +51,7 @@ class TaskInfo:
             ``{"classes": "data.classes"}``. Those for a setting that is true or false take no value.
         options: ``module:Class`` of what a prediction may be asked for, a `vision_ssm.settings.Section`; None for
             nothing. As light as the settings.
+        evaluation: names of those options that an evaluation takes as well.
         commands: of ``vision-ssm`` that can use its weights.
         pictures: names of the files that `vision_ssm.tasks.task.Task.pictures` may write into a run folder.
     """
@@ -61,6 +62,7 @@ class TaskInfo:
     task: str
     short: Mapping[str, str] = field(default_factory=dict)
     options: str | None = None
+    evaluation: tuple[str, ...] = ()
     commands: tuple[str, ...] = ("train", "evaluate", "predict", "features")
     pictures: tuple[str, ...] = ()
 

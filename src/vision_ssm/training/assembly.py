@@ -103,7 +103,7 @@ def assemble(config: TrainConfig, processes: Processes, *, resuming: bool) -> Pa
         notices.append(f"The learning rate rises: from {rate:.3g} to schedule.min_lr, {config.schedule.min_lr:.3g}.")
     val = EpochLoader(
         val_set,
-        task.transform(preprocessing, train=False),
+        task.transform(preprocessing, train=False, native=task.native),
         collate=task.collate,
         batch_size=config.data.eval_batch_size or config.data.batch_size,
         workers=config.data.workers,

@@ -45,11 +45,11 @@ def open_model(
     if isinstance(weights, Loaded):
         return Loaded(weights.model.eval().to(chosen), weights.info)
     from vision_ssm.checkpoints import load_published, read_checkpoint
-    from vision_ssm.models.registry import create_model, list_models
+    from vision_ssm.models.registry import create_model, list_models, list_whole_models
 
     options = dict(model_options or {})
     if model is None:
-        models = list_models()
+        models = [*list_models(), *list_whole_models()]
         if not (isinstance(weights, str) and weights.partition(".")[0] in models and not Path(weights).exists()):
             return load_weights(find_weights(weights, models=models), chosen)
         model = weights

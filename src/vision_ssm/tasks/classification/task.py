@@ -47,6 +47,7 @@ class Classification(Task):
     )
 
     settings: ClassificationSettings
+    options: ClassificationOptions
 
     def __init__(self, settings: ClassificationSettings) -> None:
         super().__init__(settings)
@@ -128,11 +129,9 @@ class Classification(Task):
         """A fresh meter for these classes."""
         return ClassificationMeter(self.class_names)
 
-    def results(
-        self, outputs: Tensor, batch: Batch, options: ClassificationOptions | None = None
-    ) -> list[Result | None]:
+    def results(self, outputs: Tensor, batch: Batch) -> list[Result | None]:
         """The most probable classes of each image."""
-        count = min((options or ClassificationOptions()).top_k, outputs.shape[1])
+        count = min(self.options.top_k, outputs.shape[1])
         probabilities = outputs.softmax(dim=1).cpu()
         top = probabilities.topk(count)
         return [
