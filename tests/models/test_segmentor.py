@@ -147,7 +147,7 @@ def test_weights_that_do_not_fit_are_told_by_their_names(published: dict[str, to
         ("vmamba_nano", {"patch_size": 4}),
         ("efficientvmamba_nano", {"patch_size": 4}),
         ("resnet18", {}),
-        ("vit_tiny_patch16_224", {"dynamic_img_size": True, "depth": 4}),
+        ("vit_tiny_patch16_224", {"dynamic_img_size": True, "dynamic_img_pad": True, "depth": 4}),
     ],
 )
 def test_any_backbone_with_the_four_strides(backbone: str, options: dict[str, int]) -> None:

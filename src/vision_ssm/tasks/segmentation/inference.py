@@ -52,6 +52,8 @@ class Testing:
         flips: and taken mirrored as well.
     """
 
+    __test__ = False  # no class of tests
+
     window: int | None = None
     stride: int | None = None
     tapered: bool = True
