@@ -135,8 +135,26 @@ def test_the_backbone_says_what_does_not_decay(configured: Callable[..., TrainCo
     assert {"backbone.blocks.0.mixer.in_proj.weight", "head.weight"} < found
     assert not found & {f"backbone.{name}" for name in backbone.no_weight_decay()}
     assert decayed("nmuon") == found
-    with pytest.raises(ConfigError, match=r"optim\.layer_decay does not apply to TwoHeads"):
-        make_optimizer(configured(**{"optim.layer_decay": 0.9}), parts.model, ALONE, backbone=backbone)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "nmuon"])
+def test_layers_of_the_backbone_learn_slower_the_deeper_they_are(
+    configured: Callable[..., TrainConfig], optimizer: str
+) -> None:
+    config = configured(**{"optim.layer_decay": 0.5, "optim.name": optimizer})
+    parts = assemble(config, ALONE, resuming=False)
+    names = {id(p): name for name, p in parts.model.named_parameters()}
+    made = make_optimizer(config, parts.model, ALONE, backbone=parts.model.backbone)
+    scales = {names[id(p)]: group["lr_scale"] for group in made.param_groups for p in group["params"]}
+    decays = {names[id(p)]: group["weight_decay"] for group in made.param_groups for p in group["params"]}
+    assert scales.keys() == set(names.values())
+    assert {scales[name] for name in scales if not name.startswith("backbone.")} == {1.0}
+    depth = len(parts.model.backbone.blocks)
+    of_blocks = [scales[f"backbone.blocks.{i}.norm.weight"] for i in range(depth)]
+    assert of_blocks == [0.5 ** (depth - i) for i in range(depth)]
+    assert scales["backbone.patch_embed.proj.weight"] == 0.5 ** (depth + 1)
+    assert decays["head.weight"] == config.optim.weight_decay
+    assert decays["head.bias"] == decays["backbone.pos_embed"] == 0
 
 
 def engine_of(config: TrainConfig, monkeypatch: pytest.MonkeyPatch, losses: Any) -> Engine:

@@ -66,9 +66,7 @@ def test_starts_are_the_published_ones() -> None:
 @pytest.mark.parametrize("tapered", [True, False])
 @pytest.mark.parametrize("columns", [7, 20, 45])
 @pytest.mark.parametrize(("window", "stride"), [(10, 7), (10, 10), (16, 5), (64, None)])
-def test_windows_join_to_their_weighted_mean(
-    window: int, stride: int | None, columns: int, tapered: bool
-) -> None:
+def test_windows_join_to_their_weighted_mean(window: int, stride: int | None, columns: int, tapered: bool) -> None:
     height, width, x = 33, 45, image(33, 45).double()
     testing = Testing(window, stride, tapered)
 
