@@ -16,15 +16,15 @@ from vision_ssm.errors import CheckpointError, ConfigError, DataError
 from vision_ssm.models.registry import create_model, list_whole_models
 from vision_ssm.models.segmentors import build_segmentor
 from vision_ssm.tasks.scores import Score
+from vision_ssm.tasks.segmentation.classes import ade20k, default_palette
 from vision_ssm.tasks.segmentation.inference import ClassMap, Testing, segment
 from vision_ssm.tasks.segmentation.losses import pixel_cross_entropy
 from vision_ssm.tasks.segmentation.meter import SegmentationMeter
-from vision_ssm.tasks.segmentation.palettes import ade20k, default_palette
 from vision_ssm.tasks.segmentation.pictures import draw_confusion, draw_predictions
 from vision_ssm.tasks.segmentation.results import Segments
 from vision_ssm.tasks.segmentation.settings import SegmentationOptions, SegmentationSettings, TestSettings
-from vision_ssm.tasks.segmentation.sources import MaskSamples, open_masks, renumbered
-from vision_ssm.tasks.segmentation.transforms import Augment, EvalTransform, TrainTransform
+from vision_ssm.tasks.segmentation.sources import MaskSamples, matched, open_masks
+from vision_ssm.tasks.segmentation.transforms import Augment, Distortion, EvalTransform, TrainTransform
 from vision_ssm.tasks.task import Meter, Result, Task
 
 __all__ = ["Segmentation"]
@@ -65,9 +65,7 @@ class Segmentation(Task):
 
     def adopt(self, samples: MaskSamples) -> MaskSamples:  # type: ignore[override]  # classes are needed
         """Match the data's classes with the model's by name, once there are any."""
-        if not self.class_names or samples.class_names == self.class_names:
-            return samples
-        return renumbered(samples, self.class_names)
+        return matched(samples, self.class_names, self.palette) if self.class_names else samples
 
     def prepare(self, train: MaskSamples) -> None:  # type: ignore[override]
         """Take the classes' names and colours. Raises DataError for a single class, ConfigError for wrong weights."""
@@ -102,14 +100,14 @@ class Segmentation(Task):
             return EvalTransform(preprocessing, None if native else self.short_side)
         chosen = self.settings.augment
         augment = Augment(
+            size=self.short_side,
+            scale=chosen.ratio,
             crop=preprocessing.input_size[1:],
-            short_side=self.short_side,
-            ratio=chosen.ratio,
-            cat_max_ratio=chosen.cat_max_ratio,
+            most_of_one_class=chosen.cat_max_ratio,
             hflip=chosen.hflip,
             vflip=chosen.vflip,
-            rotate=chosen.rotate,
-            photometric=chosen.photometric,
+            turns=chosen.rotate,
+            distortion=Distortion() if chosen.photometric else None,
         )
         return TrainTransform(preprocessing, augment)
 
@@ -190,7 +188,7 @@ class Segmentation(Task):
         if not isinstance(meter, SegmentationMeter):
             raise TypeError(f"expected the meter of this task, got {type(meter).__name__}")
         draw_confusion(meter, paths[0], title=title)
-        draw_predictions(meter, samples, paths[1], palette=self.palette)
+        draw_predictions(meter, samples, paths[1], title=title)  # type: ignore[arg-type]
         return paths
 
     # ----------------------------------------------------------------------------------------------- weights file
@@ -228,7 +226,8 @@ class Segmentation(Task):
     def published_record(cls, model: nn.Module) -> dict[str, Any]:
         """ADE20K's names and colours for 150 classes, numbers for any other count; its test rule."""
         outputs = int(getattr(model, "num_classes", 0))
-        names, palette = ade20k()
+        classes = ade20k()
+        names, palette = classes.names, classes.palette
         if outputs != len(names):
             names, palette = tuple(f"class {index}" for index in range(outputs)), default_palette(outputs)
         return {"class_names": list(names), "palette": [list(colour) for colour in palette], "short_side": 512}
