@@ -40,8 +40,8 @@ class Segmented(Protocol):
 class SegmentationMeter:
     """Intersection over union, accuracy per class and of all pixels, from exact counts; and a few predicted maps.
 
-    Pixels labelled `IGNORE` are not counted, nor are those predicted so, where there is no image. A class that occurs neither in labels nor in predictions has no scores and
-    is left out of the means, as in mmsegmentation's `IoUMetric`.
+    Pixels labelled `IGNORE` are not counted, nor are those predicted so, where there is no image. A class that occurs
+    neither in labels nor in predictions has no scores and is left out of the means, as in mmsegmentation's `IoUMetric`.
 
     Args:
         class_names: in the order of the outputs.

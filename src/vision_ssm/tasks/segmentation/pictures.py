@@ -79,7 +79,7 @@ def draw_predictions(meter: SegmentationMeter, samples: MaskSamples, path: str |
     rows = [_row(samples, position, predicted) for position, predicted in meter.maps.items()]
     across = 2 if len(rows) > 1 else 1  # rows of images side by side
     down = max(1, math.ceil(len(rows) / across))
-    cell, gap, between, top = 2.3, 0.06, 0.25, 0.75
+    cell, gap, between, top = 2.3, 0.06, 0.25, 0.62
     heights = [
         cell * max([row.ratio for row in rows[at * across : (at + 1) * across]], default=1) for at in range(down)
     ]

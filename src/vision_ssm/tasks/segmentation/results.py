@@ -58,7 +58,7 @@ class Segments(Result):
         ]
 
     def to_dict(self) -> dict[str, Any]:
-        """``{"size": [H, W], "classes": [{"class", "index", "pixels", "share"}]}``, and ``mean_confidence`` if known."""
+        """``{"size": [H, W], "classes": [{"class", "index", "pixels", "share"}]}``, ``mean_confidence`` if known."""
         known = {} if self.confidence is None else {"mean_confidence": self.confidence}
         listed = [
             {"class": area.name, "index": area.number, "pixels": area.pixels, "share": area.share}
