@@ -12,10 +12,11 @@ from PIL import Image
 
 from vision_ssm.data.files import image_files, search, skipped_files
 from vision_ssm.data.images import MAX_PIXELS, check_image, read_image
+from vision_ssm.data.parts import is_held_out, visible_folders
 from vision_ssm.data.splits import held_out
 from vision_ssm.errors import DataError, VisionSSMNotice, suggestion
 from vision_ssm.tasks.classification.fingerprints import fingerprint
-from vision_ssm.tasks.classification.layout import Layout, find_layout, is_held_out, visible_folders
+from vision_ssm.tasks.classification.layout import Layout, find_layout
 
 __all__ = ["CACHE_BYTES", "ImageFolder", "open_folder"]
 
