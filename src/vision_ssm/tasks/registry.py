@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["BUILT_IN", "DEFAULT", "TaskInfo", "find_task", "task_names"]
 
-BUILT_IN = ("classification",)
+BUILT_IN = ("classification", "segmentation")
 """Folders of `vision_ssm.tasks`; each holds its `TaskInfo` as ``TASK``."""
 
 DEFAULT = "classification"

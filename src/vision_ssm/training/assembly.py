@@ -24,7 +24,7 @@ from vision_ssm.data.preprocessing import Preprocessing
 from vision_ssm.errors import ConfigError, suggestion
 from vision_ssm.tasks.registry import find_task
 from vision_ssm.tasks.task import Task
-from vision_ssm.training.config import OptimConfig, TrainConfig
+from vision_ssm.training.config import TrainConfig
 from vision_ssm.training.distributed import Processes
 from vision_ssm.training.randomness import seed_everything
 from vision_ssm.training.schedule import scaled_rate
@@ -205,7 +205,10 @@ def make_optimizer(
     fallback = _not_for_muon(model, inner) if "muon" in optim.name else []
     layer_decay = optim.layer_decay
     if inner is not model and layer_decay is not None:  # timm would take all of the model for one layer
-        options["param_group_fn"] = functools.partial(_decayed_by_layer, backbone=inner, optim=optim)
+        options["param_group_fn"] = functools.partial(
+            _decayed_by_layer, backbone=inner, weight_decay=optim.weight_decay, layer_decay=layer_decay,
+            muon="muon" in optim.name,
+        )  # fmt: skip
         layer_decay = None
     elif inner is not model:
         options["param_group_fn"] = functools.partial(
@@ -230,23 +233,24 @@ def make_optimizer(
         raise ConfigError(f"{optim.name} refuses these optim settings: {error}") from error
 
 
-def _decayed_by_layer(model: nn.Module, *, backbone: nn.Module, optim: OptimConfig) -> list[dict[str, Any]]:
+def _decayed_by_layer(
+    model: nn.Module, *, backbone: nn.Module, weight_decay: float, layer_decay: float, muon: bool
+) -> list[dict[str, Any]]:
     """Parameter groups of a model around a backbone: what is around it learns at the full rate, as a head does."""
-    muon = "muon" in optim.name
     inside = param_groups_layer_decay(
         backbone,
-        optim.weight_decay,
+        weight_decay,
         no_weight_decay_list=getattr(backbone, "no_weight_decay", set)(),
         fallback_list=_not_for_muon(backbone, backbone) if muon else (),
-        layer_decay=optim.layer_decay,
+        layer_decay=layer_decay,
     )
     for group in inside:  # the backbone's last layer is one below what is around it
-        group["lr_scale"] *= optim.layer_decay
+        group["lr_scale"] *= layer_decay
     known = {id(p) for p in backbone.parameters()}
     around = [p for p in model.parameters() if p.requires_grad and id(p) not in known]
     other = {"lr_scale": 1.0, **({"use_fallback": True} if muon else {})}
     groups = [
-        {"params": [p for p in around if p.dim() > 1], "weight_decay": optim.weight_decay, **other},
+        {"params": [p for p in around if p.dim() > 1], "weight_decay": weight_decay, **other},
         {"params": [p for p in around if p.dim() <= 1], "weight_decay": 0.0, **other},
     ]
     return [*(group for group in groups if group["params"]), *inside]

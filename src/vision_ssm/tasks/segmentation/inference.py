@@ -31,7 +31,7 @@ class ClassMap(NamedTuple):
     """What was found in one image.
 
     Attributes:
-        classes: [H, W] at the size of the file; uint8, or int16 for more than 255 classes.
+        classes: [H, W] at the size of the file, uint8.
         confidence: mean over the pixels of the probability of their class, a scalar; not finite where the logits are
             not.
     """
@@ -152,27 +152,28 @@ def _whole(model: Segmentor, x: Tensor | Patches, input_size: tuple[int, int], s
 
 
 def _whole_logits(model: Segmentor, crop: Tensor) -> Tensor:
-    size = tuple(crop.shape[2:])
-    return resize(model.decode_head(model.maps(crop, size)), size).float()
+    height, width = crop.shape[2:]
+    return resize(model.decode_head(model.maps(crop, (height, width))), (height, width)).float()
 
 
 def _classified(found: Sequence[Logits], size: tuple[int, int], model: Segmentor) -> ClassMap:
     height, width = size
     values = width * max(model.num_classes, model.decode_head.fpn_bottleneck.conv.in_channels // 16)
     step = max(4 * _LEAST_ROWS, _VALUES // values)
-    kind = torch.uint8 if model.num_classes < 256 else torch.int16
     classes: Tensor | None = None
     certain: list[Tensor] = []
     for start in range(0, height, step):
         stop = min(start + step, height)
         logits = [each.rows(start, stop)[0] for each in found]
-        probabilities = sum(each.softmax(0) for each in logits) / len(logits)
+        probabilities = logits[0].softmax(0)
+        for each in logits[1:]:
+            probabilities = probabilities + each.softmax(0)
         # Of a single image the classes are those of the logits: a softmax makes ties of close ones.
         best = logits[0].argmax(0) if len(logits) == 1 else probabilities.argmax(0)
-        certain.append(probabilities.amax(0).double().sum())
+        certain.append(probabilities.amax(0).double().sum() / len(logits))
         if classes is None:
-            classes = torch.empty(size, dtype=kind, device=best.device)
-        classes[start:stop] = best.to(kind)
+            classes = torch.empty(size, dtype=torch.uint8, device=best.device)
+        classes[start:stop] = best.to(torch.uint8)
     assert classes is not None
     return ClassMap(classes, torch.stack(certain).sum() / (height * width))
 

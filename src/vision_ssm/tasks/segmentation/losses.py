@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["pixel_cross_entropy"]
+from vision_ssm.tasks.segmentation.masks import IGNORE
 
-IGNORE = 255
+__all__ = ["pixel_cross_entropy"]
 
 
 def pixel_cross_entropy(

@@ -20,11 +20,12 @@ from vision_ssm.tasks.segmentation.classes import ade20k, default_palette
 from vision_ssm.tasks.segmentation.inference import ClassMap, Testing, segment
 from vision_ssm.tasks.segmentation.losses import pixel_cross_entropy
 from vision_ssm.tasks.segmentation.meter import SegmentationMeter
+from vision_ssm.tasks.segmentation.photometric import Distortion
 from vision_ssm.tasks.segmentation.pictures import draw_confusion, draw_predictions
 from vision_ssm.tasks.segmentation.results import Segments
 from vision_ssm.tasks.segmentation.settings import SegmentationOptions, SegmentationSettings, TestSettings
 from vision_ssm.tasks.segmentation.sources import MaskSamples, matched, open_masks
-from vision_ssm.tasks.segmentation.transforms import Augment, Distortion, EvalTransform, TrainTransform
+from vision_ssm.tasks.segmentation.transforms import Augment, EvalTransform, TrainTransform
 from vision_ssm.tasks.task import Meter, Result, Task
 
 __all__ = ["Segmentation"]

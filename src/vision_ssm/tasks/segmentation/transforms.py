@@ -38,7 +38,8 @@ class Augment:
     """What training does to images and masks.
 
     Attributes:
-        size: the shorter side that images are resized to, before it is multiplied by a random factor.
+        size: the shorter side that images are resized to, before it is multiplied by a random factor; None for their
+            own.
         scale: smallest and largest factor.
         crop: height and width of the part that is cut out; smaller images are padded to it.
         most_of_one_class: share of the labelled pixels of a cut that one class may have; after ten tries anything goes.
@@ -51,7 +52,7 @@ class Augment:
         ConfigError: a number is out of its range.
     """
 
-    size: int = 512
+    size: int | None = 512
     scale: tuple[float, float] = (0.5, 2.0)
     crop: tuple[int, int] = (512, 512)
     most_of_one_class: float = 0.75
@@ -61,7 +62,7 @@ class Augment:
     distortion: Distortion | None = field(default_factory=Distortion)
 
     def __post_init__(self) -> None:
-        if self.size < 1 or min(self.crop) < 1:
+        if (self.size is not None and self.size < 1) or min(self.crop) < 1:
             raise ConfigError(f"sizes must be at least 1 pixel, got size {self.size} and crop {self.crop}.")
         if not 0 < self.scale[0] <= self.scale[1]:
             raise ConfigError(f"scale must be (smallest, largest) factor above 0, got {self.scale}.")
@@ -92,14 +93,14 @@ class EvalTransform:
     def __init__(self, preprocessing: Preprocessing, short: int | None) -> None:
         self._normalise, self._short = Normalise(preprocessing), short
 
-    def __call__(self, image: Image.Image, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def __call__(self, image: Image.Image, target: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """RGB image and class indices [H, W] -> float32 [3, h, w], int64 [H, W]; a mask of None stays None."""
         pixels = _pixels(image)
         if self._short is not None:
             size = fitted_size(image.height, image.width, self._short, LONG_SIDE * self._short)
             pixels = _resized(pixels, size)
-        target = None if mask is None else mask.as_subclass(Tensor).long()
-        return self._normalise(pixels.permute(1, 2, 0).numpy()), target
+        mask = None if target is None else target.as_subclass(Tensor).long()
+        return self._normalise(pixels.permute(1, 2, 0).numpy()), mask
 
 
 class TrainTransform:
@@ -113,15 +114,19 @@ class TrainTransform:
     def __init__(self, preprocessing: Preprocessing, augment: Augment) -> None:
         self._normalise, self._augment = Normalise(preprocessing), augment
 
-    def __call__(self, image: Image.Image, mask: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(self, image: Image.Image, target: Tensor) -> tuple[Tensor, Tensor]:
         """RGB image and class indices [H, W] -> float32 [3, h, w] and int64 [h, w] of the size of a crop.
 
         Pixels beyond a smaller image are 0 after normalisation, and `IGNORE`.
         """
         augment = self._augment
-        pixels, labels = _pixels(image), tv_tensors.Mask(mask)
-        short = max(1, int(augment.size * random.uniform(*augment.scale)))
-        size = fitted_size(image.height, image.width, short, LONG_SIDE * short)
+        pixels, labels = _pixels(image), tv_tensors.Mask(target)
+        factor = random.uniform(*augment.scale)
+        if augment.size is None:
+            size = max(1, round(image.height * factor)), max(1, round(image.width * factor))
+        else:
+            short = max(1, int(augment.size * factor))
+            size = fitted_size(image.height, image.width, short, LONG_SIDE * short)
         pixels, labels = _resized(pixels, size), resize(labels, list(size), v2.InterpolationMode.NEAREST)
         if augment.turns:
             turns = random.randrange(4)
