@@ -33,8 +33,17 @@ def test_colours_without_a_list_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_palette_is_read_by_its_indices_even_if_colours_are_listed(tmp_path: Path) -> None:
-    write_mask(tmp_path / "m.png", np.array([[0, 1]]), [(255, 0, 0), (0, 0, 0)])
-    assert read_mask(tmp_path / "m.png", colours=COLOURS).tolist() == [[0, 1]]
+    write_mask(tmp_path / "m.png", np.array([[0, 1, 255]]), [(255, 0, 0), (9, 9, 9)])
+    assert read_mask(tmp_path / "m.png", colours={(0, 0, 0): 0, (255, 0, 0): 1}).tolist() == [[0, 1, 255]]
+
+
+def test_a_reordered_palette_is_refused(tmp_path: Path) -> None:
+    colours = {(0, 0, 0): 0, (255, 0, 0): 1, (0, 255, 0): 2}
+    write_mask(tmp_path / "right.png", np.array([[0, 1, 255]]), list(colours))
+    assert read_mask(tmp_path / "right.png", colours=colours).tolist() == [[0, 1, 255]]
+    write_mask(tmp_path / "m.png", np.array([[0, 1, 1]]), [(0, 0, 0), (0, 255, 0), (255, 0, 0)])
+    with pytest.raises(DataError, match=r"m\.png' contradicts itself: pixels of index 1 .* stands for 2"):
+        read_mask(tmp_path / "m.png", colours=colours)
 
 
 def test_a_jpeg_mask_is_refused_by_name(tmp_path: Path) -> None:
