@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +11,11 @@ import torch
 from torchvision import tv_tensors
 
 from tests.tasks.segmentation.scenes import CLASSES, folder, halves, image, mask
+from vision_ssm.data.loader import EpochLoader
+from vision_ssm.data.preprocessing import Preprocessing
 from vision_ssm.errors import DataError, VisionSSMNotice
 from vision_ssm.tasks.segmentation.sources import matched, open_masks
+from vision_ssm.tasks.segmentation.transforms import Augment, TrainTransform
 
 
 def names(samples: object) -> list[str]:
@@ -175,15 +177,17 @@ def test_classes_are_numbered_as_a_model_knows_them(tmp_path: Path) -> None:
         matched(samples, ["sky", "raod"], palette[:2])
 
 
-def test_every_class_is_said_to_workers(tmp_path: Path) -> None:
-    import pickle
-
-    samples = open_masks(folder(tmp_path, ["train/a"]))
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        copy = pickle.loads(pickle.dumps(samples))
-    assert copy.mask(0).tolist() == samples.mask(0).tolist()
-    assert copy.fingerprint == samples.fingerprint
+def test_batches_are_the_same_for_any_number_of_workers(tmp_path: Path) -> None:
+    samples = open_masks(folder(tmp_path, [f"train/{number}" for number in range(5)] + ["val/a"]))
+    transform = TrainTransform(Preprocessing(), Augment(size=12, crop=(8, 8), turns=True, vflip=0.5))
+    alone, helped = (
+        list(EpochLoader(samples, transform, batch_size=2, seed=3, train=True, workers=workers)) for workers in (0, 2)
+    )
+    assert [batch.targets.shape for batch in alone] == [(2, 8, 8), (2, 8, 8), (1, 8, 8)]
+    for one, other in zip(alone, helped, strict=True):
+        assert torch.equal(one.images, other.images)
+        assert torch.equal(one.targets, other.targets)
+        assert one.sizes.tolist() == [[6, 8]] * len(one.indices)
 
 
 def test_classes_json_may_lie_above(tmp_path: Path) -> None:
