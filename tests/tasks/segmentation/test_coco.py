@@ -91,6 +91,9 @@ def test_boxes_are_no_masks(tmp_path: Path) -> None:
     ("given", "reason"),
     [
         ("{", "no JSON text"),
+        ("[" * 100000, "no JSON text"),
+        (content([{"category_id": 1, "segmentation": SQUARE, "area": 1}], width=-8), "the size 6 x -8 of an image"),
+        (content([{"category_id": 1, "segmentation": SQUARE, "area": 1}], width=10**9), "the size 6 x 1000000000"),
         ({"images": []}, "no COCO file of instances.*KeyError 'categories'"),
         (content([{"category_id": 2, "segmentation": SQUARE, "area": 1}]), "no COCO file.*KeyError 2"),
         (content([{"category_id": 1, "segmentation": SQUARE, "area": 1, "image_id": 9}]), "no COCO file.*KeyError 9"),

@@ -55,7 +55,9 @@ def test_a_polygon_that_crosses_itself_is_inside_by_odd_and_even() -> None:
     assert (fill_polygons([ring], 8, 8) == expected).all()
 
 
-@pytest.mark.parametrize("polygon", [[1, 2, 3, 4], [0, 0, 1, 1, 2], [0, 0, 5, 0, float("nan"), 5]])
+@pytest.mark.parametrize(
+    "polygon", [[1, 2, 3, 4], [0, 0, 1, 1, 2], [0, 0, 5, 0, float("nan"), 5], [0, 0, 5, 0, 1e300, 5]]
+)
 def test_what_is_no_polygon_is_refused(polygon: list[float]) -> None:
     with pytest.raises(DataError, match="three or more corners"):
         fill_polygons([polygon], 8, 8)

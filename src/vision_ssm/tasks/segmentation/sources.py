@@ -290,8 +290,8 @@ def _open_coco(layout: Layout, name: str, split: str, val_fraction: float, max_p
         wanted += held
     elif split != "train" and held:
         wanted = [held[-1] if split == "test" else held[0]]
-    parts = [read_coco(layout.coco[part]) for part in wanted]
-    trained = parts[0] if wanted[0] == "train" else read_coco(layout.coco["train"])
+    parts = [read_coco(layout.coco[part], max_pixels=max_pixels) for part in wanted]
+    trained = parts[0] if wanted[0] == "train" else read_coco(layout.coco["train"], max_pixels=max_pixels)
     for part in parts:
         if part.class_names != trained.class_names:
             raise DataError(
