@@ -36,26 +36,45 @@ def png(path: Path, depth: int, colour: int, values: np.ndarray, palette: bytes 
 
 @pytest.mark.parametrize("suffix", ["png", "bmp", "gif", "tif"])
 def test_a_palette_gives_indices_whatever_its_colours(tmp_path: Path, suffix: str) -> None:
-    image = Image.fromarray(VALUES, mode="P")
+    image = Image.fromarray(VALUES)
     image.putpalette([200 - 7 * i for i in range(12) for _ in range(3)])
     image.save(tmp_path / f"mask.{suffix}")
-    assert read_stored(tmp_path / f"mask.{suffix}").tolist() == VALUES.tolist()
+    stored = read_stored(tmp_path / f"mask.{suffix}")
+    assert stored.values.tolist() == VALUES.tolist()
+    assert stored.palette[:12].tolist() == [[200 - 7 * i] * 3 for i in range(12)]
 
 
 @pytest.mark.parametrize("suffix", ["png", "bmp", "tif"])
 def test_grey_values_stay(tmp_path: Path, suffix: str) -> None:
     values = np.array([[0, 1, 2], [128, 254, 255]], np.uint8)
     Image.fromarray(values).save(tmp_path / f"mask.{suffix}")
-    assert read_stored(tmp_path / f"mask.{suffix}").tolist() == values.tolist()
+    assert read_stored(tmp_path / f"mask.{suffix}").values.tolist() == values.tolist()
 
 
 @pytest.mark.parametrize("suffix", ["png", "tif"])
 def test_sixteen_bits_stay(tmp_path: Path, suffix: str) -> None:
     values = np.array([[0, 1, 256], [1000, 40000, 65535]], np.uint16)
     Image.fromarray(values).save(tmp_path / f"mask.{suffix}")
-    read = read_stored(tmp_path / f"mask.{suffix}")
+    read = read_stored(tmp_path / f"mask.{suffix}").values
     assert read.dtype == np.uint16
     assert read.tolist() == values.tolist()
+
+
+def test_tiffs_are_read_in_every_exact_compression_and_byte_order(tmp_path: Path) -> None:
+    for number, compression in enumerate(("tiff_lzw", "tiff_adobe_deflate", "packbits")):
+        for values in (VALUES, VALUES.astype(np.uint16) * 1000):
+            path = tmp_path / f"{number}_{values.dtype}.tif"
+            Image.fromarray(values).save(path, compression=compression)
+            assert read_stored(path).values.tolist() == values.tolist()
+    header = struct.pack(">2sHIH", b"MM", 42, 8, 9)
+    tags = [(256, 3, 4), (257, 3, 3), (258, 3, 16), (259, 3, 1), (262, 3, 1), (273, 4, 122), (277, 3, 1)]
+    entries = b"".join(
+        struct.pack(">HHI", tag, kind, 1) + (struct.pack(">HH", value, 0) if kind == 3 else struct.pack(">I", value))
+        for tag, kind, value in [*tags, (278, 3, 3), (279, 4, 24)]
+    )
+    big = VALUES.astype(">u2") * 257
+    (tmp_path / "big.tif").write_bytes(header + entries + bytes(4) + big.tobytes())
+    assert read_stored(tmp_path / "big.tif").values.tolist() == big.tolist()
 
 
 @pytest.mark.parametrize("depth", [1, 2, 4])
@@ -63,7 +82,7 @@ def test_sixteen_bits_stay(tmp_path: Path, suffix: str) -> None:
 def test_samples_of_few_bits_are_not_spread(tmp_path: Path, depth: int, colour: int) -> None:
     values = (np.arange(15).reshape(3, 5) * 7) % 2**depth
     palette = bytes(range(100, 100 + 3 * 2**depth)) if colour == 3 else b""
-    assert read_stored(png(tmp_path / "mask.png", depth, colour, values, palette)).tolist() == values.tolist()
+    assert read_stored(png(tmp_path / "mask.png", depth, colour, values, palette)).values.tolist() == values.tolist()
 
 
 def test_colours_come_as_they_are(tmp_path: Path) -> None:
@@ -71,15 +90,15 @@ def test_colours_come_as_they_are(tmp_path: Path) -> None:
     Image.fromarray(colours).save(tmp_path / "rgb.png")
     opaque = np.dstack([colours, np.full((2, 4), 255, np.uint8)])
     Image.fromarray(opaque).save(tmp_path / "rgba.png")
-    assert read_stored(tmp_path / "rgb.png").tolist() == colours.tolist()
-    assert read_stored(tmp_path / "rgba.png").tolist() == colours.tolist()
+    assert read_stored(tmp_path / "rgb.png").values.tolist() == colours.tolist()
+    assert read_stored(tmp_path / "rgba.png").values.tolist() == colours.tolist()
 
 
 def test_a_mask_with_an_orientation_stands_upright(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.fromarray(VALUES).save(tmp_path / "mask.png", exif=exif)
-    assert read_stored(tmp_path / "mask.png").tolist() == np.rot90(VALUES, -1).tolist()
+    assert read_stored(tmp_path / "mask.png").values.tolist() == np.rot90(VALUES, -1).tolist()
 
 
 @pytest.mark.parametrize(

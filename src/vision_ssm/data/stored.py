@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,7 @@ from vision_ssm.data.png import png_depth
 from vision_ssm.data.tiff_header import Photometric, TiffPage, is_tiff, read_page
 from vision_ssm.errors import DataError
 
-__all__ = ["STORED_SUFFIXES", "read_stored"]
+__all__ = ["STORED_SUFFIXES", "Stored", "read_stored"]
 
 STORED_SUFFIXES = frozenset((".png", ".tif", ".tiff", ".bmp", ".gif"))
 """What a folder is searched for."""
@@ -26,17 +26,27 @@ _LOSSY = ("JPEG", "WEBP", "JPEG2000", "AVIF")
 _LOSSY_TIFF = {6: "JPEG", 7: "JPEG", 33003: "JPEG 2000", 33004: "JPEG 2000", 33005: "JPEG 2000", 34712: "JPEG 2000"}
 
 
-def read_stored(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8] | NDArray[np.uint16]:
+class Stored(NamedTuple):
+    """What a file holds.
+
+    Attributes:
+        values: indices [H, W] of a picture with a palette, or the values [H, W] of a grey one, as uint8, and as uint16
+            where a sample has more than 8 bits; the colours [H, W, 3], uint8, of any other.
+        palette: the colours [n, 3] that the indices are shown in; None without.
+    """
+
+    values: NDArray[np.uint8] | NDArray[np.uint16]
+    palette: NDArray[np.uint8] | None = None
+
+
+def read_stored(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Stored:
     """Read one file of indices: PNG, TIFF (of unsigned integers), BMP or GIF; upright, the first page or frame.
+
+    Nothing is scaled: a sample of 1 bit is 0 or 1.
 
     Args:
         path: the file.
         max_pixels: see `vision_ssm.data.images.read_image`.
-
-    Returns:
-        The indices [H, W] of a picture with a palette, or the values [H, W] of a grey one, as uint8, and as uint16
-        where a sample has more than 8 bits: nothing is scaled, a sample of 1 bit is 0 or 1. The colours [H, W, 3],
-        uint8, of any other.
 
     Raises:
         DataError: naming the file and the reason: unreadable, of a lossy format, or not of whole numbers of up to 16
@@ -54,15 +64,15 @@ def read_stored(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> NDArray[np
                 image.load()
             spread = _spread(image, file, page)
             turned = upright(_without_alpha(image), orientation_of(image))
-        if turned.mode == "RGB":
-            return np.array(turned, dtype=np.uint8)
-        if turned.mode == "1":
-            return np.array(turned, dtype=np.uint8)  # True is 1
-        if turned.mode in ("L", "P"):
-            values = np.array(turned, dtype=np.uint8)
-            return values // np.uint8(spread) if spread > 1 else values
+        if turned.mode in ("RGB", "1"):  # True is 1
+            return Stored(np.array(turned, dtype=np.uint8))
+        if turned.mode == "P":
+            return Stored(np.array(turned), np.array(turned.getpalette("RGB"), np.uint8).reshape(-1, 3))
+        if turned.mode == "L":
+            values = np.array(turned)
+            return Stored(values // np.uint8(spread) if spread > 1 else values)
         if turned.mode == "I" or turned.mode.startswith("I;16"):
-            return np.array(turned).astype(np.uint16)
+            return Stored(np.array(turned).astype(np.uint16))
         raise DataError(
             f"expected indices, grey values or RGB colours, and it holds {turned.mode} pixels; save it as a PNG of "
             "8 bits"

@@ -103,7 +103,7 @@ def read_classes(path: Path) -> ClassList:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise DataError(f"cannot read {str(path)!r}: {error.strerror}.") from error
-    except ValueError as error:  # no UTF-8, no JSON
+    except (ValueError, RecursionError) as error:  # no UTF-8, no JSON
         raise DataError(f"{str(path)!r} is no JSON text ({error}); expected {_FORMS}.") from error
     where = repr(str(path))
     extra: Mapping[str, Any] = {}

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from vision_ssm.data.images import MAX_PIXELS
 from vision_ssm.errors import DataError
 from vision_ssm.tasks.segmentation.classes import MOST_CLASSES
 from vision_ssm.tasks.segmentation.layouts import CocoPart
@@ -52,7 +53,7 @@ class CocoImages(NamedTuple):
     without_outline: int
 
 
-def read_coco(part: CocoPart) -> CocoImages:
+def read_coco(part: CocoPart, *, max_pixels: int = MAX_PIXELS) -> CocoImages:
     """Read a COCO file of instances.
 
     A category called background stands for what no outline covers; otherwise background is added.
@@ -66,7 +67,7 @@ def read_coco(part: CocoPart) -> CocoImages:
         content = json.loads(raw)
     except OSError as error:
         raise DataError(f"cannot read {str(path)!r}: {error.strerror}.") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{str(path)!r} is no JSON text ({error}).") from error
     try:
         names = {entry["id"]: str(entry["name"]).strip() for entry in content["categories"]}
@@ -81,7 +82,7 @@ def read_coco(part: CocoPart) -> CocoImages:
             )
             outlines[entry["image_id"]].append(outline)
         images = [
-            (_image_file(part, image["file_name"]), (int(image["height"]), int(image["width"])), image["id"])
+            (_image_file(part, image["file_name"]), _size(image, max_pixels), image["id"])
             for image in content["images"]
         ]
     except (KeyError, TypeError, AttributeError, ValueError) as error:
@@ -96,6 +97,13 @@ def read_coco(part: CocoPart) -> CocoImages:
     listed = sorted((file, size, tuple(outlines[key])) for file, size, key in images)
     digest = blake2b(raw, digest_size=16).hexdigest()
     return CocoImages(path, digest, _class_names(path, names), tuple(listed), without)
+
+
+def _size(image: Mapping[str, Any], max_pixels: int) -> tuple[int, int]:
+    height, width = int(image["height"]), int(image["width"])
+    if height < 1 or width < 1 or height * width > max_pixels:
+        raise ValueError(f"the size {height} x {width} of an image; at most {max_pixels:,} pixels are read")
+    return height, width
 
 
 def _class_names(path: Path, names: Mapping[Any, str]) -> tuple[str, ...]:

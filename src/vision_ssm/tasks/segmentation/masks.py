@@ -31,7 +31,8 @@ def read_mask(
 
     Args:
         path: PNG, TIFF, BMP or GIF of 1 to 16 bits, see `vision_ssm.data.stored.read_stored`.
-        colours: the label of each colour, for masks in RGB. A picture with a palette is read by its indices.
+        colours: the label of each colour, for masks in RGB. A picture with a palette is read by its indices, and
+            refused where it shows them in the colours of other labels: some programs reorder palettes as they save.
         max_pixels: see `vision_ssm.data.images.read_image`.
 
     Returns:
@@ -39,17 +40,37 @@ def read_mask(
 
     Raises:
         DataError: naming the file and the reason: unreadable, lossy (JPEG), in RGB without ``colours``, or of a colour
-            that stands for no label.
+            that stands for no label; or its palette contradicts ``colours``.
     """
     stored = read_stored(path, max_pixels=max_pixels)
-    if stored.ndim == 2:
-        return stored
+    if stored.values.ndim == 2:
+        if stored.palette is not None and colours:
+            _require_agreement(path, stored.values, stored.palette, colours)
+        return stored.values
     if not colours:
         raise DataError(
             f"mask {str(path)!r} holds RGB colours and nothing says what they mean: list them in classes.json as "
             '[{"name": "road", "color": [128, 64, 128]}, ...], or save the indices of the classes.'
         )
-    return _labels(path, stored, colours)
+    return _labels(path, stored.values, colours)
+
+
+def _require_agreement(
+    path: str | Path, indices: NDArray[Any], palette: NDArray[np.uint8], colours: Mapping[Colour, int]
+) -> None:
+    used = np.flatnonzero(np.bincount(indices.ravel(), minlength=256)[: len(palette)])
+    labels = set(colours.values())
+    shown = {int(index): colours.get(_colour(palette[index])) for index in used if index in labels}
+    swapped = [index for index, label in shown.items() if label != index]
+    if swapped and None not in shown.values():
+        raise DataError(
+            f"mask {str(path)!r} contradicts itself: pixels of index {swapped[0]} are shown in the colour that stands "
+            f"for {shown[swapped[0]]}. If the colours are right, save it as RGB; if the indices are, as grey."
+        )
+
+
+def _colour(row: NDArray[np.uint8]) -> Colour:
+    return int(row[0]), int(row[1]), int(row[2])
 
 
 def _labels(path: str | Path, pixels: NDArray[Any], colours: Mapping[Colour, int]) -> NDArray[np.uint16]:
@@ -81,7 +102,7 @@ def paletted(classes: NDArray[Any], palette: Sequence[Colour]) -> Image.Image:
 
     `IGNORE` is black where the palette has no colour for it.
     """
-    image = Image.fromarray(np.ascontiguousarray(classes, dtype=np.uint8), mode="L")
+    image = Image.fromarray(np.ascontiguousarray(classes, dtype=np.uint8))
     flat = [part for colour in palette[:256] for part in colour]
     image.putpalette(flat + [0] * (768 - len(flat)))  # turns the values into indices
     return image

@@ -11,6 +11,8 @@ from vision_ssm.errors import DataError
 
 __all__ = ["fill_polygons", "run_lengths", "unpacked_counts"]
 
+_FARTHEST = 1e9  # pixels from the corner
+
 
 def fill_polygons(polygons: Sequence[Sequence[float]], height: int, width: int) -> NDArray[np.bool_]:
     """Return the pixels [H, W] whose centre is inside any of the polygons, each [x0, y0, x1, y1, ...] in pixels.
@@ -19,12 +21,12 @@ def fill_polygons(polygons: Sequence[Sequence[float]], height: int, width: int) 
     rows 3 to 7. A polygon that crosses itself is inside where a ray leaves it an odd number of times.
 
     Raises:
-        DataError: without the file's name; a polygon has less than three corners, or no finite coordinates.
+        DataError: without the file's name; a polygon has less than three corners, or one that is nowhere near an image.
     """
     inside = np.zeros((height, width), bool)
     for polygon in polygons:
         corners = np.asarray(polygon, np.float64)
-        if corners.ndim != 1 or len(corners) < 6 or len(corners) % 2 or not np.isfinite(corners).all():
+        if corners.ndim != 1 or len(corners) < 6 or len(corners) % 2 or not (np.abs(corners) < _FARTHEST).all():
             raise DataError(f"a polygon must be three or more corners [x0, y0, x1, y1, ...], got {list(polygon)!r:.80}")
         _fill(inside, corners.reshape(-1, 2))
     return inside

@@ -30,16 +30,17 @@ _COLUMNS = ("image", "labelled", "predicted")
 def draw_confusion(meter: SegmentationMeter, path: str | Path, *, title: str = "") -> None:
     """Draw which classes are taken for which; each row shows how the pixels of one class were spread.
 
-    Classes that occur neither in labels nor in predictions are left out.
+    Classes that occur neither in labels nor in predictions are left out, unless none occurs.
 
     Raises:
         DataError: the picture cannot be written.
     """
     counts = meter.confusion.numpy()
     used = np.flatnonzero((counts.sum(0) > 0) | (counts.sum(1) > 0))
+    used = used if len(used) else np.arange(len(counts))
     counts = counts[np.ix_(used, used)]
     names = [_short(meter.class_names[index], 24) for index in used]
-    total = max(1, len(names))
+    total = len(names)
     side = 1.8 + 0.55 * total if total <= _WRITTEN else 4 + 0.12 * total  # inches, the axes alone
     font = 9.0 if total <= _WRITTEN else 7.0
     with png_figure(path, (side, side), layout=None) as figure:
@@ -47,9 +48,9 @@ def draw_confusion(meter: SegmentationMeter, path: str | Path, *, title: str = "
         axes.grid(visible=False)
         shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
         shown = axes.imshow(100 * shares, cmap=_blues(), vmin=0, vmax=100, interpolation="nearest")
-        upright = max((len(name) for name in names), default=0) * 0.075 < side / total
-        axes.set_xticks(range(len(names)), names, rotation=0 if upright else 90, fontsize=font)
-        axes.set_yticks(range(len(names)), names, fontsize=font)
+        upright = max(len(name) for name in names) * 0.075 < side / total
+        axes.set_xticks(range(total), names, rotation=0 if upright else 90, fontsize=font)
+        axes.set_yticks(range(total), names, fontsize=font)
         axes.tick_params(length=0)
         axes.set_xlabel("predicted", labelpad=8)
         axes.set_ylabel("labelled", labelpad=8)

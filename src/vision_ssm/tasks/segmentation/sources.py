@@ -277,9 +277,9 @@ def _chosen(
 
 def _divided(names: Sequence[str], split: str, val_fraction: float, place: str) -> tuple[list[int], str]:
     chosen = held_out(names, [0] * len(names), val_fraction)
-    if not chosen:
-        raise DataError(f"{place!r} has one image with a mask, so nothing can be held out; add images.")
     keep = [position for position in range(len(names)) if (position in chosen) == (split != "train")]
+    if not keep:
+        raise DataError(f"{place!r} has one image with a mask, so nothing can be held out for {split!r}; add images.")
     return keep, f"{1 - val_fraction if split == 'train' else val_fraction:.0%} of them"
 
 
@@ -290,8 +290,8 @@ def _open_coco(layout: Layout, name: str, split: str, val_fraction: float, max_p
         wanted += held
     elif split != "train" and held:
         wanted = [held[-1] if split == "test" else held[0]]
-    parts = [read_coco(layout.coco[part]) for part in wanted]
-    trained = parts[0] if wanted[0] == "train" else read_coco(layout.coco["train"])
+    parts = [read_coco(layout.coco[part], max_pixels=max_pixels) for part in wanted]
+    trained = parts[0] if wanted[0] == "train" else read_coco(layout.coco["train"], max_pixels=max_pixels)
     for part in parts:
         if part.class_names != trained.class_names:
             raise DataError(

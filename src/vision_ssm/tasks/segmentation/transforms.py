@@ -42,7 +42,8 @@ class Augment:
             own.
         scale: smallest and largest factor.
         crop: height and width of the part that is cut out; smaller images are padded to it.
-        most_of_one_class: share of the labelled pixels of a cut that one class may have; after ten tries anything goes.
+        most_of_one_class: one class must have less than this share of the labelled pixels of a cut, unless ten tries
+            fail; 1 takes any.
         hflip: probability of mirroring left-right.
         vflip: probability of mirroring top-bottom.
         turns: whether to turn by a random multiple of 90 degrees, for images without an upright.
@@ -150,11 +151,14 @@ class TrainTransform:
     def _box(self, labels: Tensor) -> tuple[int, int, int, int]:
         """Choose (top, left, height, width) of a part that is of several classes, if one of ten is."""
         height, width = (min(side, given) for side, given in zip(self._augment.crop, labels.shape, strict=True))
+        most = self._augment.most_of_one_class
         for attempt in range(_TRIES + 1):
             top, left = random.randint(0, labels.shape[0] - height), random.randint(0, labels.shape[1] - width)
+            if attempt == _TRIES or most >= 1:
+                break
             part = np.asarray(labels[top : top + height, left : left + width])
             counts = np.bincount(part.ravel(), minlength=IGNORE + 1)[:IGNORE]
-            if attempt == _TRIES or 0 < counts.max() < self._augment.most_of_one_class * counts.sum():
+            if 0 < counts.max() < most * counts.sum():
                 break
         return top, left, height, width
 
