@@ -96,7 +96,7 @@ def test_help_and_schema_of_its_command_without_torch(install: Callable[..., Non
     assert "--augment.mixup" not in own
     plain = said("--help")
     assert "--augment.mixup" in plain
-    assert "classification, tints" in plain
+    assert "classification, segmentation, tints" in plain
     assert '"palette"' in said("--schema", "--task=tints")
 
 
