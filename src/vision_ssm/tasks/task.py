@@ -128,6 +128,17 @@ class Task(ABC):
             DataError: missing, empty or unreadable data, an unknown name, or labels that the model does not know.
         """
 
+    def own_splits(self) -> tuple[str, ...]:
+        """Return the splits that the data of ``settings.data`` have themselves.
+
+        Any other one that `open` gives is cut by ``val_fraction``: the same in every run of training, and no part of
+        data that the model has not seen.
+
+        Raises:
+            DataError: as `open`.
+        """
+        return ("train", "val", "test")
+
     def adopt(self, samples: Samples) -> Samples:
         """Return samples that somebody else opened, their targets numbered as the model's outputs; as `open` does.
 

@@ -63,6 +63,8 @@ class WeightsInfo:
         metrics: such as ``{"top1": 0.97}``.
         val_fraction: share that training held out of a data folder without a val/ of its own, so that evaluation
             holds out the same images; None where the data had its own.
+        trained_on: fingerprint of the training images, by which evaluation knows the data of training again; empty
+            where nobody can tell.
         version: of the library that wrote the file.
         source: the file, or the name, that the weights came from; not stored.
     """
@@ -74,6 +76,7 @@ class WeightsInfo:
     preprocessing: Preprocessing
     metrics: dict[str, Any] = field(default_factory=dict)
     val_fraction: float | None = None
+    trained_on: str = ""
     version: str = ""
     source: str = field(default="", compare=False)
 
@@ -101,6 +104,7 @@ class WeightsInfo:
             "preprocessing": self.preprocessing.to_dict(),
             "metrics": self.metrics,
             "val_fraction": self.val_fraction,
+            "trained_on": self.trained_on,
             "version": self.version,
         }
         try:
@@ -134,6 +138,7 @@ class WeightsInfo:
                 preprocessing=Preprocessing.from_dict(fields["preprocessing"]),
                 metrics={name: _metric(name, value) for name, value in fields["metrics"].items()},
                 val_fraction=_share(fields["val_fraction"]),
+                trained_on=str(fields.get("trained_on", "")),  # files of before do not say it
                 version=str(fields["version"]),
             )
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:

@@ -23,7 +23,7 @@ from vision_ssm.tasks.classification.meter import ClassificationMeter
 from vision_ssm.tasks.classification.pictures import draw_confusion, draw_predictions
 from vision_ssm.tasks.classification.results import Classes
 from vision_ssm.tasks.classification.settings import AugmentSettings, ClassificationOptions, ClassificationSettings
-from vision_ssm.tasks.classification.sources import ClassSamples, open_dataset, renumbered
+from vision_ssm.tasks.classification.sources import ClassSamples, open_dataset, own_splits, renumbered
 from vision_ssm.tasks.classification.transforms import build_eval_transform, build_train_transform, to_tensor
 from vision_ssm.tasks.scores import Score
 from vision_ssm.tasks.task import Meter, Result, Task
@@ -63,6 +63,10 @@ class Classification(Task):
         data = self.settings.data
         samples = open_dataset(data.path, split, val_fraction=data.val_fraction, download=data.download)
         return self.adopt(samples)
+
+    def own_splits(self) -> tuple[str, ...]:
+        """See `vision_ssm.tasks.classification.sources.own_splits`."""
+        return own_splits(self.settings.data.path)
 
     def adopt(self, samples: ClassSamples) -> ClassSamples:  # type: ignore[override]  # classes are needed
         """Match the data's classes with the model's by name, once there are any."""
