@@ -29,8 +29,8 @@ NUMBER = re.compile(r"-?[\d.,]+(?:e[-+]\d+)? ?%?")
 
 NAME = "predict"
 SUMMARY = "Run a model on image files and folders of images."
-EXAMPLES = """WEIGHTS is best.safetensors or last.safetensors of a run, a published checkpoint together with --model, or
-the name of a model for its published weights. Without it, the shipped weights are used: a small model that knows the
+EXAMPLES = """WEIGHTS is a run's folder (its best weights) or a weights file in it, a published checkpoint together with
+--model, or the name of a model for its published weights. Without it, the shipped weights are used: a small model that knows the
 ten classes of CIFAR-10 and nothing else.
 
 examples:
@@ -96,7 +96,12 @@ def _print(found: Predictions, output: Path | None) -> None:
     if rows:
         columns = list(dict.fromkeys(column for row in rows for column in row))
         numeric = [name for name in columns if all(NUMBER.fullmatch(row.get(name, "0")) for row in rows)]
-        print_table(None, columns, [tuple(row.get(name, "") for name in columns) for row in rows], numeric=numeric)
+        print_table(
+            f"By {found.weights}",
+            columns,
+            [tuple(row.get(name, "") for name in columns) for row in rows],
+            numeric=numeric,
+        )
     if output:
         say(f"written to {output}")
     print_failures(found.failures, len(found.results))

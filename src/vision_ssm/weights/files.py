@@ -27,6 +27,7 @@ from vision_ssm.settings import from_mapping
 from vision_ssm.storage import whole_file
 from vision_ssm.tasks.registry import TaskInfo, find_task
 from vision_ssm.tasks.task import Task
+from vision_ssm.weights.shipped import nearest_weights
 
 __all__ = [
     "FORMAT",
@@ -282,7 +283,8 @@ def read_info(path: str | Path) -> WeightsInfo:
         path.stat()
     except (OSError, ValueError) as error:  # ValueError: a name with a zero byte
         reason = getattr(error, "strerror", None) or error
-        raise CheckpointError(f"cannot open weights file {str(path)!r}: {reason}.") from error
+        near = nearest_weights(path)
+        raise CheckpointError(f"cannot open weights file {str(path)!r}: {reason}.{near}") from error
     if path.is_dir():
         raise CheckpointError(
             f"{str(path)!r} is a folder; give the weights file, such as {str(path / 'best.safetensors')!r}."
