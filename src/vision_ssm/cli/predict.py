@@ -30,12 +30,12 @@ NUMBER = re.compile(r"-?[\d.,]+(?:e[-+]\d+)? ?%?")
 NAME = "predict"
 SUMMARY = "Run a model on image files and folders of images."
 EXAMPLES = """WEIGHTS is a run's folder (its best weights) or a weights file in it, a published checkpoint together with
---model, or the name of a model for its published weights. Without it, the shipped weights are used: a small model that knows the
-ten classes of CIFAR-10 and nothing else.
+XX
+the shipped weights are used: a small model that knows the ten classes of CIFAR-10 and nothing else.
 
 examples:
   vision-ssm predict cat.jpg dog.png
-  vision-ssm predict runs/demo/best.safetensors cat.jpg dog.png
+  vision-ssm predict runs/demo cat.jpg dog.png
   vision-ssm predict runs/demo/best.safetensors photos/ --top-k 3 --output predictions.csv
   vision-ssm predict vim_t_midclstok_76p1acc.pth photos/ --model vim_tiny_patch16_224
   vision-ssm predict runs/scans/best.safetensors scan.tif --img-size native
