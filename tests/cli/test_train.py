@@ -97,6 +97,7 @@ def test_run_leaves_what_it_promises_and_reports_it(run, images, tmp_path):
     assert {"config.yaml", "log.jsonl", "best.safetensors", "last.safetensors", "curve.png"} <= left
     saved = TrainConfig.load(tmp_path / "n" / "config.yaml")
     assert saved.model.options == {"depth": 1, "embed_dim": 32}
+    assert outcome.out.startswith("Data: to train on, 20 images of 2 classes (dark 10, light 10) in ")
     assert "Effective configuration" in outcome.out
     assert "embed_dim: 32" in outcome.out
     assert "epoch 1/1" in outcome.out

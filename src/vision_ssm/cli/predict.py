@@ -30,7 +30,7 @@ NUMBER = re.compile(r"-?[\d.,]+(?:e[-+]\d+)? ?%?")
 NAME = "predict"
 SUMMARY = "Run a model on image files and folders of images."
 EXAMPLES = """WEIGHTS is a run's folder (its best weights) or a weights file in it, a published checkpoint together with
-XX
+--model, or the name of a model for its published weights; it may stand before or behind the images. Without it,
 the shipped weights are used: a small model that knows the ten classes of CIFAR-10 and nothing else.
 
 examples:

@@ -216,18 +216,31 @@ def run(options: argparse.Namespace) -> int:
         print_json(schema(config_class(options.task_of_settings)))
         return 0
     config = configuration(options)
+    _refuse_data_of_another_task(options, config)
     return _estimate(config, options) if options.dry_run else _train(config, options)
+
+
+def _refuse_data_of_another_task(options: argparse.Namespace, config: TrainConfig) -> None:
+    """Raise ConfigError where nobody has named a task and the data are another one's."""
+    from vision_ssm.tasks.registry import looks_like
+    from vision_ssm.training.recipes import find_recipe, read_recipe
+
+    recipe = _recipe(options)
+    if options.task is not None or (recipe is not None and "task" in read_recipe(find_recipe(recipe))):
+        return
+    if alike := looks_like(config.data.path, config.task):
+        raise ConfigError(f"data {config.data.path!r}: {alike} If it is not, say --task {config.task}.")
 
 
 def _estimate(config: TrainConfig, options: argparse.Namespace) -> int:
     from vision_ssm.training import estimate
 
-    if not options.json:
-        _print_configuration(config)
     found = estimate(config)
     if options.json:
         print_json(dataclasses.asdict(found))
         return 0
+    say(f"Data: {found.data}")
+    _print_configuration(config)
     for notice in found.notices:
         say(f"note: {notice}")
     rows = [

@@ -16,7 +16,7 @@ from vision_ssm.data.files import holds_images, is_run, is_visible
 from vision_ssm.data.images import IMAGE_SUFFIXES
 from vision_ssm.errors import DataError
 
-__all__ = ["Layout", "find_layout", "is_held_out", "visible_folders"]
+__all__ = ["Layout", "find_layout", "is_held_out", "recognise", "visible_folders"]
 
 # The spellings of old, which win over all others; in this order.
 _EXACT = {"train": ("train",), "val": ("val", "validation", "valid"), "test": ("test",)}
@@ -66,6 +66,21 @@ def find_layout(root: Path) -> Layout:
 def is_held_out(name: str) -> bool:
     """Tell whether a folder of class folders is called like held-out images, exactly."""
     return name.lower() in (*_EXACT["val"], *_EXACT["test"])
+
+
+def recognise(folder: Path) -> str | None:
+    """Say why a folder can hardly be anything but images in class folders, from names alone; None where it can."""
+    try:
+        layout = find_layout(folder)
+    except DataError:
+        return None
+    classes = [inner for inner in visible_folders(layout.train or layout.whole or folder) if _has_images(inner)]
+    stems = {frozenset(file.stem for file in inner.iterdir()) for inner in classes}
+    if len(classes) < 2 or len(stems) < len(
+        classes
+    ):  # files of the same names belong together, as an image and its mask
+        return None
+    return f"folders of images per class: {_and(classes[:3])}{' and more' if len(classes) > 3 else ''}"
 
 
 def visible_folders(folder: Path) -> list[Path]:
