@@ -27,7 +27,8 @@ EXAMPLES = """DATA is what the task takes. For classification: a folder with one
 without train/ and val/ above them), or a name: digits, cifar10, cifar100, mnist, fashion-mnist.
 
 examples:
-  vision-ssm train images/ --model vim_tiny_patch16_224 --pretrained --epochs 20
+  vision-ssm train images/ --recipe finetune --pretrained
+  vision-ssm train images/ --recipe small
   vision-ssm train digits --recipe digits
   vision-ssm train cifar10 --download --batch-size 128 --schedule.warmup_epochs 2 --model.options.class_token head
   vision-ssm train images/ --recipe my.yaml --dry-run

@@ -83,6 +83,12 @@ def assemble(config: TrainConfig, processes: Processes, *, resuming: bool) -> Pa
         raise ConfigError("no data: give a folder, or the name of a data set such as digits (data.path).")
     if config.run.amp == "fp16" and processes.device.type != "cuda":
         raise ConfigError(f"run.amp fp16 needs a CUDA device, and this run is on {processes.device}; use bf16 or none.")
+    if config.model.start_required and not (config.model.pretrained or config.model.checkpoint or resuming):
+        raise ConfigError(
+            "these settings fine-tune, and nothing says from which weights: give --pretrained for the published ones "
+            "or --checkpoint FILE (model.pretrained, model.checkpoint). A model of random weights learns more by "
+            "--recipe small; --model.start_required false begins from random weights nevertheless."
+        )
     task: Task = find_task(config.task).load()(config.settings)
     train_set = _training_data(config, task)
     task.prepare(train_set)
