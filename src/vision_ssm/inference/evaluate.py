@@ -37,7 +37,7 @@ class Evaluation:
     Attributes:
         task: what was evaluated.
         weights: the file, or the name, of the model.
-        scores: by name, see ``named``; for classification top1 and top5 in [0, 1] and the loss.
+        scores: by name, see ``named``; for classification top1, of more than five classes top5, in [0, 1] and the loss.
         named: how the scores are called and read, the primary one first.
         count: number of images.
         meter: of the task, with all that it has collected; for classification ``confusion``, ``per_class``,

@@ -85,7 +85,8 @@ class Task(ABC):
         name: as in the registry.
         Settings: of a run, see `vision_ssm.tasks.settings`.
         Options: what a prediction may be asked for, see `results`; None for nothing.
-        scores: what its meters report; the first decides which weights are best.
+        scores: what its meters report; the first decides which weights are best. They may depend on the data, so ask an
+            instance that knows them.
         settings: of this instance.
         sync_batch_norm: whether batch norms take their statistics over all processes (GPUs only).
         unused_parameters: whether a step may leave parameters without a gradient.
@@ -96,7 +97,7 @@ class Task(ABC):
     name: ClassVar[str]
     Settings: ClassVar[type[TaskSettings]]
     Options: ClassVar[type[Section] | None] = None
-    scores: ClassVar[tuple[Score, ...]]
+    scores: tuple[Score, ...]
 
     sync_batch_norm: bool = False
     unused_parameters: bool = False
