@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TextIO
 
+import vision_ssm
 from vision_ssm.cli import bench, cost, doctor, evaluate, features, models, predict, train
 from vision_ssm.cli.arguments import Parser
 from vision_ssm.cli.console import OutputLostError, complain, delivered, note, say, usable_streams
@@ -114,9 +115,7 @@ def _notices_as_notes() -> Iterator[None]:
 
 
 def _version() -> str:
-    from importlib.metadata import version
-
-    return f"vision-ssm {version('vision-ssm')}"
+    return f"vision-ssm {vision_ssm.__version__}"
 
 
 def entry_point() -> None:
