@@ -105,6 +105,15 @@ def test_run_leaves_what_it_promises_and_reports_it(run, images, tmp_path):
     assert "\x1b" not in outcome.out  # no terminal, no control sequences
 
 
+@pytest.mark.parametrize("model", ["test_resnet", "test_vit"])
+def test_any_model_of_timm_trains_at_any_size_and_predicts(run, images, tmp_path, model):
+    options = ["--img-size", "64", "--batch-size", "16", "--workers", "0", "--epochs", "1"]
+    outcome = run("train", images, "--model", model, *options, "--output", tmp_path, "--name", "n", "--json")
+    assert outcome.code == 0, outcome.err
+    outcome = run("predict", tmp_path / "n", images / "dark" / "0.png")
+    assert outcome.code == 0, outcome.err
+
+
 def test_the_easy_images_are_learned(trained):
     log = [json.loads(line) for line in (trained / "log.jsonl").read_text().splitlines()]
     assert log[-1]["event"] == "finished"

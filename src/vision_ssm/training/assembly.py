@@ -21,6 +21,7 @@ from vision_ssm.data.contents import contents_digest
 from vision_ssm.data.loader import EpochLoader
 from vision_ssm.data.preprocessing import Preprocessing
 from vision_ssm.errors import ConfigError, DataError, suggestion
+from vision_ssm.models.registry import takes_size
 from vision_ssm.tasks.registry import find_task, looks_like
 from vision_ssm.tasks.task import Task
 from vision_ssm.training.config import TrainConfig
@@ -141,7 +142,7 @@ def _model(config: TrainConfig, task: Task, *, resuming: bool) -> tuple[nn.Modul
     options = dict(wanted.options)
     if resuming:  # what timm would load into the model, before the checkpoint replaces it
         options = {name: value for name, value in options.items() if name not in ("checkpoint_path", "pretrained")}
-    if wanted.img_size is not None:
+    if wanted.img_size is not None and takes_size(wanted.name):
         options["img_size"] = wanted.img_size
     extra: dict[str, Any] = {"pretrained": True} if pretrained else {}
     if wanted.drop_path_rate:
