@@ -97,11 +97,21 @@ def test_run_leaves_what_it_promises_and_reports_it(run, images, tmp_path):
     assert {"config.yaml", "log.jsonl", "best.safetensors", "last.safetensors", "curve.png"} <= left
     saved = TrainConfig.load(tmp_path / "n" / "config.yaml")
     assert saved.model.options == {"depth": 1, "embed_dim": 32}
+    assert outcome.out.startswith("Data: to train on, 20 images of 2 classes (dark 10, light 10) in ")
     assert "Effective configuration" in outcome.out
     assert "embed_dim: 32" in outcome.out
     assert "epoch 1/1" in outcome.out
     assert str(tmp_path / "n" / "best.safetensors") in outcome.out
     assert "\x1b" not in outcome.out  # no terminal, no control sequences
+
+
+@pytest.mark.parametrize("model", ["test_resnet", "test_vit"])
+def test_any_model_of_timm_trains_at_any_size_and_predicts(run, images, tmp_path, model):
+    options = ["--img-size", "64", "--batch-size", "16", "--workers", "0", "--epochs", "1"]
+    outcome = run("train", images, "--model", model, *options, "--output", tmp_path, "--name", "n", "--json")
+    assert outcome.code == 0, outcome.err
+    outcome = run("predict", tmp_path / "n", images / "dark" / "0.png")
+    assert outcome.code == 0, outcome.err
 
 
 def test_the_easy_images_are_learned(trained):

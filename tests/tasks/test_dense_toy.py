@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import math
+import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import vision_ssm
-from vision_ssm.errors import CheckpointError, ConfigError, TrainingDiverged
+from vision_ssm.cli.main import main
+from vision_ssm.errors import CheckpointError, ConfigError, DataError, TrainingDiverged
 from vision_ssm.tasks.registry import find_task
 from vision_ssm.training import train
 from vision_ssm.training.assembly import Parts, assemble, make_optimizer
@@ -120,6 +123,28 @@ def test_start_weights_for_a_model_around_a_backbone(configured: Callable[..., T
     torch.save({name: value for name, value in held.items() if "pos_embed" not in name}, dense.with_name("part.pth"))
     with pytest.raises(CheckpointError, match=r"part\.pth: these weights do not fit Vim: "):
         start(dense.with_name("part.pth"))
+
+
+def test_its_data_are_recognised(
+    scenes: Path, configured: Callable[..., TrainConfig], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    advice = "This looks like dense_toy (it has a palette.json): --task dense_toy."
+    with pytest.raises(DataError) as told:  # images without class folders
+        train(configured(task="classification"))
+    assert "looks like" not in str(told.value)
+    (scenes / "palette.json").touch()
+    with pytest.raises(DataError, match=f"but no class folders.* {re.escape(advice)}$"):
+        train(configured(task="classification"))
+    for name in ("a", "b"):  # which classification could open
+        shutil.copytree(scenes, tmp_path / "classes" / name)
+    (tmp_path / "classes" / "palette.json").touch()
+    (tmp_path / "recipe.yaml").write_text("model: {name: vim_nano}")
+    for recipe in ([], ["--recipe", str(tmp_path / "recipe.yaml")]):
+        assert main(["train", str(tmp_path / "classes"), "--output", str(tmp_path / "runs"), *recipe]) == 2
+        assert f"{advice} If it is not, say --task classification." in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+    main(["train", str(tmp_path / "classes"), "--task", "classification", "--model", "none"])
+    assert "there is no model 'none'" in capsys.readouterr().err, "asked for, it is opened"
 
 
 def test_the_backbone_says_what_does_not_decay(configured: Callable[..., TrainConfig]) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from vision_ssm.checkpoints import vmamba
 from vision_ssm.errors import CheckpointError
@@ -45,3 +46,11 @@ def test_anything_else_that_differs_is_refused(released: tuple[torch.nn.Module, 
     _, path = released
     with pytest.raises(CheckpointError, match=r"released\.pth: .*missing: layers\.1\.blocks\.1\."):
         load_start(create_model("vmamba_nano", num_classes=3, embed_dim=16, depths=(1, 2, 1, 1)), path)
+
+
+def test_the_folder_of_a_run_stands_for_its_best_weights(tmp_path: Path) -> None:
+    source = create_model("vmamba_nano", num_classes=5, **TINY)
+    save_file(source.state_dict(), tmp_path / "best.safetensors")
+    model = create_model("vmamba_nano", num_classes=5, **TINY)
+    assert load_start(model, tmp_path) == []
+    assert torch.equal(model.norm.weight, source.norm.weight)

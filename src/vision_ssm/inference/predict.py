@@ -73,7 +73,7 @@ class Predictions:
         """Write to a .json or .csv file, whole or not at all.
 
         JSON: `to_dict`. CSV: a column ``path``, the columns of the task's results (for classification one line per
-        image and rank: rank, class, probability), and ``error`` for failures.
+        image and rank: rank, class, probability), ``weights``, and ``error`` for failures.
 
         Raises:
             ConfigError: another suffix; DataError: the file cannot be written.
@@ -97,8 +97,9 @@ class Predictions:
 
     def _write_csv(self, path: Path) -> None:
         rows = [{"path": found.path, **record} for found in self.results for record in found.result.records()]
-        columns = [*dict.fromkeys(["path", *(column for row in rows for column in row)]), "error"]
+        columns = [*dict.fromkeys(["path", *(column for row in rows for column in row)]), "weights", "error"]
         rows += [{"path": failure.path, "error": failure.reason} for failure in self.failures]
+        rows = [{**row, "weights": self.weights} for row in rows]
         # File names need not be valid text; this writes their bytes back as they were.
         with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
             table = csv.DictWriter(file, columns, restval="")

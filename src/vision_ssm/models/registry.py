@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import timm
+import torch
 from torch import nn
 
 from vision_ssm import moved
@@ -12,7 +13,7 @@ from vision_ssm.errors import ConfigError, suggestion
 from vision_ssm.models.segmentors import SEGMENTORS, segmentor
 from vision_ssm.models.variant import all_variants
 
-__all__ = ["create_model", "is_ours", "list_models", "list_whole_models", "require_model"]
+__all__ = ["create_model", "is_ours", "list_models", "list_whole_models", "require_model", "takes_size"]
 
 moved.answer(__name__)
 
@@ -37,6 +38,26 @@ def require_model(name: str) -> None:
     if name not in SEGMENTORS and not timm.is_model(name):
         near = suggestion(name, [*list_models(), *list_whole_models()]) or suggestion(name, timm.list_models())
         raise ConfigError(f"there is no model {name!r}.{near} `vision-ssm models` lists this library's models.")
+
+
+def takes_size(name: str) -> bool:
+    """Tell whether a model has the option ``img_size``; convolutional ones of timm do not, and take any size.
+
+    Raises:
+        ConfigError: there is no such model.
+    """
+    require_model(name)
+    if is_ours(name):
+        return True
+    own = timm.get_pretrained_cfg_value(name, "input_size")
+    try:
+        with torch.device("meta"):  # no memory, no numbers
+            timm.create_model(name, img_size=own[-1] if own else 224)
+    except TypeError as error:
+        if "'img_size'" not in str(error):
+            raise
+        return False
+    return True
 
 
 def create_model(

@@ -85,7 +85,8 @@ class Task(ABC):
         name: as in the registry.
         Settings: of a run, see `vision_ssm.tasks.settings`.
         Options: what predictions and evaluations may be asked for, see `ask`; None for nothing.
-        scores: what its meters report; the first decides which weights are best.
+        scores: what its meters report; the first decides which weights are best. They may depend on the data, so ask an
+            instance that knows them.
         settings: of this instance.
         options: of class ``Options``: what was asked for; its defaults unless `ask` was called.
         native: images keep their own size in evaluation and prediction unless another one is asked for.
@@ -98,7 +99,7 @@ class Task(ABC):
     name: ClassVar[str]
     Settings: ClassVar[type[TaskSettings]]
     Options: ClassVar[type[Section] | None] = None
-    scores: ClassVar[tuple[Score, ...]]
+    scores: tuple[Score, ...]
 
     native: bool = False
     sync_batch_norm: bool = False
@@ -144,6 +145,17 @@ class Task(ABC):
         Raises:
             DataError: missing, empty or unreadable data, an unknown name, or labels that the model does not know.
         """
+
+    def own_splits(self) -> tuple[str, ...]:
+        """Return the splits that the data of ``settings.data`` have themselves.
+
+        Any other one that `open` gives is cut by ``val_fraction``: the same in every run of training, and no part of
+        data that the model has not seen.
+
+        Raises:
+            DataError: as `open`.
+        """
+        return ("train", "val", "test")
 
     def adopt(self, samples: Samples) -> Samples:
         """Return samples that somebody else opened, their targets numbered as the model's outputs; as `open` does.

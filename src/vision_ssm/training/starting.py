@@ -11,6 +11,7 @@ from vision_ssm.checkpoints import convert, read_checkpoint
 from vision_ssm.checkpoints.tensors import wrong_kinds
 from vision_ssm.errors import CheckpointError
 from vision_ssm.families import family_of
+from vision_ssm.weights.shipped import best_of_run
 
 __all__ = ["load_start"]
 
@@ -26,7 +27,7 @@ def load_start(
 
     Args:
         model: as the task built it.
-        path: the file.
+        path: the file, or the folder of a run, whose best weights are taken.
         backbone: the part of ``model`` that published weights are for; None for all of it.
         positions: the rule for a position table of another size, see `vision_ssm.checkpoints`.
 
@@ -36,6 +37,7 @@ def load_start(
     Raises:
         CheckpointError: not a weights file, or weights of another model, listing names and shapes.
     """
+    path = best_of_run(path)
     weights = read_checkpoint(path).weights
     if backbone is None or backbone is model:
         return _load(model, weights, path, positions)

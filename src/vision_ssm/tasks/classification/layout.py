@@ -16,7 +16,7 @@ from vision_ssm.data.images import IMAGE_SUFFIXES
 from vision_ssm.data.parts import EXACT, is_called, visible_folders
 from vision_ssm.errors import DataError
 
-__all__ = ["Layout", "find_layout"]
+__all__ = ["Layout", "find_layout", "recognise"]
 
 
 class Layout(NamedTuple):
@@ -51,6 +51,19 @@ def find_layout(root: Path) -> Layout:
             return found._replace(left_out=(*left_out, *found.left_out))
         left_out = (*left_out, *(_others(place, [inner]) if inner else ()))
     return Layout(places[-1], left_out=left_out) if len(_full(places[-1])) > 1 else Layout(root)
+
+
+def recognise(folder: Path) -> str | None:
+    """Say why a folder can hardly be anything but images in class folders, from names alone; None where it can."""
+    try:
+        layout = find_layout(folder)
+    except DataError:
+        return None
+    classes = [inner for inner in visible_folders(layout.train or layout.whole or folder) if _has_images(inner)]
+    stems = {frozenset(file.stem for file in inner.iterdir()) for inner in classes}
+    if len(classes) < 2 or len(stems) < len(classes):  # equal names belong together, as an image's and its mask's
+        return None
+    return f"folders of images per class: {_and(classes[:3])}{' and more' if len(classes) > 3 else ''}"
 
 
 def _parts(place: Path) -> Layout | None:

@@ -11,5 +11,6 @@ TASK = TaskInfo(
     task="vision_ssm.tasks.segmentation.task:Segmentation",
     options="vision_ssm.tasks.segmentation.settings:SegmentationOptions",
     evaluation=("window", "stride", "scales", "flips"),
+    recognise="vision_ssm.tasks.segmentation.layouts:recognise",
     pictures=("confusion.png", "predictions.png"),
 )

@@ -23,7 +23,7 @@ from vision_ssm.data.parts import EXACT, is_called, visible_folders
 from vision_ssm.data.stored import STORED_SUFFIXES
 from vision_ssm.errors import DataError
 
-__all__ = ["CocoPart", "Layout", "Pair", "find_layout"]
+__all__ = ["CocoPart", "Layout", "Pair", "find_layout", "recognise"]
 
 CLASSES_FILES = ("classes.json", "palette.json")
 
@@ -98,6 +98,16 @@ def find_layout(root: Path) -> Layout:
         place = folders[0]
     held = ", ".join([f"{folder.name}/" for folder in visible_folders(root)][:6]) or "no folders"
     raise DataError(f"no images with masks in {str(root)!r}, which holds {held}: {_EXPECTED}.")
+
+
+def recognise(folder: Path) -> str | None:
+    """Say why a folder can hardly be anything but images with masks; None where it can, as COCO files can."""
+    try:
+        parts = find_layout(folder).parts
+    except DataError:
+        return None
+    pair = next((pairs[0] for pairs in parts.values() if pairs), None)
+    return None if pair is None else f"{pair.mask.name} is a mask of {pair.name}"
 
 
 def _mask_parts(place: Path, folders: Sequence[Path], left_out: list[str]) -> dict[str, Sequence[Pair]]:
