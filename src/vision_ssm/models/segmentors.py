@@ -47,6 +47,20 @@ class PublishedSegmentor:
     source: str  # of the scores
     weights: Weights
     origin: Origin
+    task: str = "segmentation"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the facts as plain JSON values."""
+        return {
+            "name": self.name,
+            "task": self.task,
+            "backbone": self.backbone,
+            "params": self.params,
+            "miou": self.miou,
+            "miou_many_scales": self.miou_many_scales,
+            "source": self.source,
+            "weights": self.weights.address,
+        }
 
 
 OF_HEADS = ("num_classes", "channels", "auxiliary_channels", "drop_rate")
