@@ -13,6 +13,7 @@ from tests.cli.commands import TINY, Outcome, write_images
 from vision_ssm.cli.main import build_parser
 from vision_ssm.cli.train import accept, configuration
 from vision_ssm.errors import ConfigError
+from vision_ssm.tasks.registry import BUILT_IN
 from vision_ssm.training.config import TrainConfig
 from vision_ssm.training.recipes import list_recipes
 
@@ -199,17 +200,20 @@ def test_lengths_in_updates():
     assert parse("images", "--recipe", "digits", "--schedule.name", "step", "--schedule.drops", "[3, 5]").schedule.drops
 
 
-def test_the_schema_is_that_of_every_recipe(run):
-    outcome = run("train", "--schema")
+@pytest.mark.parametrize("task", BUILT_IN)
+def test_the_schema_is_that_of_every_recipe(run, task):
+    outcome = run("train", "--task", task, "--schema")
     assert outcome.code == 0
     schema = json.loads(outcome.out)
     definitions = schema["$defs"]
     sections = {name: definitions[field["$ref"].rpartition("/")[2]] for name, field in schema["properties"].items()
                 if "$ref" in field}  # fmt: skip
-    assert schema["properties"]["task"]["const"] == "classification"
+    assert schema["properties"]["task"]["const"] == task
     assert not schema["additionalProperties"]
-    for name in list_recipes():
-        for section, values in TrainConfig.load(name).to_dict().items():
+    recipes = [config.to_dict() for config in map(TrainConfig.load, list_recipes()) if config.task == task]
+    assert recipes
+    for recipe in recipes:
+        for section, values in recipe.items():
             assert section == "task" or set(values) == set(sections[section]["properties"])
     rate = sections["optim"]["properties"]["lr"]
     assert (rate["type"], rate["exclusiveMinimum"], rate["default"]) == ("number", 0, 1e-3)

@@ -44,20 +44,30 @@ def load_start(
     if {name: x.shape for name, x in weights.items()} == {name: x.shape for name, x in model.state_dict().items()}:
         model.load_state_dict(weights, strict=True)
         return []
-    _load(backbone, weights, path, positions)
+    _load(backbone, weights, path, positions, within=True)
     return [f"{path}: only the backbone was taken from it; the rest starts from random weights."]
 
 
-def _load(model: nn.Module, weights: Mapping[str, Tensor], path: str | Path, positions: str) -> list[str]:
+def _load(
+    model: nn.Module, weights: Mapping[str, Tensor], path: str | Path, positions: str, *, within: bool = False
+) -> list[str]:
     own = model.state_dict()
     prefixes = _classifier_prefixes(model)
     head = tuple(name for name in own if prefixes and name.startswith(prefixes))
     weights = _within(weights, [name for name in own if name not in head])
     # A model without a classifier leaves that of the file alone.
     left_out = () if head else tuple(f"{prefix}{kind}" for prefix in prefixes for kind in ("weight", "bias"))
+    of_maps: dict[str, Tensor] = {}
+    if within and family_of(model) is not None:  # a classifier has a norm after the last map, and none for each map
+        left_out += tuple(name for name in ("norm.weight", "norm.bias") if name not in own)
+        norms: tuple[str, ...] = getattr(model, "not_in_classifiers", ())
+        of_maps = {name: x for name, x in own.items() if name.startswith(norms)}
+    elif within:
+        parts = {name.partition(".")[0] for name in own}
+        left_out += tuple(name for name in weights if name.partition(".")[0] not in parts)
     try:
         if family_of(model) is not None:
-            weights = convert(model, weights, positions=positions, replaceable=head or left_out)
+            weights = of_maps | convert(model, weights, positions=positions, replaceable=(*head, *left_out, *of_maps))
         weights = {name: value for name, value in weights.items() if name not in left_out}
         mismatched = [name for name in head if name not in weights or weights[name].shape != own[name].shape]
         kept = {name: own[name] for name in head} if mismatched else {}
