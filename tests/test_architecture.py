@@ -105,7 +105,7 @@ def names_of_operators() -> set[str]:
 
 def rooms() -> set[str]:
     packages = {path.parent.name for path in SRC.glob("*/__init__.py")}
-    return packages | {path.stem for path in SRC.glob("*.py")} - {"__init__"}
+    return packages | {path.stem for path in SRC.glob("*.py")} - {"__init__", "__main__"}
 
 
 def report(faults: list[str], advice: str) -> None:

@@ -21,6 +21,7 @@ from vision_ssm.cli.arguments import Parser
 from vision_ssm.cli.main import COMMANDS, build_parser
 from vision_ssm.errors import ConfigError
 from vision_ssm.settings import describe
+from vision_ssm.tasks.registry import BUILT_IN
 from vision_ssm.training.config import TrainConfig, config_class
 from vision_ssm.training.recipes import list_recipes
 
@@ -91,7 +92,7 @@ def unresolved(names: Iterable[str]) -> list[str]:
 
 @cache
 def settings() -> set[str]:
-    return set(describe(config_class("classification")))
+    return {key for task in BUILT_IN for key in describe(config_class(task))}
 
 
 @pages

@@ -2,7 +2,7 @@
 
 Importing this is cheap and changes nothing but two things: the models are registered with timm, at once if timm is
 already imported, otherwise as soon as it is; and imports of names that moved say where to (`vision_ssm.moved`).
-torch and timm load when one of the names below is first used.
+torch and timm load when one of the names below is first used, and a room (``vision_ssm.ops``) when it is first named.
 """
 
 from __future__ import annotations
@@ -19,6 +19,18 @@ from typing import TYPE_CHECKING, Any
 from vision_ssm import moved
 
 if TYPE_CHECKING:
+    from vision_ssm import analysis as analysis
+    from vision_ssm import bench as bench
+    from vision_ssm import checkpoints as checkpoints
+    from vision_ssm import data as data
+    from vision_ssm import errors as errors
+    from vision_ssm import inference as inference
+    from vision_ssm import layers as layers
+    from vision_ssm import models as models
+    from vision_ssm import ops as ops
+    from vision_ssm import tasks as tasks
+    from vision_ssm import training as training
+    from vision_ssm import weights as weights
     from vision_ssm.analysis import cost as cost
     from vision_ssm.inference.evaluate import evaluate as evaluate
     from vision_ssm.inference.features import features as features
@@ -52,10 +64,20 @@ _HOMES = {
     "selective_scan": ("ops", "selective_scan"),
     "train": ("training", "train"),
 }
+_ROOMS = (
+    *("analysis", "bench", "checkpoints", "data", "errors", "inference", "layers", "models", "ops", "tasks"),
+    *("training", "weights"),
+)
 _REGISTRATION = "vision_ssm.models.registration"
 
 
 def __getattr__(name: str) -> Any:
+    if name in _ROOMS:
+        return importlib.import_module(f"{__name__}.{name}")
+    if name == "__version__":
+        from importlib.metadata import version  # a third of this import's time
+
+        return version("vision-ssm")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module, attribute = _HOMES[name]
@@ -63,7 +85,7 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, *_ROOMS})
 
 
 class _RegisterAfterTimm(importlib.abc.MetaPathFinder, importlib.abc.Loader):

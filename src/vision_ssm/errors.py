@@ -10,6 +10,7 @@ __all__ = [
     "CheckpointError",
     "ConfigError",
     "DataError",
+    "NotFetchedError",
     "ShapeError",
     "TrainingDiverged",
     "VisionSSMError",
@@ -36,6 +37,31 @@ class BackendError(VisionSSMError, RuntimeError):
 
 class CheckpointError(VisionSSMError, RuntimeError):
     """A weights or checkpoint file cannot be read, is not what it claims, or does not fit the model."""
+
+
+class NotFetchedError(CheckpointError):
+    """A published file is not on this machine and could not be fetched.
+
+    Attributes:
+        reason: what could not be got, from where, and why.
+        file: its name.
+        folder: where it would be found if it were put there; empty where there is no such folder.
+        model: that it belongs to, where that is known.
+    """
+
+    def __init__(self, reason: str, *, file: str, folder: str = "", model: str = "") -> None:
+        self.reason, self.file, self.folder, self.model = reason, file, folder, model
+        super().__init__(
+            self.with_words(
+                f"give its path: pretrained_cfg_overlay=dict(file={file!r}) to timm, model.checkpoint to training, or "
+                f"weights={file!r} with model={model or 'NAME'!r}"
+            )
+        )
+
+    def with_words(self, instead: str) -> str:
+        """Return the message with what to do, once the file is here, in the words of whoever was asked."""
+        place = f"put it into {self.folder}, or " if self.folder else ""
+        return f"{self.reason} Download the file where there is a network and {place}{instead}."
 
 
 class DataError(VisionSSMError, ValueError):

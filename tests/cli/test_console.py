@@ -126,10 +126,11 @@ def test_closed_streams_and_readers_that_leave(redirection: str, arguments: str,
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a device that is always full is Linux's")
-def test_training_outlives_a_screen_that_is_lost(tmp_path: Path) -> None:
+@pytest.mark.parametrize("redirection", [">/dev/full", "| head -1"])
+def test_training_outlives_a_screen_that_is_lost(redirection: str, tmp_path: Path) -> None:
     data = write_images(tmp_path / "data", count=4)
     options = [*TINY, "--epochs", "1", "--img-size", "16", "--output", str(tmp_path), "--name", "run"]
-    done = command(">/dev/full", "train", str(data), *options)
+    done = command(redirection, "train", str(data), *options)
     assert (tmp_path / "run" / "best.safetensors").exists()
     assert done.returncode == 0
     assert done.stderr.count("Training goes on unseen") == 1

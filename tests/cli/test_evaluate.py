@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import vision_ssm
+from tests.cli.commands import write_images
 
 
 def test_scores_of_easy_images(run, trained, images):
@@ -14,6 +15,19 @@ def test_scores_of_easy_images(run, trained, images):
     assert "100.00 %" in outcome.out
     for name in ("dark", "light"):
         assert name in outcome.out
+    assert "note: evaluated 6 of 24 images, those held out of training: 6 images of 2 classes (dark 3," in outcome.err
+
+
+def test_new_images_are_all_scored(run, trained, tmp_path):
+    new = write_images(tmp_path / "new", count=5)
+    outcome = run("evaluate", trained / "best.safetensors", new)
+    assert "note: evaluated 10 images of 2 classes" in outcome.err
+    assert f"{trained / 'best.safetensors'} on {new} (all)" in outcome.out
+    outcome = run("evaluate", trained / "best.safetensors", new, "--split", "test")
+    assert outcome.code == 2
+    assert "has no part called test" in outcome.err
+    outcome = run("evaluate", trained / "best.safetensors", new, "--val-fraction", "0.4", "--json")
+    assert [json.loads(outcome.out)[key] for key in ("split", "count", "of")] == ["val", 4, 10]
 
 
 def test_json_equals_the_python_call(run, trained, images, tmp_path):

@@ -19,7 +19,7 @@ from vision_ssm.errors import VisionSSMError, VisionSSMNotice
 @pytest.mark.parametrize("arguments", [["--help"], *([name, "--help"] for name in COMMANDS)], ids=" ".join)
 def test_help_needs_no_heavy_import(arguments):
     refused = {"torch", "timm", "torchvision", "numpy", "PIL", "matplotlib"}
-    refused |= {"pydantic"} if not {"train", "predict"} & {*arguments} else set()
+    refused |= {"pydantic"} if not {"train", "predict", "evaluate"} & {*arguments} else set()
     code = (
         "import sys\nfrom vision_ssm.cli.main import main\n"
         f"try: main({arguments!r})\nexcept SystemExit as end: assert not end.code\n"
@@ -111,6 +111,24 @@ def test_interruptions_and_errors_have_their_codes(run, monkeypatch, raised, cod
     outcome = run("doctor")
     assert outcome.code == code
     assert outcome.err.startswith("error: ")
+
+
+def test_a_file_that_cannot_be_fetched_is_asked_for_in_the_words_of_the_command(run, images, tmp_path, monkeypatch):
+    monkeypatch.setattr("vision_ssm.checkpoints.hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    told = "could not get vim_t_midclstok_76p1acc.pth from huggingface.co/hustvl/Vim-tiny-midclstok"
+    outcome = run("train", images, "--recipe", "finetune", "--pretrained", "--output", tmp_path / "runs")
+    assert outcome.code == 2
+    assert told in outcome.err
+    advice = "Download the file where there is a network and say --checkpoint vim_t_midclstok_76p1acc.pth in place of"
+    assert f"{advice} --pretrained." in outcome.err
+    outcome = run("predict", "vim_tiny_patch16_224", images)
+    assert told in outcome.err
+    typed = "vision-ssm predict vim_t_midclstok_76p1acc.pth --model vim_tiny_patch16_224 ..."
+    assert f"give it and its model in place of the name: {typed}" in outcome.err
+    outcome = run("evaluate", "vmamba_tiny_s1l8", images)
+    assert f"put it into {tmp_path}/hub/checkpoints, or give it and its model" in outcome.err
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_fault_of_the_library_is_not_hidden(run, monkeypatch):

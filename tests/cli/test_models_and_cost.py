@@ -9,13 +9,15 @@ import pytest
 import vision_ssm
 from tests.cli.commands import python
 from vision_ssm.analysis import model_table
+from vision_ssm.models.segmentors import SEGMENTORS
 
 
 def test_models_lists_every_registered_model_with_published_figures(run):
     outcome = run("models", "--json")
     assert outcome.code == 0
     rows = {row["name"]: row for row in json.loads(outcome.out)}
-    assert set(rows) == set(vision_ssm.list_models())
+    assert set(rows) == {*vision_ssm.list_models(), *SEGMENTORS}
+    assert rows["vmamba_tiny_s1l8_upernet_ade20k"]["miou"] == 47.9
     assert rows["vim_tiny_patch16_224"]["params"] == 7_148_008
     assert rows["vim_tiny_patch16_224"]["top1"] == 76.1
     assert rows["vim_nano"]["top1"] is None
@@ -39,6 +41,10 @@ def test_models_table_can_be_narrowed(run):
     assert "vim_tiny_patch16_stride8_224" in outcome.out
     assert "78.3 %" in outcome.out
     assert "vim_nano" not in outcome.out
+    assert "with heads" not in outcome.out
+    outcome = run("models", "upernet")
+    assert "47.9 %" in outcome.out
+    assert "multiply-adds" not in outcome.out
 
 
 def test_cost_table(run):

@@ -156,14 +156,51 @@ def test_options_may_stand_between_weights_and_images(run, trained, images):
     expected = run("predict", trained / "best.safetensors", *files, "--top-k", 1).out
     assert run("predict", "--top-k", 1, trained / "best.safetensors", *files).out == expected
     assert run("predict", trained / "best.safetensors", "--top-k", 1, *files).out == expected
-    assert run("predict", files[0], "--top-k", 1, files[1]).out == expected
+    without = run("predict", files[0], "--top-k", 1, files[1])
+    assert without.out.splitlines()[1:] == expected.splitlines()[1:]
 
 
-@pytest.mark.usefixtures("shipped_run")
-def test_a_first_argument_that_is_neither(run, trained, images):
-    outcome = run("predict", trained, images)
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("vim_nano_cifar", "vim_nano_cifar10"),
+        ("best.safetensor", "{run}/best.safetensors"),
+        ("best", "{run}/best.safetensors"),
+        ("last.safetensorss", "{run}/last.safetensors"),
+        ("../frist", "{run}"),
+    ],
+)
+def test_misspelt_weights_are_not_taken_for_an_image(run, trained, images, monkeypatch, typed, meant):
+    monkeypatch.chdir(trained)
+    given = typed if typed == "vim_nano_cifar" else str((trained / typed).parent.resolve() / (trained / typed).name)
+    for arguments in ([given, images], [images / "dark" / "0.png", given]):
+        outcome = run("predict", *arguments)
+        assert outcome.code == 2
+        assert outcome.err.startswith(f"error: cannot open weights file {given!r}: No such file or directory")
+        assert f"Did you mean {meant.format(run=trained)!r}?" in outcome.err
+        assert outcome.out == ""
+
+
+def test_weights_stand_anywhere_and_once(run, trained, images):
+    files = [images / "dark" / "0.png", images / "light" / "0.png"]
+    expected = run("predict", trained / "best.safetensors", *files)
+    assert f"By {trained / 'best.safetensors'}" in expected.out
+    assert run("predict", *files, trained / "best.safetensors") == expected
+    assert run("predict", files[0], trained, files[1]) == expected
+    outcome = run("predict", files[0], trained / "best.safetensors", trained / "last.safetensors")
+    assert outcome.code == 2
+    assert "both name weights; give one of them" in outcome.err
+
+
+def test_the_folder_of_a_run_stands_for_its_best_weights(run, trained, images, tmp_path):
+    outcome = run("evaluate", trained, images, "--json")
+    assert json.loads(outcome.out)["weights"] == str(trained / "best.safetensors")
+    outcome = run("features", trained, images / "dark" / "0.png", "--output", tmp_path, "--json")
+    assert json.loads(outcome.out)["weights"] == str(trained / "best.safetensors")
+    outcome = run("predict", images / "dark" / "0.png", trained, "--output", tmp_path / "p.csv")
+    with (tmp_path / "p.csv").open() as file:
+        assert {row["weights"] for row in csv.DictReader(file)} == {str(trained / "best.safetensors")}
+    (tmp_path / "empty").mkdir()
+    outcome = run("evaluate", tmp_path / "empty", images)
     assert outcome.code == 2
     assert "is a folder; give the weights file, such as" in outcome.err
-    outcome = run("predict", "vim_nano_cifar", images)
-    assert outcome.code == 2
-    assert "Did you mean 'vim_nano_cifar10'?" in outcome.err

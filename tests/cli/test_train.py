@@ -13,6 +13,7 @@ from tests.cli.commands import TINY, Outcome, write_images
 from vision_ssm.cli.main import build_parser
 from vision_ssm.cli.train import accept, configuration
 from vision_ssm.errors import ConfigError
+from vision_ssm.tasks.registry import BUILT_IN
 from vision_ssm.training.config import TrainConfig
 from vision_ssm.training.recipes import list_recipes
 
@@ -97,11 +98,21 @@ def test_run_leaves_what_it_promises_and_reports_it(run, images, tmp_path):
     assert {"config.yaml", "log.jsonl", "best.safetensors", "last.safetensors", "curve.png"} <= left
     saved = TrainConfig.load(tmp_path / "n" / "config.yaml")
     assert saved.model.options == {"depth": 1, "embed_dim": 32}
+    assert outcome.out.startswith("Data: to train on, 20 images of 2 classes (dark 10, light 10) in ")
     assert "Effective configuration" in outcome.out
     assert "embed_dim: 32" in outcome.out
     assert "epoch 1/1" in outcome.out
     assert str(tmp_path / "n" / "best.safetensors") in outcome.out
     assert "\x1b" not in outcome.out  # no terminal, no control sequences
+
+
+@pytest.mark.parametrize("model", ["test_resnet", "test_vit"])
+def test_any_model_of_timm_trains_at_any_size_and_predicts(run, images, tmp_path, model):
+    options = ["--img-size", "64", "--batch-size", "16", "--workers", "0", "--epochs", "1"]
+    outcome = run("train", images, "--model", model, *options, "--output", tmp_path, "--name", "n", "--json")
+    assert outcome.code == 0, outcome.err
+    outcome = run("predict", tmp_path / "n", images / "dark" / "0.png")
+    assert outcome.code == 0, outcome.err
 
 
 def test_the_easy_images_are_learned(trained):
@@ -189,17 +200,20 @@ def test_lengths_in_updates():
     assert parse("images", "--recipe", "digits", "--schedule.name", "step", "--schedule.drops", "[3, 5]").schedule.drops
 
 
-def test_the_schema_is_that_of_every_recipe(run):
-    outcome = run("train", "--schema")
+@pytest.mark.parametrize("task", BUILT_IN)
+def test_the_schema_is_that_of_every_recipe(run, task):
+    outcome = run("train", "--task", task, "--schema")
     assert outcome.code == 0
     schema = json.loads(outcome.out)
     definitions = schema["$defs"]
     sections = {name: definitions[field["$ref"].rpartition("/")[2]] for name, field in schema["properties"].items()
                 if "$ref" in field}  # fmt: skip
-    assert schema["properties"]["task"]["const"] == "classification"
+    assert schema["properties"]["task"]["const"] == task
     assert not schema["additionalProperties"]
-    for name in list_recipes():
-        for section, values in TrainConfig.load(name).to_dict().items():
+    recipes = [config.to_dict() for config in map(TrainConfig.load, list_recipes()) if config.task == task]
+    assert recipes
+    for recipe in recipes:
+        for section, values in recipe.items():
             assert section == "task" or set(values) == set(sections[section]["properties"])
     rate = sections["optim"]["properties"]["lr"]
     assert (rate["type"], rate["exclusiveMinimum"], rate["default"]) == ("number", 0, 1e-3)

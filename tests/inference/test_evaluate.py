@@ -25,7 +25,7 @@ def test_scores(weights: Path, colour_folder: Callable[..., Path], tmp_path: Pat
     Image.new("RGB", (8, 8), "green").save(root / "red" / "wrong.png")
     seen = []
     result = evaluate(weights, root, batch_size=4, on_progress=lambda done, total: seen.append((done, total)))
-    assert (result.count, result.scores["top1"], result.scores["top5"]) == (13, pytest.approx(12 / 13), 1.0)
+    assert (result.count, result.scores["top1"]) == (13, pytest.approx(12 / 13))
     assert result.meter.class_names == ("blue", "green", "red")
     assert result.meter.per_class == [1.0, 1.0, pytest.approx(0.8)]
     assert result.meter.confusion.tolist() == [[4, 0, 0], [0, 4, 0], [0, 1, 4]]
@@ -40,7 +40,7 @@ def test_scores(weights: Path, colour_folder: Callable[..., Path], tmp_path: Pat
 def test_same_scores_with_workers_and_an_open_data_set(loaded: Loaded, colour_folder: Callable[..., Path]) -> None:
     root = colour_folder()
     one, other = (
-        evaluate(loaded, root, workers=2, batch_size=5),
+        evaluate(loaded, root, "all", workers=2, batch_size=5),
         evaluate(loaded, open_dataset(root, "all"), batch_size=5),
     )
     assert one.to_dict() == other.to_dict()
@@ -89,10 +89,44 @@ def test_unknown_classes_are_named(loaded: Loaded, colour_folder: Callable[..., 
 def test_training_images_are_not_counted(loaded: Loaded, colour_folder: Callable[..., Path]) -> None:
     root = colour_folder(count=10)
     tree = root.rename(root.with_name("pictures"))
-    trained = Loaded(loaded.model, dataclasses.replace(loaded.info, val_fraction=0.1))
-    assert evaluate(trained, tree).count == 3
-    assert evaluate(loaded, tree).count == 6
-    assert evaluate(trained, tree, val_fraction=0.5).count == 15
+    seen = open_dataset(tree, "train", val_fraction=0.1).fingerprint
+    trained = Loaded(loaded.model, dataclasses.replace(loaded.info, val_fraction=0.1, trained_on=seen))
+    for split, count in ((None, 3), ("val", 3), ("test", 3), ("train", 27)):
+        found = evaluate(trained, tree, split)
+        assert (found.split, found.count, found.of) == (split or "val", count, 30)
+    assert evaluate(trained, tree, "all").of is None
+    assert evaluate(trained, tree.rename(root.with_name("moved"))).count == 3
+
+
+def test_a_split_is_not_invented_for_new_data(loaded: Loaded, colour_folder: Callable[..., Path]) -> None:
+    root = colour_folder(count=10)
+    tree = root.rename(root.with_name("pictures"))
+    other = Loaded(loaded.model, dataclasses.replace(loaded.info, val_fraction=0.1, trained_on="other images"))
+    for given in (loaded, other):
+        found = evaluate(given, tree)
+        assert (found.split, found.count, found.of) == ("all", 30, None)
+        for split in ("val", "test", "train"):
+            with pytest.raises(DataError, match=f"has no part called {split}, and these weights were not trained on"):
+                evaluate(given, tree, split)
+        found = evaluate(given, tree, val_fraction=0.5)
+        assert (found.split, found.count, found.of) == ("val", 15, 30)
+    older = Loaded(loaded.model, dataclasses.replace(loaded.info, val_fraction=0.1))
+    assert evaluate(older, tree, "val").count == 3
+
+
+def test_one_image_per_class_can_be_scored(loaded: Loaded, colour_folder: Callable[..., Path]) -> None:
+    root = colour_folder(count=1)
+    assert evaluate(loaded, root.rename(root.with_name("pictures"))).count == 3
+
+
+def test_parts_of_the_data_are_scored_as_they_are(loaded: Loaded, colour_folder: Callable[..., Path]) -> None:
+    root = colour_folder(count=2).parent
+    for name in ("blue", "green", "red"):
+        (root / "train" / name).mkdir(parents=True)
+        Image.new("RGB", (8, 8), name).save(root / "train" / name / "a.png")
+    for split, count in ((None, 6), ("val", 6), ("train", 3), ("all", 9)):
+        found = evaluate(loaded, root, split)
+        assert (found.count, found.of) == (count, None)
 
 
 def test_refused_numbers_and_broken_weights(loaded: Loaded, weights: Path, colour_folder: Callable[..., Path]) -> None:

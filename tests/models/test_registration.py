@@ -31,6 +31,34 @@ def test_import_brings_in_nothing():
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
+def test_rooms_are_there_after_a_plain_import():
+    names = [
+        "analysis.cost",
+        "bench.run_benchmark",
+        "checkpoints.load_published",
+        "errors.ConfigError",
+        "models.Variant",
+    ]
+    names += ["ops.explain", "training.TrainConfig", "data", "inference", "layers", "tasks", "weights"]
+    # Each in a process of its own would take a minute; backwards, so that none is there because of one above it.
+    order = ["errors", "ops", "layers", "checkpoints", "data", "models", "tasks", "weights", "inference", "training"]
+    names.sort(key=lambda name: [*order, "analysis", "bench"].index(name.partition(".")[0]))
+    done = run("import vision_ssm; " + "; ".join(f"vision_ssm.{name}" for name in names))
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_version_is_that_of_the_installed_package():
+    from importlib.metadata import version
+
+    import vision_ssm
+
+    assert vision_ssm.__version__ == version("vision-ssm")
+    done = subprocess.run(
+        [sys.executable, "-m", "vision_ssm", "--version"], capture_output=True, text=True, check=False
+    )
+    assert done.stdout == f"vision-ssm {vision_ssm.__version__}\n"
+
+
 def test_timm_keeps_its_own_loader():
     done = run("import vision_ssm, timm, importlib.resources as r; assert (r.files('timm') / 'version.py').is_file()")
     assert done.returncode == 0, done.stderr

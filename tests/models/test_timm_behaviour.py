@@ -1,5 +1,8 @@
 """What timm expects of a model, for every Vim. The checks are timm's own test suite's, restated."""
 
+import subprocess
+import sys
+
 import pytest
 import timm
 import torch
@@ -9,6 +12,7 @@ from torchvision.models.feature_extraction import create_feature_extractor, get_
 
 from vision_ssm.errors import ConfigError
 from vision_ssm.models import create_model, list_models
+from vision_ssm.models.registry import takes_size
 
 ALL = timm.list_models("vim_*")
 
@@ -202,6 +206,25 @@ def test_compile_and_export_without_graph_breaks():
     torch.testing.assert_close(torch.export.export(model, (x,)).module()(x), model(x))
 
 
+@torch.no_grad()
+def test_exported_at_its_own_size_it_takes_others_in_another_process(tmp_path):
+    model = build("vim_nano", depth=1, num_classes=3)
+    batch, height, width = (torch.export.Dim(name, min=1, max=64) for name in ("batch", "height", "width"))
+    shapes = {"x": {0: batch, 2: 4 * height, 3: 4 * width}}
+    program = torch.export.export(model, (torch.randn(2, 3, 32, 32),), dynamic_shapes=shapes)
+    x = torch.randn(3, 3, 48, 40)
+    torch.testing.assert_close(program.module()(x), model(x))
+    torch.export.save(program, tmp_path / "m.pt2")
+    torch.save(x, tmp_path / "x.pt")
+    code = f"""
+import torch, vision_ssm.ops
+found = torch.export.load({str(tmp_path / "m.pt2")!r}).module()(torch.load({str(tmp_path / "x.pt")!r}))
+torch.save(found, {str(tmp_path / "y.pt")!r})
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+    torch.testing.assert_close(torch.load(tmp_path / "y.pt"), model(x))
+
+
 def test_built_on_meta_and_filled_later():
     with torch.device("meta"):
         model = timm.create_model("vim_tiny_patch16_224", drop_path_rate=0.1, layer_scale=0.1)
@@ -236,3 +259,11 @@ def test_other_models_of_timm_are_built_too():
     assert model(torch.randn(1, 3, 32, 32)).shape == (1, 3)
     with pytest.raises(ConfigError, match=r"test_vit: .*unexpected keyword argument 'clas_token'"):
         create_model("test_vit", clas_token="none")
+
+
+def test_which_models_have_an_image_size():
+    assert [takes_size(name) for name in ("test_resnet", "test_vit", "vim_nano", "vmamba_nano.some_tag")] == [
+        False, True, True, True
+    ]  # fmt: skip
+    with pytest.raises(ConfigError, match=r"there is no model 'resnet181'\. Did you mean 'resnet18'"):
+        takes_size("resnet181")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import math
+import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import vision_ssm
-from vision_ssm.errors import CheckpointError, ConfigError, TrainingDiverged
+from vision_ssm.cli.main import main
+from vision_ssm.errors import CheckpointError, ConfigError, DataError, TrainingDiverged
 from vision_ssm.tasks.registry import find_task
 from vision_ssm.training import train
 from vision_ssm.training.assembly import Parts, assemble, make_optimizer
@@ -122,6 +125,28 @@ def test_start_weights_for_a_model_around_a_backbone(configured: Callable[..., T
         start(dense.with_name("part.pth"))
 
 
+def test_its_data_are_recognised(
+    scenes: Path, configured: Callable[..., TrainConfig], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    advice = "This looks like dense_toy (it has a palette.json): --task dense_toy."
+    with pytest.raises(DataError) as told:  # images without class folders
+        train(configured(task="classification"))
+    assert "looks like" not in str(told.value)
+    (scenes / "palette.json").touch()
+    with pytest.raises(DataError, match=f"but no class folders.* {re.escape(advice)}$"):
+        train(configured(task="classification"))
+    for name in ("a", "b"):  # which classification could open
+        shutil.copytree(scenes, tmp_path / "classes" / name)
+    (tmp_path / "classes" / "palette.json").touch()
+    (tmp_path / "recipe.yaml").write_text("model: {name: vim_nano}")
+    for recipe in ([], ["--recipe", str(tmp_path / "recipe.yaml")]):
+        assert main(["train", str(tmp_path / "classes"), "--output", str(tmp_path / "runs"), *recipe]) == 2
+        assert f"{advice} If it is not, say --task classification." in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+    main(["train", str(tmp_path / "classes"), "--task", "classification", "--model", "none"])
+    assert "there is no model 'none'" in capsys.readouterr().err, "asked for, it is opened"
+
+
 def test_the_backbone_says_what_does_not_decay(configured: Callable[..., TrainConfig]) -> None:
     parts = assemble(configured(), ALONE, resuming=False)
     backbone = parts.model.backbone
@@ -135,8 +160,26 @@ def test_the_backbone_says_what_does_not_decay(configured: Callable[..., TrainCo
     assert {"backbone.blocks.0.mixer.in_proj.weight", "head.weight"} < found
     assert not found & {f"backbone.{name}" for name in backbone.no_weight_decay()}
     assert decayed("nmuon") == found
-    with pytest.raises(ConfigError, match=r"optim\.layer_decay does not apply to TwoHeads"):
-        make_optimizer(configured(**{"optim.layer_decay": 0.9}), parts.model, ALONE, backbone=backbone)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "nmuon"])
+def test_layers_of_the_backbone_learn_slower_the_deeper_they_are(
+    configured: Callable[..., TrainConfig], optimizer: str
+) -> None:
+    config = configured(**{"optim.layer_decay": 0.5, "optim.name": optimizer})
+    parts = assemble(config, ALONE, resuming=False)
+    names = {id(p): name for name, p in parts.model.named_parameters()}
+    made = make_optimizer(config, parts.model, ALONE, backbone=parts.model.backbone)
+    scales = {names[id(p)]: group["lr_scale"] for group in made.param_groups for p in group["params"]}
+    decays = {names[id(p)]: group["weight_decay"] for group in made.param_groups for p in group["params"]}
+    assert scales.keys() == set(names.values())
+    assert {scales[name] for name in scales if not name.startswith("backbone.")} == {1.0}
+    depth = len(parts.model.backbone.blocks)
+    of_blocks = [scales[f"backbone.blocks.{i}.norm.weight"] for i in range(depth)]
+    assert of_blocks == [0.5 ** (depth - i) for i in range(depth)]
+    assert scales["backbone.patch_embed.proj.weight"] == 0.5 ** (depth + 1)
+    assert decays["head.weight"] == config.optim.weight_decay
+    assert decays["head.bias"] == decays["backbone.pos_embed"] == 0
 
 
 def engine_of(config: TrainConfig, monkeypatch: pytest.MonkeyPatch, losses: Any) -> Engine:

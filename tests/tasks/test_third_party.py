@@ -150,7 +150,7 @@ def test_predict_on_files(place: Path, told: dict[str, tuple[int, str]]) -> None
     with (place / "found.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 40
-    assert rows[0].keys() == {"path", "red", "green", "blue", "error"}
+    assert rows[0].keys() == {"path", "red", "green", "blue", "weights", "error"}
     assert len(list((place / "drawn").glob("*.png"))) == 40
 
 

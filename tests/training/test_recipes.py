@@ -10,7 +10,8 @@ import torch
 from timm.scheduler.cosine_lr import CosineLRScheduler
 
 import vision_ssm
-from vision_ssm.errors import ConfigError
+from vision_ssm.errors import CheckpointError, ConfigError, DataError
+from vision_ssm.training import train
 from vision_ssm.training.config import TrainConfig
 from vision_ssm.training.recipes import find_recipe, list_recipes, parse_value, read_recipe
 from vision_ssm.training.schedule import LearningRate, scaled_rate
@@ -32,6 +33,16 @@ def test_recipe_loads_and_its_model_exists(name: str) -> None:
     assert timm.is_model(config.model.name)
     with torch.device("meta"):
         vision_ssm.create_model(config.model.name, img_size=config.model.img_size, **config.model.options)
+
+
+def test_fine_tuning_needs_weights_to_start_from(tmp_path: Path) -> None:
+    config = TrainConfig.load("finetune", {"data.path": "digits", "run.output": str(tmp_path)})
+    with pytest.raises(ConfigError, match=r"give --pretrained .* or --checkpoint FILE .* by --recipe small;"):
+        train(config)
+    with pytest.raises(CheckpointError, match=r"none\.pth does not exist"):
+        train(config.replace(**{"model.checkpoint": "none.pth"}))
+    with pytest.raises(DataError, match="'nowhere'"):
+        train(config.replace(**{"model.start_required": False, "data.path": "nowhere"}))
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

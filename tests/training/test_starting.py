@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from vision_ssm.checkpoints import vmamba
 from vision_ssm.errors import CheckpointError
 from vision_ssm.models import create_model
+from vision_ssm.models.segmentors import build_segmentor
 from vision_ssm.training.starting import load_start
 
 TINY = {"embed_dim": 16, "depths": (1, 1, 1, 1)}
@@ -45,3 +47,45 @@ def test_anything_else_that_differs_is_refused(released: tuple[torch.nn.Module, 
     _, path = released
     with pytest.raises(CheckpointError, match=r"released\.pth: .*missing: layers\.1\.blocks\.1\."):
         load_start(create_model("vmamba_nano", num_classes=3, embed_dim=16, depths=(1, 2, 1, 1)), path)
+
+
+def test_the_folder_of_a_run_stands_for_its_best_weights(tmp_path: Path) -> None:
+    source = create_model("vmamba_nano", num_classes=5, **TINY)
+    save_file(source.state_dict(), tmp_path / "best.safetensors")
+    model = create_model("vmamba_nano", num_classes=5, **TINY)
+    assert load_start(model, tmp_path) == []
+    assert torch.equal(model.norm.weight, source.norm.weight)
+
+
+@pytest.mark.parametrize("name", ["vim_nano", "vmamba_nano", "efficientvmamba_nano", "resnet18"])
+@pytest.mark.parametrize("norms", [False, True])
+def test_a_segmentors_backbone_starts_from_a_classifier(tmp_path: Path, name: str, norms: bool) -> None:
+    if norms and name in ("vim_nano", "resnet18"):
+        pytest.skip("has no norms of its maps")
+    form = {"patch_size": 4} if "mamba" in name else {}
+    source = create_model(name, num_classes=5, **form)
+    save_file(source.state_dict(), tmp_path / "classifier.safetensors")
+    heads = {"num_classes": 3, "channels": 4, "auxiliary_channels": 0}
+    model = build_segmentor(name, heads, **form, **({"stage_norms": True} if norms else {}))
+    own = {key: x.clone() for key, x in model.inner.state_dict().items()}
+    (told,) = load_start(model, tmp_path / "classifier.safetensors", backbone=model.inner)
+    assert told.endswith("only the backbone was taken from it; the rest starts from random weights.")
+    given = source.state_dict()
+    for key, x in model.inner.state_dict().items():
+        assert torch.equal(x, own[key] if key.startswith("stage_norms.") else given[key]), key
+    left = {key.partition(".")[0] for key in given.keys() - own.keys()}
+    assert left <= {"norm", "head", "fc"}
+
+
+def test_a_segmentors_backbone_starts_from_a_published_classifier(released: tuple[torch.nn.Module, Path]) -> None:
+    source, path = released
+    heads = {"num_classes": 3, "channels": 4, "auxiliary_channels": 0}
+    with pytest.raises(CheckpointError, match="these weights do not fit VMamba"):
+        model = build_segmentor("vmamba_nano", heads, patch_size=4, stage_norms=True)
+        load_start(model, path, backbone=model.inner)
+    model = build_segmentor("vmamba_nano", heads, patch_size=4, stage_norms=True, **TINY)
+    weights = {key: x for key, x in source.state_dict().items() if not key.startswith(("patch_embed", "head"))}
+    weights |= {key: x for key, x in model.inner.state_dict().items() if key.startswith("patch_embed")}
+    torch.save({"model": vmamba.to_published({**source.state_dict(), **weights})}, path)
+    load_start(model, path, backbone=model.inner)
+    assert torch.equal(model.inner.stages[3].blocks[0].norm.weight, source.stages[3].blocks[0].norm.weight)

@@ -12,7 +12,7 @@ import huggingface_hub
 import torch
 from huggingface_hub import constants
 
-from vision_ssm.errors import CheckpointError
+from vision_ssm.errors import NotFetchedError
 
 __all__ = ["download", "download_url"]
 
@@ -21,7 +21,7 @@ def download(repo: str, filename: str, revision: str | None = None, cache_dir: s
     """Return the local path of a file of a hub repository, downloading it unless it is in the cache.
 
     Raises:
-        CheckpointError: offline and not cached, or the hub refuses; names the repository, the file and the way out.
+        NotFetchedError: offline and not cached, or the hub refuses; names the repository, the file and what to do.
     """
     reachable = _reachable()
     try:
@@ -32,7 +32,7 @@ def download(repo: str, filename: str, revision: str | None = None, cache_dir: s
         told = str(error).splitlines()[0] if str(error) else type(error).__name__
         reason = told if reachable else "there is no network, and the cache does not hold it"
         place = f"huggingface.co/{repo}{f' at {revision}' if revision else ''}"
-        raise CheckpointError(_failure(filename, place, reason)) from None
+        raise NotFetchedError(f"could not get {filename} from {place} ({reason}).", file=filename) from None
     return Path(found)
 
 
@@ -44,7 +44,7 @@ def download_url(url: str, cache_dir: str | Path | None = None) -> Path:
         cache_dir: folder of downloaded files; None for the one that torch.hub uses.
 
     Raises:
-        CheckpointError: offline and not cached, or the server refuses; names the file, the page and the way out.
+        NotFetchedError: offline and not cached, or the server refuses; names the file, the page and what to do.
     """
     address = urlsplit(url)
     filename = unquote(address.path).rpartition("/")[2]
@@ -59,16 +59,9 @@ def download_url(url: str, cache_dir: str | Path | None = None) -> Path:
         torch.hub.download_url_to_file(url, str(path), progress=sys.stderr.isatty())
     except OSError as error:  # urllib's are all of this kind
         reason = str(error) if reachable else f"there is no network, and {path.parent} does not hold it"
-        raise CheckpointError(_failure(filename, url.rpartition("/")[0], reason)) from None
+        told = f"could not get {filename} from {url.rpartition('/')[0]} ({reason})."
+        raise NotFetchedError(told, file=filename, folder=str(path.parent)) from None
     return path
-
-
-def _failure(filename: str, place: str, reason: str) -> str:
-    return (
-        f"could not get {filename} from {place} ({reason}). "
-        f"Download the file where there is a network and give its path: "
-        f"pretrained_cfg_overlay=dict(file='{filename}') in Python, --checkpoint {filename} on the command line."
-    )
 
 
 def _reachable(host: str | None = urlsplit(constants.ENDPOINT).hostname) -> bool:

@@ -84,11 +84,11 @@ def convert(
     Raises:
         CheckpointError, ConfigError: as :func:`load_published`.
     """
-    family = family_of(model)
-    if family is None:
-        raise ConfigError(f"{type(model).__name__} has no published checkpoints to load")
     if positions not in POSITION_RULES:
         raise ConfigError(f"positions must be one of {', '.join(POSITION_RULES)}, got {positions!r}")
+    family = family_of(model)
+    if family is None:
+        return _convert_whole(model, state, positions, replaceable)
     layout: Layout = named(family.layout)
     own = model.state_dict()
     fitted = dict(getattr(layout, "canonical", dict)(state))
@@ -103,6 +103,30 @@ def convert(
     if problems:
         raise CheckpointError(f"these weights do not fit {type(model).__name__}: {'; '.join(problems)}")
     return layout.to_ours(fitted)
+
+
+def _convert_whole(
+    model: nn.Module, state: Mapping[str, Tensor], positions: str, replaceable: tuple[str, ...]
+) -> dict[str, Tensor]:
+    """Convert a model around a backbone, such as a segmentor: the published ones call that part ``backbone``.
+
+    What is around it has the published names.
+    """
+    inside = [(name, module) for name, module in model.named_modules() if family_of(module) is not None]
+    if len(inside) != 1:
+        raise ConfigError(f"{type(model).__name__} has no published checkpoints to load")
+    (prefix, backbone), own = inside[0], model.state_dict()
+    if any(name.startswith(f"{prefix}.") for name in state):  # ours
+        around, converted = dict(state), {}
+    else:
+        part = {name.removeprefix("backbone."): x for name, x in state.items() if name.startswith("backbone.")}
+        found = convert(backbone, part, positions=positions)
+        converted = {f"{prefix}.{name}": x for name, x in found.items()}
+        around = {name: x for name, x in state.items() if not name.startswith("backbone.")}
+    expected = {name: x for name, x in own.items() if name not in converted}
+    if problems := _differences(expected, around, set(replaceable)):
+        raise CheckpointError(f"these weights do not fit {type(model).__name__}: {'; '.join(problems)}")
+    return converted | around
 
 
 def _fitted_table(

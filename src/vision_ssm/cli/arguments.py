@@ -165,20 +165,26 @@ def image_options(options: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(options, name) for name in names}
 
 
-def add_task_options(parser: argparse.ArgumentParser) -> None:
-    """Declare what predictions may be asked for, by any task; which of it applies shows when the weights are open."""
+def add_task_options(parser: argparse.ArgumentParser, *, evaluating: bool = False) -> None:
+    """Declare what predictions (or evaluations) may be asked for, by any task.
+
+    Which of it applies shows when the weights are open.
+    """
     from vision_ssm.settings import describe
     from vision_ssm.tasks.registry import find_task, task_names
 
     kinds: dict[str, list[type[Section]]] = {}
     for name in task_names():
         try:
-            options = find_task(name).load_options()
+            info = find_task(name)
+            options = info.load_options()
         except ConfigError:  # of a broken package; said as soon as weights of its task are opened
             continue
-        if options is not None:
+        if options is not None and (info.evaluation or not evaluating):
             group = parser.add_argument_group(f"options of {name}")
             for key, entry in describe(options).items():
+                if evaluating and key not in info.evaluation:
+                    continue
                 kinds.setdefault(key, []).append(options)
                 if len(kinds[key]) == 1:  # tasks may share the name of an option
                     text = f"{entry.text} ({entry.type}; default: {entry.default})".replace("%", "%%")
@@ -265,17 +271,24 @@ def take_inputs(options: argparse.Namespace, unknown: Sequence[str]) -> Sequence
 
 
 def split_inputs(options: argparse.Namespace) -> tuple[str | None, list[str]]:
-    """Return (weights, images): the first argument is an image unless it names weights.
+    """Return (weights, images): the one argument that names weights, wherever it stands, and the others.
 
     Raises:
-        ConfigError: no images.
+        ConfigError: no images, or weights twice.
     """
-    from vision_ssm.models.registry import list_models
+    from vision_ssm.models.registry import list_models, list_whole_models
     from vision_ssm.weights.shipped import names_weights
 
     files: list[str] = [*([] if options.weights is None else [options.weights]), *options.images]
-    named = bool(files) and names_weights(files[0], model=options.model, models=list_models())
-    weights, images = (files[0], files[1:]) if named else (None, files)
+    models = [*list_models(), *list_whole_models()]
+    named = [0] if files and names_weights(files[0], model=options.model, models=models) else []
+    # Behind weights a folder is one of images, whatever else it holds.
+    later = [at for at, text in enumerate(files) if at > 0 and not (named and Path(text).is_dir())]
+    named += [at for at in later if names_weights(files[at], models=models)]
+    if len(named) > 1:
+        raise ConfigError(f"{files[named[0]]!r} and {files[named[1]]!r} both name weights; give one of them.")
+    weights = files[named[0]] if named else None
+    images = [text for at, text in enumerate(files) if at not in named]
     if not images:
         raise ConfigError(f"the following arguments are required: IMAGES. See `vision-ssm {options.command} --help`.")
     return weights, images

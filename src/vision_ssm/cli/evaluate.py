@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from vision_ssm.cli.arguments import image_size_or_native, output_file, whole_number
+from vision_ssm.cli.arguments import add_task_options, image_size_or_native, output_file, task_options, whole_number
 from vision_ssm.cli.console import note, print_json, print_table, progress_bar
 from vision_ssm.storage import require_writable
+
+if TYPE_CHECKING:
+    from vision_ssm.inference.evaluate import Evaluation
 
 NAME = "evaluate"
 SUMMARY = "Score a weights file on data with known answers."
@@ -27,7 +31,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "data", metavar="DATA", help="folder of data for the task of the weights, or the name of a data set"
     )
-    parser.add_argument("--split", default="val", metavar="NAME", help="train, val or test (default: val)")
+    parser.add_argument(
+        "--split",
+        metavar="NAME",
+        help="train, val, test or all (default: the held-out images of data that have them or that the weights were "
+        "trained on, else all)",
+    )
+    parser.add_argument(
+        "--val-fraction", type=float, metavar="SHARE", help="cut this share of every class off as the held-out images"
+    )
     parser.add_argument("--model", metavar="NAME", help="model of a published checkpoint, which does not say it itself")
     parser.add_argument(
         "--batch-size", type=whole_number(1), default=64, metavar="N", help="images at a time (default: 64)"
@@ -49,6 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output", type=output_file(".json"), metavar="FILE", help="also write the scores to this .json file"
     )
+    add_task_options(parser, evaluating=True)
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
 
 
@@ -60,12 +73,14 @@ def accept(_: argparse.Namespace, unknown: Sequence[str]) -> Sequence[str]:
 def run(options: argparse.Namespace) -> int:
     """Evaluate and print."""
     from vision_ssm.inference.evaluate import evaluate
+    from vision_ssm.weights.opening import open_model
 
     if options.output:  # found out now rather than after the work
         require_writable(options.output.parent)
+    loaded = open_model(options.weights, model=options.model, device=options.device)
     with progress_bar("evaluating", shown=not options.json) as on_progress:
         found = evaluate(
-            options.weights,
+            loaded,
             options.data,
             options.split,
             batch_size=options.batch_size,
@@ -73,20 +88,28 @@ def run(options: argparse.Namespace) -> int:
             device=options.device,
             amp=options.amp,
             workers=options.workers,
+            val_fraction=options.val_fraction,
             download=options.download,
-            model=options.model,
             on_progress=on_progress,
+            **task_options(options, loaded.info.task),
         )
     if options.output:
         found.write(options.output)
-    if found.found:
-        note(f"evaluated {found.found}.")
     if options.json:
         print_json(found.to_dict())
         return 0
+    note(f"evaluated {_what(found)}.")
     for table in found.meter.tables():
         print_table(table.title, table.columns, table.rows, numeric=table.numeric)
     scores = [(score.title, score.text(found.scores[score.name])) for score in found.named]
-    title = f"{options.weights} on {options.data} ({options.split})"
+    title = f"{found.weights} on {options.data} ({found.split})"
     print_table(title, ("", ""), [("images", f"{found.count:,}"), *scores])
     return 0
+
+
+def _what(found: Evaluation) -> str:
+    data = found.found or f"{found.count:,} images"
+    if found.of is None:
+        return data
+    part = "trained on" if found.split == "train" else "held out of training"
+    return f"{found.count:,} of {found.of:,} images, those {part}: {data}"

@@ -76,5 +76,6 @@ def run(options: argparse.Namespace) -> int:
         length = len(found.results[0].embedding)
         maps = f", maps of layers {', '.join(map(str, found.layers))}" if found.layers else ""
         say(f"{len(found.results)} images, {length} numbers each{maps}: {options.output / INDEX}")
+        say(f"by {found.weights}")
     print_failures(found.failures, len(found.results))
     return 1 if found.failures else 0

@@ -11,15 +11,20 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TextIO
 
+import vision_ssm
 from vision_ssm.cli import bench, cost, doctor, evaluate, features, models, predict, train
 from vision_ssm.cli.arguments import Parser
 from vision_ssm.cli.console import OutputLostError, complain, delivered, note, say, usable_streams
-from vision_ssm.errors import VisionSSMError, VisionSSMNotice
+from vision_ssm.errors import NotFetchedError, VisionSSMError, VisionSSMNotice
 
 __all__ = ["build_parser", "entry_point", "main"]
 
 OK, SOME_FAILED, WRONG_USE, INTERRUPTED = 0, 1, 2, 130
 COMMANDS = {module.NAME: module for module in (train, evaluate, predict, features, models, cost, bench, doctor)}
+
+# What to type once the published file is here that could not be fetched.
+FILE_INSTEAD = {train.NAME: "say --checkpoint {file} in place of --pretrained"}
+FILE_AND_MODEL = "give it and its model in place of the name: vision-ssm {command} {file} --model {model} ..."
 
 
 def build_parser() -> tuple[Parser, dict[str, Parser]]:
@@ -71,6 +76,10 @@ def _carry_out(arguments: Sequence[str] | None) -> int:
         return code
     except OutputLostError:
         raise
+    except NotFetchedError as error:
+        words = FILE_INSTEAD.get(options.command, FILE_AND_MODEL)
+        complain(error.with_words(words.format(command=options.command, file=error.file, model=error.model or "NAME")))
+        return WRONG_USE
     except VisionSSMError as error:
         complain(str(error))
         return WRONG_USE
@@ -106,9 +115,7 @@ def _notices_as_notes() -> Iterator[None]:
 
 
 def _version() -> str:
-    from importlib.metadata import version
-
-    return f"vision-ssm {version('vision-ssm')}"
+    return f"vision-ssm {vision_ssm.__version__}"
 
 
 def entry_point() -> None:

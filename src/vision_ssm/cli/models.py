@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from vision_ssm.cli.console import amount, print_json, print_table
 from vision_ssm.errors import ConfigError
+
+if TYPE_CHECKING:
+    from vision_ssm.analysis.table import ModelRow
 
 NAME = "models"
 SUMMARY = "List the models of this library with parameters, multiply-adds and published accuracy."
@@ -33,15 +37,27 @@ def accept(_: argparse.Namespace, unknown: Sequence[str]) -> Sequence[str]:
 def run(options: argparse.Namespace) -> int:
     """Print the table."""
     from vision_ssm.analysis import model_table
+    from vision_ssm.models.segmentors import SEGMENTORS
 
     rows = model_table(options.filter, recount=options.recount)
+    whole = [row for name, row in SEGMENTORS.items() if options.filter in name]
     if options.json:
-        print_json([row.to_dict() for row in rows])
+        print_json([row.to_dict() for row in rows] + [row.to_dict() for row in whole])
         return 0
-    if not rows:
+    if not rows and not whole:
         raise ConfigError(
             f"no model of this library has {options.filter!r} in its name; `vision-ssm models` lists all."
         )
+    if rows:
+        _print_backbones(rows)
+    if whole:
+        shown = [(row.name, row.task, amount(row.params), f"{row.miou:.1f} %", row.source) for row in whole]
+        columns = ("with heads", "task", "parameters", "published mIoU", "source")
+        print_table(None, columns, shown, numeric=("parameters", "published mIoU"))
+    return 0
+
+
+def _print_backbones(rows: Sequence[ModelRow]) -> None:
     print_table(
         None,
         ("model", "input", "parameters", "multiply-adds", "published top-1", "source"),
@@ -58,4 +74,3 @@ def run(options: argparse.Namespace) -> int:
         ],
         numeric=("parameters", "multiply-adds", "published top-1"),
     )
-    return 0

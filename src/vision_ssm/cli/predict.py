@@ -29,13 +29,13 @@ NUMBER = re.compile(r"-?[\d.,]+(?:e[-+]\d+)? ?%?")
 
 NAME = "predict"
 SUMMARY = "Run a model on image files and folders of images."
-EXAMPLES = """WEIGHTS is best.safetensors or last.safetensors of a run, a published checkpoint together with --model, or
-the name of a model for its published weights. Without it, the shipped weights are used: a small model that knows the
-ten classes of CIFAR-10 and nothing else.
+EXAMPLES = """WEIGHTS is a run's folder (its best weights) or a weights file in it, a published checkpoint together with
+--model, or the name of a model for its published weights; it may stand before or behind the images. Without it,
+the shipped weights are used: a small model that knows the ten classes of CIFAR-10 and nothing else.
 
 examples:
   vision-ssm predict cat.jpg dog.png
-  vision-ssm predict runs/demo/best.safetensors cat.jpg dog.png
+  vision-ssm predict runs/demo cat.jpg dog.png
   vision-ssm predict runs/demo/best.safetensors photos/ --top-k 3 --output predictions.csv
   vision-ssm predict vim_t_midclstok_76p1acc.pth photos/ --model vim_tiny_patch16_224
   vision-ssm predict runs/scans/best.safetensors scan.tif --img-size native
@@ -96,7 +96,12 @@ def _print(found: Predictions, output: Path | None) -> None:
     if rows:
         columns = list(dict.fromkeys(column for row in rows for column in row))
         numeric = [name for name in columns if all(NUMBER.fullmatch(row.get(name, "0")) for row in rows)]
-        print_table(None, columns, [tuple(row.get(name, "") for name in columns) for row in rows], numeric=numeric)
+        print_table(
+            f"By {found.weights}",
+            columns,
+            [tuple(row.get(name, "") for name in columns) for row in rows],
+            numeric=numeric,
+        )
     if output:
         say(f"written to {output}")
     print_failures(found.failures, len(found.results))

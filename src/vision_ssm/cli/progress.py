@@ -91,6 +91,7 @@ class TrainingDisplay:
     def _started(self, event: RunStarted) -> None:
         self._epochs = event.epochs
         self._scores = tuple(Score(**score) for score in event.scores)
+        self._say(f"Data: {event.data}")
         self._on_start(TrainConfig.load(event.folder / "config.yaml"))
         self._say(
             f"{event.model}, {amount(event.parameters)} parameters, from {event.started_from}; "

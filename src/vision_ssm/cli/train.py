@@ -27,7 +27,8 @@ EXAMPLES = """DATA is what the task takes. For classification: a folder with one
 without train/ and val/ above them), or a name: digits, cifar10, cifar100, mnist, fashion-mnist.
 
 examples:
-  vision-ssm train images/ --model vim_tiny_patch16_224 --pretrained --epochs 20
+  vision-ssm train images/ --recipe finetune --pretrained
+  vision-ssm train images/ --recipe small
   vision-ssm train digits --recipe digits
   vision-ssm train cifar10 --download --batch-size 128 --schedule.warmup_epochs 2 --model.options.class_token head
   vision-ssm train images/ --recipe my.yaml --dry-run
@@ -216,18 +217,31 @@ def run(options: argparse.Namespace) -> int:
         print_json(schema(config_class(options.task_of_settings)))
         return 0
     config = configuration(options)
+    _refuse_data_of_another_task(options, config)
     return _estimate(config, options) if options.dry_run else _train(config, options)
+
+
+def _refuse_data_of_another_task(options: argparse.Namespace, config: TrainConfig) -> None:
+    """Raise ConfigError where nobody has named a task and the data are another one's."""
+    from vision_ssm.tasks.registry import looks_like
+    from vision_ssm.training.recipes import find_recipe, read_recipe
+
+    recipe = _recipe(options)
+    if options.task is not None or (recipe is not None and "task" in read_recipe(find_recipe(recipe))):
+        return
+    if alike := looks_like(config.data.path, config.task):
+        raise ConfigError(f"data {config.data.path!r}: {alike} If it is not, say --task {config.task}.")
 
 
 def _estimate(config: TrainConfig, options: argparse.Namespace) -> int:
     from vision_ssm.training import estimate
 
-    if not options.json:
-        _print_configuration(config)
     found = estimate(config)
     if options.json:
         print_json(dataclasses.asdict(found))
         return 0
+    say(f"Data: {found.data}")
+    _print_configuration(config)
     for notice in found.notices:
         say(f"note: {notice}")
     rows = [

@@ -34,6 +34,8 @@ __all__ = [
     "check_image",
     "decoding",
     "open_file",
+    "open_picture",
+    "orientation_of",
     "picture_in_memory",
     "read_array",
     "read_image",
@@ -41,6 +43,7 @@ __all__ = [
     "rgb_array",
     "streamed",
     "to_rgb",
+    "upright",
 ]
 
 moved.answer(__name__)
@@ -138,7 +141,7 @@ def picture_in_memory(image: Image.Image | NDArray[Any], *, max_pixels: int = MA
             image.load()
         if isinstance(image, TiffImagePlugin.TiffImageFile):
             require_right_decoding(image.tag_v2, image.size)
-        return _upright(to_rgb(image), _orientation(image))
+        return upright(to_rgb(image), orientation_of(image))
 
 
 def check_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
@@ -155,7 +158,7 @@ def check_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> tuple[int,
         rows, page = streamed(file, opened, max_pixels)
         if rows is not None:
             return rows.width, rows.height
-        return opened.enter_context(_open_picture(file, page, max_pixels)).size
+        return opened.enter_context(open_picture(file, page, max_pixels)).size
 
 
 def read_array(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
@@ -221,13 +224,13 @@ def _read(file: BinaryIO, max_pixels: int) -> Image.Image:
             for band in rows.bands:
                 pixels[top : top + len(band)] = band
                 top += len(band)
-            return _upright(Image.fromarray(pixels), rows.orientation)
-        image = opened.enter_context(_open_picture(file, page, max_pixels))
+            return upright(Image.fromarray(pixels), rows.orientation)
+        image = opened.enter_context(open_picture(file, page, max_pixels))
         with silent_libtiff(image):
             image.load()
         if image.format == "PNG":
-            return _upright(png_rgb(image, file, max_pixels), _orientation(image))
-        return _upright(to_rgb(image), _orientation(image))
+            return upright(png_rgb(image, file, max_pixels), orientation_of(image))
+        return upright(to_rgb(image), orientation_of(image))
 
 
 def _picture_of(pixels: NDArray[np.uint8]) -> Image.Image:
@@ -239,8 +242,12 @@ def _joined_bytes(width: int, height: int) -> int:
     return 3 * width * height + picture_bytes(width, height)
 
 
-def _open_picture(file: BinaryIO, page: TiffPage | None, max_pixels: int) -> Image.Image:
-    """Read the header with Pillow."""
+def open_picture(file: BinaryIO, page: TiffPage | None, max_pixels: int) -> Image.Image:
+    """Read the header with Pillow; ``page`` is the layout of the first page if it is a TIFF file.
+
+    Raises:
+        DataError: without the file's name; too large, or of a kind that is not read. Damage raises anything else.
+    """
     file.seek(0)
     is_png = file.read(len(SIGNATURE)) == SIGNATURE
     source = without_large_metadata(file) if is_png else file
@@ -294,7 +301,8 @@ def _file_size(path: Path) -> int:
     return status.st_size
 
 
-def _orientation(image: Image.Image) -> int:
+def orientation_of(image: Image.Image) -> int:
+    """Return the orientation that EXIF data state, 1 where they are missing or damaged."""
     try:
         return int(image.getexif().get(ExifTags.Base.Orientation, 1))
     except MemoryError:
@@ -303,7 +311,8 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _upright(image: Image.Image, orientation: int) -> Image.Image:
+def upright(image: Image.Image, orientation: int) -> Image.Image:
+    """Turn an image as its orientation says."""
     method = ORIENTATIONS.get(orientation)
     return image if method is None else image.transpose(method)
 

@@ -17,7 +17,7 @@ from vision_ssm.data.pixels import to_rgb
 from vision_ssm.data.strips_tiff import EXTRA, missing_packages
 from vision_ssm.errors import DataError
 
-__all__ = ["SIGNATURE", "png_rgb", "require_content", "without_large_metadata"]
+__all__ = ["SIGNATURE", "png_depth", "png_rgb", "require_content", "without_large_metadata"]
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _TEXTS = (b"tEXt", b"zTXt", b"iTXt")
@@ -97,6 +97,11 @@ def png_rgb(image: Image.Image, file: BinaryIO, max_pixels: int) -> Image.Image:
     elif colour == 2 and depth == 16 and isinstance(key, tuple):
         return _keyed_16_bit(image, file, key, max_pixels)
     return to_rgb(image)
+
+
+def png_depth(file: BinaryIO) -> int:
+    """Return the bits per sample that the header of a PNG file announces."""
+    return _header(file)[2]
 
 
 def _keyed_16_bit(image: Image.Image, file: BinaryIO, key: tuple[int, ...], max_pixels: int) -> Image.Image:

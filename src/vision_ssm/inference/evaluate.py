@@ -16,13 +16,13 @@ from vision_ssm import moved
 from vision_ssm.data.batches import Samples
 from vision_ssm.data.loader import EpochLoader, worker_failures
 from vision_ssm.device import autocast
-from vision_ssm.errors import CheckpointError
+from vision_ssm.errors import CheckpointError, DataError
 from vision_ssm.inference.inputs import ImageSize, is_native
 from vision_ssm.storage import whole_file
 from vision_ssm.tasks.meters import read_scores
 from vision_ssm.tasks.scores import Score
-from vision_ssm.tasks.task import Meter
-from vision_ssm.weights.files import Loaded, require_command
+from vision_ssm.tasks.task import Meter, Task
+from vision_ssm.weights.files import Loaded, WeightsInfo, require_command
 from vision_ssm.weights.opening import open_model
 
 __all__ = ["Evaluation", "evaluate"]
@@ -37,12 +37,14 @@ class Evaluation:
     Attributes:
         task: what was evaluated.
         weights: the file, or the name, of the model.
-        scores: by name, see ``named``; for classification top1 and top5 in [0, 1] and the loss.
+        scores: by name, see ``named``; for classification top1, of more than five classes top5, in [0, 1] and the loss.
         named: how the scores are called and read, the primary one first.
         count: number of images.
         meter: of the task, with all that it has collected; for classification ``confusion``, ``per_class``,
             ``guesses``.
         found: what the data were, in a line for people, where the data can say.
+        split: which part of the data was scored.
+        of: number of images that this part was cut from, None where it is a part of the data's own, or all of them.
     """
 
     task: str
@@ -52,6 +54,8 @@ class Evaluation:
     count: int
     meter: Any
     found: str = ""
+    split: str = "all"
+    of: int | None = None
 
     def __getattr__(self, name: str) -> Any:
         """Say where a score or a detail is that was an attribute before evaluations knew of tasks."""
@@ -65,7 +69,7 @@ class Evaluation:
     def to_dict(self) -> dict[str, Any]:
         """Return count, scores (None where there is nothing to score) and the meter's details as plain JSON values."""
         scores = {name: value if math.isfinite(value) else None for name, value in self.scores.items()}
-        about = {"task": self.task, "weights": self.weights, "count": self.count}
+        about = {"task": self.task, "weights": self.weights, "split": self.split, "count": self.count, "of": self.of}
         return {**about, **scores, **self.meter.details()}
 
     def write(self, path: str | Path) -> None:
@@ -81,7 +85,7 @@ class Evaluation:
 def evaluate(
     weights: str | Path | Loaded,
     data: str | Path | Samples,
-    split: str = "val",
+    split: str | None = None,
     *,
     batch_size: int = 32,
     img_size: ImageSize = None,
@@ -92,28 +96,33 @@ def evaluate(
     download: bool = False,
     model: str | None = None,
     on_progress: Callable[[int, int], None] | None = None,
+    **options: Any,
 ) -> Evaluation:
-    """Score a model on one split of a data set.
+    """Score a model on data with known answers: on all that is given, or on one split of it.
 
     Args:
         weights: a weights file, the name of one that ships with the package, a loaded model
             (`vision_ssm.load_model`), or with ``model`` a checkpoint without description, such as the published ones.
         data: folder or name, as for training; or samples that are open already.
-        split: ``train``, ``val``, ``test`` or ``all``; without effect on open samples.
+        split: ``train``, ``val``, ``test`` or ``all``; without effect on open samples. None takes the held-out images
+            of the data where they have such a part, or where these are the data that the weights were trained on
+            (without it, ``val_fraction`` of them were held out); else all images.
         batch_size: images per run of the model.
         img_size: side, or (height, width), to resize to instead of the size of training; ``native`` for every image
             at its own size, one by one.
         device: None takes a GPU if there is one, else the CPU.
         amp: ``none``, ``bf16`` or ``fp16`` autocast.
         workers: decoding processes; 0 decodes in this one.
-        val_fraction: share to hold out where the folder does not say; None takes the one of training, so that no
-            training image is counted.
+        val_fraction: share of the data to cut off as ``val`` where they have no such part; None takes the one of
+            training, and cuts the data of training only.
         download: whether a named data set may be fetched.
         model: registered name of the model that a checkpoint belongs to.
         on_progress: called with (images done, images in all).
+        options: of the task, such as ``window`` of a segmentation.
 
     Raises:
-        DataError: unusable data, or labels that the model does not know; CheckpointError: unusable weights;
+        DataError: unusable data, labels that the model does not know, or a split that the data do not have;
+        CheckpointError: unusable weights;
         ConfigError: an option is out of range.
     """
     loaded = open_model(weights, model=model, device=device)
@@ -121,12 +130,14 @@ def evaluate(
     if isinstance(data, str | Path):
         asked = {"download": download} if val_fraction is None else {"download": download, "val_fraction": val_fraction}
         task = loaded.task(path=str(data), **asked)
-        samples = task.open(split)
+        samples, split, cut_from = _part(task, loaded.info, split, data, may_cut=val_fraction is not None)
     else:
         task = loaded.task()
-        samples = task.adopt(data)
-    native, own = is_native(img_size), loaded.info.preprocessing
-    prepared = own if native or img_size is None else own.with_size(img_size)  # type: ignore[arg-type]
+        samples, split, cut_from = task.adopt(data), "all", None
+    task.ask(options)
+    native = is_native(img_size) or (img_size is None and task.native)
+    own = loaded.info.preprocessing
+    prepared = own if native or img_size is None else task.sized(own, img_size)  # type: ignore[arg-type]
     loader = EpochLoader(
         samples,
         task.transform(prepared, train=False, native=native),
@@ -147,7 +158,29 @@ def evaluate(
             if on_progress is not None:
                 on_progress(meter.count, loader.samples)
     scores, found = read_scores(meter, task), getattr(samples, "found", "")
-    return Evaluation(loaded.info.task, loaded.info.source, scores, task.scores, meter.count, meter, found)
+    about = loaded.info.task, loaded.info.source
+    return Evaluation(*about, scores, task.scores, meter.count, meter, found, split, cut_from)
+
+
+def _part(
+    task: Task, info: WeightsInfo, split: str | None, data: str | Path, *, may_cut: bool
+) -> tuple[Samples, str, int | None]:
+    """Open what is to be scored; returns (samples, split, number of images that it was cut from or None)."""
+    own = task.own_splits()
+    if split == "all" or (split or "val") in own:
+        split = split or "val"
+        return task.open(split), split, None
+    seen = bool(info.trained_on) and task.open("train").fingerprint == info.trained_on
+    if split is None and not (seen or may_cut):
+        return task.open("all"), "all", None
+    samples = task.open(split or "val")  # a name that is no split is refused here
+    # Files of before know the share that was held out, but not of which data.
+    if not (seen or may_cut or (info.val_fraction is not None and not info.trained_on)):
+        raise DataError(
+            f"{str(data)!r} has no part called {split}, and these weights were not trained on it: leave the split out "
+            "to score all of it, or say which share to cut off (val_fraction, --val-fraction)."
+        )
+    return samples, split or "val", len(task.open("all"))
 
 
 def _is_finite(outputs: Any) -> bool:

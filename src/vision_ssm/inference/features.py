@@ -62,12 +62,14 @@ class Features:
 
     Attributes:
         model: registered name.
+        weights: the file, or the name, that they came from.
         layers: whose maps were taken, ascending.
         results: one per image.
         failures: images that could not be used.
     """
 
     model: str
+    weights: str
     layers: tuple[int, ...]
     results: tuple[Feature, ...]
     failures: tuple[Failure, ...]
@@ -76,7 +78,8 @@ class Features:
         """Return the content of the index as plain values; the arrays stay out."""
         results = [{"path": r.path, "file": r.file, "length": len(r.embedding)} for r in self.results]
         failures = [{"path": failure.path, "reason": failure.reason} for failure in self.failures]
-        return {"model": self.model, "layers": list(self.layers), "results": results, "failures": failures}
+        about = {"model": self.model, "weights": self.weights, "layers": list(self.layers)}
+        return {**about, "results": results, "failures": failures}
 
 
 def features(
@@ -150,7 +153,7 @@ def features(
                 continue
             feature = Feature(name, vector, {layer: map_[row] for layer, map_ in zip(taken, maps, strict=True)})
             results.append(feature if folder is None else _written(feature, folder, used))
-    answer = Features(loaded.info.model, taken, tuple(results), tuple(failures))
+    answer = Features(loaded.info.model, loaded.info.source, taken, tuple(results), tuple(failures))
     if folder is not None:
         with whole_file(folder / INDEX) as part:
             part.write_text(json.dumps(answer.to_dict(), indent=1) + "\n", encoding="utf-8")

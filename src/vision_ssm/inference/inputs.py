@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from vision_ssm.data.batches import Batch, Sample, Transform
 from vision_ssm.data.files import search, skipped_files
@@ -151,13 +151,14 @@ def prepare_images(
     if batch_size < 1:
         raise ConfigError(f"batch_size must be at least 1, got {batch_size}.")
     prepare: Callable[[ImageLike], Sample]
-    native = is_native(img_size)
+    native = is_native(img_size) or (img_size is None and task.native)
     size = 1 if native else batch_size
     own = loaded.info.preprocessing
-    prepared = own if native or img_size is None else own.with_size(img_size)  # type: ignore[arg-type]
-    prepare_rows = task.transform_rows(own) if native and isinstance(loaded.model, EmbedsStrips) else None
+    prepared = own if native or img_size is None else task.sized(own, img_size)  # type: ignore[arg-type]
+    backbone = task.backbone(loaded.model)
+    prepare_rows = task.transform_rows(own) if native and isinstance(backbone, EmbedsStrips) else None
     if prepare_rows is not None:
-        prepare = partial(_embedded, loaded=loaded, prepare_rows=prepare_rows, amp=amp, max_pixels=max_pixels)
+        prepare = partial(_embedded, backbone=backbone, prepare_rows=prepare_rows, amp=amp, max_pixels=max_pixels)
         collate = _alone
     else:
         transform = task.transform(prepared, train=False, native=native)
@@ -234,18 +235,18 @@ def _alone(samples: Sequence[Sample]) -> Batch:
 @torch.inference_mode()
 def _embedded(
     image: ImageLike,
-    loaded: Loaded,
+    backbone: nn.Module,
     prepare_rows: Callable[[NDArray[np.uint8]], Tensor],
     amp: str,
     max_pixels: int,
 ) -> Sample:
     """Embed an image in strips at its own size."""
-    device = next(loaded.model.parameters()).device
+    device = next(backbone.parameters()).device
     with open_strips(image, max_pixels=max_pixels) as opened:
         if opened.note is not None:
             warnings.warn(opened.note, VisionSSMNotice, stacklevel=2)
         size = (opened.height, opened.width)
         strips = (prepare_rows(band)[None].to(device) for band in opened.bands)
         with autocast(device, amp):
-            patches = loaded.model.embed_strips(strips, size)  # type: ignore[operator]
+            patches = backbone.embed_strips(strips, size)  # type: ignore[operator]
     return Sample(patches, None, size, 0)

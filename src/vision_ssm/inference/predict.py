@@ -26,7 +26,6 @@ from vision_ssm.inference.inputs import (
     read_picture,
 )
 from vision_ssm.inference.naming import free_name
-from vision_ssm.settings import from_mapping
 from vision_ssm.storage import require_writable, whole_file
 from vision_ssm.tasks.task import Result, Task
 from vision_ssm.weights.files import Loaded, require_command
@@ -74,7 +73,7 @@ class Predictions:
         """Write to a .json or .csv file, whole or not at all.
 
         JSON: `to_dict`. CSV: a column ``path``, the columns of the task's results (for classification one line per
-        image and rank: rank, class, probability), and ``error`` for failures.
+        image and rank: rank, class, probability), ``weights``, and ``error`` for failures.
 
         Raises:
             ConfigError: another suffix; DataError: the file cannot be written.
@@ -98,8 +97,9 @@ class Predictions:
 
     def _write_csv(self, path: Path) -> None:
         rows = [{"path": found.path, **record} for found in self.results for record in found.result.records()]
-        columns = [*dict.fromkeys(["path", *(column for row in rows for column in row)]), "error"]
+        columns = [*dict.fromkeys(["path", *(column for row in rows for column in row)]), "weights", "error"]
         rows += [{"path": failure.path, "error": failure.reason} for failure in self.failures]
+        rows = [{**row, "weights": self.weights} for row in rows]
         # File names need not be valid text; this writes their bytes back as they were.
         with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
             table = csv.DictWriter(file, columns, restval="")
@@ -153,7 +153,7 @@ def predict(
     loaded = open_model(weights, model=model, device=device)
     require_command(loaded.info, "predict")
     task = loaded.task()
-    asked = task_options(task, options)
+    task.ask(options)
     batches = prepare_images(
         found,
         loaded,
@@ -171,7 +171,7 @@ def predict(
         outputs = of_one_image(partial(_outputs, task, loaded, batch, amp), used, failures)
         if outputs is None:
             continue
-        for named, result in zip(used, task.results(outputs, batch, asked), strict=True):
+        for named, result in zip(used, task.results(outputs, batch), strict=True):
             if result is None:
                 failures.append(Failure(named.name, "the model's output is not finite"))
                 continue
@@ -186,17 +186,6 @@ def predict(
                 with whole_file(folder / free_name(named.name, ".png", names)) as part:
                     drawn.save(part, format="png")
     return Predictions(tuple(results), tuple(failures), loaded.info.task, loaded.info.source)
-
-
-def task_options(task: Task, options: dict[str, Any]) -> Any:
-    """Return the task's ``Options`` of these values. Raises ConfigError for an unknown name or a value out of range."""
-    if task.Options is not None:
-        return from_mapping(task.Options, options)
-    if options:
-        raise ConfigError(
-            f"predictions of the task {task.name} have no option {next(iter(options))!r}; they have none."
-        )
-    return None
 
 
 @torch.inference_mode()

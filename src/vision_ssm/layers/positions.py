@@ -71,8 +71,12 @@ def split_rows(x: Tensor, class_token: str) -> tuple[Tensor, Tensor]:
 def resample_table(
     table: Tensor, class_token: str, source: tuple[int, int], target: tuple[int, int], patch: int, stride: int
 ) -> Tensor:
-    """Resample a position table [1, M + T, D] from one grid of patches to another; class rows are kept as they are."""
-    if source == target:
+    """Resample a position table [1, M + T, D] from one grid of patches to another; class rows are kept as they are.
+
+    To its own grid it is returned as it is, unless the grid is symbolic: torch.export would take the question whether
+    they are the same for a rule, and refuse every other size. Resampling to the own grid changes nothing either.
+    """
+    if not isinstance(target[0], torch.SymInt) and not isinstance(target[1], torch.SymInt) and source == target:
         return table
     grid, rows = split_rows(table, class_token)
     return insert_rows(resample_grid(grid, source, target, patch, stride), rows, class_token)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from timm.models import build_model_with_cfg, resolve_pretrained_cfg
 
 from vision_ssm import moved
-from vision_ssm.errors import CheckpointError, ConfigError, suggestion
+from vision_ssm.errors import CheckpointError, ConfigError, NotFetchedError, suggestion
 from vision_ssm.models.variant import Variant
 
 if TYPE_CHECKING:
@@ -64,7 +64,10 @@ def build(
     if chosen.pop("feature_cls", None) == "pyramid" and features is None:
         raise ConfigError(f"the maps of {row.name} are a pyramid without feature_cls='pyramid'; leave it out")
     if pretrained:
-        chosen["pretrained_cfg_overlay"] = _with_weights(row.name, chosen)
+        try:
+            chosen["pretrained_cfg_overlay"] = _with_weights(row.name, chosen)
+        except NotFetchedError as error:
+            raise NotFetchedError(error.reason, file=error.file, folder=error.folder, model=row.name) from error
     model: nn.Module = build_model_with_cfg(
         model_class, row.name, pretrained, pretrained_filter_fn=checkpoint_filter_fn, feature_cfg=feature_cfg, **chosen
     )

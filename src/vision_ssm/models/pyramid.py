@@ -10,7 +10,8 @@ from timm.models import FeatureInfo
 from timm.models._features import FeatureGetterNet
 from torch import Tensor, nn
 
-from vision_ssm.errors import ConfigError
+from vision_ssm.errors import ConfigError, ShapeError
+from vision_ssm.layers.strips import Patches
 
 __all__ = ["REDUCTIONS", "FeaturePyramid", "quarter_taps"]
 
@@ -52,10 +53,10 @@ class FeaturePyramid(nn.Module):
                 f"{list(out_indices)}"
             )
         patches: Any = getattr(model, "patch_embed", None)
-        if patches is not None and patches.patch_size[0] != patches.stride:
+        if patches is not None and patches.patch_size[0] != stride:
             raise ConfigError(
                 f"a pyramid needs patches that do not overlap, got patch_size={patches.patch_size[0]} and "
-                f"stride={patches.stride}: their maps are shorter than size / stride and lie off its cells"
+                f"stride={stride}: their maps are shorter than size / stride and lie off its cells"
             )
         self.wanted = sorted({chosen[index] for index in indices})
         self.places = [self.wanted.index(chosen[index]) for index in indices]
@@ -66,13 +67,22 @@ class FeaturePyramid(nn.Module):
             [{"num_chs": channels, "reduction": r, "module": f"ops.{j}"} for j, r in enumerate(REDUCTIONS)], indices
         )
 
-    def forward(self, x: Tensor) -> list[Tensor]:
-        """Return the chosen maps [B, D, ceil(H / s), ceil(W / s)] of images x [B, C, H, W]."""
+    def forward(self, x: Tensor | Patches, size: tuple[int, int] | None = None) -> list[Tensor]:
+        """Return the chosen maps [B, D, ceil(H / s), ceil(W / s)] of images x [B, C, H, W].
+
+        ``size`` is (H, W), which what `embed_strips` returned in the images' place does not tell.
+
+        Raises:
+            ShapeError: it is needed and not given.
+        """
         maps = self.body(x)
-        height, width = x.shape[-2:]
+        tokens = x.tokens if isinstance(x, Patches) else x
+        if size is None and tokens is not x:
+            raise ShapeError("the maps of embedded images are cut to the images' size; give it as (height, width)")
+        height, width = size or tokens.shape[-2:]
         out = []
         for op, place, stride in zip(self.ops, self.places, self.strides, strict=True):
-            tap = maps[place].to(x.dtype)  # the residual stream stays in float32 where weights and images are half
+            tap = maps[place].to(tokens.dtype)  # the residual stream stays in float32 where weights and images are half
             out.append(op(tap)[..., : -(-height // stride), : -(-width // stride)])
         return out
 

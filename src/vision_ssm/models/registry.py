@@ -5,13 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import timm
+import torch
 from torch import nn
 
 from vision_ssm import moved
 from vision_ssm.errors import ConfigError, suggestion
+from vision_ssm.models.segmentors import SEGMENTORS, segmentor
 from vision_ssm.models.variant import all_variants
 
-__all__ = ["create_model", "is_ours", "list_models", "require_model"]
+__all__ = ["create_model", "is_ours", "list_models", "list_whole_models", "require_model", "takes_size"]
 
 moved.answer(__name__)
 
@@ -21,6 +23,11 @@ def list_models() -> list[str]:
     return sorted(name for name, row in all_variants().items() if row.feature_cls is None)
 
 
+def list_whole_models() -> list[str]:
+    """Names of published models of other tasks than classification, a backbone with its heads."""
+    return sorted(SEGMENTORS)
+
+
 def is_ours(name: str) -> bool:
     """Tell whether a model of timm, perhaps named with its tag, is this library's."""
     return name.partition(".")[0] in all_variants()
@@ -28,9 +35,29 @@ def is_ours(name: str) -> bool:
 
 def require_model(name: str) -> None:
     """Raise ConfigError, with the nearest name, unless a model of that name is registered with timm."""
-    if not timm.is_model(name):
-        near = suggestion(name, list_models()) or suggestion(name, timm.list_models())
+    if name not in SEGMENTORS and not timm.is_model(name):
+        near = suggestion(name, [*list_models(), *list_whole_models()]) or suggestion(name, timm.list_models())
         raise ConfigError(f"there is no model {name!r}.{near} `vision-ssm models` lists this library's models.")
+
+
+def takes_size(name: str) -> bool:
+    """Tell whether a model has the option ``img_size``; convolutional ones of timm do not, and take any size.
+
+    Raises:
+        ConfigError: there is no such model.
+    """
+    require_model(name)
+    if is_ours(name):
+        return True
+    own = timm.get_pretrained_cfg_value(name, "input_size")
+    try:
+        with torch.device("meta"):  # no memory, no numbers
+            timm.create_model(name, img_size=own[-1] if own else 224)
+    except TypeError as error:
+        if "'img_size'" not in str(error):
+            raise
+        return False
+    return True
 
 
 def create_model(
@@ -42,7 +69,7 @@ def create_model(
     in_chans: int | None = None,
     **options: Any,
 ) -> nn.Module:
-    """Build a model: one of this library's, or any that timm has.
+    """Build a model: one of this library's, a published segmentor, or any that timm has.
 
     Args:
         name: for example 'vim_tiny_patch16_224'; a pretrained tag may follow a dot.
@@ -61,6 +88,8 @@ def create_model(
     given = {"num_classes": num_classes, "img_size": img_size, "in_chans": in_chans, **options}
     chosen = {option: value for option, value in given.items() if value is not None}
     try:
+        if name in SEGMENTORS:
+            return segmentor(name, pretrained=pretrained, **chosen)
         model: nn.Module = timm.create_model(name, pretrained=pretrained, **chosen)
     except TypeError as error:  # how timm's own models answer an unknown option
         raise ConfigError(f"{name}: {error}") from error

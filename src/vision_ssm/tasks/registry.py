@@ -13,6 +13,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from vision_ssm.errors import ConfigError, suggestion
@@ -24,9 +25,9 @@ if TYPE_CHECKING:
     from vision_ssm.tasks.settings import TaskSettings
     from vision_ssm.tasks.task import Task
 
-__all__ = ["BUILT_IN", "DEFAULT", "TaskInfo", "find_task", "task_names"]
+__all__ = ["BUILT_IN", "DEFAULT", "TaskInfo", "find_task", "looks_like", "task_names"]
 
-BUILT_IN = ("classification",)
+BUILT_IN = ("classification", "segmentation")
 """Folders of `vision_ssm.tasks`; each holds its `TaskInfo` as ``TASK``."""
 
 DEFAULT = "classification"
@@ -51,8 +52,11 @@ class TaskInfo:
             ``{"classes": "data.classes"}``. Those for a setting that is true or false take no value.
         options: ``module:Class`` of what a prediction may be asked for, a `vision_ssm.settings.Section`; None for
             nothing. As light as the settings.
+        evaluation: names of those options that an evaluation takes as well.
         commands: of ``vision-ssm`` that can use its weights.
         pictures: names of the files that `vision_ssm.tasks.task.Task.pictures` may write into a run folder.
+        recognise: ``module:function`` from a folder's path to why it can hardly be anything but data of this task, such
+            as ``"masks/ beside images/"``, or None. As light as the settings, and it looks at names, not into images.
     """
 
     name: str
@@ -61,8 +65,10 @@ class TaskInfo:
     task: str
     short: Mapping[str, str] = field(default_factory=dict)
     options: str | None = None
+    evaluation: tuple[str, ...] = ()
     commands: tuple[str, ...] = ("train", "evaluate", "predict", "features")
     pictures: tuple[str, ...] = ()
+    recognise: str | None = None
 
     def load_settings(self) -> type[TaskSettings]:
         """The class of its settings."""
@@ -71,6 +77,10 @@ class TaskInfo:
     def load_options(self) -> type[Section] | None:
         """The class of what a prediction may be asked for, if there is anything."""
         return None if self.options is None else cast("type[Section]", self._load(self.options))
+
+    def recognises(self, folder: Path) -> str | None:
+        """Why the folder can hardly be anything but data of this task; None where it can."""
+        return None if self.recognise is None else cast("str | None", self._load(self.recognise)(folder))
 
     def load(self) -> type[Task]:
         """The class of the task."""
@@ -110,6 +120,21 @@ def find_task(name: str) -> TaskInfo:
     if not isinstance(info, TaskInfo) or info.name != name:
         raise ConfigError(f"the task {name!r} of {packages} must be a TaskInfo of that name, got {info!r}.")
     return info
+
+
+def looks_like(folder: str | Path, task: str) -> str:
+    """Say which task other than ``task`` the folder is data of, and how to choose it; empty where none claims it."""
+    path = Path(folder).expanduser()
+    if not path.is_dir():
+        return ""
+    for name in task_names():
+        try:
+            reason = None if name == task else find_task(name).recognises(path)
+        except (ConfigError, OSError):  # a broken package, or a folder that may not be read, which opening it says
+            continue
+        if reason is not None:
+            return f"This looks like {name} ({reason}): --task {name}."
+    return ""
 
 
 def _entry_points() -> EntryPoints:

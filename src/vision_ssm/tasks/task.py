@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from vision_ssm.data.batches import Batch, Sample, Samples, Transform, stack
 from vision_ssm.data.preprocessing import Preprocessing
 from vision_ssm.errors import ConfigError
-from vision_ssm.settings import Section
+from vision_ssm.settings import Section, from_mapping
 from vision_ssm.tasks.scores import Score, Table
 from vision_ssm.tasks.settings import TaskSettings
 
@@ -84,9 +84,12 @@ class Task(ABC):
     Attributes:
         name: as in the registry.
         Settings: of a run, see `vision_ssm.tasks.settings`.
-        Options: what a prediction may be asked for, see `results`; None for nothing.
-        scores: what its meters report; the first decides which weights are best.
+        Options: what predictions and evaluations may be asked for, see `ask`; None for nothing.
+        scores: what its meters report; the first decides which weights are best. They may depend on the data, so ask an
+            instance that knows them.
         settings: of this instance.
+        options: of class ``Options``: what was asked for; its defaults unless `ask` was called.
+        native: images keep their own size in evaluation and prediction unless another one is asked for.
         sync_batch_norm: whether batch norms take their statistics over all processes (GPUs only).
         unused_parameters: whether a step may leave parameters without a gradient.
         batch_multiple: training batches must be a multiple of this.
@@ -96,8 +99,9 @@ class Task(ABC):
     name: ClassVar[str]
     Settings: ClassVar[type[TaskSettings]]
     Options: ClassVar[type[Section] | None] = None
-    scores: ClassVar[tuple[Score, ...]]
+    scores: tuple[Score, ...]
 
+    native: bool = False
     sync_batch_norm: bool = False
     unused_parameters: bool = False
     batch_multiple: int = 1
@@ -110,6 +114,20 @@ class Task(ABC):
                 "from data by prepare(samples), or is as it was trained by restore(record, settings)."
             )
         self.settings = settings
+        self.options: Any = None if self.Options is None else self.Options()
+
+    def ask(self, options: Mapping[str, Any]) -> None:
+        """Set what `predict` and `results` are asked for.
+
+        Raises:
+            ConfigError: an unknown name, or a value out of range.
+        """
+        if self.Options is not None:
+            self.options = from_mapping(self.Options, options)
+        elif options:
+            raise ConfigError(
+                f"predictions of the task {self.name} have no option {next(iter(options))!r}; they have none."
+            )
 
     @property
     def primary(self) -> Score:
@@ -128,6 +146,17 @@ class Task(ABC):
             DataError: missing, empty or unreadable data, an unknown name, or labels that the model does not know.
         """
 
+    def own_splits(self) -> tuple[str, ...]:
+        """Return the splits that the data of ``settings.data`` have themselves.
+
+        Any other one that `open` gives is cut by ``val_fraction``: the same in every run of training, and no part of
+        data that the model has not seen.
+
+        Raises:
+            DataError: as `open`.
+        """
+        return ("train", "val", "test")
+
     def adopt(self, samples: Samples) -> Samples:
         """Return samples that somebody else opened, their targets numbered as the model's outputs; as `open` does.
 
@@ -144,6 +173,15 @@ class Task(ABC):
         from timm.data.config import resolve_model_data_config
 
         return Preprocessing.from_dict(resolve_model_data_config(model))  # type: ignore[no-untyped-call]
+
+    def sized(self, preprocessing: Preprocessing, size: int | tuple[int, int]) -> Preprocessing:
+        """Return how images are prepared where another size is asked for than that of training.
+
+        Args:
+            preprocessing: as trained.
+            size: a side, or (height, width).
+        """
+        return preprocessing.with_size(size)
 
     @abstractmethod
     def transform(self, preprocessing: Preprocessing, *, train: bool, native: bool = False) -> Transform:
@@ -212,13 +250,12 @@ class Task(ABC):
         """Return a fresh meter."""
 
     @abstractmethod
-    def results(self, outputs: Any, batch: Batch, options: Any = None) -> list[Result | None]:
+    def results(self, outputs: Any, batch: Batch) -> list[Result | None]:
         """Return what was found in each image of a batch; None where the outputs are not finite.
 
         Args:
             outputs: of `predict`.
             batch: whose ``sizes`` are those of the files.
-            options: of class ``Options``; None for its defaults.
         """
 
     def pictures(self, meter: Meter, samples: Samples, folder: Path, *, title: str = "") -> list[Path]:

@@ -12,6 +12,7 @@ from timm.optim import (  # type: ignore[attr-defined]
     create_optimizer_v2,
     get_optimizer_info,
     list_optimizers,
+    param_groups_layer_decay,
     param_groups_weight_decay,
 )
 from torch import nn
@@ -20,8 +21,9 @@ from vision_ssm.data.batches import Samples
 from vision_ssm.data.contents import contents_digest
 from vision_ssm.data.loader import EpochLoader
 from vision_ssm.data.preprocessing import Preprocessing
-from vision_ssm.errors import ConfigError, suggestion
-from vision_ssm.tasks.registry import find_task
+from vision_ssm.errors import ConfigError, DataError, suggestion
+from vision_ssm.models.registry import takes_size
+from vision_ssm.tasks.registry import find_task, looks_like
 from vision_ssm.tasks.task import Task
 from vision_ssm.training.config import TrainConfig
 from vision_ssm.training.distributed import Processes
@@ -42,6 +44,7 @@ class Parts:
         model: on its device, not wrapped.
         model_options: keyword arguments of `Task.build` that rebuild the model.
         started_from: "scratch", "published weights" or a file.
+        data: what there is to train on and what is held out, in a line for people.
     """
 
     config: TrainConfig
@@ -52,6 +55,7 @@ class Parts:
     train: EpochLoader
     val: EpochLoader
     started_from: str
+    data: str
     notices: list[str] = field(default_factory=list)
 
     @functools.cached_property
@@ -81,16 +85,23 @@ def assemble(config: TrainConfig, processes: Processes, *, resuming: bool) -> Pa
         raise ConfigError("no data: give a folder, or the name of a data set such as digits (data.path).")
     if config.run.amp == "fp16" and processes.device.type != "cuda":
         raise ConfigError(f"run.amp fp16 needs a CUDA device, and this run is on {processes.device}; use bf16 or none.")
+    if config.model.start_required and not (config.model.pretrained or config.model.checkpoint or resuming):
+        raise ConfigError(
+            "these settings fine-tune, and nothing says from which weights: give --pretrained for the published ones "
+            "or --checkpoint FILE (model.pretrained, model.checkpoint). A model of random weights learns more by "
+            "--recipe small; --model.start_required false begins from random weights nevertheless."
+        )
     task: Task = find_task(config.task).load()(config.settings)
-    train_set = task.open("train")
+    train_set = _training_data(config, task)
     task.prepare(train_set)
     val_set = task.open("val")
     model, options = _model(config, task, resuming=resuming)
     preprocessing = task.preprocessing(model)
     if config.model.img_size is not None:
         preprocessing = preprocessing.with_size(config.model.img_size)
-    found = [text for text in (getattr(samples, "found", "") for samples in (train_set, val_set)) if text]
-    notices = [f"Data: to train on, {found[0]}; held out, {found[1]}."] if len(found) == 2 else []
+    found = [getattr(samples, "found", f"{len(samples):,} images") for samples in (train_set, val_set)]
+    data = f"to train on, {found[0]}; held out, {found[1]}"
+    notices: list[str] = []
     started_from = "published weights" if config.model.pretrained else "scratch"
     if config.model.checkpoint and not resuming:
         started_from = config.model.checkpoint
@@ -103,7 +114,7 @@ def assemble(config: TrainConfig, processes: Processes, *, resuming: bool) -> Pa
         notices.append(f"The learning rate rises: from {rate:.3g} to schedule.min_lr, {config.schedule.min_lr:.3g}.")
     val = EpochLoader(
         val_set,
-        task.transform(preprocessing, train=False),
+        task.transform(preprocessing, train=False, native=task.native),
         collate=task.collate,
         batch_size=config.data.eval_batch_size or config.data.batch_size,
         workers=config.data.workers,
@@ -113,7 +124,17 @@ def assemble(config: TrainConfig, processes: Processes, *, resuming: bool) -> Pa
     if task.sync_batch_norm and processes.world > 1 and processes.device.type != "cuda":
         notices.append("Batch norms take each process's own statistics: PyTorch synchronises them on GPUs only.")
     model.to(processes.device)
-    return Parts(config, task, model, options, preprocessing, train, val, started_from, notices)
+    return Parts(config, task, model, options, preprocessing, train, val, started_from, data, notices)
+
+
+def _training_data(config: TrainConfig, task: Task) -> Samples:
+    try:
+        return task.open("train")
+    except DataError as error:
+        alike = looks_like(config.data.path, task.name)
+        if not alike:
+            raise
+        raise DataError(f"{error} {alike}") from error
 
 
 def _model(config: TrainConfig, task: Task, *, resuming: bool) -> tuple[nn.Module, dict[str, Any]]:
@@ -122,7 +143,7 @@ def _model(config: TrainConfig, task: Task, *, resuming: bool) -> tuple[nn.Modul
     options = dict(wanted.options)
     if resuming:  # what timm would load into the model, before the checkpoint replaces it
         options = {name: value for name, value in options.items() if name not in ("checkpoint_path", "pretrained")}
-    if wanted.img_size is not None:
+    if wanted.img_size is not None and takes_size(wanted.name):
         options["img_size"] = wanted.img_size
     extra: dict[str, Any] = {"pretrained": True} if pretrained else {}
     if wanted.drop_path_rate:
@@ -202,9 +223,14 @@ def make_optimizer(
             raise ConfigError(f"optim.{name} does not apply to {optim.name}; leave it null.")
     inner = model if backbone is None else backbone
     fallback = _not_for_muon(model, inner) if "muon" in optim.name else []
-    if inner is not model:
-        if optim.layer_decay is not None:  # timm would take all of the model for one layer
-            raise ConfigError(f"optim.layer_decay does not apply to {type(model).__name__}, a model around a backbone.")
+    layer_decay = optim.layer_decay
+    if inner is not model and layer_decay is not None:  # timm would take all of the model for one layer
+        options["param_group_fn"] = functools.partial(
+            _decayed_by_layer, backbone=inner, weight_decay=optim.weight_decay, layer_decay=layer_decay,
+            muon="muon" in optim.name,
+        )  # fmt: skip
+        layer_decay = None
+    elif inner is not model:
         options["param_group_fn"] = functools.partial(
             param_groups_weight_decay,
             weight_decay=optim.weight_decay,
@@ -220,11 +246,34 @@ def make_optimizer(
             lr=scaled_rate(config, processes.world),
             weight_decay=optim.weight_decay,
             momentum=optim.momentum,
-            layer_decay=optim.layer_decay,
+            layer_decay=layer_decay,
             **options,
         )
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{optim.name} refuses these optim settings: {error}") from error
+
+
+def _decayed_by_layer(
+    model: nn.Module, *, backbone: nn.Module, weight_decay: float, layer_decay: float, muon: bool
+) -> list[dict[str, Any]]:
+    """Parameter groups of a model around a backbone: what is around it learns at the full rate, as a head does."""
+    inside = param_groups_layer_decay(
+        backbone,
+        weight_decay,
+        no_weight_decay_list=getattr(backbone, "no_weight_decay", set)(),
+        fallback_list=_not_for_muon(backbone, backbone) if muon else (),
+        layer_decay=layer_decay,
+    )
+    for group in inside:  # the backbone's last layer is one below what is around it
+        group["lr_scale"] *= layer_decay
+    known = {id(p) for p in backbone.parameters()}
+    around = [p for p in model.parameters() if p.requires_grad and id(p) not in known]
+    other = {"lr_scale": 1.0, **({"use_fallback": True} if muon else {})}
+    groups = [
+        {"params": [p for p in around if p.dim() > 1], "weight_decay": weight_decay, **other},
+        {"params": [p for p in around if p.dim() <= 1], "weight_decay": 0.0, **other},
+    ]
+    return [*(group for group in groups if group["params"]), *inside]
 
 
 def _not_decayed(model: nn.Module, backbone: nn.Module) -> list[str]:

@@ -50,6 +50,9 @@ class ModelConfig(Section):
     )
     pretrained: bool = setting(False, "Start from the published weights of this model.")
     checkpoint: str | None = setting(None, "Start from this weights file (.safetensors or .pth), ours or published.")
+    start_required: bool = setting(
+        False, "Refuse to begin from random weights; recipes of fine-tuning say so.", free=True
+    )
     positions: Literal["grid", "published"] = setting(
         "grid",
         "How a checkpoint's position table of another image size is resized: at its true places, or as the published "

@@ -30,6 +30,7 @@ class DryRun:
         eval_images_per_second: of evaluation.
         seconds: estimate for the whole run with its evaluations; without the set-up and the writing of files.
         knows: what the model would learn to tell, in words.
+        data: what there is to train on and what is held out.
         notices: where the run would differ from what was asked for.
     """
 
@@ -38,6 +39,7 @@ class DryRun:
     device: str
     processes: int
     knows: str
+    data: str
     train_images: int
     val_images: int
     epochs: int
@@ -72,6 +74,7 @@ def estimate(config: TrainConfig) -> DryRun:
         device=str(processes.device),
         processes=processes.world,
         knows=parts.task.knows(),
+        data=parts.data,
         train_images=len(parts.train.dataset),
         val_images=len(parts.val.dataset),
         epochs=engine.length.epochs,

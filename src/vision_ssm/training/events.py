@@ -45,8 +45,8 @@ class RunStarted(Event):
     """Everything is loaded and the first step is next.
 
     ``scores`` are the task's (see `vision_ssm.tasks.scores.Score`), the primary one first; ``knows`` says in words what
-    the model learns to tell; ``updates`` are those of the whole run; where the recipe gives them, one epoch may have
-    fewer than the others. ``resumed_at`` is None or the updates already done.
+    the model learns to tell, ``data`` what there is to learn from; ``updates`` are those of the whole run; where the
+    recipe gives them, one epoch may have fewer than the others. ``resumed_at`` is None or the updates already done.
     """
 
     folder: Path
@@ -55,6 +55,7 @@ class RunStarted(Event):
     task: str
     scores: list[dict[str, Any]]
     knows: str
+    data: str
     train_images: int
     val_images: int
     epochs: int

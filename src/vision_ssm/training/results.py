@@ -36,6 +36,7 @@ def write_weights(
         metrics={**scores, "epoch": epoch, "weights": kind},
         version=version("vision-ssm"),
         val_fraction=parts.config.data.val_fraction,
+        trained_on=parts.train.dataset.fingerprint,
     )
     save_weights(path, model, info=info)
 

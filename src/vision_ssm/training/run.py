@@ -227,6 +227,7 @@ class _Run:
             task=engine.task.name,
             scores=[dataclasses.asdict(score) for score in engine.task.scores],
             knows=engine.task.knows(),
+            data=parts.data,
             train_images=len(parts.train.dataset),
             val_images=len(parts.val.dataset),
             epochs=engine.length.epochs,

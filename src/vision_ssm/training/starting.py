@@ -11,6 +11,7 @@ from vision_ssm.checkpoints import convert, read_checkpoint
 from vision_ssm.checkpoints.tensors import wrong_kinds
 from vision_ssm.errors import CheckpointError
 from vision_ssm.families import family_of
+from vision_ssm.weights.shipped import best_of_run
 
 __all__ = ["load_start"]
 
@@ -26,7 +27,7 @@ def load_start(
 
     Args:
         model: as the task built it.
-        path: the file.
+        path: the file, or the folder of a run, whose best weights are taken.
         backbone: the part of ``model`` that published weights are for; None for all of it.
         positions: the rule for a position table of another size, see `vision_ssm.checkpoints`.
 
@@ -36,26 +37,37 @@ def load_start(
     Raises:
         CheckpointError: not a weights file, or weights of another model, listing names and shapes.
     """
+    path = best_of_run(path)
     weights = read_checkpoint(path).weights
     if backbone is None or backbone is model:
         return _load(model, weights, path, positions)
     if {name: x.shape for name, x in weights.items()} == {name: x.shape for name, x in model.state_dict().items()}:
         model.load_state_dict(weights, strict=True)
         return []
-    _load(backbone, weights, path, positions)
+    _load(backbone, weights, path, positions, within=True)
     return [f"{path}: only the backbone was taken from it; the rest starts from random weights."]
 
 
-def _load(model: nn.Module, weights: Mapping[str, Tensor], path: str | Path, positions: str) -> list[str]:
+def _load(
+    model: nn.Module, weights: Mapping[str, Tensor], path: str | Path, positions: str, *, within: bool = False
+) -> list[str]:
     own = model.state_dict()
     prefixes = _classifier_prefixes(model)
     head = tuple(name for name in own if prefixes and name.startswith(prefixes))
     weights = _within(weights, [name for name in own if name not in head])
     # A model without a classifier leaves that of the file alone.
     left_out = () if head else tuple(f"{prefix}{kind}" for prefix in prefixes for kind in ("weight", "bias"))
+    of_maps: dict[str, Tensor] = {}
+    if within and family_of(model) is not None:  # a classifier has a norm after the last map, and none for each map
+        left_out += tuple(name for name in ("norm.weight", "norm.bias") if name not in own)
+        norms: tuple[str, ...] = getattr(model, "not_in_classifiers", ())
+        of_maps = {name: x for name, x in own.items() if name.startswith(norms)}
+    elif within:
+        parts = {name.partition(".")[0] for name in own}
+        left_out += tuple(name for name in weights if name.partition(".")[0] not in parts)
     try:
         if family_of(model) is not None:
-            weights = convert(model, weights, positions=positions, replaceable=head or left_out)
+            weights = of_maps | convert(model, weights, positions=positions, replaceable=(*head, *left_out, *of_maps))
         weights = {name: value for name, value in weights.items() if name not in left_out}
         mismatched = [name for name in head if name not in weights or weights[name].shape != own[name].shape]
         kept = {name: own[name] for name in head} if mismatched else {}

@@ -27,6 +27,7 @@ from vision_ssm.settings import from_mapping
 from vision_ssm.storage import whole_file
 from vision_ssm.tasks.registry import TaskInfo, find_task
 from vision_ssm.tasks.task import Task
+from vision_ssm.weights.shipped import nearest_weights
 
 __all__ = [
     "FORMAT",
@@ -63,6 +64,8 @@ class WeightsInfo:
         metrics: such as ``{"top1": 0.97}``.
         val_fraction: share that training held out of a data folder without a val/ of its own, so that evaluation
             holds out the same images; None where the data had its own.
+        trained_on: fingerprint of the training images, by which evaluation knows the data of training again; empty
+            where nobody can tell.
         version: of the library that wrote the file.
         source: the file, or the name, that the weights came from; not stored.
     """
@@ -74,6 +77,7 @@ class WeightsInfo:
     preprocessing: Preprocessing
     metrics: dict[str, Any] = field(default_factory=dict)
     val_fraction: float | None = None
+    trained_on: str = ""
     version: str = ""
     source: str = field(default="", compare=False)
 
@@ -101,6 +105,7 @@ class WeightsInfo:
             "preprocessing": self.preprocessing.to_dict(),
             "metrics": self.metrics,
             "val_fraction": self.val_fraction,
+            "trained_on": self.trained_on,
             "version": self.version,
         }
         try:
@@ -134,6 +139,7 @@ class WeightsInfo:
                 preprocessing=Preprocessing.from_dict(fields["preprocessing"]),
                 metrics={name: _metric(name, value) for name, value in fields["metrics"].items()},
                 val_fraction=_share(fields["val_fraction"]),
+                trained_on=str(fields.get("trained_on", "")),  # files of before do not say it
                 version=str(fields["version"]),
             )
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
@@ -277,7 +283,8 @@ def read_info(path: str | Path) -> WeightsInfo:
         path.stat()
     except (OSError, ValueError) as error:  # ValueError: a name with a zero byte
         reason = getattr(error, "strerror", None) or error
-        raise CheckpointError(f"cannot open weights file {str(path)!r}: {reason}.") from error
+        near = nearest_weights(path)
+        raise CheckpointError(f"cannot open weights file {str(path)!r}: {reason}.{near}") from error
     if path.is_dir():
         raise CheckpointError(
             f"{str(path)!r} is a folder; give the weights file, such as {str(path / 'best.safetensors')!r}."

@@ -14,7 +14,7 @@ from vision_ssm.device import choose_device
 from vision_ssm.errors import CheckpointError, ConfigError
 from vision_ssm.tasks.registry import DEFAULT, find_task
 from vision_ssm.weights.files import Loaded, WeightsInfo, load_weights, restored_task
-from vision_ssm.weights.shipped import find_weights
+from vision_ssm.weights.shipped import best_of_run, find_weights
 
 __all__ = ["open_model"]
 
@@ -29,10 +29,10 @@ def open_model(
     """Return a model in evaluation mode on ``device``, and what is known about it.
 
     Args:
-        weights: a weights file of this library, or the name of one that ships with it; None for the one that is
-            used where none is named (`vision_ssm.weights.shipped`). The name of a model takes its published
-            weights, from the hub or the cache. With ``model``, a checkpoint without description, such as the
-            published files. Or a model that is loaded already.
+        weights: a weights file of this library, the folder of a run for its best one, or the name of one that ships
+            with it; None for the one that is used where none is named (`vision_ssm.weights.shipped`). The name of a
+            model takes its published weights, from the hub or the cache. With ``model``, a checkpoint without
+            description, such as the published files. Or a model that is loaded already.
         model: registered name of the model that a checkpoint belongs to.
         model_options: further options of that model, such as ``{"num_classes": 10}``.
         device: see `vision_ssm.device.choose_device`.
@@ -45,11 +45,11 @@ def open_model(
     if isinstance(weights, Loaded):
         return Loaded(weights.model.eval().to(chosen), weights.info)
     from vision_ssm.checkpoints import load_published, read_checkpoint
-    from vision_ssm.models.registry import create_model, list_models
+    from vision_ssm.models.registry import create_model, list_models, list_whole_models
 
     options = dict(model_options or {})
     if model is None:
-        models = list_models()
+        models = [*list_models(), *list_whole_models()]
         if not (isinstance(weights, str) and weights.partition(".")[0] in models and not Path(weights).exists()):
             return load_weights(find_weights(weights, models=models), chosen)
         model = weights
@@ -59,7 +59,7 @@ def open_model(
     else:
         network = create_model(model, **options)
         try:
-            load_published(network, read_checkpoint(weights).weights)
+            load_published(network, read_checkpoint(best_of_run(weights)).weights)
         except CheckpointError as error:
             raise CheckpointError(f"cannot load {str(weights)!r} into {model!r}: {error}") from error
     # A published model says its task itself where it is not a classifier.

@@ -1,13 +1,23 @@
-"""The weights that travel inside the package, by name, and what counts as naming weights at all. No torch here."""
+"""What counts as naming weights: those that travel inside the package, files, and folders of runs. No torch here."""
 
 from __future__ import annotations
 
+import difflib
+import os
 from collections.abc import Collection
 from pathlib import Path
 
 from vision_ssm.errors import CheckpointError, suggestion
 
-__all__ = ["DEFAULT", "WEIGHTS_SUFFIXES", "find_weights", "names_weights", "shipped_weights"]
+__all__ = [
+    "DEFAULT",
+    "WEIGHTS_SUFFIXES",
+    "best_of_run",
+    "find_weights",
+    "names_weights",
+    "nearest_weights",
+    "shipped_weights",
+]
 
 FOLDER = Path(__file__).resolve().parent.parent / "pretrained"
 
@@ -16,6 +26,9 @@ DEFAULT = "vim_nano_cifar10"
 
 WEIGHTS_SUFFIXES = frozenset({".safetensors", ".pth", ".pt", ".bin", ".ckpt"})
 
+BEST = "best.safetensors"
+"""What a run calls its best weights."""
+
 
 def shipped_weights() -> dict[str, Path]:
     """Names of the weights that come with the package, and their files."""
@@ -23,7 +36,7 @@ def shipped_weights() -> dict[str, Path]:
 
 
 def find_weights(weights: str | Path | None = None, *, models: Collection[str] = ()) -> Path:
-    """The weights file that is meant: `DEFAULT` by None, a shipped file by its name, any other by its path.
+    """The weights file that is meant: `DEFAULT` by None, a shipped file by its name, any other by its path or its run.
 
     A name goes before a file of the same name; for that file write ``./NAME``. Whether the file can be used shows when
     it is opened. ``models`` are further names that would have been right, for the message.
@@ -48,15 +61,29 @@ def find_weights(weights: str | Path | None = None, *, models: Collection[str] =
             f"cannot open weights file {str(weights)!r}: No such file or directory; weights that ship with vision-ssm: "
             f"{known}.{suggestion(str(weights), [*shipped, *models])}"
         )
-    return path
+    return best_of_run(path)
+
+
+def best_of_run(path: str | Path) -> Path:
+    """The best weights of a run by its folder; any other path is returned as it is."""
+    best = Path(path, BEST)
+    return best if os.path.isfile(best) else Path(path)
+
+
+def nearest_weights(path: Path) -> str:
+    """Return ``" Did you mean 'x'?"`` for the weights file or run folder of the nearest name, or ``""`` for none."""
+    found = [entry for entry in _beside(path) if entry.suffix in WEIGHTS_SUFFIXES or os.path.isfile(entry / BEST)]
+    whole = [entry.name for entry in found if entry.stem == path.name]
+    near = whole or difflib.get_close_matches(path.name, [entry.name for entry in found])
+    return f" Did you mean {str(path.with_name(near[0]))!r}?" if near else ""
 
 
 def names_weights(text: str, *, model: str | None = None, models: Collection[str] = ()) -> bool:
-    """Whether the first of several files on a command line is the weights rather than an image.
+    """Whether one of several files on a command line is the weights rather than an image.
 
-    It is when it is called like a weights file, names shipped weights or one of ``models``, or is one of two frequent
-    slips, which opening then explains: such a name misspelt, or the folder of a run. With ``model``, weights are
-    expected, so everything is that is not called like an image.
+    It is when it is called like a weights file, names shipped weights or one of ``models``, is the folder of a run, or
+    is any of these misspelt, which opening then explains. With ``model``, weights are expected, so everything is that
+    is not called like an image.
     """
     from vision_ssm.data.images import IMAGE_SUFFIXES
 
@@ -68,6 +95,18 @@ def names_weights(text: str, *, model: str | None = None, models: Collection[str
     if path.suffix.lower() in IMAGE_SUFFIXES:
         return False
     name = text.partition(".")[0]  # a pretrained tag may follow
-    if not path.exists() and (name in models or suggestion(name, [*shipped_weights(), *models])):
+    if not path.exists() and (
+        name in models
+        or suggestion(name, [*shipped_weights(), *models])
+        or suggestion(path.suffix.lower(), WEIGHTS_SUFFIXES)
+        or nearest_weights(path)
+    ):
         return True
     return model is not None
+
+
+def _beside(path: Path) -> list[Path]:
+    try:
+        return sorted(path.parent.iterdir())
+    except (OSError, ValueError):  # there is no such folder, or it may not be read: nothing to suggest
+        return []

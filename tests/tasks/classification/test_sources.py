@@ -12,6 +12,7 @@ from vision_ssm.data.splits import held_out
 from vision_ssm.errors import DataError
 from vision_ssm.tasks.classification.folders import image_files
 from vision_ssm.tasks.classification.sources import open_dataset
+from vision_ssm.tasks.registry import find_task
 
 
 def fill(root: Path, classes: dict[str, int], size: int = 4) -> Path:
@@ -230,3 +231,15 @@ def test_small_data_sets_are_decoded_once(tmp_path: Path, monkeypatch: pytest.Mo
     uncached = open_dataset(tmp_path, "all")
     assert uncached[1][0].size == uncached[1][0].size
     assert len(reads) == 3
+
+
+def test_class_folders_are_recognised_and_pairs_are_not(tmp_path: Path) -> None:
+    for name, files in (("cat", "ab"), ("dog", "cd"), ("images", "ab"), ("masks", "ab")):
+        for file in files:
+            place = tmp_path / ("pairs" if name in ("images", "masks") else "classes") / name / f"{file}.png"
+            place.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("L", (2, 2)).save(place)
+    recognises = find_task("classification").recognises
+    assert recognises(tmp_path / "classes") == "folders of images per class: cat/ and dog/"
+    assert recognises(tmp_path / "pairs") is None
+    assert recognises(tmp_path / "pairs" / "images") is None

@@ -10,6 +10,7 @@ from sklearn.metrics import confusion_matrix, top_k_accuracy_score
 from vision_ssm.data.batches import Batch
 from vision_ssm.settings import from_mapping
 from vision_ssm.tasks.classification.meter import ClassificationMeter
+from vision_ssm.tasks.classification.settings import ClassificationSettings
 from vision_ssm.tasks.classification.task import Classification
 
 
@@ -48,10 +49,15 @@ def test_merging_the_meters_of_several_processes() -> None:
     assert torch.equal(parts[1].confusion, whole.confusion)
 
 
-def test_top5_of_fewer_than_five_classes() -> None:
-    meter = ClassificationMeter("ab")
-    meter.update(torch.eye(2), batch(torch.tensor([1, 0])))
-    assert (meter.top_k, meter.top1, meter.top5) == (2, 0.0, 1.0)
+@pytest.mark.parametrize(("names", "scored"), [("ab", False), ("abcde", False), ("abcdef", True)])
+def test_top5_is_a_score_where_it_can_be_missed(names: str, scored: bool) -> None:
+    meter = ClassificationMeter(names)
+    last = len(names) - 1
+    meter.update(torch.arange(last + 1).flip(0)[None].float(), batch(torch.tensor([last])))  # the least likely one
+    assert meter.top5 == (0 if scored else 1)
+    task = Classification.restore({"class_names": list(names)}, ClassificationSettings())
+    assert list(meter.scores()) == [score.name for score in task.scores]
+    assert ("top5" in meter.scores()) is scored
 
 
 class Labelled:

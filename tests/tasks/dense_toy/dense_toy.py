@@ -155,7 +155,7 @@ class Dense(Task):
     def meter(self):
         return ConfusionMeter(self.names)
 
-    def results(self, outputs, batch, options=None):
+    def results(self, outputs, batch):
         return [Areas(row.argmax(0).cpu(), self.palette) if row.isfinite().all() else None for row in outputs]
 
     def pictures(self, meter, samples, folder, *, title=""):

@@ -11,6 +11,11 @@ class DenseSettings(TaskSettings):
     loss: LossSection = LossSection()
 
 
+def recognise(folder):
+    return "it has a palette.json" if (folder / "palette.json").exists() else None
+
+
 TASK = TaskInfo(
-    "dense_toy", "A class per pixel.", "dense_toy_entry:DenseSettings", "dense_toy:Dense", pictures=("masks.png",)
-)
+    "dense_toy", "A class per pixel.", "dense_toy_entry:DenseSettings", "dense_toy:Dense", pictures=("masks.png",),
+    recognise="dense_toy_entry:recognise",
+)  # fmt: skip

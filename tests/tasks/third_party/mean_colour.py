@@ -60,5 +60,5 @@ class MeanColour(Task):
     def meter(self):
         return AverageMeter(lambda outputs, batch: {"error": (outputs - batch.targets).abs().mean(1)})
 
-    def results(self, outputs, batch, options=None):
+    def results(self, outputs, batch):
         return [Colour(row) for row in outputs.tolist()]

@@ -14,4 +14,5 @@ TASK = TaskInfo(
     task="vision_ssm.tasks.classification.task:Classification",
     options="vision_ssm.tasks.classification.settings:ClassificationOptions",
     pictures=("confusion.png", "predictions.png"),
+    recognise="vision_ssm.tasks.classification.layout:recognise",
 )

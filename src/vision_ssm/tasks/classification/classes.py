@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 
-from vision_ssm.errors import DataError, suggestion
+from vision_ssm.tasks.matching import match_names
 
 __all__ = ["IMAGENET_CLASSES", "imagenet_names", "match_classes"]
 
@@ -36,15 +36,4 @@ def match_classes(model_names: Sequence[str], data_names: Sequence[str]) -> list
         synsets = list(ImageNetInfo().label_names())  # type: ignore[no-untyped-call]
         if set(data_names) <= set(synsets):
             names = synsets
-    outputs = {name: index for index, name in enumerate(names)}
-    unknown = [name for name in data_names if name not in outputs]
-    if unknown:
-        shown = ", ".join(repr(name) for name in unknown[:5]) + (", ..." if len(unknown) > 5 else "")
-        unused = [name for name in names if name not in data_names]
-        missing = ", ".join(repr(name) for name in unused[:5]) + (", ..." if len(unused) > 5 else "")
-        raise DataError(
-            f"{len(unknown)} of the data's {len(data_names)} classes are unknown to the weights: {shown}"
-            f"{f'; not in the data: {missing}' if missing else ''}. Class folders must be named as in training."
-            f"{suggestion(unknown[0], unused)}"
-        )
-    return [outputs[name] for name in data_names]
+    return match_names(names, data_names, advice="Class folders must be named as in training.")

@@ -12,12 +12,13 @@ from PIL import Image
 
 from vision_ssm.data.files import image_files, search, skipped_files
 from vision_ssm.data.images import MAX_PIXELS, check_image, read_image
+from vision_ssm.data.parts import is_held_out, visible_folders
 from vision_ssm.data.splits import held_out
 from vision_ssm.errors import DataError, VisionSSMNotice, suggestion
 from vision_ssm.tasks.classification.fingerprints import fingerprint
-from vision_ssm.tasks.classification.layout import Layout, find_layout, is_held_out, visible_folders
+from vision_ssm.tasks.classification.layout import Layout, find_layout
 
-__all__ = ["CACHE_BYTES", "ImageFolder", "open_folder"]
+__all__ = ["CACHE_BYTES", "ImageFolder", "open_folder", "splits_of_folder"]
 
 CACHE_BYTES = 512 * 2**20
 """Data sets that decode to less than this (CIFAR-10: 147 MB) are kept decoded in memory, in each loading process."""
@@ -97,6 +98,21 @@ def open_folder(root: Path, split: str, *, val_fraction: float, max_pixels: int 
         return _open(root, layout, split, val_fraction, max_pixels)
     except OSError as error:
         raise DataError(f"cannot read the data folder {str(error.filename or root)!r}: {error.strerror}.") from error
+
+
+def splits_of_folder(root: Path) -> tuple[str, ...]:
+    """Return the splits that have a folder of their own in ``root``, or are it; held-out ones stand for each other.
+
+    Raises:
+        DataError: as `open_folder`.
+    """
+    try:
+        layout = find_layout(root)
+    except OSError as error:
+        raise DataError(f"cannot read the data folder {str(error.filename or root)!r}: {error.strerror}.") from error
+    if layout.whole is not None:
+        return ("val", "test") if is_held_out(root.resolve().name) else ()
+    return ("train", "val", "test") if layout.val or layout.test else ()
 
 
 def _open(root: Path, layout: Layout, split: str, val_fraction: float, max_pixels: int) -> ImageFolder:

@@ -7,26 +7,16 @@ folder counts as a part only if it holds folders of images, and what cannot be m
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from vision_ssm.data.files import holds_images, is_run, is_visible
+from vision_ssm.data.files import holds_images, is_visible
 from vision_ssm.data.images import IMAGE_SUFFIXES
+from vision_ssm.data.parts import EXACT, is_called, visible_folders
 from vision_ssm.errors import DataError
 
-__all__ = ["Layout", "find_layout", "is_held_out", "visible_folders"]
-
-# The spellings of old, which win over all others; in this order.
-_EXACT = {"train": ("train",), "val": ("val", "validation", "valid"), "test": ("test",)}
-_WORDS = {
-    "train": "training|train|trn",
-    "val": "validation|valid|val|dev",
-    "test": "testing|test|tst|evaluation|eval|holdout",
-}
-_AROUND = "images|image|imgs|img|pictures|pics|photos|dataset|data|sets|set|split|folder|files|seg|jpg|jpeg|png|new"
-_SPELLINGS = {part: re.compile(f"(?:{_AROUND})*(?:{words})(?:{_AROUND})*") for part, words in _WORDS.items()}
+__all__ = ["Layout", "find_layout", "recognise"]
 
 
 class Layout(NamedTuple):
@@ -63,20 +53,22 @@ def find_layout(root: Path) -> Layout:
     return Layout(places[-1], left_out=left_out) if len(_full(places[-1])) > 1 else Layout(root)
 
 
-def is_held_out(name: str) -> bool:
-    """Tell whether a folder of class folders is called like held-out images, exactly."""
-    return name.lower() in (*_EXACT["val"], *_EXACT["test"])
-
-
-def visible_folders(folder: Path) -> list[Path]:
-    """Return the folders in a folder that may be classes or parts, sorted by name; neither a system's nor a run's."""
-    folders = [entry for entry in folder.iterdir() if is_visible(entry.name) and entry.is_dir() and not is_run(entry)]
-    return sorted(folders, key=lambda path: path.name)
+def recognise(folder: Path) -> str | None:
+    """Say why a folder can hardly be anything but images in class folders, from names alone; None where it can."""
+    try:
+        layout = find_layout(folder)
+    except DataError:
+        return None
+    classes = [inner for inner in visible_folders(layout.train or layout.whole or folder) if _has_images(inner)]
+    stems = {frozenset(file.stem for file in inner.iterdir()) for inner in classes}
+    if len(classes) < 2 or len(stems) < len(classes):  # equal names belong together, as an image's and its mask's
+        return None
+    return f"folders of images per class: {_and(classes[:3])}{' and more' if len(classes) > 3 else ''}"
 
 
 def _parts(place: Path) -> Layout | None:
     folders = visible_folders(place)
-    train, val, test = (_find(place, folders, part) for part in _EXACT)
+    train, val, test = (_find(place, folders, part) for part in EXACT)
     if train is not None and _is_class(train, [folder for folder in folders if folder not in (train, val, test)]):
         train = None
     held = [folder for folder in (val, test) if folder is not None]
@@ -89,7 +81,7 @@ def _parts(place: Path) -> Layout | None:
         _refuse_unlabelled(place, folders)
         return None
     others = [folder for folder in folders if folder not in (train, *held)]
-    if train.name not in _EXACT["train"] and not held and any(map(holds_images, others)):
+    if train.name not in EXACT["train"] and not held and any(map(holds_images, others)):
         raise DataError(
             f"{str(place)!r} has {train.name}/, which looks like the images to train on, and {_and(others[:5])} with "
             "more images. Move them apart: either train/ and val/ with the class folders in each, or class folders."
@@ -99,10 +91,10 @@ def _parts(place: Path) -> Layout | None:
 
 
 def _find(place: Path, folders: Sequence[Path], part: str) -> Path | None:
-    exact = next((place / name for name in _EXACT[part] if (place / name).is_dir()), None)
+    exact = next((place / name for name in EXACT[part] if (place / name).is_dir()), None)
     if exact is not None:
         return exact
-    found = [folder for folder in folders if _is_called(folder.name, part) and _full(folder)]
+    found = [folder for folder in folders if is_called(folder.name, part) and _full(folder)]
     if len(found) > 1:
         raise DataError(
             f"{str(place)!r} has {_and(found)}, and each could be its {part} images; rename the one to use to {part}/ "
@@ -111,18 +103,13 @@ def _find(place: Path, folders: Sequence[Path], part: str) -> Path | None:
     return found[0] if found else None
 
 
-def _is_called(name: str, part: str) -> bool:
-    letters = re.sub(r"[\W\d_]", "", name.lower())
-    return _SPELLINGS[part].fullmatch(letters) is not None
-
-
 def _is_class(train: Path, others: Sequence[Path]) -> bool:
     """Tell whether ``train/`` is a class, of vehicles: images right in it, and other classes beside it."""
     return _has_images(train) and not _full(train) and any(map(_has_images, others))
 
 
 def _refuse_unlabelled(place: Path, folders: Sequence[Path]) -> None:
-    named = {part: [f for f in folders if _is_called(f.name, part) and _has_images(f)] for part in _EXACT}
+    named = {part: [f for f in folders if is_called(f.name, part) and _has_images(f)] for part in EXACT}
     if named["train"] and (named["val"] or named["test"]):
         alike = [folder for found in named.values() for folder in found]
         raise DataError(

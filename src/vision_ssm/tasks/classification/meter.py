@@ -13,7 +13,10 @@ from torch import Tensor
 from vision_ssm.data.batches import Batch
 from vision_ssm.tasks.scores import Score, Table
 
-__all__ = ["ClassificationMeter", "Guess"]
+__all__ = ["TOP_K", "ClassificationMeter", "Guess"]
+
+TOP_K = 5
+"""Of so many classes or fewer the right one is always among the first five, which scores nothing."""
 
 SHARE = Score("top1", "top-1", "%")
 
@@ -30,7 +33,7 @@ class Guess(NamedTuple):
 class ClassificationMeter:
     """Top-1, top-5, loss, accuracy per class and the confusion matrix, from exact counts, and every single guess.
 
-    ``top_k`` is 5, or the number of classes where there are fewer; "top5" means that k.
+    Of five classes or fewer top-5 is no score: it would always be 100 %.
 
     Args:
         class_names: in the order of the outputs.
@@ -39,7 +42,7 @@ class ClassificationMeter:
     def __init__(self, class_names: Sequence[str]) -> None:
         self.class_names = tuple(class_names)
         classes = len(self.class_names)
-        self.top_k = min(5, classes)
+        self.top_k = min(TOP_K, classes)
         self.confusion = torch.zeros(classes, classes, dtype=torch.int64)
         """Counts [true class, predicted class]."""
         self._top_k_hits = 0
@@ -95,8 +98,9 @@ class ClassificationMeter:
         return (self.confusion.diagonal().double() / self.confusion.sum(1)).tolist()
 
     def scores(self) -> dict[str, float]:
-        """top1, top5 in [0, 1], and the mean cross-entropy in nats."""
-        return {"top1": self.top1, "top5": self.top5, "loss": self._loss / self.count if self.count else math.nan}
+        """top1, top5 in [0, 1], the latter for more than five classes, and the mean cross-entropy in nats."""
+        top5 = {"top5": self.top5} if len(self.class_names) > TOP_K else {}
+        return {"top1": self.top1, **top5, "loss": self._loss / self.count if self.count else math.nan}
 
     def details(self) -> dict[str, Any]:
         """The top-1 share per class (None for a class without images) and the counts [true class][predicted class]."""

@@ -15,7 +15,7 @@ from vision_ssm.data.splits import held_out
 from vision_ssm.errors import DataError
 from vision_ssm.tasks.classification.fingerprints import fingerprint
 
-__all__ = ["DATASET_NAMES", "ArrayImages", "open_named"]
+__all__ = ["DATASET_NAMES", "ArrayImages", "open_named", "splits_of_named"]
 
 # Name -> (torchvision class, whether mirrored images keep their class).
 _TORCHVISION = {
@@ -68,6 +68,11 @@ def open_named(name: str, split: str, *, val_fraction: float, download: bool) ->
     if name == "digits":
         return _digits(split, val_fraction)
     return _torchvision(name, split, download)
+
+
+def splits_of_named(name: str) -> tuple[str, ...]:
+    """Return the splits that the data set comes with; the digits are one heap."""
+    return () if name == "digits" else ("train", "val", "test")
 
 
 def _digits(split: str, val_fraction: float) -> ArrayImages:

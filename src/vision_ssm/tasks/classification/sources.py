@@ -16,10 +16,10 @@ from vision_ssm.data.images import MAX_PIXELS
 from vision_ssm.data.splits import VAL_FRACTION
 from vision_ssm.errors import DataError, suggestion
 from vision_ssm.tasks.classification.fingerprints import fingerprint
-from vision_ssm.tasks.classification.folders import open_folder
-from vision_ssm.tasks.classification.named import DATASET_NAMES, open_named
+from vision_ssm.tasks.classification.folders import open_folder, splits_of_folder
+from vision_ssm.tasks.classification.named import DATASET_NAMES, open_named, splits_of_named
 
-__all__ = ["DATASET_NAMES", "SPLITS", "ClassSamples", "open_dataset", "renumbered"]
+__all__ = ["DATASET_NAMES", "SPLITS", "ClassSamples", "open_dataset", "own_splits", "renumbered"]
 
 SPLITS = ("train", "val", "test", "all")
 
@@ -85,12 +85,27 @@ def open_dataset(
         raise DataError(f"unknown split {split!r}, expected one of {', '.join(SPLITS)}.{suggestion(split, SPLITS)}")
     if not 0 < val_fraction < 1:
         raise DataError(f"val_fraction must lie between 0 and 1, got {val_fraction}.")
+    if str(spec) in DATASET_NAMES:
+        return open_named(str(spec), split, val_fraction=val_fraction, download=download)
+    return open_folder(_folder(spec), split, val_fraction=val_fraction, max_pixels=max_pixels)
+
+
+def own_splits(spec: str | Path) -> tuple[str, ...]:
+    """Return the splits that a data set has itself; `open_dataset` cuts the others by ``val_fraction``.
+
+    Raises:
+        DataError: missing or unreadable data, or an unknown name.
+    """
+    if str(spec) in DATASET_NAMES:
+        return splits_of_named(str(spec))
+    return splits_of_folder(_folder(spec))
+
+
+def _folder(spec: str | Path) -> Path:
     text = str(spec)
-    if text in DATASET_NAMES:
-        return open_named(text, split, val_fraction=val_fraction, download=download)
     folder, kind = _looked_up(spec)
     if kind == "folder":
-        return open_folder(folder, split, val_fraction=val_fraction, max_pixels=max_pixels)
+        return folder
     if kind == "file":
         raise DataError(f"data {text!r} is a file; give a folder of class folders, or a name: {_names()}.")
     raise DataError(f"no folder and no data set is called {text!r}; the names are {_names()}.{_nearest(text)}")

@@ -19,11 +19,11 @@ from vision_ssm.data.preprocessing import Preprocessing
 from vision_ssm.errors import CheckpointError, DataError, ShapeError
 from vision_ssm.models.registry import create_model
 from vision_ssm.tasks.classification.classes import IMAGENET_CLASSES, imagenet_names, match_classes
-from vision_ssm.tasks.classification.meter import ClassificationMeter
+from vision_ssm.tasks.classification.meter import TOP_K, ClassificationMeter
 from vision_ssm.tasks.classification.pictures import draw_confusion, draw_predictions
 from vision_ssm.tasks.classification.results import Classes
 from vision_ssm.tasks.classification.settings import AugmentSettings, ClassificationOptions, ClassificationSettings
-from vision_ssm.tasks.classification.sources import ClassSamples, open_dataset, renumbered
+from vision_ssm.tasks.classification.sources import ClassSamples, open_dataset, own_splits, renumbered
 from vision_ssm.tasks.classification.transforms import build_eval_transform, build_train_transform, to_tensor
 from vision_ssm.tasks.scores import Score
 from vision_ssm.tasks.task import Meter, Result, Task
@@ -35,18 +35,22 @@ PREPROCESSING = ("mean", "std", "interpolation", "crop_pct", "crop_mode")  # tha
 
 @moved.arguments
 class Classification(Task):
-    """Cross-entropy; top-1 and top-5. Class names come from the training data, or from the weights file."""
+    """Cross-entropy; top-1, and top-5 of more than five classes.
+
+    Class names come from the training data, or from the weights file.
+    """
 
     name = "classification"
     Settings = ClassificationSettings
     Options = ClassificationOptions
-    scores = (
-        Score("top1", "top-1", "%"),
-        Score("top5", "top-5", "%"),
-        Score("loss", "loss", higher_is_better=False),
-    )
-
     settings: ClassificationSettings
+    options: ClassificationOptions
+
+    @property
+    def scores(self) -> tuple[Score, ...]:  # type: ignore[override]
+        """Top-1, top-5 where it says something, and the loss."""
+        top5 = (Score("top5", "top-5", "%"),) if len(self.class_names) > TOP_K else ()
+        return (Score("top1", "top-1", "%"), *top5, Score("loss", "loss", higher_is_better=False))
 
     def __init__(self, settings: ClassificationSettings) -> None:
         super().__init__(settings)
@@ -63,6 +67,10 @@ class Classification(Task):
         data = self.settings.data
         samples = open_dataset(data.path, split, val_fraction=data.val_fraction, download=data.download)
         return self.adopt(samples)
+
+    def own_splits(self) -> tuple[str, ...]:
+        """See `vision_ssm.tasks.classification.sources.own_splits`."""
+        return own_splits(self.settings.data.path)
 
     def adopt(self, samples: ClassSamples) -> ClassSamples:  # type: ignore[override]  # classes are needed
         """Match the data's classes with the model's by name, once there are any."""
@@ -128,11 +136,9 @@ class Classification(Task):
         """A fresh meter for these classes."""
         return ClassificationMeter(self.class_names)
 
-    def results(
-        self, outputs: Tensor, batch: Batch, options: ClassificationOptions | None = None
-    ) -> list[Result | None]:
+    def results(self, outputs: Tensor, batch: Batch) -> list[Result | None]:
         """The most probable classes of each image."""
-        count = min((options or ClassificationOptions()).top_k, outputs.shape[1])
+        count = min(self.options.top_k, outputs.shape[1])
         probabilities = outputs.softmax(dim=1).cpu()
         top = probabilities.topk(count)
         return [

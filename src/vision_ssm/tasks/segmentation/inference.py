@@ -1,0 +1,256 @@
+"""From an image of any size to a class per pixel: the whole image or windows, several scales, mirror images.
+
+    logits at stride 4 -> up to the size of the input -> up to the size of the file -> argmax
+
+The two steps are the published rule; one step would give other classes at edges. Everything after the backbone happens
+in strips of rows, so that logits of all classes are never in memory at the size of the image. Over several scales and
+mirror images probabilities are averaged, as published.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from vision_ssm.layers.resize import resize, resize_rows, source_rows
+from vision_ssm.layers.strips import Patches
+from vision_ssm.layers.uper_head import Merged, UPerHead
+from vision_ssm.models.segmentor import Segmentor
+
+__all__ = ["ClassMap", "Testing", "segment", "window_logits", "window_starts"]
+
+_VALUES = 2**26  # numbers that a strip may take at a time
+_LEAST_ROWS = 32  # of a strip at stride 4, of which four are decoded twice
+
+
+class ClassMap(NamedTuple):
+    """What was found in one image.
+
+    Attributes:
+        classes: [H, W] at the size of the file, uint8.
+        confidence: mean over the pixels of the probability of their class, a scalar; not finite where the logits are
+            not.
+    """
+
+    classes: Tensor
+    confidence: Tensor
+
+
+@dataclass(frozen=True)
+class Testing:
+    """How images are segmented.
+
+    Attributes:
+        window: side of the windows that the prepared image is cut into; None takes it whole.
+        stride: pixels between windows; None for two thirds of the window.
+        tapered: overlapping windows are weighted less towards their edges, instead of their plain mean.
+        scales: the image is resized by each of these.
+        flips: and taken mirrored as well.
+    """
+
+    __test__ = False  # no class of tests
+
+    window: int | None = None
+    stride: int | None = None
+    tapered: bool = True
+    scales: tuple[float, ...] = (1.0,)
+    flips: bool = False
+
+
+class Logits(Protocol):
+    """Logits of one image, at the size of its file, in rows."""
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        """Return [1, classes, stop - start, W]."""
+
+
+@dataclass(frozen=True)
+class _Decoded:
+    """Logits decoded a strip at a time from the maps of the whole input."""
+
+    head: UPerHead
+    merged: Merged
+    input_size: tuple[int, int]
+    size: tuple[int, int]
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        height = self.merged.finest.shape[2]
+        first, last = source_rows(start, stop, self.input_size[0], self.size[0])
+        low, high = source_rows(first, last, height, self.input_size[0])
+        logits = self.head.rows(self.merged, low, high).float()
+        middle = resize_rows(logits, self.input_size, first, last, top=low, height=height)
+        return resize_rows(middle, self.size, start, stop, top=first, height=self.input_size[0])
+
+
+@dataclass(frozen=True)
+class _Joined:
+    """Logits of the whole input, joined from windows."""
+
+    logits: Tensor
+    size: tuple[int, int]
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        height = self.logits.shape[2]
+        first, last = source_rows(start, stop, height, self.size[0])
+        return resize_rows(self.logits[:, :, first:last], self.size, start, stop, top=first, height=height)
+
+
+@dataclass(frozen=True)
+class _Mirrored:
+    of: Logits
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        return self.of.rows(start, stop).flip(3)
+
+
+def segment(model: Segmentor, x: Tensor | Patches, size: tuple[int, int], testing: Testing) -> ClassMap:
+    """Segment one image.
+
+    Args:
+        model: in evaluation mode.
+        x: prepared image [1, C, h, w]; or patches of an image at its own ``size``, which are taken whole.
+        size: (H, W) of the file, which the classes are for.
+        testing: how.
+    """
+    if isinstance(x, Patches):
+        found: list[Logits] = [_whole(model, x, size, size)]
+    else:
+        images = list(_resized(x, testing.scales))
+        found = [_logits(model, image, size, testing) for image in images]
+        if testing.flips:
+            found += [_Mirrored(_logits(model, image.flip(3), size, testing)) for image in images]
+    return _classified(found, size, model)
+
+
+def _resized(image: Tensor, scales: Sequence[float]) -> Iterator[Tensor]:
+    height, width = image.shape[2:]
+    for scale in scales:
+        yield resize(image, (max(int(height * scale + 0.5), 1), max(int(width * scale + 0.5), 1)))
+
+
+def _logits(model: Segmentor, image: Tensor, size: tuple[int, int], testing: Testing) -> Logits:
+    height, width = image.shape[2:]
+    if testing.window is None or (height <= testing.window and width <= testing.window):
+        return _whole(model, image, (height, width), size)
+    blocks = window_logits(
+        lambda top, left, rows, columns: image[:, :, top : top + rows, left : left + columns],
+        lambda crop: _whole_logits(model, crop),
+        (height, width),
+        testing,
+        columns=width,
+    )
+    joined = torch.cat([block for _, _, block in blocks], dim=2)
+    return _Joined(joined, size)
+
+
+def _whole(model: Segmentor, x: Tensor | Patches, input_size: tuple[int, int], size: tuple[int, int]) -> Logits:
+    return _Decoded(model.decode_head, model.decode_head.merge(model.maps(x, input_size)), input_size, size)
+
+
+def _whole_logits(model: Segmentor, crop: Tensor) -> Tensor:
+    height, width = crop.shape[2:]
+    return resize(model.decode_head(model.maps(crop, (height, width))), (height, width)).float()
+
+
+def _classified(found: Sequence[Logits], size: tuple[int, int], model: Segmentor) -> ClassMap:
+    height, width = size
+    values = width * max(model.num_classes, model.decode_head.fpn_bottleneck.conv.in_channels // 16)
+    step = max(4 * _LEAST_ROWS, _VALUES // values)
+    classes: Tensor | None = None
+    certain: list[Tensor] = []
+    for start in range(0, height, step):
+        stop = min(start + step, height)
+        logits = [each.rows(start, stop)[0] for each in found]
+        probabilities = logits[0].softmax(0)
+        for each in logits[1:]:
+            probabilities = probabilities + each.softmax(0)
+        # Of a single image the classes are those of the logits: a softmax makes ties of close ones.
+        best = logits[0].argmax(0) if len(logits) == 1 else probabilities.argmax(0)
+        certain.append(probabilities.amax(0).double().sum() / len(logits))
+        if classes is None:
+            classes = torch.empty(size, dtype=torch.uint8, device=best.device)
+        classes[start:stop] = best.to(torch.uint8)
+    assert classes is not None
+    return ClassMap(classes, torch.stack(certain).sum() / (height * width))
+
+
+# ------------------------------------------------------------------------------------------------------------ windows
+
+
+def window_starts(length: int, window: int, stride: int) -> list[int]:
+    """Where windows begin on an axis: every ``stride``, the last one moved back inside. Source: mmsegmentation."""
+    count = max(length - window + stride - 1, 0) // stride + 1
+    return [max(min(index * stride, length - window), 0) for index in range(count)]
+
+
+def window_logits(
+    read: Callable[[int, int, int, int], Tensor],
+    logits_of: Callable[[Tensor], Tensor],
+    size: tuple[int, int],
+    testing: Testing,
+    *,
+    columns: int,
+) -> Iterator[tuple[int, int, Tensor]]:
+    """Yield logits of an image cut into windows as soon as no window is left that covers them.
+
+    Args:
+        read: from (top, left, rows, columns) to that part of the image, [1, C, rows, columns].
+        logits_of: from such a part to its logits [1, classes, rows, columns].
+        size: (height, width) of the image.
+        testing: window, stride and blending.
+        columns: so many columns are worked on at a time, which bounds the memory; windows at the border between two
+            such parts are computed for both.
+
+    Yields:
+        (top, left, logits [1, classes, r, c]) that cover the image without overlap, each part of ``columns`` from top
+        to bottom.
+    """
+    assert testing.window is not None
+    height, width = min(testing.window, size[0]), min(testing.window, size[1])
+    stride = testing.stride or max(testing.window * 2 // 3, 1)
+    tops, lefts = window_starts(size[0], height, stride), window_starts(size[1], width, stride)
+    weights = torch.outer(*(_taper(side) if testing.tapered else torch.ones(side) for side in (height, width)))
+    for begin in range(0, size[1], columns):
+        end = min(begin + columns, size[1])
+        inside = [left for left in lefts if left < end and left + width > begin]
+        yield from _rows_of_windows(read, logits_of, size[0], tops, inside, weights, begin, end)
+
+
+def _rows_of_windows(
+    read: Callable[[int, int, int, int], Tensor],
+    logits_of: Callable[[Tensor], Tensor],
+    height: int,
+    tops: Sequence[int],
+    lefts: Sequence[int],
+    weights: Tensor,
+    begin: int,
+    end: int,
+) -> Iterator[tuple[int, int, Tensor]]:
+    rows, columns = weights.shape
+    total: Tensor | None = None
+    weight = torch.zeros(rows, end - begin)
+    for top, following in zip(tops, [*tops[1:], height], strict=True):
+        for left in lefts:
+            logits = logits_of(read(top, left, rows, columns))
+            if total is None:
+                total = logits.new_zeros(1, logits.shape[1], rows, end - begin)
+                weights, weight = weights.to(logits.device), weight.to(logits.device)
+            low, high = max(left, begin), min(left + columns, end)
+            part = slice(low - left, high - left)
+            total[..., low - begin : high - begin] += logits[..., part] * weights[:, part]
+            weight[:, low - begin : high - begin] += weights[:, part]
+        assert total is not None
+        done = following - top
+        yield top, begin, total[:, :, :done] / weight[:done]
+        total = torch.cat([total[:, :, done:], torch.zeros_like(total[:, :, :done])], dim=2)[:, :, :rows]
+        weight = torch.cat([weight[done:], torch.zeros_like(weight[:done])])[:rows]
+
+
+def _taper(side: int) -> Tensor:
+    """Weights that fall linearly from the middle of a window to its edges, and are positive everywhere."""
+    places = torch.arange(side) + 0.5
+    return torch.minimum(places, side - places)

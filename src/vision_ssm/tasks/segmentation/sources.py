@@ -1,0 +1,330 @@
+"""Images with masks: folders of both in the usual layouts, and COCO files.
+
+Every data set here is map-style: ``dataset[i]`` is ``(RGB image, mask)``, in an order that is the same on every
+machine. Nothing is decoded before it is asked for, but where no file lists the classes: then the masks are searched.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from hashlib import blake2b
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torchvision import tv_tensors
+
+from vision_ssm.data.contents import contents_digest
+from vision_ssm.data.images import MAX_PIXELS, read_image
+from vision_ssm.data.parts import is_held_out
+from vision_ssm.data.splits import VAL_FRACTION, held_out
+from vision_ssm.errors import DataError, VisionSSMNotice, suggestion
+from vision_ssm.tasks.matching import match_names
+from vision_ssm.tasks.segmentation.classes import ClassList, ade20k, default_palette, numbered, read_classes
+from vision_ssm.tasks.segmentation.coco import CocoImages, fill, read_coco
+from vision_ssm.tasks.segmentation.labels import FoundLabels, LabelTable
+from vision_ssm.tasks.segmentation.layouts import Layout, Pair, find_layout
+from vision_ssm.tasks.segmentation.masks import IGNORE, Colour, read_mask
+
+__all__ = ["SPLITS", "CocoMasks", "MaskFolder", "MaskSamples", "matched", "open_masks"]
+
+SPLITS = ("train", "val", "test", "all")
+
+
+class MaskSamples(Protocol):
+    """Images with a class per pixel, see `vision_ssm.data.batches.Samples`.
+
+    Attributes:
+        name: for titles and logs.
+        class_names: in the order of the class indices.
+        palette: a colour for each class.
+        paths: the image file of each sample.
+        mask_paths: the file that its mask comes from.
+        found: what these samples are, in a line for people.
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    palette: tuple[Colour, ...]
+    paths: tuple[str, ...]
+    mask_paths: tuple[str, ...]
+    found: str
+
+    @property
+    def fingerprint(self) -> str:
+        """A digest of class names, file names and masks; folders may move."""
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, tv_tensors.Mask]:
+        """Decode one sample: (RGB image, class indices uint8 [H, W] of its size, 255 where none counts).
+
+        Raises:
+            DataError: naming the file: unreadable, of another size than its image, or with labels out of range.
+        """
+
+    def mask(self, index: int) -> NDArray[np.uint8]:
+        """Decode the class indices [H, W] alone. Raises DataError as above, but does not compare sizes."""
+
+
+def open_masks(
+    path: str | Path, split: str = "train", *, val_fraction: float = VAL_FRACTION, max_pixels: int = MAX_PIXELS
+) -> MaskSamples:
+    """Open one split of a folder of images with masks; see `vision_ssm.tasks.segmentation.layouts` for its forms.
+
+    ``classes.json`` (or ``palette.json``) in it names the classes, and the number or colour that stands for each, see
+    `vision_ssm.tasks.segmentation.classes.read_classes`. Without one, ADE20K as it is distributed has its own 150, and
+    the classes of any other data are the numbers in all of its masks. COCO files bring theirs.
+
+    Images without a mask are left out, which ``found`` and a `VisionSSMNotice` tell.
+
+    Args:
+        path: the folder.
+        split: ``train``, ``val``, ``test`` (held-out data; the same as ``val`` where there is only one held-out part),
+            or ``all``.
+        val_fraction: share of the images to hold out where the folder does not say itself, in (0, 1), chosen by a hash
+            of the relative path: the choice is the same on every machine and nearly unaffected by new files.
+        max_pixels: see `vision_ssm.data.images.read_image`.
+
+    Raises:
+        DataError: missing, empty or unreadable data, masks that do not belong to images, or fewer than two classes.
+    """
+    if split not in SPLITS:
+        raise DataError(f"unknown split {split!r}, expected one of {', '.join(SPLITS)}.{suggestion(split, SPLITS)}")
+    if not 0 < val_fraction < 1:
+        raise DataError(f"val_fraction must lie between 0 and 1, got {val_fraction}.")
+    root = _folder(path)
+    try:
+        layout = find_layout(root)
+        name = root.resolve().name
+        if layout.coco:
+            return _open_coco(layout, name, split, val_fraction, max_pixels)
+        classes = _classes(layout, max_pixels)
+        pairs, place = _chosen(layout.parts, split, val_fraction, str(root), is_held_out(name))
+    except OSError as error:
+        raise DataError(f"cannot read the data folder {str(error.filename or root)!r}: {error.strerror}.") from error
+    _require_labels(pairs, classes, max_pixels)
+    return MaskFolder(name, classes, pairs, max_pixels, _described(len(pairs), classes.names, place, layout.left_out))
+
+
+def matched(samples: MaskSamples, class_names: Sequence[str], palette: Sequence[Colour]) -> MaskSamples:
+    """Return the samples with their classes numbered as a model's outputs, which it knows by these names.
+
+    Raises:
+        DataError: they have classes that the model does not know.
+    """
+    if samples.class_names == tuple(class_names):
+        return samples
+    advice = "Name them in classes.json as in training."
+    return _Renumbered(samples, match_names(class_names, samples.class_names, advice=advice), class_names, palette)
+
+
+class MaskFolder:
+    """Image files with mask files; attributes as in `MaskSamples`."""
+
+    def __init__(
+        self, name: str, classes: ClassList, pairs: Sequence[Pair], max_pixels: int = MAX_PIXELS, found: str = ""
+    ) -> None:
+        self.name, self.found = name, found
+        self.class_names, self.palette = classes.names, classes.palette
+        self.paths = tuple(str(pair.image) for pair in pairs)
+        self.mask_paths = tuple(str(pair.mask) for pair in pairs)
+        self._colours, self._table, self._max_pixels = classes.colours, LabelTable(classes), max_pixels
+
+    @property
+    def fingerprint(self) -> str:
+        """A digest of class names, file names, and the content of an even sample of the masks."""
+        return _fingerprint(self, contents_digest(self.mask_paths))
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, tv_tensors.Mask]:
+        return _sample(self, index, self._max_pixels)
+
+    def mask(self, index: int) -> NDArray[np.uint8]:
+        """Decode one mask."""
+        path = self.mask_paths[index]
+        return self._table.classes(read_mask(path, colours=self._colours, max_pixels=self._max_pixels), path)
+
+
+class CocoMasks:
+    """Image files with outlines in a COCO file; attributes as in `MaskSamples`."""
+
+    def __init__(
+        self, name: str, parts: Sequence[CocoImages], keep: Sequence[int], max_pixels: int = MAX_PIXELS, found: str = ""
+    ) -> None:
+        self.name, self.found = name, found
+        self.class_names = parts[0].class_names
+        self.palette = ((0, 0, 0), *default_palette(len(self.class_names) - 1))
+        listed = [(part.source, *image) for part in parts for image in part.images]
+        self._images = [listed[position] for position in keep]
+        self.paths = tuple(str(path) for _, path, _, _ in self._images)
+        self.mask_paths = tuple(str(source) for source, _, _, _ in self._images)
+        self._digest = "/".join(part.digest for part in parts)
+        self._max_pixels = max_pixels
+
+    @property
+    def fingerprint(self) -> str:
+        """A digest of class names, file names and the COCO files."""
+        return _fingerprint(self, self._digest)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, tv_tensors.Mask]:
+        return _sample(self, index, self._max_pixels)
+
+    def mask(self, index: int) -> NDArray[np.uint8]:
+        """Fill the outlines of one image."""
+        source, _, size, outlines = self._images[index]
+        return fill(outlines, size, self.class_names, source)
+
+
+class _Renumbered:
+    def __init__(
+        self, samples: MaskSamples, outputs: Sequence[int], class_names: Sequence[str], palette: Sequence[Colour]
+    ) -> None:
+        self._samples = samples
+        self._table = np.full(256, IGNORE, np.uint8)
+        self._table[: len(outputs)] = outputs
+        self.class_names, self.palette = tuple(class_names), tuple(palette)
+        self.name, self.found = samples.name, samples.found
+        self.paths, self.mask_paths = samples.paths, samples.mask_paths
+
+    @property
+    def fingerprint(self) -> str:
+        return _fingerprint(self, self._samples.fingerprint)
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, tv_tensors.Mask]:
+        image, mask = self._samples[index]
+        return image, tv_tensors.Mask(torch.from_numpy(self._table[mask.numpy()]))
+
+    def mask(self, index: int) -> NDArray[np.uint8]:
+        return self._table[self._samples.mask(index)]
+
+
+def _sample(samples: MaskSamples, index: int, max_pixels: int) -> tuple[Image.Image, tv_tensors.Mask]:
+    image, mask = read_image(samples.paths[index], max_pixels=max_pixels), samples.mask(index)
+    if image.size[::-1] != mask.shape:
+        raise DataError(
+            f"image {samples.paths[index]!r} has {image.height} x {image.width} pixels and its mask, from "
+            f"{samples.mask_paths[index]!r}, {mask.shape[0]} x {mask.shape[1]}; export both at the same size."
+        )
+    return image, tv_tensors.Mask(torch.from_numpy(mask))
+
+
+def _fingerprint(samples: MaskSamples, masks: str) -> str:
+    digest = blake2b(digest_size=16)
+    for text in (*samples.class_names, *(Path(path).name for path in samples.paths), masks):
+        digest.update(f"{text}\n".encode(errors="surrogatepass"))  # file names need not be valid text
+    return digest.hexdigest()
+
+
+def _folder(spec: str | Path) -> Path:
+    try:
+        path = Path(spec).expanduser()
+        if path.is_dir():
+            return path
+        kind = "is a file" if path.exists() else "does not exist"
+    except RuntimeError as error:  # ~name of nobody, or no home at all
+        raise DataError(
+            f"data {str(spec)!r} starts with a home folder that cannot be found; write the path."
+        ) from error
+    except OSError as error:  # a name too long, a folder that may not be entered
+        raise DataError(f"data {str(spec)!r} cannot be looked up: {error.strerror}.") from error
+    raise DataError(f"data {str(spec)!r} {kind}; give a folder of images with masks.")
+
+
+def _classes(layout: Layout, max_pixels: int) -> ClassList:
+    if layout.classes is not None:
+        return read_classes(layout.classes)
+    if layout.is_ade20k:
+        return ade20k()
+    found = FoundLabels()
+    for pairs in layout.parts.values():
+        for pair in pairs:
+            found.add(read_mask(pair.mask, max_pixels=max_pixels), pair.mask)
+    return numbered(found.values)
+
+
+def _chosen(
+    parts: Mapping[str, Sequence[Pair]], split: str, val_fraction: float, place: str, is_held: bool
+) -> tuple[Sequence[Pair], str]:
+    """The pairs of a split, and in words where they are."""
+    if split == "all":
+        return [pair for pairs in parts.values() for pair in pairs], place
+    held = [part for part in ("val", "test") if part in parts]
+    if held and split != "train":
+        part = held[-1] if split == "test" else held[0]
+        return parts[part], f"{place}, {part}"
+    everything = parts.get("train", parts.get("all", []))
+    if held:
+        return everything, f"{place}, train"
+    if is_held and split != "train":
+        return everything, place
+    keep, share = _divided([pair.name for pair in everything], split, val_fraction, place)
+    return [everything[position] for position in keep], f"{place}, {share}"
+
+
+def _divided(names: Sequence[str], split: str, val_fraction: float, place: str) -> tuple[list[int], str]:
+    chosen = held_out(names, [0] * len(names), val_fraction)
+    keep = [position for position in range(len(names)) if (position in chosen) == (split != "train")]
+    if not keep:
+        raise DataError(f"{place!r} has one image with a mask, so nothing can be held out for {split!r}; add images.")
+    return keep, f"{1 - val_fraction if split == 'train' else val_fraction:.0%} of them"
+
+
+def _open_coco(layout: Layout, name: str, split: str, val_fraction: float, max_pixels: int) -> CocoMasks:
+    held = [part for part in ("val", "test") if part in layout.coco]
+    wanted = ["train"]
+    if split == "all":
+        wanted += held
+    elif split != "train" and held:
+        wanted = [held[-1] if split == "test" else held[0]]
+    parts = [read_coco(layout.coco[part], max_pixels=max_pixels) for part in wanted]
+    trained = parts[0] if wanted[0] == "train" else read_coco(layout.coco["train"], max_pixels=max_pixels)
+    for part in parts:
+        if part.class_names != trained.class_names:
+            raise DataError(
+                f"the categories of {str(trained.source)!r} and {str(part.source)!r} differ: "
+                f"{', '.join(trained.class_names)}, and {', '.join(part.class_names)}; they must be the same."
+            )
+    keep, place = list(range(sum(len(part.images) for part in parts))), f"{layout.place}, {' and '.join(wanted)}"
+    if not held and split != "all":
+        keep, share = _divided([path.name for path, _, _ in parts[0].images], split, val_fraction, place)
+        place = f"{place}, {share}"
+    without = sum(part.without_outline for part in parts)
+    left_out = [f"{without:,} annotations without an outline"] if without else []
+    return CocoMasks(name, parts, keep, max_pixels, _described(len(keep), trained.class_names, place, left_out))
+
+
+def _require_labels(pairs: Sequence[Pair], classes: ClassList, max_pixels: int) -> None:
+    """Look at sixteen masks, evenly spread: enough to notice the wrong numbers without reading all of them."""
+    table, seen = LabelTable(classes), FoundLabels()
+    for pair in pairs[:: max(1, len(pairs) // 16)][:16]:
+        labels = read_mask(pair.mask, colours=classes.colours, max_pixels=max_pixels)
+        table.classes(labels, pair.mask)
+        seen.add(labels, pair.mask)
+    if set(seen.values) == {0, IGNORE} and IGNORE in classes.ignored and 0 in classes.values:
+        raise DataError(
+            f"the masks hold 0 and {IGNORE} only, as black and white pictures do, and {IGNORE} means that a pixel does "
+            f'not count. If it is a class, say so in classes.json: [{{"name": "{classes.names[0]}", "id": 0}}, '
+            f'{{"name": "{classes.names[1]}", "id": {IGNORE}}}].'
+        )
+
+
+def _described(count: int, names: Sequence[str], place: str, left_out: Sequence[str]) -> str:
+    if left_out:
+        warnings.warn(f"left out of {place!r}: {'; '.join(left_out)}.", VisionSSMNotice, stacklevel=4)
+    shown = ", ".join(names) if len(names) <= 12 else f"{', '.join(names[:8])}, ..."
+    without = f"; left out: {'; '.join(left_out)}" if left_out else ""
+    return f"{count:,} images of {len(names)} classes ({shown}) in {place}{without}"
