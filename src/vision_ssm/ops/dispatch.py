@@ -36,6 +36,7 @@ from torch import Tensor
 from vision_ssm.errors import BackendError, ConfigError, VisionSSMNotice, suggestion
 from vision_ssm.ops import gpu, native
 from vision_ssm.ops.native import DTYPES, are_plain, multiplies_tiles_of_bfloat16
+from vision_ssm.ops.transforms import transformed
 
 __all__ = [
     "AUTO",
@@ -232,8 +233,7 @@ def native_call_applies(operator: str, x: Tensor, others: Sequence[Tensor]) -> b
 def intercepted() -> bool:
     """Tell whether something watches or transforms operations, which a kernel would escape."""
     modes = torch._C._len_torch_dispatch_stack() or torch._C._len_torch_function_stack()
-    transforms = torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
-    return bool(modes or transforms or torch._C._get_tracing_state())
+    return bool(modes or transformed() or torch._C._get_tracing_state())
 
 
 def _of(operator: str) -> tuple[Backend, ...]:

@@ -186,5 +186,5 @@ register(
     "(Tensor x, Tensor added, Tensor weight, Tensor? bias, float eps, str kind) -> (Tensor, Tensor)",
     "(Tensor? grad_stream, Tensor grad, Tensor stream, Tensor weight, Tensor? bias, float eps, str kind, "
     "ScalarType x_dtype, ScalarType added_dtype, bool parameters) -> (Tensor, Tensor, Tensor, Tensor)",
-    Operator(_forward, _backward, _forward_fake, _backward_fake, _setup_context, _autograd),
+    Operator(_forward, _backward, _forward_fake, _backward_fake, _setup_context, _autograd, reference.forward),
 )

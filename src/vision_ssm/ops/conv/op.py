@@ -87,6 +87,11 @@ def _backward(
     return gradients
 
 
+def _composite(x: Tensor, weight: Tensor, bias: Tensor, reverse: Sequence[bool], activation: bool) -> Tensor:
+    wide = torch.promote_types(x.dtype, torch.float32)
+    return reference.forward(x.to(wide), weight.to(wide), bias.to(wide), reverse, activation).to(x.dtype)
+
+
 def _forward_fake(x: Tensor, weight: Tensor, bias: Tensor, reverse: Sequence[bool], activation: bool) -> Tensor:
     return x.new_empty((len(reverse), *x.shape)).transpose(0, 1)
 
@@ -111,5 +116,5 @@ register(
     "causal_conv1d",
     f"({_ARGUMENTS}) -> Tensor",
     f"(Tensor grad, {_ARGUMENTS}) -> (Tensor, Tensor, Tensor)",
-    Operator(_forward, _backward, _forward_fake, _backward_fake, _setup_context, _autograd),
+    Operator(_forward, _backward, _forward_fake, _backward_fake, _setup_context, _autograd, _composite),
 )

@@ -20,7 +20,9 @@ from torch import Tensor
 from vision_ssm.errors import BackendError, ShapeError
 from vision_ssm.ops.dispatch import AUTO, choose
 from vision_ssm.ops.registration import Operator, register
+from vision_ssm.ops.scan import composite
 from vision_ssm.ops.scan.contract import ScanCall, checked_traversals, chunk_count, saved_states_shape
+from vision_ssm.ops.transforms import transformed
 from vision_ssm.ops.traversal import WORDS, Traversal, flatten
 
 __all__ = ["selective_scan"]
@@ -88,7 +90,8 @@ def selective_scan(
         dtype = dtype if other == dtype else torch.promote_types(dtype, other)
     state_dtype = torch.float64 if dtype == torch.float64 else torch.float32
     inputs = [u, delta, A, B, C, D, z, delta_bias]
-    save_states = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
+    differentiated = any(x is not None and x.requires_grad for x in inputs)
+    save_states = torch.is_grad_enabled() and (differentiated or transformed())  # vmap hides what requires a gradient
     y, _ = torch.ops.vision_ssm.selective_scan(
         _cast(u, dtype),
         _cast(delta, dtype),
@@ -190,6 +193,14 @@ def _backward(grad: Tensor, states: Tensor, *args: Any) -> tuple[Tensor, ...]:
     return tuple(call.A.new_empty(0) if x is None else x for x in gradients)
 
 
+def _composite(*args: Any) -> tuple[Tensor, Tensor]:
+    *inputs, _, backend = args
+    call = _call(*inputs)
+    choose("scan", call.u.device, call.u.dtype, backend)  # what cannot run is refused here too
+    with _exact(call.u.device):
+        return composite.forward(call), call.A.new_empty(0)
+
+
 def _forward_fake(*args: Any) -> tuple[Tensor, Tensor]:
     u, _, A, *_, walks, _, merge, save_states, _ = args
     batch, _, tokens, channels = u.shape
@@ -240,5 +251,5 @@ register(
     "selective_scan",
     f"({_ARGUMENTS}, bool save_states, str backend) -> (Tensor, Tensor)",
     f"(Tensor grad, Tensor states, {_ARGUMENTS}, str backend) -> (" + ", ".join(["Tensor"] * 8) + ")",
-    Operator(_forward, _backward, _forward_fake, _backward_fake, _setup_context, _autograd),
+    Operator(_forward, _backward, _forward_fake, _backward_fake, _setup_context, _autograd, _composite),
 )

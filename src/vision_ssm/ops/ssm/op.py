@@ -23,6 +23,7 @@ from vision_ssm.ops.registration import Operator, register
 from vision_ssm.ops.scan.contract import Cover, checked_traversals, cover_of
 from vision_ssm.ops.ssm import reference
 from vision_ssm.ops.ssm.contract import SsmWeights
+from vision_ssm.ops.transforms import transformed
 from vision_ssm.ops.traversal import Traversal, flatten
 
 __all__ = ["applies", "selective_ssm"]
@@ -33,12 +34,18 @@ def applies(
 ) -> bool:
     """Tell whether :func:`selective_ssm` takes one pass over the tokens: same result, less memory and time.
 
-    It does where no gradient is wanted, nothing is being traced, the C++ kernel is the backend, the parameters share
-    float32 or bfloat16, and the walks visit every token each, or once between them.
+    It does where no gradient is wanted, nothing is being traced or transformed, the C++ kernel is the backend, the
+    parameters share float32 or bfloat16, and the walks visit every token each, or once between them.
     """
     if torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in parameters)):
         return False
-    if torch.compiler.is_compiling() or x.device.type != "cpu" or x.dtype not in DTYPES or x.numel() == 0:
+    if (
+        torch.compiler.is_compiling()
+        or transformed()
+        or x.device.type != "cpu"
+        or x.dtype not in DTYPES
+        or x.numel() == 0
+    ):
         return False
     if any(p.dtype != parameters[0].dtype for p in parameters) or parameters[0].dtype not in DTYPES:
         return False
@@ -120,6 +127,11 @@ def _forward(
     return y
 
 
+def _composite(x: Tensor, z: Tensor | None, *rest: Any) -> Tensor:
+    *weights, walks, reverse = rest
+    return reference.forward(x, z, SsmWeights(*weights), checked_traversals(tuple(walks), x.shape[1]), reverse)
+
+
 def _forward_fake(x: Tensor, *_: Any) -> Tensor:
     return x.new_empty(x.shape)
 
@@ -139,5 +151,5 @@ register(
     "(Tensor x, Tensor? z, Tensor A_log, Tensor D, Tensor x_proj_weight, Tensor dt_proj_weight, Tensor dt_proj_bias, "
     "Tensor? conv_weight, Tensor? conv_bias, SymInt[] walks, bool[] reverse) -> Tensor",
     None,
-    Operator(_forward, _no_gradient, _forward_fake, _no_gradient, _setup_context, _no_gradient),
+    Operator(_forward, _no_gradient, _forward_fake, _no_gradient, _setup_context, _no_gradient, _composite),
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -12,6 +13,7 @@ from vision_ssm.errors import BackendError
 from vision_ssm.ops import native
 from vision_ssm.ops.native import KernelCall, TensorArgument, denormals_flushed, mirrors
 from vision_ssm.ops.ssm.contract import SsmWeights
+from vision_ssm.ops.transforms import has_tangent, holds_many
 from vision_ssm.ops.vim_block import cpu
 from vision_ssm.ops.vim_block.contract import WEIGHTS, VimBlock
 from vision_ssm.ops.vim_block.cpu import BlockArgument, Kept
@@ -20,10 +22,14 @@ from vision_ssm.ops.vim_block.recycled import scratch
 __all__ = ["train"]
 
 
-def train(x: Tensor, block: VimBlock) -> Tensor:
-    """Return the stream [B, L, D] after the block, differentiable once."""
+def train(x: Tensor, block: VimBlock, composite: Callable[[Tensor, VimBlock], Tensor]) -> Tensor:
+    """Return the stream [B, L, D] after the block, differentiable once.
+
+    ``composite`` is the same in operations that transforms of torch see through: where one is around the backward pass
+    alone, it goes that way.
+    """
     half = cpu.multiplies_bfloat16(block)  # products take bfloat16, in both directions
-    result: Tensor = _Trained.apply(x, block.holding([None] * len(WEIGHTS)), half, *block.tensors())
+    result: Tensor = _Trained.apply(x, block.holding([None] * len(WEIGHTS)), half, composite, *block.tensors())
     return result
 
 
@@ -45,10 +51,10 @@ class _Trained(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, form: VimBlock, half: bool, *tensors: Tensor | None) -> Tensor:
+    def forward(ctx: Any, x: Tensor, form: VimBlock, half: bool, composite: Any, *tensors: Tensor | None) -> Tensor:
         block = form.holding(tensors)
         keep = Kept.empty(x, block.ssm, xz=x.shape[1] <= MOST_KEPT_TOKENS)
-        ctx.form, ctx.half = form, half
+        ctx.form, ctx.half, ctx.composite = form, half, composite
         ctx.save_for_backward(x, *keep, *tensors)
         return cpu.forward(x, block, half, keep)
 
@@ -57,8 +63,10 @@ class _Trained(torch.autograd.Function):
         if torch.is_grad_enabled():  # create_graph
             raise BackendError(
                 "the 'cpu' backend differentiates a Vim block once; create_graph=True (a gradient of a gradient) is "
-                "not supported"
+                "not supported. torch.func (grad, jvp, hessian) around all of it gives derivatives of any order"
             )
+        if holds_many(grad) or has_tangent(grad):
+            return _through_composite(ctx, grad)
         # The backward pass may be called under autocast though the forward pass was not.
         with torch.autocast("cpu", enabled=False), denormals_flushed():
             return _backward(ctx, grad)
@@ -68,7 +76,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     x, sums, xz, states, projected, *tensors = ctx.saved_tensors
     block = ctx.form.holding(tensors)
     found = _differentiate(x, grad, Kept(sums, xz, states, projected), block, ctx.half)
-    _, _, _, *needed = ctx.needs_input_grad
+    _, _, _, _, *needed = ctx.needs_input_grad
     wanted = dict(zip(WEIGHTS, needed, strict=True))
     gradients = block._replace(
         norm=block.norm._replace(weight=found.norm_weight, bias=None if block.norm.bias is None else found.norm_bias),
@@ -76,7 +84,20 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         ssm=found.ssm,
         out_proj=_over_tokens(grad.flatten(0, 1), found.gated, ctx.half) if wanted["out_proj"] else None,
     )
-    return found.stream, None, None, *gradients.tensors()
+    return found.stream, None, None, None, *gradients.tensors()
+
+
+def _through_composite(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    """Go back from a gradient that is many in one (``is_grads_batched``) or carries a tangent."""
+    x, _, _, _, _, *tensors = ctx.saved_tensors
+    wanted = (ctx.needs_input_grad[0], *ctx.needs_input_grad[4:])
+    given = [t if t is None else t.detach().requires_grad_(w) for t, w in zip((x, *tensors), wanted, strict=True)]
+    with torch.enable_grad(), torch.autocast("cpu", enabled=False):
+        result = ctx.composite(given[0], ctx.form.holding(given[1:]))
+    inputs = [t for t in given if t is not None and t.requires_grad]
+    found = iter(torch.autograd.grad(result, inputs, grad))
+    stream, *weights = (next(found) if t is not None and t.requires_grad else None for t in given)
+    return stream, None, None, None, *weights
 
 
 def _over_tokens(given: Tensor, taken: Tensor, half: bool) -> Tensor:

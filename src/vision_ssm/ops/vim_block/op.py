@@ -89,7 +89,7 @@ def vim_block(x: Tensor, block: VimBlock) -> Tensor:
     """
     if applies(x, block):
         if _wants_gradient(x, block.tensors()):
-            return cpu_training.train(x, block)
+            return cpu_training.train(x, block, reference.forward)
         return cpu.forward(x, block, cpu.multiplies_bfloat16(block))
     misfit = _misfit(x, block)
     if misfit is not None:
