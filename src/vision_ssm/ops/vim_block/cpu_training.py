@@ -60,12 +60,12 @@ class _Trained(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled():  # create_graph
+        if torch.is_grad_enabled() or has_tangent(grad):  # create_graph
             raise BackendError(
                 "the 'cpu' backend differentiates a Vim block once; create_graph=True (a gradient of a gradient) is "
                 "not supported. torch.func (grad, jvp, hessian) around all of it gives derivatives of any order"
             )
-        if holds_many(grad) or has_tangent(grad):
+        if holds_many(grad):
             return _through_composite(ctx, grad)
         # The backward pass may be called under autocast though the forward pass was not.
         with torch.autocast("cpu", enabled=False), denormals_flushed():
@@ -88,15 +88,20 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 
 def _through_composite(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    """Go back from a gradient that is many in one (``is_grads_batched``) or carries a tangent."""
+    """Go back from a gradient that is many in one (``is_grads_batched``, ``vmap`` around the backward pass)."""
     x, _, _, _, _, *tensors = ctx.saved_tensors
-    wanted = (ctx.needs_input_grad[0], *ctx.needs_input_grad[4:])
-    given = [t if t is None else t.detach().requires_grad_(w) for t, w in zip((x, *tensors), wanted, strict=True)]
-    with torch.enable_grad(), torch.autocast("cpu", enabled=False):
-        result = ctx.composite(given[0], ctx.form.holding(given[1:]))
-    inputs = [t for t in given if t is not None and t.requires_grad]
-    found = iter(torch.autograd.grad(result, inputs, grad))
-    stream, *weights = (next(found) if t is not None and t.requires_grad else None for t in given)
+    given = [x, *tensors]
+    wanted = [n for n, needed in enumerate((ctx.needs_input_grad[0], *ctx.needs_input_grad[4:])) if needed]
+
+    def block(*learnt: Tensor) -> Tensor:
+        stream, *weights = [dict(zip(wanted, learnt, strict=True)).get(n, t) for n, t in enumerate(given)]
+        result: Tensor = ctx.composite(stream, ctx.form.holding(weights))
+        return result
+
+    with torch.autocast("cpu", enabled=False):
+        _, go_back, *_ = torch.func.vjp(block, *(given[n] for n in wanted))
+        found = dict(zip(wanted, go_back(grad), strict=True))
+    stream, *weights = (found.get(n) for n in range(len(given)))
     return stream, None, None, None, *weights
 
 
