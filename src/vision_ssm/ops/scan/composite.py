@@ -44,19 +44,20 @@ def forward(call: ScanCall) -> Tensor:
 
 def _states(call: ScanCall, decay: Tensor, added: Tensor) -> Tensor:
     """Return the states after each step, [B, K, T, C, N], from what each keeps of the last and adds to it."""
-    walks, h, states = call.traversals, torch.zeros_like(added[:, :, 0]) if added.shape[2] else added, []
+    if added.shape[2] == 0:
+        return decay * added
+    h = nothing = torch.zeros_like(added[:, :, 0])
+    states = []
     # Not by their number: the gradient of each part would be as large as the whole.
     for step, (kept, new) in enumerate(zip(decay.unbind(2), added.unbind(2), strict=True)):
-        anew = [walk.starts_anew(step) for walk in walks]
+        anew = [walk.starts_anew(step) for walk in call.traversals]
         if all(anew):
-            h = new
+            h = nothing
         elif any(anew):
-            begins = torch.tensor(anew, device=new.device)[:, None, None]
-            h = torch.where(begins, new, torch.addcmul(new, kept, h))
-        else:
-            h = torch.addcmul(new, kept, h)
+            h = torch.where(torch.tensor(anew, device=h.device)[:, None, None], nothing, h)
+        h = torch.addcmul(new, kept, h)
         states.append(h)
-    return torch.stack(states, 2) if states else added
+    return torch.stack(states, 2)
 
 
 def _written(call: ScanCall, y: Tensor, steps: Tensor) -> Tensor:
