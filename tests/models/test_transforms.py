@@ -16,8 +16,8 @@ import vision_ssm
 from vision_ssm.ops.dispatch import ENVIRONMENT_VARIABLE
 
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
-    "vim": ("vim_nano", {}),
-    "vim, layer norm": ("vim_nano", {"norm_layer": "layer"}),
+    "vim": ("vim_nano", {"depth": 2}),
+    "vim, layer norm": ("vim_nano", {"depth": 2, "norm_layer": "layer"}),
     "vmamba": ("vmamba_nano", {}),
     "vmamba, gated": ("vmamba_nano", {"gate": True}),
     "efficientvmamba": ("efficientvmamba_nano", {}),
@@ -29,7 +29,20 @@ Parameters = dict[str, Tensor]
 def build(name: str, seed: int = 0) -> nn.Module:
     torch.manual_seed(seed)
     variant, options = MODELS[name]
-    return vision_ssm.create_model(variant, num_classes=3, **options).eval()
+    model = vision_ssm.create_model(variant, num_classes=3, **options).eval()
+    with torch.no_grad():
+        for p in model.parameters():  # away from zero, where ReLU has a derivative on either side
+            p.add_(0.05 * torch.randn_like(p))
+    return model
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Thousands of small operations: threads would wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(params=MODELS)
@@ -69,6 +82,12 @@ def assert_close(found: Tensor | None, wanted: Tensor, tolerance: float = 1e-3) 
     assert (found.double() - wanted.double()).norm() <= tolerance * wanted.double().norm() + 1e-7
 
 
+def dual(model: nn.Module, x: Tensor, along: Tensor) -> Tensor | None:
+    with forward_ad.dual_level():
+        tangent: Tensor | None = forward_ad.unpack_dual(model(forward_ad.make_dual(x, along))).tangent
+        return tangent
+
+
 def frozen(model: nn.Module) -> nn.Module:
     return model.requires_grad_(False)
 
@@ -77,17 +96,17 @@ FORWARDS: dict[str, Callable[[nn.Module, Tensor, Tensor], Tensor | None]] = {
     "jvp": lambda m, x, t: jvp(m, (x,), (t,))[1],
     "jvp of detached parameters": lambda m, x, t: jvp(lambda v: functional_call(m, parameters(m), (v,)), (x,), (t,))[1],
     "jvp of a frozen model": lambda m, x, t: jvp(frozen(m), (x,), (t,))[1],
-    "forward_ad": lambda m, x, t: forward_ad.unpack_dual(m(forward_ad.make_dual(x, t))).tangent,
+    "forward_ad": dual,
 }
 
 
-@pytest.mark.parametrize("gradients", [True, False])
+@pytest.mark.parametrize("gradients", [pytest.param(True, marks=pytest.mark.slow), False])
 @pytest.mark.parametrize("way", FORWARDS)
 def test_derivatives_along_an_image(
     model: nn.Module, way: str, gradients: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     x, t = images(2), images(2, seed=3)
-    with torch.set_grad_enabled(gradients), forward_ad.dual_level():
+    with torch.set_grad_enabled(gradients):
         found = FORWARDS[way](model, x, t)
     assert_close(found, slope(model, monkeypatch, x, t, {}))
 
@@ -117,7 +136,7 @@ def test_gradients_of_each_image(model: nn.Module) -> None:
             assert (each[name][n] - p.grad).abs().max() <= 1e-3 * scale, name
 
 
-@pytest.mark.parametrize("dim", [0, 1, -1])
+@pytest.mark.parametrize("dim", [0, -1])
 def test_images_through_vmap(model: nn.Module, dim: int) -> None:
     x = images()
     with torch.no_grad():
