@@ -353,3 +353,17 @@ def test_a_column_described_outside_refuses_to_run_inside() -> None:
             pytest.skip("no kernel runs a column here")
         with pytest.raises(BackendError, match="described outside of"):
             jvp(lambda v: run(v, 0, 1), (x,), (x,))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["scan", "conv", "ssm", "vim_block"])
+def test_compiled_they_are_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = Given(CASES[name], monkeypatch)
+    several = batches(given, 2)[1]
+    for transform, arguments in (
+        (lambda *x: jvp(given.call, x, tuple(given.t))[1], given.x),
+        (vmap(given.call), several),
+        (vmap(grad(lambda *x: total(given.call(*x)))), several),
+    ):
+        torch.compiler.reset()
+        assert_close(torch.compile(transform, backend="aot_eager")(*arguments), transform(*arguments).double())
