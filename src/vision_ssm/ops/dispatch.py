@@ -222,7 +222,7 @@ def native_call_applies(operator: str, x: Tensor, others: Sequence[Tensor]) -> b
     tensors = (x, *others)
     if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
         return False
-    if not are_plain(tensors, x.dtype) or not all(t.layout is torch.strided and not t.is_neg() for t in tensors):
+    if not are_plain(tensors, x.dtype):
         return False
     if x.dtype == torch.bfloat16 and multiplies_tiles_of_bfloat16():
         return False

@@ -18,6 +18,7 @@ from vision_ssm.errors import BackendError, ConfigError, ShapeError, suggestion
 from vision_ssm.ops.add_norm import reference
 from vision_ssm.ops.add_norm.contract import NORMS
 from vision_ssm.ops.dispatch import choose, has_kernels, intercepted
+from vision_ssm.ops.gate import check_tensors
 from vision_ssm.ops.gpu import DTYPES, INTERPRET
 from vision_ssm.ops.native import PLAIN
 from vision_ssm.ops.registration import Operator, register
@@ -76,6 +77,7 @@ def add_norm(
         ConfigError: there is no such kind.
         BackendError: the backend asked for cannot run these tensors.
     """
+    check_tensors("add_norm", x, "bias", x=x, added=added, weight=weight, bias=bias)
     misfit = _misfit(x, added, weight, bias)
     if misfit is not None:
         raise ShapeError(misfit)
