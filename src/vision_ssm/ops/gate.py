@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vision_ssm.errors import ShapeError
 
-__all__ = ["FLOATING", "check_sizes", "check_tensors", "memory", "memory_or_none", "show"]
+__all__ = ["FLOATING", "check_sizes", "check_tensors", "memory", "show"]
 
 FLOATING = frozenset((torch.float32, torch.bfloat16, torch.float16, torch.float64))
 
@@ -35,7 +35,7 @@ def check_tensors(operator: str, like: Tensor, *optional: str, **tensors: Tensor
             raise ShapeError(f"{operator} expects all tensors on one device, got {name} on {x.device}, not on {device}")
 
 
-def memory(name: str, x: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+def memory(name: str, x: Tensor | None, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     """Return x as memory that a kernel may read by ``shape`` and ``dtype``, or raise ShapeError.
 
     It is x itself but for a view that is yet to be negated. Its strides may be any.
@@ -56,11 +56,6 @@ def memory(name: str, x: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Te
         if (last + 1) * x.itemsize > x.untyped_storage().nbytes():
             raise ShapeError(f"the memory of {name} {list(x.shape)} was freed or shortened: it has no such values")
     return x
-
-
-def memory_or_none(name: str, x: Tensor | None, shape: Sequence[int], dtype: torch.dtype) -> Tensor | None:
-    """Return None for None, else what :func:`memory` does."""
-    return None if x is None else memory(name, x, shape, dtype)
 
 
 def check_sizes(kernel: str, at_least: int = 1, **sizes: int) -> None:

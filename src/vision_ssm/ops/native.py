@@ -246,7 +246,7 @@ class KernelCall:
             wanted = (batch, tokens, last) if x.dim() == 3 else (batch, 1 if shared else directions, tokens, last)
             setattr(self.structure, name, self._describe(memory(name, x, wanted, dtype)))
 
-    def pointer(self, name: str, x: Tensor, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> int:
+    def pointer(self, name: str, x: Tensor | None, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> int:
         """Return the address of a parameter or buffer of that shape, contiguous, kept alive with the call.
 
         Raises:

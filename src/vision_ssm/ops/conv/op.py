@@ -66,8 +66,8 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor | None, reverse: Sequence[boo
     fits = x.dim() == 3 and weight.dim() == 3 and weight.shape[:2] == (len(reverse), x.shape[2])
     if not fits or len(reverse) == 0 or weight.shape[2] == 0:
         raise ShapeError(
-            f"causal_conv1d expects x [B, L, C] and weight [{len(reverse) or 'K'}, C, T], one tap and direction at "
-            f"least, got x {list(x.shape)}, weight {list(weight.shape)}"
+            f"causal_conv1d expects, for one direction and one tap at least, x [B, L, C] and "
+            f"weight [{len(reverse)}, C, T], got x {list(x.shape)}, weight {list(weight.shape)}"
         )
     if bias is not None and tuple(bias.shape) != tuple(weight.shape[:2]):
         raise ShapeError(f"causal_conv1d expects bias {list(weight.shape[:2])}, got {list(bias.shape)}")

@@ -69,7 +69,7 @@ def embed_patches(
         BackendError: the backend asked for cannot run, or there is not enough memory for its working space.
     """
     given = (images, weight, bias, positions, class_rows, places)
-    named = dict(zip(("images", "weight", "bias", "positions", "class_rows"), given, strict=False))
+    named = {"images": images, "weight": weight, "bias": bias, "positions": positions, "class_rows": class_rows}
     check_tensors("embed_patches", images, "bias", "class_rows", **named)
     if applies(*given, stride=stride):
         return cpu.forward(*given, stride)

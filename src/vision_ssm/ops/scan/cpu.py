@@ -120,7 +120,9 @@ def _describe(call: ScanCall) -> KernelCall:
     scan.directions, scan.channels, scan.states = sizes = call.A.shape
     check_sizes("the scan", directions=scan.directions, states=scan.states)
     if len(call.traversals) != scan.directions:
-        raise ShapeError(f"the scan expects a walk for each of {scan.directions} directions, got {len(call.traversals)}")
+        raise ShapeError(
+            f"the scan expects a walk for each of {scan.directions} directions, got {len(call.traversals)}"
+        )
     scan.walks, scan.chunks = kernel_walks(call.traversals)
     scan.groups = task_groups(call.batch, -(-call.channels // 16))
     scan.threads, scan.isa = torch.get_num_threads(), native.ISA

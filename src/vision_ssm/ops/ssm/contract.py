@@ -1,4 +1,4 @@
-"""What every form of the selective SSM is given: its weights, and how their shapes hang together."""
+"""What every form of the selective SSM is given: its weights, and which shapes fit together."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from vision_ssm.errors import BackendError
+from vision_ssm.errors import BackendError, ShapeError
 from vision_ssm.ops import native
 from vision_ssm.ops.native import KernelCall, TensorArgument, denormals_flushed, mirrors
 from vision_ssm.ops.ssm.contract import SsmWeights
@@ -109,6 +109,8 @@ def _differentiate(stream: Tensor, grad: Tensor, keep: Kept, block: VimBlock, ha
     """Go back through a block from the gradient of its result [B, L, D]; ``keep`` is what the forward pass left."""
     weights = block.ssm
     (batch, tokens, width), (directions, channels, states) = stream.shape, weights.A_log.shape
+    if keep.sums.shape[0] != batch or block.gamma is not None:
+        raise ShapeError(f"the sums kept of {keep.sums.shape[0]} images are not those of {batch}, or there is a gamma")
     described = cpu.describe(stream, [block], half)
     kept: list[Any] = [described, keep]
     call = _BlockGradients(branch=described.blocks[0])
@@ -126,7 +128,10 @@ def _differentiate(stream: Tensor, grad: Tensor, keep: Kept, block: VimBlock, ha
         for name, size in (("normed", width), ("gated", channels), ("dxz", 2 * channels))
     )
     kernel = KernelCall(call, kept)
-    kernel.set(stream=stream, grad=grad, dstream=dstream, normed=normed, gated=gated, dxz=dxz)
+    shape = (batch, 1, tokens, width)
+    kernel.set(shape, torch.float32, stream=stream, grad=grad, dstream=dstream, normed=normed)
+    kernel.set((batch, 1, tokens, channels), torch.float32, gated=gated)
+    kernel.set((batch, 1, tokens, 2 * channels), torch.float32, dxz=dxz)
     kernel.run("vssm_vim_block_backward")
     a_log, *shared = torch.split_with_sizes(parts.sum(0), sizes, dim=1)
     if weights.D.shape[0] == 1 < directions:  # one set of parameters for all directions
