@@ -20,7 +20,7 @@ FLOATING = frozenset((torch.float32, torch.bfloat16, torch.float16, torch.float6
 
 
 def check_tensors(operator: str, like: Tensor, *optional: str, **tensors: Tensor | None) -> None:
-    """Raise ShapeError unless all are floating tensors on the device of ``like``; ``optional`` may be None."""
+    """Raise ShapeError unless all are dense floating tensors on the device of ``like``; ``optional`` may be None."""
     device = like.device if isinstance(like, Tensor) else None
     for name, x in tensors.items():
         if not isinstance(x, Tensor):
@@ -31,6 +31,8 @@ def check_tensors(operator: str, like: Tensor, *optional: str, **tensors: Tensor
             raise ShapeError(
                 f"{operator} expects {name} in float32, bfloat16, float16 or float64, got {_word(x.dtype)}: convert it"
             )
+        if x.layout is not torch.strided:
+            raise ShapeError(f"{operator} expects {name} as a dense tensor, got {_word(x.layout)}: see Tensor.to_dense")
         if x.device != device:
             raise ShapeError(f"{operator} expects all tensors on one device, got {name} on {x.device}, not on {device}")
 
