@@ -4,6 +4,7 @@
 #   make lint      ruff and the import-direction check
 #   make types     mypy --strict on src
 #   make sanitize  tests of the native kernel under AddressSanitizer and UndefinedBehaviorSanitizer
+#   make fuzz      random inputs against promises, 80 seconds of them   (SECONDS=600 SEED=7 ARGS=images)
 #   make bench     timings into results/
 #   make wheel     a wheel for this machine into dist/     make sdist: the source distribution
 #   make wheels    wheels for other machines than this one, as cibuildwheel makes them (on Linux it needs Docker)
@@ -18,6 +19,8 @@ VENV   ?= .venv
 ARGS   ?=
 TAG    ?=
 FRESH  ?=
+SECONDS ?= 80
+SEED   ?= 1
 # Exact versions that the environment is set up with.
 CONSTRAINTS ?= constraints.txt
 
@@ -28,7 +31,7 @@ READY := $(VENV)/.ready
 SANITIZED := build/sanitize
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-oldest test-newest lint types sanitize bench \
+.PHONY: help setup demo test test-oldest test-newest lint types sanitize fuzz bench \
   wheel wheels sdist check-wheel check-release check-workflows clean
 
 help:
@@ -92,6 +95,9 @@ sanitize: $(READY)
 	PYTHONPATH="$(SANITIZED)/site:$$SITE" ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
 	  $(BIN)/python -S -m pytest -p no:cacheprovider tests/ops $(ARGS)
+
+fuzz: $(READY)
+	$(BIN)/python -m fuzz --seconds $(SECONDS) --seed $(SEED) $(ARGS)
 
 bench: $(READY)
 	$(BIN)/python benchmarks/scan.py --output results/scan_cpu.json $(ARGS)

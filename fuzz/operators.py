@@ -324,7 +324,10 @@ def _change(rng: random.Random, arguments: Arguments) -> str:
         words[index] += rng.choice((-(2**40), -1, 1, 7, 2**40))
         arguments[name] = rng.choice((words, words, words, value[:-1], value[:-9], []))
     elif isinstance(value, Tensor) or value is None:
-        arguments[name], how = _other_tensor(rng, value)
+        other = outcome_of(lambda: _other_tensor(rng, value))
+        if other.error is not None:  # torch cannot, of a tensor that was changed before
+            return f"{name} kept"
+        arguments[name], how = other.value
         return f"{name} {how}"
     elif isinstance(value, tuple):
         arguments[name] = rng.choice((value[1:], (*value, *value[:1]), (), tuple(int(v) + 100 for v in value)))

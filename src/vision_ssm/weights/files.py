@@ -174,7 +174,12 @@ def restored_task(info: WeightsInfo, **data: Any) -> Task:
     """Return the task that weights were trained for; arguments and errors as for `Loaded.task`."""
     entry = _entry(info)
     if info.val_fraction is not None:
-        data = {"val_fraction": info.val_fraction, **data}
+        recorded = {"val_fraction": info.val_fraction}
+        try:  # by itself: what is wrong with ``data`` is not the file's fault
+            from_mapping(entry.load_settings(), {"data": recorded})
+        except ConfigError as error:
+            raise CheckpointError(f"cannot use weights {info.source or info.model!r}: {error}") from error
+        data = recorded | data
     settings = from_mapping(entry.load_settings(), {"data": data})
     try:
         task = entry.load().restore(info.record, settings)
