@@ -45,7 +45,7 @@ def case(rng: random.Random, folder: Path) -> None:
     torch.set_num_threads(rng.choice((1, 1, 2)))
     try:
         found = outcome_of(lambda: _run(operator, guarded, training))
-        if name.startswith("torch.ops"):
+        if name.startswith("torch.ops") and found.error is not None:  # it may refuse what the public one converts
             return
         with mock.patch.dict(os.environ, {"VISION_SSM_BACKEND": "reference"}):
             right = outcome_of(lambda: _run(operator, arguments, training))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import wraps
 from typing import Any, NamedTuple
 
 import torch
-from torch import library
+from torch import Tensor, library
 
-from vision_ssm.errors import BackendError
+from vision_ssm.errors import BackendError, ShapeError
 
 __all__ = ["Operator", "register"]
 
@@ -38,7 +39,7 @@ def register(name: str, schema: str, backward_schema: str | None, operator: Oper
         qualified = f"{NAMESPACE}::{form}"
         library.define(qualified, form_schema, tags=(torch.Tag.pt2_compliant_tag,))
         library.impl(qualified, "default", real)
-        library.register_fake(qualified, fake)
+        library.register_fake(qualified, _on_one_device(qualified, fake))
     library.register_autograd(f"{NAMESPACE}::{name}", operator.autograd, setup_context=operator.setup_context)
     if backward_schema is not None:
 
@@ -50,3 +51,19 @@ def register(name: str, schema: str, backward_schema: str | None, operator: Oper
 
         # Without this torch would only warn, and return gradients with that part missing.
         library.register_autograd(f"{NAMESPACE}::{name}_backward", refuse)
+
+
+def _on_one_device(operator: str, fake: Callable[..., Any]) -> Callable[..., Any]:
+    """Refuse tensors of several devices: one parameter on meta has torch take the fake for all of them.
+
+    What the fake makes is of any values, and lies where the other tensors do.
+    """
+
+    @wraps(fake)
+    def checked(*args: Any) -> Any:
+        devices = {str(x.device) for x in args if isinstance(x, Tensor)}
+        if len(devices) > 1:
+            raise ShapeError(f"{operator} expects all tensors on one device, got {' and '.join(sorted(devices))}")
+        return fake(*args)
+
+    return checked
