@@ -97,6 +97,10 @@ def ssm_arguments() -> dict[str, Any]:
     }
 
 
+def line(start: int, length: int) -> Traversal:
+    return Traversal(start, max(length, 1), 1, 0, length)
+
+
 def changed(name: str, change: Callable[[Any], Any]) -> Change:
     return lambda arguments: arguments | {name: change(arguments[name])}
 
@@ -130,6 +134,8 @@ WRONG_SSM: dict[str, Change] = {
     "no way of looking": changed("reverse", lambda _: ()),
     "a walk that leaves": changed("traversals", lambda walks: (walks[0], Traversal.sequence(L + 1))),
     "a walk from before the start": changed("traversals", lambda w: (w[0], Traversal(-1, L, 1, 0, L))),
+    "halves of which one is elsewhere": changed("traversals", lambda _: (line(0, 16), line(2**33, L - 16))),
+    "halves of which one ends before it begins": changed("traversals", lambda _: (line(0, -5), line(0, L + 5))),
 }
 
 
@@ -151,7 +157,7 @@ def test_the_registered_ssm_and_its_kernel_refuse_it_too(name: str) -> None:
     # Of torch's schema are RuntimeError and TypeError.
     with torch.no_grad(), pytest.raises((ShapeError, RuntimeError, TypeError)):
         torch.ops.vision_ssm.selective_ssm(*arguments.values(), flatten(walks), list(reverse))
-    if "walk" in name or "no tensor" in name:  # walks were checked before
+    if "walk" in name or "halves" in name or "no tensor" in name:  # walks were checked before
         return
     x, z, *weights = arguments.values()
     with pytest.raises((ShapeError, AttributeError, IndexError)):

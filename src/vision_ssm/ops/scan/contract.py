@@ -130,7 +130,11 @@ class Cover(IntEnum):
 
 @lru_cache(maxsize=256)
 def cover_of(traversals: tuple[Traversal, ...], tokens: int) -> Cover:
-    """Tell which tokens the walks, which visit none twice, visit and write."""
+    """Tell which tokens the walks visit and write; of walks that leave the tokens or visit one twice, SOME."""
+    try:
+        check_within(traversals, tokens)
+    except ShapeError:
+        return Cover.SOME
     if all(walk.length == tokens for walk in traversals):
         return Cover.EACH
     if sum(walk.length for walk in traversals) != tokens:
