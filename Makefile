@@ -4,7 +4,7 @@
 #   make lint      ruff and the import-direction check
 #   make types     mypy --strict on src
 #   make sanitize  tests of the native kernel under AddressSanitizer and UndefinedBehaviorSanitizer
-#   make fuzz      random inputs against promises, 80 seconds of them   (SECONDS=600 SEED=7 ARGS=images)
+#   make fuzz      random inputs against promises, 70 seconds of them   (SECONDS=600 SEED=7 ARGS=images)
 #   make bench     timings into results/
 #   make wheel     a wheel for this machine into dist/     make sdist: the source distribution
 #   make wheels    wheels for other machines than this one, as cibuildwheel makes them (on Linux it needs Docker)
@@ -19,7 +19,7 @@ VENV   ?= .venv
 ARGS   ?=
 TAG    ?=
 FRESH  ?=
-SECONDS ?= 80
+SECONDS ?= 70
 SEED   ?= 1
 # Exact versions that the environment is set up with.
 CONSTRAINTS ?= constraints.txt

@@ -52,5 +52,5 @@ def test_a_broken_promise_is_told_with_its_seed(
     target = types.ModuleType("fuzz.broken")
     target.case = case  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "fuzz.broken", target)
-    assert run_here("broken", range(5, 9), None) == 1
+    assert run_here("broken", range(5, 9)) == 1
     assert capsys.readouterr().out == "broken, case 7: it broke\n"
