@@ -56,6 +56,19 @@ def shortened() -> Tensor:
     return x
 
 
+class Holder(Tensor):
+    """A tensor that has its values elsewhere, as quantised and distributed ones have."""
+
+    @staticmethod
+    def __new__(cls) -> Holder:
+        made = Tensor._make_wrapper_subclass(cls, (2, 3), dtype=torch.float32)  # type: ignore[attr-defined]
+        return made  # type: ignore[no-any-return]
+
+    @classmethod
+    def __torch_dispatch__(cls, *_: Any) -> Any:
+        return NotImplemented
+
+
 @pytest.mark.parametrize(
     ("x", "message"),
     [
@@ -63,8 +76,9 @@ def shortened() -> Tensor:
         ([1.0], "expects a tensor for A, got list"),
         (torch.ones(2, 2), r"expects A \[2, 3\] in float32, got \[2, 2\] in float32"),
         (torch.ones(2, 3, dtype=torch.int32), r"in float32, got \[2, 3\] in int32"),
-        (torch.ones(2, 3, device="meta"), "in the CPU's memory, got strided on meta"),
-        (torch.ones(2, 3).to_sparse(), "in the CPU's memory, got sparse_coo on cpu"),
+        (torch.ones(2, 3, device="meta"), "in the CPU's memory, got strided Tensor on meta"),
+        (torch.ones(2, 3).to_sparse(), "in the CPU's memory, got sparse_coo Tensor on cpu"),
+        (Holder(), "in the CPU's memory, got strided Holder on cpu"),
         (freed(), r"the memory of A \[2, 3\] was freed or shortened"),
         (shortened(), r"the memory of A \[2, 3\] was freed or shortened"),
     ],
@@ -72,6 +86,11 @@ def shortened() -> Tensor:
 def test_what_is_no_such_memory_is_refused(x: Any, message: str) -> None:
     with pytest.raises(ShapeError, match=message):
         memory("A", x, (2, 3), torch.float32)
+
+
+def test_a_subclass_with_memory_passes() -> None:
+    x = torch.ones(2, 3).as_subclass(type("Named", (Tensor,), {}))
+    assert memory("A", x, (2, 3), torch.float32).data_ptr() == x.data_ptr()
 
 
 def test_a_view_that_is_yet_to_be_negated_is_negated() -> None:
@@ -266,6 +285,25 @@ def test_blocks_of_a_column_that_are_not_there_are_refused() -> None:
         for other in (stream(1, 10, 16), stream(1, 9, 17), x.double(), x.to("meta")):
             with pytest.raises(ShapeError, match="the kernel expects stream"):
                 run(other, 0, 2)
+
+
+def test_a_column_whose_weights_were_replaced_reads_neither() -> None:
+    block, x = random_block("bidirectional", width=16, inner=16, states=2), stream(1, 9, 16)
+    with torch.no_grad():
+        run = VimColumn([block]).segments(x)
+        assert run is not None
+        block.in_proj.data = torch.zeros_like(block.in_proj)
+        with pytest.raises(ShapeError, match="weights were replaced"):
+            run(x, 0, 1)
+
+
+def test_a_column_sees_that_a_weight_is_to_be_negated() -> None:
+    block, x = random_block("bidirectional", width=16, inner=16, states=2), stream(1, 9, 16)
+    column = VimColumn([block])
+    with torch.no_grad():
+        assert column.segments(x) is not None
+        block.in_proj.data = torch._neg_view(block.in_proj.data)
+        assert column.segments(x) is None
 
 
 def test_blocks_that_do_not_follow_each_other_are_not_described() -> None:

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from vision_ssm.errors import ShapeError
 
-__all__ = ["FLOATING", "check_sizes", "check_tensors", "memory", "show"]
+__all__ = ["FLOATING", "PLAIN", "check_sizes", "check_tensors", "memory", "show"]
 
+PLAIN = frozenset((Tensor, torch.nn.Parameter))  # subclasses need not have memory
 FLOATING = frozenset((torch.float32, torch.bfloat16, torch.float16, torch.float64))
 
 
@@ -48,15 +49,18 @@ def memory(name: str, x: Tensor | None, shape: Sequence[int], dtype: torch.dtype
         raise ShapeError(
             f"the kernel expects {name} {list(shape)} in {_word(dtype)}, got {list(x.shape)} in {_word(x.dtype)}"
         )
-    if not x.is_cpu or x.layout is not torch.strided:
-        raise ShapeError(f"the kernel expects {name} in the CPU's memory, got {_word(x.layout)} on {x.device}")
+    if not x.is_cpu or x.layout is not torch.strided or not (type(x) in PLAIN or _has_memory(x)):
+        raise ShapeError(
+            f"the kernel expects {name} in the CPU's memory, got {_word(x.layout)} {_kind(x)} on {x.device}"
+        )
     if x.is_neg():
         x = x.resolve_neg()
-    if x.numel():
-        last = x.storage_offset() + sum((size - 1) * step for size, step in zip(x.shape, x.stride(), strict=True))
-        # Freed storages (of a sharded model, for one) leave tensors whose shapes tell of memory that is gone.
-        if (last + 1) * x.itemsize > x.untyped_storage().nbytes():
-            raise ShapeError(f"the memory of {name} {list(x.shape)} was freed or shortened: it has no such values")
+    count = x.numel()
+    if count and not x.is_contiguous():
+        count = 1 + sum((size - 1) * step for size, step in zip(x.shape, x.stride(), strict=True))
+    # Freed storages (of a sharded model, for one) leave tensors whose shapes tell of memory that is gone.
+    if count and (x.storage_offset() + count) * x.itemsize > x.untyped_storage().nbytes():
+        raise ShapeError(f"the memory of {name} {list(x.shape)} was freed or shortened: it has no such values")
     return x
 
 
@@ -70,6 +74,13 @@ def check_sizes(kernel: str, at_least: int = 1, **sizes: int) -> None:
 def show(shape: Sequence[int] | None) -> str:
     """Return a shape as messages write it."""
     return "None" if shape is None else str(list(shape))
+
+
+def _has_memory(x: Tensor) -> bool:
+    try:
+        return x.numel() == 0 or x.untyped_storage().data_ptr() != 0
+    except (RuntimeError, NotImplementedError):  # a subclass that holds its tensors inside
+        return False
 
 
 def _kind(x: object) -> str:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from vision_ssm.errors import BackendError, ShapeError
-from vision_ssm.ops.gate import memory
+from vision_ssm.ops.gate import PLAIN, memory
 
 __all__ = [
     "BEST",
@@ -162,7 +162,6 @@ def _structure_in(kind: type) -> type[ctypes.Structure] | None:
     return kind
 
 
-PLAIN = frozenset((Tensor, torch.nn.Parameter))  # subclasses need not have memory
 _dtype, _is_cpu, _layout = attrgetter("dtype"), attrgetter("is_cpu"), attrgetter("layout")
 
 
