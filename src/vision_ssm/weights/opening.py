@@ -14,6 +14,7 @@ from vision_ssm.device import choose_device
 from vision_ssm.errors import CheckpointError, ConfigError
 from vision_ssm.tasks.registry import DEFAULT, find_task
 from vision_ssm.weights.files import Loaded, WeightsInfo, load_weights, restored_task
+from vision_ssm.weights.recognition import misfit
 from vision_ssm.weights.shipped import best_of_run, find_weights
 
 __all__ = ["open_model"]
@@ -59,9 +60,14 @@ def open_model(
     else:
         network = create_model(model, **options)
         try:
-            load_published(network, read_checkpoint(best_of_run(weights)).weights)
+            checkpoint = read_checkpoint(best_of_run(weights))
         except CheckpointError as error:
             raise CheckpointError(f"cannot load {str(weights)!r} into {model!r}: {error}") from error
+        try:
+            load_published(network, checkpoint.weights)
+        except CheckpointError as error:
+            told = f"cannot load {str(weights)!r} into {model!r}"
+            raise CheckpointError(f"{told}{misfit(checkpoint, network, error)}") from error
     # A published model says its task itself where it is not a classifier.
     task = find_task(getattr(network, "published_task", DEFAULT))
     record = task.load().published_record(network)
