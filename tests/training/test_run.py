@@ -102,6 +102,27 @@ def test_a_second_signal_acts_at_once(tiny: Tiny) -> None:
         train(tiny(), on_event=listen)
 
 
+@pytest.mark.usefixtures("listens_to_ctrl_c")
+@pytest.mark.parametrize("epochs", [0, 1])
+def test_pictures_are_drawn_of_a_run_that_is_stopped(tiny: Tiny, monkeypatch: pytest.MonkeyPatch, epochs: int) -> None:
+    drawn: list[Path] = []
+
+    def draw(folder: Any, engine: Any) -> None:
+        drawn.append(folder.path)
+        signal.raise_signal(signal.SIGINT)  # once more, while the pictures are drawn
+
+    monkeypatch.setattr("vision_ssm.training.results.write_pictures", draw)
+
+    def listen(event: Event) -> None:
+        if isinstance(event, StepDone) and event.epoch == epochs + 1:
+            signal.raise_signal(signal.SIGINT)
+
+    config = tiny()
+    result = train(config, on_event=listen)
+    assert result.interrupted == "SIGINT"
+    assert drawn == [config.run_folder] * epochs
+
+
 def test_used_folders(tiny: Tiny) -> None:
     config = tiny(**{"schedule.epochs": 1})
     with pytest.raises(ConfigError, match=r"nothing to resume: .*run holds no run"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -246,12 +246,18 @@ class _Run:
         signals = self.engine.processes.gather(self.stop.signal)
         signal = next(name for name in signals if name is not None)
         self.emit(Interrupted(signal, path, self.engine.progress.update))
+        if self.engine.progress.epoch:
+            with suppress(KeyboardInterrupt):  # asked to stop once more: everything but the pictures is there
+                self._draw()
         return self._result(signal)
 
-    def _finished(self) -> TrainResult:
+    def _draw(self) -> None:
         problem = results.write_pictures(self.folder, self.engine) if self._is_main else None
         if problem is not None:
             self.emit(Notice(problem))
+
+    def _finished(self) -> TrainResult:
+        self._draw()
         result = self._result(None)
         self.emit(
             Finished(
