@@ -127,6 +127,17 @@ def test_output_that_cannot_be_written_is_told_before_the_work(run, trained, ima
     assert outcome.out == ""
 
 
+def test_a_mistyped_path_leaves_no_empty_folder(run, trained, images, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    weights = trained / "best.safetensors"
+    assert run("predict", weights, "gone.jpg", "--pictures", "a").code == 1
+    assert run("predict", "gone.safetensors", images, "--pictures", "a", "--output", "b/p.csv").code == 2
+    assert run("features", "gone.safetensors", images, "--output", "c").code == 2
+    assert run("evaluate", weights, "gone", "--output", "d/s.json").code == 2
+    assert run("train", images, "--checkpoint", "gone.pth").code == 2
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.fixture
 def shipped_run(trained, monkeypatch, tmp_path):
     """The weights of the trained run in the place of those that the package ships."""

@@ -114,7 +114,7 @@ def test_pictures_are_drawn_of_a_run_that_is_stopped(tiny: Tiny, monkeypatch: py
     monkeypatch.setattr("vision_ssm.training.results.write_pictures", draw)
 
     def listen(event: Event) -> None:
-        if isinstance(event, StepDone) and event.epoch == epochs + 1:
+        if isinstance(event, StepDone) and (event.epoch, event.step) == (epochs + 1, 1):
             signal.raise_signal(signal.SIGINT)
 
     config = tiny()
