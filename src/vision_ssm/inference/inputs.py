@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -21,7 +20,7 @@ from vision_ssm.data.files import search, skipped_files
 from vision_ssm.data.images import decoding, picture_in_memory, read_image
 from vision_ssm.data.strips import open_strips
 from vision_ssm.device import autocast
-from vision_ssm.errors import ConfigError, DataError, ShapeError, VisionSSMNotice
+from vision_ssm.errors import ConfigError, DataError, ShapeError, notify
 from vision_ssm.layers.strips import Patches
 from vision_ssm.tasks.task import Task
 from vision_ssm.weights.files import Loaded
@@ -113,7 +112,7 @@ def _in_folder(folder: Path, failures: list[Failure]) -> list[Named]:
     if not content.images:
         failures.append(Failure(str(folder), f"no image files in this folder{f'; {told}' if told else ''}"))
     elif told:
-        warnings.warn(f"{len(content.images):,} images in {str(folder)!r}; {told}.", VisionSSMNotice, stacklevel=2)
+        notify(f"{len(content.images):,} images in {str(folder)!r}; {told}.")
     return [Named(str(file), file) for file in content.images]
 
 
@@ -243,7 +242,7 @@ def _embedded(
     device = next(loaded.model.parameters()).device
     with open_strips(image, max_pixels=max_pixels) as opened:
         if opened.note is not None:
-            warnings.warn(opened.note, VisionSSMNotice, stacklevel=2)
+            notify(opened.note)
         size = (opened.height, opened.width)
         strips = (prepare_rows(band)[None].to(device) for band in opened.bands)
         with autocast(device, amp):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ from PIL import Image
 from vision_ssm.data.files import image_files, search, skipped_files
 from vision_ssm.data.images import MAX_PIXELS, check_image, read_image
 from vision_ssm.data.splits import held_out
-from vision_ssm.errors import DataError, VisionSSMNotice, suggestion
+from vision_ssm.errors import DataError, notify, suggestion
 from vision_ssm.tasks.classification.fingerprints import fingerprint
 from vision_ssm.tasks.classification.layout import Layout, find_layout, is_held_out, visible_folders
 
@@ -199,7 +198,7 @@ def _class_name(folder: Path) -> str:
 def _tell_left_out(place: Path, kinds: Sequence[tuple[str, Sequence[str]]]) -> None:
     told = [f"{kind} ({', '.join(names[:5])}{', ...' if len(names) > 5 else ''})" for kind, names in kinds if names]
     if told:
-        warnings.warn(f"left out of {str(place)!r}: {', '.join(told)}.", VisionSSMNotice, stacklevel=2)
+        notify(f"left out of {str(place)!r}: {', '.join(told)}.")
 
 
 def _described(place: str, class_names: Sequence[str], targets: Sequence[int]) -> str:
