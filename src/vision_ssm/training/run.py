@@ -108,13 +108,25 @@ class _Run:
         for message in notices:
             self.emit(Notice(message))
         try:
-            while engine.progress.epoch < engine.length.epochs:
+            while engine.progress.epoch < engine.length.epochs and not self._is_out_of_patience():
                 if not self._train_epoch() or not self._close_epoch():
                     return self._interrupted()
         except TrainingDiverged as error:
             self.emit(Diverged(str(error), error.epoch, error.update, error.learning_rate, error.files))
             raise
+        if engine.progress.epoch < engine.length.epochs:
+            title, best = engine.task.primary.title, engine.progress.best_epoch
+            self.emit(
+                Notice(
+                    f"Ended after epoch {engine.progress.epoch}: {title} was best in epoch {best} (schedule.patience)."
+                )
+            )
         return self._finished()
+
+    def _is_out_of_patience(self) -> bool:
+        patience, at = self.config.schedule.patience, self.engine.progress
+        is_judged = at.step == 0 and at.epoch % self.config.run.eval_every == 0
+        return patience is not None and is_judged and at.epoch - at.best_epoch >= patience
 
     def emit(self, event: Event) -> None:
         """Log an event and hand it to the listener."""
