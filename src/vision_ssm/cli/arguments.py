@@ -271,10 +271,11 @@ def split_inputs(options: argparse.Namespace) -> tuple[str | None, list[str]]:
         ConfigError: no images, or weights twice.
     """
     from vision_ssm.models.registry import list_models
+    from vision_ssm.models.variant import list_aliases
     from vision_ssm.weights.shipped import names_weights
 
     files: list[str] = [*([] if options.weights is None else [options.weights]), *options.images]
-    models = list_models()
+    models = [*list_models(), *list_aliases()]
     named = [0] if files and names_weights(files[0], model=options.model, models=models) else []
     # Behind weights a folder is one of images, whatever else it holds.
     later = [at for at, text in enumerate(files) if at > 0 and not (named and Path(text).is_dir())]

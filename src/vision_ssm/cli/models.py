@@ -33,6 +33,7 @@ def accept(_: argparse.Namespace, unknown: Sequence[str]) -> Sequence[str]:
 def run(options: argparse.Namespace) -> int:
     """Print the table."""
     from vision_ssm.analysis import model_table
+    from vision_ssm.models.variant import list_aliases
 
     rows = model_table(options.filter, recount=options.recount)
     if options.json:
@@ -42,12 +43,13 @@ def run(options: argparse.Namespace) -> int:
         raise ConfigError(
             f"no model of this library has {options.filter!r} in its name; `vision-ssm models` lists all."
         )
+    short = {full: alias for alias, full in list_aliases().items()}
     print_table(
         None,
         ("model", "input", "parameters", "multiply-adds", "published top-1", "source"),
         [
             (
-                row.name,
+                f"{row.name} ({short[row.name]})" if row.name in short else row.name,
                 f"{row.height} x {row.width}",
                 amount(row.params),
                 amount(row.macs),

@@ -10,7 +10,7 @@ from torch import nn
 
 from vision_ssm import moved
 from vision_ssm.errors import ConfigError, suggestion
-from vision_ssm.models.variant import all_variants
+from vision_ssm.models.variant import all_variants, full_name, list_aliases
 
 __all__ = ["create_model", "is_ours", "list_models", "require_model", "takes_size"]
 
@@ -24,13 +24,13 @@ def list_models() -> list[str]:
 
 def is_ours(name: str) -> bool:
     """Tell whether a model of timm, perhaps named with its tag, is this library's."""
-    return name.partition(".")[0] in all_variants()
+    return full_name(name).partition(".")[0] in all_variants()
 
 
 def require_model(name: str) -> None:
     """Raise ConfigError, with the nearest name, unless a model of that name is registered with timm."""
-    if not timm.is_model(name):
-        near = suggestion(name, list_models()) or suggestion(name, timm.list_models())
+    if not timm.is_model(full_name(name)):
+        near = suggestion(name, [*list_models(), *list_aliases()]) or suggestion(name, timm.list_models())
         raise ConfigError(f"there is no model {name!r}.{near} `vision-ssm models` lists this library's models.")
 
 
@@ -66,7 +66,7 @@ def create_model(
     """Build a model: one of this library's, or any that timm has.
 
     Args:
-        name: for example 'vim_tiny_patch16_224'; a pretrained tag may follow a dot.
+        name: for example 'vim_tiny_patch16_224' or, for short, 'vim_tiny'; a pretrained tag may follow a dot.
         pretrained: load the published weights, from the hub or the cache.
         num_classes: None for the model's own number; 0 for no classifier.
         img_size: side or (height, width); None for the model's own. Only for models that are bound to a size.
@@ -82,7 +82,7 @@ def create_model(
     given = {"num_classes": num_classes, "img_size": img_size, "in_chans": in_chans, **options}
     chosen = {option: value for option, value in given.items() if value is not None}
     try:
-        model: nn.Module = timm.create_model(name, pretrained=pretrained, **chosen)
+        model: nn.Module = timm.create_model(full_name(name), pretrained=pretrained, **chosen)
     except TypeError as error:  # how timm's own models answer an unknown option
         raise ConfigError(f"{name}: {error}") from error
     return model
