@@ -37,6 +37,7 @@ examples:
   vision-ssm predict cat.jpg dog.png
   vision-ssm predict runs/demo cat.jpg dog.png
   vision-ssm predict runs/demo/best.safetensors photos/ --top-k 3 --output predictions.csv
+  find photos/ -newer last.csv -name '*.jpg' | vision-ssm predict runs/demo -
   vision-ssm predict vim_t_midclstok_76p1acc.pth photos/ --model vim_tiny_patch16_224
   vision-ssm predict runs/scans/best.safetensors scan.tif --img-size native
 

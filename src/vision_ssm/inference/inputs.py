@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -41,7 +42,8 @@ __all__ = [
 ]
 
 ImageLike = str | Path | Image.Image | np.ndarray[Any, Any]
-"""A file, a folder (searched with its subfolders), a PIL image, or a uint8 array [H, W] or [H, W, 3]."""
+"""A file, a folder (searched with its subfolders), a pattern such as ``photos/**/*.jpg``, a PIL image, or a uint8 array
+[H, W] or [H, W, 3]."""
 
 Result = TypeVar("Result")
 
@@ -93,11 +95,20 @@ def find_images(images: ImageLike | Iterable[ImageLike], failures: list[Failure]
             found.append(Named(f"image {number}", image))
         elif os.path.isdir(image):
             found += _in_folder(Path(image), failures)
+        elif glob.has_magic(str(image)) and not os.path.lexists(image):
+            found += _matching(str(image), failures)
         else:
             found.append(Named(str(image), image))
     if not found and not failures:
         raise DataError("no images; give image files or folders: after the weights, or as images=...")
     return found
+
+
+def _matching(pattern: str, failures: list[Failure]) -> list[Named]:
+    files = [file for file in sorted(glob.glob(pattern, recursive=True)) if not os.path.isdir(file)]
+    if not files:
+        failures.append(Failure(pattern, "no file matches this pattern"))
+    return [Named(file, file) for file in files]
 
 
 def _in_folder(folder: Path, failures: list[Failure]) -> list[Named]:
