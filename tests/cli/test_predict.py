@@ -146,6 +146,20 @@ def test_a_file_whose_name_is_a_pattern_is_itself(run, trained, images, tmp_path
     assert json.loads(outcome.out)["results"][0]["path"].endswith("a[1].png")
 
 
+def test_images_that_take_much_memory_at_their_own_size_are_told_first(run, trained, tmp_path, monkeypatch):
+    for name, size in (("small", (32, 32)), ("large", (320, 96))):
+        Image.new("RGB", size).save(tmp_path / f"{name}.png")
+    (tmp_path / "broken.png").touch()
+    arguments = ["predict", trained, tmp_path / "*.png", "--img-size"]
+    assert "of memory" not in run(*arguments, "native").err
+    monkeypatch.setattr("vision_ssm.cli.images._memory_of_this_machine", lambda: 2**20)
+    outcome = run(*arguments, "native")
+    (told,) = [line for line in outcome.err.splitlines() if "of memory" in line]
+    assert "large.png has 320 x 96 pixels: at its own size it may take " in told
+    assert "and there are 1.0 MiB" in told
+    assert "of memory" not in run(*arguments, "32").err
+
+
 def test_a_mistyped_path_leaves_no_empty_folder(run, trained, images, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     weights = trained / "best.safetensors"
