@@ -49,6 +49,7 @@ __all__ = [
     "intercepted",
     "native_call_applies",
     "operators",
+    "refuse_tracing",
 ]
 
 AUTO = "auto"
@@ -258,4 +259,13 @@ def _warn_once(reason: str) -> None:
             "Install a C++ compiler and reinstall vision-ssm; `vision-ssm doctor` shows the state.",
             VisionSSMNotice,
             stacklevel=2,
+        )
+
+
+def refuse_tracing(operator: str) -> None:
+    """Raise BackendError within torch.jit.trace, which would fail with an error of its own inside."""
+    if not torch.compiler.is_compiling() and torch._C._get_tracing_state() is not None:
+        raise BackendError(
+            f"{operator} cannot be traced by torch.jit.trace, nor by what builds on it: TorchScript has no calls with "
+            "lists of sizes. torch.export and torch.compile see through it; see docs/backends.md, Export."
         )

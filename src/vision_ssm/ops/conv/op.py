@@ -17,7 +17,7 @@ from torch import Tensor
 from vision_ssm.errors import BackendError, ShapeError
 from vision_ssm.ops.conv import reference
 from vision_ssm.ops.conv.contract import MOST_TAPS
-from vision_ssm.ops.dispatch import REFERENCE, Backend, choose, has_kernels
+from vision_ssm.ops.dispatch import REFERENCE, Backend, choose, has_kernels, refuse_tracing
 from vision_ssm.ops.registration import Operator, register
 
 __all__ = ["causal_conv1d"]
@@ -48,6 +48,7 @@ def causal_conv1d(
 
     Source: the conv1d of Mamba's block (arXiv:2312.00752, fig. 3); zero padding before the first token.
     """
+    refuse_tracing("causal_conv1d")
     if x.dim() != 3 or weight.dim() != 3 or weight.shape[:2] != (len(reverse), x.shape[2]):
         raise ShapeError(
             f"causal_conv1d expects x [B, L, C] and weight [{len(reverse)}, C, T], "

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from vision_ssm.errors import BackendError, ShapeError
-from vision_ssm.ops.dispatch import AUTO, choose
+from vision_ssm.ops.dispatch import AUTO, choose, refuse_tracing
 from vision_ssm.ops.registration import Operator, register
 from vision_ssm.ops.scan.contract import ScanCall, checked_traversals, chunk_count, saved_states_shape
 from vision_ssm.ops.traversal import WORDS, Traversal, flatten
@@ -79,6 +79,7 @@ def selective_scan(
 
     Source: Mamba, arXiv:2312.00752, eq. 2-4, Alg. 2; B is discretised as delta B, as in the authors' code.
     """
+    refuse_tracing("selective_scan")
     walks = None if traversals is None else tuple(traversals)
     _check_shapes(1 if walks is None else len(walks), u, delta, A, B, C, D, z, delta_bias)
     walks = walks or (Traversal.sequence(u.shape[2]),)
