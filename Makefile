@@ -1,9 +1,11 @@
-# One entry for people and machines. Every target sets up .venv first when something it depends on has changed.
+# One entry for people and machines. Every target sets up .venv first when something it depends on has changed; what only
+# the tests need is installed with the first target that needs it.
 #   make demo      train, evaluate and predict on handwritten digits; a photograph to the shipped weights; all in runs/demo
 #   make test      the test suite without its slow part   (make test ARGS="tests/ops -x", ARGS="-m slow")
 #   make lint      ruff and the import-direction check
 #   make types     mypy --strict on src
 #   make sanitize  tests of the native kernel under AddressSanitizer and UndefinedBehaviorSanitizer
+#   make fuzz      random inputs against promises, 70 seconds of them   (SECONDS=600 SEED=7 ARGS=images)
 #   make bench     timings into results/
 #   make wheel     a wheel for this machine into dist/     make sdist: the source distribution
 #   make wheels    wheels for other machines than this one, as cibuildwheel makes them (on Linux it needs Docker)
@@ -18,6 +20,8 @@ VENV   ?= .venv
 ARGS   ?=
 TAG    ?=
 FRESH  ?=
+SECONDS ?= 70
+SEED   ?= 1
 # Exact versions that the environment is set up with.
 CONSTRAINTS ?= constraints.txt
 
@@ -25,16 +29,17 @@ PROGRAMS := $(if $(filter Windows_NT,$(OS)),Scripts,bin)
 BIN   := $(VENV)/$(PROGRAMS)
 TOOLS := build/tools/$(PROGRAMS)
 READY := $(VENV)/.ready
+TESTABLE := $(VENV)/.testable
 SANITIZED := build/sanitize
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-oldest test-newest lint types sanitize bench \
+.PHONY: help setup demo test test-oldest test-newest lint types sanitize fuzz bench \
   wheel wheels sdist check-wheel check-release check-workflows clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
 
-setup: $(READY)
+setup: $(TESTABLE)
 
 # Build isolation is off so that the build tools come from the constraints file too; CMake and Ninja are taken from the
 # package index only where the machine has none.
@@ -47,10 +52,17 @@ $(READY): pyproject.toml CMakeLists.txt $(CONSTRAINTS) $(shell find csrc -type f
 	  $$(command -v cmake > /dev/null || echo cmake) $$(command -v ninja > /dev/null || echo ninja)
 	@echo "installing into $(VENV); the first time this downloads PyTorch"
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pip install --disable-pip-version-check -q -c $(CONSTRAINTS) \
-	  --no-build-isolation -e '.[demo,large,segmentation,dev]'
+	  --no-build-isolation -e '.[demo]'
 	@$(BIN)/python -c 'import pathlib, sys, vision_ssm as v; \
 	  sys.exit(not any(list(pathlib.Path(p).glob("libvision_ssm_cpu.*")) for p in v.__path__))' \
 	  || echo "note: no C++ kernel could be built, so the slower pure-torch scan will be used (see: $(BIN)/vision-ssm doctor)"
+	@touch $@
+
+# What the tests need beyond the demo, without building the package again.
+$(TESTABLE): $(READY)
+	$(BIN)/python -m pip install --disable-pip-version-check -q -c $(CONSTRAINTS) $$($(BIN)/python -c 'import tomllib; \
+	  extras = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]; \
+	  print(*sorted({needed for extra in ("large", "segmentation", "dev") for needed in extras[extra]}))')
 	@touch $@
 
 demo: $(READY)
@@ -61,7 +73,7 @@ demo: $(READY)
 	@$(BIN)/python examples/cat_photograph.py runs/demo/photograph.png
 	@$(BIN)/vision-ssm predict runs/demo/photograph.png
 
-test: $(READY)
+test: $(TESTABLE)
 	$(BIN)/python -m pytest -m "not slow" $(ARGS)
 
 test-oldest:
@@ -74,16 +86,16 @@ test-newest:
 	touch build/newest.txt
 	$(MAKE) test VENV=.venv-newest CONSTRAINTS=build/newest.txt
 
-lint: $(READY)
+lint: $(TESTABLE)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 
-types: $(READY)
+types: $(TESTABLE)
 	$(BIN)/mypy
 
 # The instrumented build lives apart and is put on the path with -S, which keeps the ordinary (editable) install out.
-sanitize: $(READY)
+sanitize: $(TESTABLE)
 	rm -rf $(SANITIZED)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pip install --disable-pip-version-check -q --no-deps \
 	  --no-build-isolation -C cmake.define.VISION_SSM_SANITIZE=ON -C build-dir=$(SANITIZED)/cmake --target $(SANITIZED)/site .
@@ -92,6 +104,9 @@ sanitize: $(READY)
 	PYTHONPATH="$(SANITIZED)/site:$$SITE" ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
 	  $(BIN)/python -S -m pytest -p no:cacheprovider tests/ops $(ARGS)
+
+fuzz: $(TESTABLE)
+	$(BIN)/python -m fuzz --seconds $(SECONDS) --seed $(SEED) $(ARGS)
 
 bench: $(READY)
 	$(BIN)/python benchmarks/scan.py --output results/scan_cpu.json $(ARGS)

@@ -94,9 +94,11 @@ def bare_kernel(arguments: dict[str, Any]) -> Callable[[], None]:
     names = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")
     walks = tuple(arguments["traversals"])
     call = ScanCall(*(arguments[name] for name in names), walks, arguments["delta_softplus"], merge=True)
-    y = call.output()[:, None]
+    y = call.output()
+    total = y if y.dtype == torch.float32 else torch.empty_like(y, dtype=torch.float32)
     kernel = cpu._describe(call)
-    kernel.set(y=y, sum=y if y.dtype == torch.float32 else torch.empty_like(y, dtype=torch.float32))
+    for name, x in (("y", y), ("sum", total)):
+        kernel.set((call.batch, 1, call.tokens, call.channels), x.dtype, **{name: x})
     return lambda: kernel.run("vssm_scan_forward")
 
 

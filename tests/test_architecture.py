@@ -117,7 +117,7 @@ def report(faults: list[str], advice: str) -> None:
 def test_files_are_short() -> None:
     native = [path for path in sorted((ROOT / "csrc").rglob("*")) if path.suffix in (".cpp", ".h")]
     faults = []
-    for path in (*python_files("src", "tests", "benchmarks", "examples"), *native):
+    for path in (*python_files("src", "tests", "benchmarks", "examples", "fuzz"), *native):
         lines = len(path.read_text(encoding="utf-8").splitlines())
         if lines > FILE_LINES:
             faults.append(f"{shown(path)}: {lines} lines")
@@ -132,7 +132,7 @@ def functions(tree: ast.AST) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]
 
 def test_functions_are_short() -> None:
     faults, exempt = [], set()
-    for path in python_files("src", "tests", "benchmarks", "examples"):
+    for path in python_files("src", "tests", "benchmarks", "examples", "fuzz"):
         for function in functions(parsed(path)):
             body = function.body[1:] if ast.get_docstring(function) is not None else function.body
             lines = body[-1].end_lineno - body[0].lineno + 1 if body else 0
@@ -148,7 +148,7 @@ def test_functions_are_short() -> None:
 
 def test_no_file_is_named_after_nothing() -> None:
     parts = re.compile(r"(^|_)(utils?|misc|helpers?|stuff|common_functions)($|_)")
-    folders = [ROOT / folder for folder in ("src", "tests", "benchmarks", "examples", "csrc")]
+    folders = [ROOT / folder for folder in ("src", "tests", "benchmarks", "examples", "fuzz", "csrc")]
     faults = [
         shown(path)
         for folder in folders

@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SRC = ROOT / "src" / "vision_ssm"
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
-TOP = {".ci", "benchmarks", "csrc", "docs", "examples", "recipes", "results", "src", "tests"}
+TOP = {".ci", "benchmarks", "csrc", "docs", "examples", "fuzz", "recipes", "results", "src", "tests"}
 ROOMS = {path.stem for path in SRC.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
 SOURCE = (".py", ".cpp", ".h", ".md", ".toml")
 ELSEWHERE = {

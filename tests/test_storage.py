@@ -40,7 +40,11 @@ def test_a_failure_keeps_the_old_content_and_leaves_nothing_behind(tmp_path: Pat
 
 def test_output_folder_not_writable(tmp_path: Path) -> None:
     require_writable(tmp_path / "runs" / "first")
-    assert list((tmp_path / "runs" / "first").iterdir()) == []
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "kept").mkdir()
+    require_writable(tmp_path / "kept")
+    assert list(tmp_path.rglob("*")) == [tmp_path / "kept"]
+    (tmp_path / "kept").rmdir()
     (tmp_path / "file").touch()
     with pytest.raises(DataError, match=r"cannot write to output folder '.*file/runs'.*choose another one"):
         require_writable(tmp_path / "file" / "runs")

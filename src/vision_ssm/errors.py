@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import sys
+import warnings
 from collections.abc import Iterable
 
 __all__ = [
@@ -15,6 +17,7 @@ __all__ = [
     "TrainingDiverged",
     "VisionSSMError",
     "VisionSSMNotice",
+    "notify",
     "suggestion",
 ]
 
@@ -88,6 +91,14 @@ class TrainingDiverged(VisionSSMError, ArithmeticError):
 
 class VisionSSMNotice(UserWarning):
     """What is worth knowing and stops nothing, such as a slower path. The command prints it as a note."""
+
+
+def notify(message: str) -> None:
+    """Tell by a `VisionSSMNotice`, at the line outside this package that led here, what is worth knowing."""
+    level, frame = 2, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "vision_ssm":
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, VisionSSMNotice, stacklevel=level)
 
 
 def suggestion(name: str, options: Iterable[str]) -> str:

@@ -45,15 +45,18 @@ def whole_file(path: str | Path, *, error: type[VisionSSMError] = DataError) -> 
 
 
 def require_writable(folder: str | Path, *, error: type[VisionSSMError] = DataError) -> None:
-    """Create ``folder`` if need be and open a file in it, so that a long run does not fail at its end.
+    """Make sure that files can be written to ``folder``, so that a long run does not fail at its end.
 
-    The file has no name where the system can do that, so that a process killed meanwhile leaves nothing behind.
+    A file is opened in it, without a name where the system can do that, so that a process killed meanwhile leaves
+    nothing behind. A folder that was not there is not there afterwards: what fails before its work leaves none.
 
     Raises:
         error: with the folder and the reason.
     """
     folder = Path(folder)
+    made: list[Path] = []
     try:
+        made += [path for path in (folder, *folder.parents) if not path.exists()]
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
@@ -61,6 +64,10 @@ def require_writable(folder: str | Path, *, error: type[VisionSSMError] = DataEr
         raise error(
             f"cannot write to output folder {str(folder)!r}: {reason.strerror or reason}; choose another one."
         ) from reason
+    finally:
+        for path in made:  # the innermost first
+            with contextlib.suppress(OSError):  # not made after all, or somebody uses it
+                path.rmdir()
 
 
 def what_else(path: str | Path) -> str | None:

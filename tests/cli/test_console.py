@@ -6,6 +6,7 @@ import ast
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from rich.cells import cell_len
 
 import vision_ssm.cli
 from tests.cli.commands import TINY, Outcome, write_images
@@ -164,3 +166,42 @@ def test_training_on_images_whose_names_are_no_text(tmp_path: Path, run: Callabl
     outcome = run("train", data, *options, "--name", "other")
     assert outcome.code == 2
     assert "is no valid text" in outcome.err
+
+
+WORDS = [("efficientvmamba_nano", "32 x 32", "1.35 M"), ("\u732b" * 9, "-", "80.27 M")]
+HEADERS = ("model", "size of the input", "parameters")
+
+
+@pytest.mark.parametrize("width", [30, 45, 60, 160])
+def test_no_width_breaks_a_word_or_a_number_from_its_unit(
+    width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    console.print_table(None, HEADERS, WORDS, numeric=("parameters",))
+    shown = capsys.readouterr().out
+    for text in ("efficientvmamba_nano", "\u732b" * 9, "1.35 M", "80.27 M", "parameters", "input"):
+        assert text in shown
+    assert ("model: efficientvmamba_nano" in shown) == (width == 30)
+    if width > 30:
+        assert all(cell_len(line.rstrip()) <= width for line in shown.splitlines())
+
+
+def test_a_pipe_without_columns_is_wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    assert console.console().width == console.WIDTH_WHEN_PIPED
+    monkeypatch.setenv("COLUMNS", "72")
+    assert console.console().width == 72
+
+
+def test_a_message_on_a_narrow_terminal_is_broken_between_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    screen = Terminal()
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setenv("COLUMNS", "24")
+    monkeypatch.setenv("TERM", "xterm")
+    console.complain("cannot open '/a/path/longer/than/the/terminal.png': no such file.")
+    lines = ["error: cannot open", "'/a/path/longer/than/the/terminal.png':", "no such file."]
+    assert re.sub(r"\x1b\[[\d;]*m", "", screen.getvalue()).splitlines() == lines

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import shutil
 
@@ -125,6 +126,49 @@ def test_output_that_cannot_be_written_is_told_before_the_work(run, trained, ima
     assert outcome.code == 2
     assert "cannot write to output folder" in outcome.err
     assert outcome.out == ""
+
+
+def test_patterns_and_a_list_on_standard_input(run, trained, images, monkeypatch):
+    found = run("predict", trained, f"{images}/**/1?.png", "--json")
+    paths = [result["path"] for result in json.loads(found.out)["results"]]
+    assert paths == sorted(str(file) for file in images.glob("*/1?.png")) and len(paths) == 4
+    for arguments in (["predict", trained, "-", "--json"], ["predict", trained, "--json", "-"]):
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO("\n".join([*paths, ""]).encode())))
+        assert run(*arguments) == found
+    outcome = run("predict", trained, f"{images}/*.gif")
+    assert outcome.code == 1
+    assert "no file matches this pattern" in outcome.err
+
+
+def test_a_file_whose_name_is_a_pattern_is_itself(run, trained, images, tmp_path):
+    shutil.copy(images / "dark" / "0.png", tmp_path / "a[1].png")
+    outcome = run("predict", trained, tmp_path / "a[1].png", "--json")
+    assert json.loads(outcome.out)["results"][0]["path"].endswith("a[1].png")
+
+
+def test_images_that_take_much_memory_at_their_own_size_are_told_first(run, trained, tmp_path, monkeypatch):
+    for name, size in (("small", (32, 32)), ("large", (320, 96))):
+        Image.new("RGB", size).save(tmp_path / f"{name}.png")
+    (tmp_path / "broken.png").touch()
+    arguments = ["predict", trained, tmp_path / "*.png", "--img-size"]
+    assert "of memory" not in run(*arguments, "native").err
+    monkeypatch.setattr("vision_ssm.cli.images._memory_of_this_machine", lambda: 2**20)
+    outcome = run(*arguments, "native")
+    (told,) = [line for line in outcome.err.splitlines() if "of memory" in line]
+    assert "large.png has 320 x 96 pixels: at its own size it may take " in told
+    assert "and there are 1.0 MiB" in told
+    assert "of memory" not in run(*arguments, "32").err
+
+
+def test_a_mistyped_path_leaves_no_empty_folder(run, trained, images, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    weights = trained / "best.safetensors"
+    assert run("predict", weights, "gone.jpg", "--pictures", "a").code == 1
+    assert run("predict", "gone.safetensors", images, "--pictures", "a", "--output", "b/p.csv").code == 2
+    assert run("features", "gone.safetensors", images, "--output", "c").code == 2
+    assert run("evaluate", weights, "gone", "--output", "d/s.json").code == 2
+    assert run("train", images, "--checkpoint", "gone.pth").code == 2
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.fixture

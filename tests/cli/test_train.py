@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import vision_ssm
 from tests.cli.commands import TINY, Outcome, write_images
 from vision_ssm.cli.main import build_parser
 from vision_ssm.cli.train import accept, configuration
@@ -104,6 +105,17 @@ def test_run_leaves_what_it_promises_and_reports_it(run, images, tmp_path):
     assert "epoch 1/1" in outcome.out
     assert str(tmp_path / "n" / "best.safetensors") in outcome.out
     assert "\x1b" not in outcome.out  # no terminal, no control sequences
+
+
+def test_a_short_name_trains_the_model_and_is_kept_as_the_full_one(run, images, tmp_path):
+    options = ["--img-size", "32", *TINY, "--epochs", "1", "--output", tmp_path]
+    outcome = run("train", images, "--model", "vim_tiny", *options)
+    assert outcome.code == 0, outcome.err
+    (folder,) = tmp_path.iterdir()
+    assert folder.name.startswith("vim_tiny-")
+    assert vision_ssm.load_model(folder).info.model == "vim_tiny_patch16_224"
+    outcome = run("train", "--resume", folder)
+    assert outcome.code == 0, outcome.err
 
 
 @pytest.mark.parametrize("model", ["test_resnet", "test_vit"])

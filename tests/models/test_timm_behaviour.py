@@ -10,7 +10,7 @@ from timm.models import FeatureInfo, get_notrace_functions, get_notrace_modules
 from timm.models._hub import save_for_hf
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
-from vision_ssm.errors import ConfigError
+from vision_ssm.errors import BackendError, ConfigError
 from vision_ssm.models import create_model, list_models
 from vision_ssm.models.registry import takes_size
 
@@ -223,6 +223,14 @@ torch.save(found, {str(tmp_path / "y.pt")!r})
 """
     subprocess.run([sys.executable, "-c", code], check=True)
     torch.testing.assert_close(torch.load(tmp_path / "y.pt"), model(x))
+
+
+@pytest.mark.parametrize("name", ["vim_nano", "vmamba_nano", "efficientvmamba_nano"])
+def test_torch_jit_trace_is_refused_plainly(name):
+    model = create_model(name).eval()
+    told = r"cannot be traced by torch\.jit\.trace.* torch\.export and torch\.compile see"
+    with pytest.raises(BackendError, match=told):
+        torch.jit.trace(model, torch.randn(1, 3, 32, 32))
 
 
 def test_built_on_meta_and_filled_later():

@@ -9,9 +9,11 @@ import timm
 import torch
 
 from vision_ssm.analysis.model_cost import own_size_cost
+from vision_ssm.errors import ConfigError
 from vision_ssm.families import FAMILIES, named
-from vision_ssm.models import all_variants
-from vision_ssm.models.variant import Weights
+from vision_ssm.models import all_variants, create_model
+from vision_ssm.models.registry import is_ours
+from vision_ssm.models.variant import Weights, full_name, list_aliases
 
 # What is said where a model is used, not what it is: images and classes, training, the form for dense tasks.
 USE = {
@@ -77,3 +79,18 @@ def test_addresses() -> None:
     assert Weights("a.pth", page="https://example.com/v1").address == "https://example.com/v1/a.pth"
     assert Weights("a.pth", hub="who/what").address == "https://huggingface.co/who/what/resolve/main/a.pth"
     assert Weights("a.pth", hub="who/what@c0ffee").address == "https://huggingface.co/who/what/resolve/c0ffee/a.pth"
+
+
+def test_short_names_are_those_of_one_model_each_and_build_it() -> None:
+    aliases = list_aliases()
+    assert aliases["vim_tiny"] == "vim_tiny_patch16_224" and aliases["vmamba_tiny"] == "vmamba_tiny_s1l8"
+    assert len(aliases) == sum(row.alias is not None and row.feature_cls is None for row in all_variants().values())
+    assert not set(aliases) & set(timm.list_models())
+    for alias, name in aliases.items():
+        assert full_name(alias) == full_name(name) == name
+        assert is_ours(alias)
+    assert (full_name("vim_tiny.tag"), full_name("resnet18")) == ("vim_tiny_patch16_224.tag", "resnet18")
+    model = create_model("vim_tiny", depth=1)
+    assert model.pretrained_cfg["architecture"] == "vim_tiny_patch16_224"
+    with pytest.raises(ConfigError, match=r"there is no model 'vim_tinny'\. Did you mean 'vim_tiny'"):
+        create_model("vim_tinny")

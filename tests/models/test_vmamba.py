@@ -301,7 +301,7 @@ def test_offline_names_the_release_the_file_and_the_way_out(monkeypatch, tmp_pat
         "github.com/MzeroMiko/VMamba/releases/download/%23v2cls",
         str(tmp_path),
         "pretrained_cfg_overlay",
-        "--checkpoint",
+        "model.checkpoint",
     ):
         assert part in message
 

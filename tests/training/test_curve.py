@@ -5,13 +5,18 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from vision_ssm.errors import DataError
+from vision_ssm.plots import png_figure
 from vision_ssm.training.curve import draw_curve
 
 ACCURACY = {"name": "top1", "title": "top-1", "unit": "%", "higher_is_better": True}
@@ -41,6 +46,26 @@ def test_curve(tmp_path: Path, epochs: int, scores: bool) -> None:
     (tmp_path / "log.jsonl").write_text("\n".join(log_lines(epochs, scores=scores)))
     draw_curve(tmp_path / "log.jsonl", tmp_path / "curve.png")
     assert picture(tmp_path / "curve.png").std() > 5
+
+
+def test_accuracies_have_one_axis_however_little_they_move(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = [
+        line.replace('"top1": 0.5,', '"top1": 0.10,').replace('"top1": 0.75', '"top1": 0.13') for line in log_lines(2)
+    ]
+    (tmp_path / "log.jsonl").write_text("\n".join(lines))
+    drawn: list[Figure] = []
+
+    @contextmanager
+    def seen(*arguments: Any, **options: Any) -> Iterator[Figure]:
+        with png_figure(*arguments, **options) as figure:
+            yield figure
+            drawn.append(figure)
+
+    monkeypatch.setattr("vision_ssm.training.curve.png_figure", seen)
+    draw_curve(tmp_path / "log.jsonl", tmp_path / "curve.png")
+    _, axes, _ = drawn[0].axes
+    assert axes.get_title(loc="left") == "Held-out top-1 (%)"
+    assert axes.get_ylim() == (0, 101)
 
 
 def test_curve_of_an_interrupted_and_a_diverged_run(tmp_path: Path) -> None:

@@ -173,7 +173,7 @@ def test_divergence_names_the_batch_and_keeps_the_checkpoint(
 
 def test_notices_and_refusals_before_training(tiny: Tiny) -> None:
     made = engine(tiny(**{"data.batch_size": 64}))
-    _, notice = made.parts.notices  # the first says what was found in the data
+    (notice,) = made.parts.notices
     assert notice == "data.batch_size is 40 instead of 64: there are only 40 training images."
     assert made.config.data.batch_size == 40
     for overrides, message in (

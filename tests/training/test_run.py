@@ -102,6 +102,50 @@ def test_a_second_signal_acts_at_once(tiny: Tiny) -> None:
         train(tiny(), on_event=listen)
 
 
+@pytest.mark.parametrize(("eval_every", "patience", "ends"), [(1, 2, 4), (2, 1, 4), (2, 3, 6), (1, None, 8)])
+def test_patience_ends_a_run_that_gets_no_better(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch, eval_every: int, patience: int | None, ends: int
+) -> None:
+    shares = {1: 0.5, 2: 0.7}  # by epoch; worse ever after
+    seen: list[Event] = []
+
+    def scores(meter: Any, task: Any) -> dict[str, float]:
+        done = sum(isinstance(event, EpochDone) for event in seen)
+        return {"top1": shares.get(done + 1, 0.6), "loss": 1.0}
+
+    monkeypatch.setattr("vision_ssm.training.run.read_scores", scores)
+    config = tiny(**{"schedule.epochs": 8, "schedule.patience": patience, "run.eval_every": eval_every})
+    result = train(config, on_event=seen.append)
+    epochs = [event.epoch for event in seen if isinstance(event, EpochDone)]
+    assert (epochs[-1], result.best_epoch, result.interrupted) == (ends, 2, None)
+    told = [event.message for event in seen if isinstance(event, Notice)]
+    early = f"Ended after epoch {ends}: top-1 was best in epoch 2 (schedule.patience)."
+    assert told == ([early] if patience is not None else [])
+    again = train(resumed(config))
+    assert again.updates == result.updates, "it stays ended"
+
+
+@pytest.mark.usefixtures("listens_to_ctrl_c")
+@pytest.mark.parametrize("epochs", [0, 1])
+def test_pictures_are_drawn_of_a_run_that_is_stopped(tiny: Tiny, monkeypatch: pytest.MonkeyPatch, epochs: int) -> None:
+    drawn: list[Path] = []
+
+    def draw(folder: Any, engine: Any) -> None:
+        drawn.append(folder.path)
+        signal.raise_signal(signal.SIGINT)  # once more, while the pictures are drawn
+
+    monkeypatch.setattr("vision_ssm.training.results.write_pictures", draw)
+
+    def listen(event: Event) -> None:
+        if isinstance(event, StepDone) and (event.epoch, event.step) == (epochs + 1, 1):
+            signal.raise_signal(signal.SIGINT)
+
+    config = tiny()
+    result = train(config, on_event=listen)
+    assert result.interrupted == "SIGINT"
+    assert drawn == [config.run_folder] * epochs
+
+
 def test_used_folders(tiny: Tiny) -> None:
     config = tiny(**{"schedule.epochs": 1})
     with pytest.raises(ConfigError, match=r"nothing to resume: .*run holds no run"):

@@ -199,6 +199,7 @@ def rewritten(path: Path, **changes: object) -> Path:
         ({"preprocessing": {"mean": [10**400, 0, 0]}}, "description is damaged"),
         ({"metrics": {"top1": [1]}}, "description is damaged.*metric top1"),
         ({"val_fraction": "all"}, "description is damaged.*val_fraction"),
+        ({"val_fraction": 0}, "val_fraction must be above 0"),
         ({"record": {"class_names": [["a"], "b", "c"]}}, r"class_names, got \[\['a'\]"),
         ({"record": {"class_names": "cat"}}, "a classifier's record lists its class_names, got 'cat'"),
         (

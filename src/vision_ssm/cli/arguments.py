@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
+import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -258,7 +260,13 @@ def output_file(*suffixes: str) -> Callable[[str], Path]:
 def add_inputs(parser: argparse.ArgumentParser) -> None:
     """Declare what `take_inputs` and `split_inputs` sort: optional weights, then images."""
     parser.add_argument("weights", nargs="?", metavar="WEIGHTS", help="weights file or name; may be left out")
-    parser.add_argument("images", nargs="*", metavar="IMAGES", help="image files, or folders searched for images")
+    parser.add_argument(
+        "images",
+        nargs="*",
+        metavar="IMAGES",
+        help="image files, folders searched for images, patterns in quotes ('photos/**/*.jpg'), or - for a list on "
+        "standard input, one a line",
+    )
 
 
 def take_inputs(options: argparse.Namespace, unknown: Sequence[str]) -> Sequence[str]:
@@ -266,8 +274,17 @@ def take_inputs(options: argparse.Namespace, unknown: Sequence[str]) -> Sequence
 
     After an option argparse assigns no further files to an argument that may be empty.
     """
-    options.images = [*options.images, *(text for text in unknown if not text.startswith("-"))]
-    return [text for text in unknown if text.startswith("-")]
+    files = [text for text in unknown if text == "-" or not text.startswith("-")]
+    options.images = [*options.images, *files]
+    return [text for text in unknown if text not in files]
+
+
+def _listed_on_stdin() -> list[str]:
+    if sys.stdin is None or sys.stdin.isatty():
+        raise ConfigError(
+            "- stands for a list of images on standard input: find photos/ -name '*.jpg' | vision-ssm ..."
+        )
+    return [os.fsdecode(line) for line in sys.stdin.buffer.read().splitlines() if line]
 
 
 def split_inputs(options: argparse.Namespace) -> tuple[str | None, list[str]]:
@@ -277,10 +294,12 @@ def split_inputs(options: argparse.Namespace) -> tuple[str | None, list[str]]:
         ConfigError: no images, or weights twice.
     """
     from vision_ssm.models.registry import list_models, list_whole_models
+    from vision_ssm.models.variant import list_aliases
     from vision_ssm.weights.shipped import names_weights
 
-    files: list[str] = [*([] if options.weights is None else [options.weights]), *options.images]
-    models = [*list_models(), *list_whole_models()]
+    given: list[str] = [*([] if options.weights is None else [options.weights]), *options.images]
+    files = [name for text in given for name in (_listed_on_stdin() if text == "-" else [text])]
+    models = [*list_models(), *list_whole_models(), *list_aliases()]
     named = [0] if files and names_weights(files[0], model=options.model, models=models) else []
     # Behind weights a folder is one of images, whatever else it holds.
     later = [at for at, text in enumerate(files) if at > 0 and not (named and Path(text).is_dir())]

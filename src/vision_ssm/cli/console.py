@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import textwrap
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -44,7 +45,7 @@ __all__ = [
 
 moved.answer(__name__)
 
-WIDTH_WHEN_PIPED = 160  # a file or a pipe has no width; narrow tables would cut names
+WIDTH_WHEN_PIPED = 160  # a file or a pipe has no width unless COLUMNS says one; narrow tables would cut names
 
 
 _UNSEEN = frozenset(("Cc", "Cs", "Zl", "Zp"))  # controls, bytes that are no text, separators of lines
@@ -144,7 +145,7 @@ def _abandon(stream: Any) -> None:
 def console(*, stderr: bool = False) -> Console:
     """Return a console on the current standard output (or error): colours and live displays only on a terminal."""
     stream = sys.stderr if stderr else sys.stdout
-    width = None if stream.isatty() else WIDTH_WHEN_PIPED
+    width = None if stream.isatty() or os.environ.get("COLUMNS", "").isdigit() else WIDTH_WHEN_PIPED
     return _console_class()(file=stream, width=width, highlight=False, emoji=False, markup=False)
 
 
@@ -166,7 +167,7 @@ def say(message: str, *, style: str | None = None, on: Console | None = None) ->
         OutputLostError: it cannot be written.
     """
     with _arriving():
-        (on or console()).print(printable(message), style=style, soft_wrap=True)
+        _print_line(on or console(), printable(message), style)
 
 
 def print_text(text: str) -> None:
@@ -183,14 +184,26 @@ def complain(message: str) -> None:
     """Print one error message on standard error, marked as such."""
     with _unless_lost():
         out = console(stderr=True)
-        out.print("error: ", style="bold red", end="")
-        out.print(printable(message), soft_wrap=True)
+        _print_line(out, printable(message), mark="error: ", style_of_mark="bold red")
 
 
 def note(message: str, *, mark: str = "note: ", style: str | None = None) -> None:
     """Print on standard error what is worth knowing and stops nothing."""
     with _unless_lost():
-        console(stderr=True).print(f"{mark}{printable(message)}", style=style, soft_wrap=True)
+        _print_line(console(stderr=True), f"{mark}{printable(message)}", style)
+
+
+def _print_line(
+    out: Console, message: str, style: str | None = None, *, mark: str = "", style_of_mark: str = ""
+) -> None:
+    """Print one line; for a terminal it is broken between words, and never inside one, so that paths can be copied."""
+    from rich.text import Text
+
+    text = Text.assemble((mark, style_of_mark), message)
+    if out.is_terminal and len(text) > out.width:
+        broken = textwrap.wrap(text.plain, out.width, break_long_words=False, break_on_hyphens=False)
+        text = Text("\n").join([text[: len(broken[0])], *map(Text, broken[1:])])
+    out.print(text, style=style, soft_wrap=True)
 
 
 @contextmanager
@@ -234,6 +247,8 @@ def print_table(
 ) -> None:
     """Print a table; the columns named in ``numeric`` are aligned right. Without column names there is no header.
 
+    Cells are broken between words. Where not even the longest words fit, every row becomes lines of its own.
+
     Raises:
         OutputLostError: it cannot be written.
     """
@@ -242,19 +257,55 @@ def print_table(
     from rich.text import Text
 
     headed = any(columns)
+    cells = [[printable(cell) for cell in row] for row in rows]
+    out = console()
+    widths = _column_widths([*map(printable, columns)], cells, numeric, out.width)
     table = Table(box=box.SIMPLE_HEAD if headed else None, pad_edge=False, show_header=headed)
-    for column in columns:
+    for at, column in enumerate(columns):
         justify: Any = "right" if column in numeric else "left"
-        table.add_column(Text(printable(column)), justify=justify, overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(printable(cell)) for cell in row))
+        width = None if widths is None else widths[at]
+        table.add_column(Text(printable(column)), justify=justify, overflow="fold", width=width)
+    for row in cells:
+        table.add_row(*map(Text, row))
     with _arriving():
-        out = console()
         if title:
-            out.print(printable(title), style="bold", soft_wrap=True)
+            _print_line(out, printable(title), "bold")
+        if widths is None and headed:
+            for row in cells:
+                for column, cell in zip(columns, row, strict=True):
+                    _print_line(out, f"{printable(column)}: {cell}" if column else cell)
+                out.print()
+            return
         out.print(table)
         if not headed:
             out.print()
+
+
+_BETWEEN_COLUMNS = 3
+
+
+def _column_widths(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], numeric: Sequence[str], available: int
+) -> list[int] | None:
+    """Widths in which no word is broken; None where there are none. Numbers stay with their units."""
+    from rich.cells import cell_len
+
+    whole = [[column, *cells] for column, *cells in zip(columns, *rows, strict=True)]
+    words = [
+        [cell for text in texts[1:] for cell in ([text] if texts[0] in numeric else text.split())] for texts in whole
+    ]
+    least = [
+        max(map(cell_len, [*texts[0].split(), *found]), default=0) for texts, found in zip(whole, words, strict=True)
+    ]
+    spare = available - sum(least) - _BETWEEN_COLUMNS * len(columns)
+    if spare < 0:
+        return None
+    wanted = [max(map(cell_len, texts)) - width for texts, width in zip(whole, least, strict=True)]
+    given = [0] * len(columns)
+    for place, at in enumerate(sorted(range(len(columns)), key=wanted.__getitem__)):
+        given[at] = min(wanted[at], spare // (len(columns) - place))
+        spare -= given[at]
+    return [width + more for width, more in zip(least, given, strict=True)]
 
 
 def amount(value: float | None, unit: str = "") -> str:

@@ -15,7 +15,7 @@ from vision_ssm.cli.arguments import (
     take_inputs,
 )
 from vision_ssm.cli.console import print_json, progress_bar, say
-from vision_ssm.cli.images import open_weights, print_failures
+from vision_ssm.cli.images import open_weights, print_failures, warn_of_memory
 from vision_ssm.storage import require_writable
 
 NAME = "features"
@@ -60,6 +60,7 @@ def run(options: argparse.Namespace) -> int:
     weights, images = split_inputs(options)
     require_writable(options.output)  # found out now rather than after the model is open
     loaded = open_weights(weights, options)
+    warn_of_memory(images, loaded, options)
     with progress_bar("extracting", shown=not options.json) as on_progress:
         found = features(
             loaded,

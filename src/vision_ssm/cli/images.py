@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from vision_ssm.cli.console import note
+from vision_ssm.cli.console import memory, note
+from vision_ssm.errors import DataError, VisionSSMError
 
 if TYPE_CHECKING:
     from vision_ssm.inference.inputs import Failure
     from vision_ssm.weights.files import Loaded
 
-__all__ = ["described", "open_weights", "print_failures"]
+__all__ = ["described", "open_weights", "print_failures", "warn_of_memory"]
+
+MOST_A_PIXEL = 4096
+"""Bytes that no model here exceeds; what is small even so need not be counted."""
+
+MUCH = 0.5
+"""Share of the memory from which on it is worth a word before the work begins."""
 
 
 def open_weights(weights: str | None, options: argparse.Namespace) -> Loaded:
@@ -37,6 +46,45 @@ def described(loaded: Loaded) -> str:
         else f"; {task.primary.text(value)} {task.primary.title} on its validation images"
     )
     return f"a {info.model}{f' that knows {knows}' if knows else ''}{score}"
+
+
+def warn_of_memory(images: Sequence[str], loaded: Loaded, options: argparse.Namespace) -> None:
+    """Tell on stderr how much memory the largest image takes at its own size, where that is much of what there is."""
+    if options.img_size != "native":
+        return
+    import torch
+
+    from vision_ssm.analysis import cost
+    from vision_ssm.data.images import check_image
+    from vision_ssm.inference.inputs import find_images
+
+    sizes: dict[str, tuple[int, int]] = {}
+    for named in find_images(images, []):
+        with suppress(DataError):  # the prediction lists it
+            sizes[named.name] = check_image(str(named.image))
+    device = next(loaded.model.parameters()).device
+    if not sizes or device.type not in ("cpu", "cuda"):
+        return
+    name, (width, height) = max(sizes.items(), key=lambda item: item[1][0] * item[1][1])
+    there_is = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else _memory_of_this_machine()
+    if there_is is None or MOST_A_PIXEL * width * height < MUCH * there_is:
+        return
+    try:
+        taken = cost(loaded.task().backbone(loaded.model), (height, width)).inference_bytes
+    except VisionSSMError:  # a size that this model refuses, which is a failure of the image
+        return
+    if taken > MUCH * there_is:
+        note(
+            f"{name} has {width:,} x {height:,} pixels: at its own size it may take {memory(taken)} of memory, and "
+            f"there are {memory(there_is)}. A smaller --img-size takes less."
+        )
+
+
+def _memory_of_this_machine() -> int | None:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # not on this system
+        return None
 
 
 def print_failures(failures: Sequence[Failure], successes: int) -> None:

@@ -58,12 +58,15 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _print_backbones(rows: Sequence[ModelRow]) -> None:
+    from vision_ssm.models.variant import list_aliases
+
+    short = {full: alias for alias, full in list_aliases().items()}
     print_table(
         None,
         ("model", "input", "parameters", "multiply-adds", "published top-1", "source"),
         [
             (
-                row.name,
+                f"{row.name} ({short[row.name]})" if row.name in short else row.name,
                 f"{row.height} x {row.width}",
                 amount(row.params),
                 amount(row.macs),

@@ -19,7 +19,7 @@ from vision_ssm.cli.arguments import (
     task_options,
 )
 from vision_ssm.cli.console import print_json, print_table, progress_bar, say
-from vision_ssm.cli.images import open_weights, print_failures
+from vision_ssm.cli.images import open_weights, print_failures, warn_of_memory
 from vision_ssm.storage import require_writable
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ examples:
   vision-ssm predict cat.jpg dog.png
   vision-ssm predict runs/demo cat.jpg dog.png
   vision-ssm predict runs/demo/best.safetensors photos/ --top-k 3 --output predictions.csv
+  find photos/ -newer last.csv -name '*.jpg' | vision-ssm predict runs/demo -
   vision-ssm predict vim_t_midclstok_76p1acc.pth photos/ --model vim_tiny_patch16_224
   vision-ssm predict runs/scans/best.safetensors scan.tif --img-size native
 
@@ -73,6 +74,7 @@ def run(options: argparse.Namespace) -> int:
     if options.output:  # found out now rather than after the work
         require_writable(options.output.parent)
     loaded = open_weights(weights, options)
+    warn_of_memory(images, loaded, options)
     with progress_bar("predicting", shown=not options.json) as on_progress:
         found = predict(
             loaded,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from vision_ssm import moved
 from vision_ssm.data.batches import Samples
 from vision_ssm.data.loader import EpochLoader, worker_failures
 from vision_ssm.device import autocast
-from vision_ssm.errors import CheckpointError, DataError
+from vision_ssm.errors import CheckpointError, DataError, VisionSSMNotice
 from vision_ssm.inference.inputs import ImageSize, is_native
 from vision_ssm.storage import whole_file
 from vision_ssm.tasks.meters import read_scores
@@ -170,7 +171,10 @@ def _part(
     if split == "all" or (split or "val") in own:
         split = split or "val"
         return task.open(split), split, None
-    seen = bool(info.trained_on) and task.open("train").fingerprint == info.trained_on
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", VisionSSMNotice)  # what is scored tells it, once
+        seen = bool(info.trained_on) and task.open("train").fingerprint == info.trained_on
+        count = len(task.open("all")) if seen or split is not None or may_cut else 0
     if split is None and not (seen or may_cut):
         return task.open("all"), "all", None
     samples = task.open(split or "val")  # a name that is no split is refused here
@@ -180,7 +184,7 @@ def _part(
             f"{str(data)!r} has no part called {split}, and these weights were not trained on it: leave the split out "
             "to score all of it, or say which share to cut off (val_fraction, --val-fraction)."
         )
-    return samples, split or "val", len(task.open("all"))
+    return samples, split or "val", count
 
 
 def _is_finite(outputs: Any) -> bool:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import glob
 import os
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -21,7 +21,7 @@ from vision_ssm.data.files import search, skipped_files
 from vision_ssm.data.images import decoding, picture_in_memory, read_image
 from vision_ssm.data.strips import open_strips
 from vision_ssm.device import autocast
-from vision_ssm.errors import ConfigError, DataError, ShapeError, VisionSSMNotice
+from vision_ssm.errors import ConfigError, DataError, ShapeError, notify
 from vision_ssm.layers.strips import Patches
 from vision_ssm.tasks.task import Task
 from vision_ssm.weights.files import Loaded
@@ -42,7 +42,8 @@ __all__ = [
 ]
 
 ImageLike = str | Path | Image.Image | np.ndarray[Any, Any]
-"""A file, a folder (searched with its subfolders), a PIL image, or a uint8 array [H, W] or [H, W, 3]."""
+"""A file, a folder (searched with its subfolders), a pattern such as ``photos/**/*.jpg``, a PIL image, or a uint8 array
+[H, W] or [H, W, 3]."""
 
 Result = TypeVar("Result")
 
@@ -94,11 +95,20 @@ def find_images(images: ImageLike | Iterable[ImageLike], failures: list[Failure]
             found.append(Named(f"image {number}", image))
         elif os.path.isdir(image):
             found += _in_folder(Path(image), failures)
+        elif glob.has_magic(str(image)) and not os.path.lexists(image):
+            found += _matching(str(image), failures)
         else:
             found.append(Named(str(image), image))
     if not found and not failures:
         raise DataError("no images; give image files or folders: after the weights, or as images=...")
     return found
+
+
+def _matching(pattern: str, failures: list[Failure]) -> list[Named]:
+    files = [file for file in sorted(glob.glob(pattern, recursive=True)) if not os.path.isdir(file)]
+    if not files:
+        failures.append(Failure(pattern, "no file matches this pattern"))
+    return [Named(file, file) for file in files]
 
 
 def _in_folder(folder: Path, failures: list[Failure]) -> list[Named]:
@@ -113,7 +123,7 @@ def _in_folder(folder: Path, failures: list[Failure]) -> list[Named]:
     if not content.images:
         failures.append(Failure(str(folder), f"no image files in this folder{f'; {told}' if told else ''}"))
     elif told:
-        warnings.warn(f"{len(content.images):,} images in {str(folder)!r}; {told}.", VisionSSMNotice, stacklevel=2)
+        notify(f"{len(content.images):,} images in {str(folder)!r}; {told}.")
     return [Named(str(file), file) for file in content.images]
 
 
@@ -244,7 +254,7 @@ def _embedded(
     device = next(backbone.parameters()).device
     with open_strips(image, max_pixels=max_pixels) as opened:
         if opened.note is not None:
-            warnings.warn(opened.note, VisionSSMNotice, stacklevel=2)
+            notify(opened.note)
         size = (opened.height, opened.width)
         strips = (prepare_rows(band)[None].to(device) for band in opened.bands)
         with autocast(device, amp):

@@ -70,6 +70,7 @@ class ConvDownsample(nn.Module):
         if kernel_size not in (2, 3):
             raise ConfigError(f"kernel_size must be 2 or 3, got {kernel_size!r}")
         out = out_channels or 2 * channels
+        self.least = 2 if kernel_size == 2 else 1  # rows and columns; what stands in for the convolution has no size
         self.conv = nn.Conv2d(channels, out, kernel_size, stride=2, padding=kernel_size - 2)
         self.norm = nn.LayerNorm(out)
 
@@ -79,7 +80,7 @@ class ConvDownsample(nn.Module):
         Raises:
             ShapeError: a 2 x 2 convolution meets a map of one row or column.
         """
-        if self.conv.kernel_size[0] == 2 and min(x.shape[1:3]) < 2:
+        if min(x.shape[1:3]) < self.least:
             raise ShapeError(
                 f"a map of {x.shape[1]}x{x.shape[2]} is too small to be halved by a 2x2 convolution; use a larger "
                 "image, or the downsample version v1 or v3"

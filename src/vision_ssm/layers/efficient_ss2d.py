@@ -16,12 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vision_ssm.errors import ConfigError
+from vision_ssm.errors import ConfigError, ShapeError
 from vision_ssm.layers.one_call import halves
 from vision_ssm.layers.options import checked_inner
 from vision_ssm.layers.ssm import ScanParameters
 from vision_ssm.layers.untouched import built_of, untouched
-from vision_ssm.ops import Traversal, selective_scan, selective_ssm, selective_ssm_applies
+from vision_ssm.ops import SsmWeights, Traversal, selective_scan, selective_ssm, selective_ssm_applies
+from vision_ssm.ops.gate import check_tensors
 
 __all__ = ["AtrousSSM", "EfficientSS2D", "atrous_traversals"]
 
@@ -70,8 +71,16 @@ class AtrousSSM(ScanParameters):
         super().__init__(channels, directions=STEP * STEP, states=states, rank=rank)
 
     def forward(self, u: Tensor) -> Tensor:
-        """Project and scan a map u [B, H, W, C] of even height and width; returns the same shape."""
+        """Project and scan a map u [B, H, W, C] of even height and width; returns the same shape.
+
+        Raises:
+            ShapeError: the map's height or width is odd, or a parameter is not floating or elsewhere than u.
+        """
         batch, height, width, channels = u.shape
+        if height % STEP or width % STEP:
+            raise ShapeError(f"an atrous scan takes maps of even height and width, got {height} x {width}")
+        # Torch's product of a tensor with one that has no memory, on the meta device, is of any values.
+        check_tensors("an atrous scan", u, u=u, **dict(zip(SsmWeights._fields, self.weights(), strict=False)))
         walks = atrous_traversals(height, width)
         flat, weights = u.flatten(1, 2), self.weights()
         if selective_ssm_applies(flat, walks, weights):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from vision_ssm.errors import ConfigError
 from vision_ssm.layers.options import check_choice
 from vision_ssm.layers.strips import Patches, convolved_strips, gather_patches
+from vision_ssm.ops.transforms import transformed
 
 __all__ = ["STEMS", "ConvStem", "PatchStem", "make_stem"]
 
@@ -115,5 +116,6 @@ def make_stem(version: str, in_chans: int, channels: int, patch_size: int = 4) -
 
 def _convolved(conv: nn.Conv2d, x: Tensor) -> Tensor:
     """Convolve x [B, C, H, W]; the result is channel-last, [B, h, w, C'], and so is its memory."""
-    result: Tensor = conv(x.contiguous(memory_format=torch.channels_last))
+    # Under vmap a tensor has no memory format to ask for.
+    result: Tensor = conv(x if transformed() else x.contiguous(memory_format=torch.channels_last))
     return result.permute(0, 2, 3, 1)

@@ -67,7 +67,7 @@ def build(
         try:
             chosen["pretrained_cfg_overlay"] = _with_weights(row.name, chosen)
         except NotFetchedError as error:
-            raise NotFetchedError(error.reason, file=error.file, folder=error.folder, model=row.name) from error
+            raise NotFetchedError(error.reason, file=error.file, folder=error.folder, model=row.name) from None
     model: nn.Module = build_model_with_cfg(
         model_class, row.name, pretrained, pretrained_filter_fn=checkpoint_filter_fn, feature_cfg=feature_cfg, **chosen
     )

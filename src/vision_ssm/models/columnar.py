@@ -61,7 +61,10 @@ class Columnar(nn.Module):
         }
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute the blocks in the backward pass instead of keeping what is inside them."""
+        """Recompute the blocks in the backward pass instead of keeping what is inside them.
+
+        ``torch.func`` keeps everything all the same: it does not go together with recomputing.
+        """
         self.grad_checkpointing = enable
 
     def get_classifier(self) -> nn.Module:

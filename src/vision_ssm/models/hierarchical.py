@@ -19,6 +19,7 @@ from vision_ssm.layers.options import check_choice, check_count, check_flags, ch
 from vision_ssm.layers.patch_embed import as_size
 from vision_ssm.layers.stem import PatchStem
 from vision_ssm.layers.strips import Patches
+from vision_ssm.ops.transforms import transformed
 
 __all__ = ["POOLS", "Hierarchical", "Stage", "check_depths", "drop_path_rates"]
 
@@ -47,7 +48,7 @@ class Stage(nn.Module):
         """Run the stage on a map [B, H, W, C']."""
         x = self.downsample(x)
         for block in self.blocks:
-            x = checkpoint(block, x) if self.grad_checkpointing else block(x)
+            x = checkpoint(block, x) if self.grad_checkpointing and not transformed() else block(x)
         return x
 
 
@@ -140,7 +141,7 @@ class Hierarchical(nn.Module):
         """Recompute the blocks in the backward pass instead of keeping what is inside them.
 
         Batch norms inside the blocks then see every batch twice, so their running statistics move faster; the
-        gradients are the same.
+        gradients are the same. ``torch.func`` keeps everything all the same: it does not go together with recomputing.
         """
         stages: Any = self.stages
         for stage in stages:

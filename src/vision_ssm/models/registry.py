@@ -11,7 +11,7 @@ from torch import nn
 from vision_ssm import moved
 from vision_ssm.errors import ConfigError, suggestion
 from vision_ssm.models.segmentors import SEGMENTORS, segmentor
-from vision_ssm.models.variant import all_variants
+from vision_ssm.models.variant import all_variants, full_name, list_aliases
 
 __all__ = ["create_model", "is_ours", "list_models", "list_whole_models", "require_model", "takes_size"]
 
@@ -30,13 +30,14 @@ def list_whole_models() -> list[str]:
 
 def is_ours(name: str) -> bool:
     """Tell whether a model of timm, perhaps named with its tag, is this library's."""
-    return name.partition(".")[0] in all_variants()
+    return full_name(name).partition(".")[0] in all_variants()
 
 
 def require_model(name: str) -> None:
     """Raise ConfigError, with the nearest name, unless a model of that name is registered with timm."""
-    if name not in SEGMENTORS and not timm.is_model(name):
-        near = suggestion(name, [*list_models(), *list_whole_models()]) or suggestion(name, timm.list_models())
+    if name not in SEGMENTORS and not timm.is_model(full_name(name)):
+        ours = [*list_models(), *list_whole_models(), *list_aliases()]
+        near = suggestion(name, ours) or suggestion(name, timm.list_models())
         raise ConfigError(f"there is no model {name!r}.{near} `vision-ssm models` lists this library's models.")
 
 
@@ -72,7 +73,7 @@ def create_model(
     """Build a model: one of this library's, a published segmentor, or any that timm has.
 
     Args:
-        name: for example 'vim_tiny_patch16_224'; a pretrained tag may follow a dot.
+        name: for example 'vim_tiny_patch16_224' or, for short, 'vim_tiny'; a pretrained tag may follow a dot.
         pretrained: load the published weights, from the hub or the cache.
         num_classes: None for the model's own number; 0 for no classifier.
         img_size: side or (height, width); None for the model's own. Only for models that are bound to a size.
@@ -90,7 +91,7 @@ def create_model(
     try:
         if name in SEGMENTORS:
             return segmentor(name, pretrained=pretrained, **chosen)
-        model: nn.Module = timm.create_model(name, pretrained=pretrained, **chosen)
+        model: nn.Module = timm.create_model(full_name(name), pretrained=pretrained, **chosen)
     except TypeError as error:  # how timm's own models answer an unknown option
         raise ConfigError(f"{name}: {error}") from error
     return model

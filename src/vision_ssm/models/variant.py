@@ -11,7 +11,17 @@ from typing import Any
 
 from vision_ssm.families import FAMILIES, named
 
-__all__ = ["IMAGENET", "SMALL_IMAGES", "Inputs", "Origin", "Variant", "Weights", "all_variants"]
+__all__ = [
+    "IMAGENET",
+    "SMALL_IMAGES",
+    "Inputs",
+    "Origin",
+    "Variant",
+    "Weights",
+    "all_variants",
+    "full_name",
+    "list_aliases",
+]
 
 
 @dataclass(frozen=True)
@@ -80,6 +90,7 @@ class Variant:
     source: str | None = None  # of the accuracies
     weights: Weights | None = None
     inputs: Inputs = IMAGENET
+    alias: str | None = None  # a short name, for those who do not care which of several this is
     feature_cls: str | None = None  # timm's, of the ``features_only`` form; such variants are not listed
 
     @property
@@ -97,6 +108,18 @@ class Variant:
             f"{self.summary}.\n\n{inputs.classes} classes, {inputs.side} x {inputs.side} pixels; {', '.join(facts)}.\n"
             f"Weights: {weights}.\nSource: {origin}.\n"
         )
+
+
+def full_name(name: str) -> str:
+    """The registered name of a model, for that name or for its alias; a tag after a dot stays. Others are returned."""
+    short, dot, tag = name.partition(".")
+    return f"{list_aliases().get(short, short)}{dot}{tag}"
+
+
+def list_aliases() -> dict[str, str]:
+    """Short names of models, and the full ones; what takes a model's name takes these, timm's own functions do not."""
+    rows = all_variants().values()  # the form of a model for dense tasks has the same row but for that
+    return {row.alias: row.name for row in rows if row.alias is not None and row.feature_cls is None}
 
 
 def all_variants() -> dict[str, Variant]:

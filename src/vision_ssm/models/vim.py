@@ -45,6 +45,7 @@ from vision_ssm.layers.positions import (
 from vision_ssm.layers.strips import Patches
 from vision_ssm.layers.untouched import built_of, untouched
 from vision_ssm.models.columnar import Columnar, init_head
+from vision_ssm.ops.transforms import transformed
 
 __all__ = ["DIRECTIONS", "Vim"]
 
@@ -260,7 +261,7 @@ class Vim(Columnar):
 
     def _step_by_step(self, tokens: Tensor, start: int, stop: int) -> Tensor:
         for step in list(self._steps())[start:stop]:
-            tokens = checkpoint(step, tokens) if self.grad_checkpointing else step(tokens)
+            tokens = checkpoint(step, tokens) if self.grad_checkpointing and not transformed() else step(tokens)
         return tokens
 
     def _steps(self) -> Iterator[Callable[[Tensor], Tensor]]:

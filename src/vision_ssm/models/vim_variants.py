@@ -47,6 +47,7 @@ CLASSIFIERS = (
             "class_token": "middle", "global_pool": None, "direction": "bidirectional", "halve_output": True,
             "norm_layer": "rms", "layer_scale": None, "backward_step": "published",
         },
+        alias="vim_tiny",
         params=7_148_008, macs=1_481_534_976, origin=ORIGIN, published_macs=1.5e9, macs_source=LOCAL_MAMBA,
         top1=76.1, top5=93.0, source=README,
         # The commit is that of the download caches in which this file is publicly recorded. None could be found for the
@@ -74,6 +75,7 @@ CLASSIFIERS = (
             "class_token": "middle", "global_pool": None, "direction": "bidirectional", "halve_output": True,
             "norm_layer": "rms", "layer_scale": None, "backward_step": "published",
         },
+        alias="vim_small",
         params=25_796_584, macs=5_141_732_352, origin=ORIGIN, published_macs=5.1e9, macs_source=LOCAL_MAMBA,
         # The figure of the released file; the paper prints 80.3.
         top1=80.5, top5=95.1, source=README,
@@ -98,6 +100,7 @@ CLASSIFIERS = (
             "class_token": "middle", "global_pool": None, "direction": "bidirectional", "halve_output": True,
             "norm_layer": "rms", "layer_scale": None, "backward_step": "published",
         },
+        alias="vim_base",
         params=97_598_440, macs=18_998_114_304, origin=ORIGIN,
         top1=81.9, top5=95.8, source=README,
         weights=Weights("vim_b_midclstok_81p9acc.pth", hub="hustvl/Vim-base-midclstok"),

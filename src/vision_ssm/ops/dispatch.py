@@ -36,6 +36,7 @@ from torch import Tensor
 from vision_ssm.errors import BackendError, ConfigError, VisionSSMNotice, suggestion
 from vision_ssm.ops import gpu, native
 from vision_ssm.ops.native import DTYPES, are_plain, multiplies_tiles_of_bfloat16
+from vision_ssm.ops.transforms import transformed
 
 __all__ = [
     "AUTO",
@@ -49,6 +50,7 @@ __all__ = [
     "intercepted",
     "native_call_applies",
     "operators",
+    "refuse_tracing",
 ]
 
 AUTO = "auto"
@@ -222,7 +224,7 @@ def native_call_applies(operator: str, x: Tensor, others: Sequence[Tensor]) -> b
     tensors = (x, *others)
     if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
         return False
-    if not are_plain(tensors, x.dtype) or not all(t.layout is torch.strided and not t.is_neg() for t in tensors):
+    if not are_plain(tensors, x.dtype):
         return False
     if x.dtype == torch.bfloat16 and multiplies_tiles_of_bfloat16():
         return False
@@ -232,8 +234,7 @@ def native_call_applies(operator: str, x: Tensor, others: Sequence[Tensor]) -> b
 def intercepted() -> bool:
     """Tell whether something watches or transforms operations, which a kernel would escape."""
     modes = torch._C._len_torch_dispatch_stack() or torch._C._len_torch_function_stack()
-    transforms = torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
-    return bool(modes or transforms or torch._C._get_tracing_state())
+    return bool(modes or transformed() or torch._C._get_tracing_state())
 
 
 def _of(operator: str) -> tuple[Backend, ...]:
@@ -258,4 +259,13 @@ def _warn_once(reason: str) -> None:
             "Install a C++ compiler and reinstall vision-ssm; `vision-ssm doctor` shows the state.",
             VisionSSMNotice,
             stacklevel=2,
+        )
+
+
+def refuse_tracing(operator: str) -> None:
+    """Raise BackendError within torch.jit.trace, which would fail with an error of its own inside."""
+    if not torch.compiler.is_compiling() and torch._C._get_tracing_state() is not None:
+        raise BackendError(
+            f"{operator} cannot be traced by torch.jit.trace, nor by what builds on it: TorchScript has no calls with "
+            "lists of sizes. torch.export and torch.compile see through it; see docs/backends.md, Export."
         )

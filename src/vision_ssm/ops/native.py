@@ -15,7 +15,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from vision_ssm.errors import BackendError
+from vision_ssm.errors import BackendError, ShapeError
+from vision_ssm.ops.gate import PLAIN, memory
 
 __all__ = [
     "BEST",
@@ -28,6 +29,7 @@ __all__ = [
     "are_plain",
     "denormals_flushed",
     "disagreement",
+    "held_by_kernel",
     "instruction_set",
     "mirrors",
     "multiplies_tiles_of_bfloat16",
@@ -160,13 +162,18 @@ def _structure_in(kind: type) -> type[ctypes.Structure] | None:
     return kind
 
 
-PLAIN = frozenset((Tensor, torch.nn.Parameter))  # subclasses need not have memory
-_dtype, _is_cpu = attrgetter("dtype"), attrgetter("is_cpu")
+_dtype, _is_cpu, _layout = attrgetter("dtype"), attrgetter("is_cpu"), attrgetter("layout")
 
 
 def are_plain(tensors: Sequence[Tensor | None], dtype: torch.dtype) -> bool:
     """Tell whether all are memory of that dtype that the kernels can read."""
-    return PLAIN.issuperset(map(type, tensors)) and set(map(_dtype, tensors)) == {dtype} and all(map(_is_cpu, tensors))
+    return (
+        PLAIN.issuperset(map(type, tensors))
+        and set(map(_dtype, tensors)) == {dtype}
+        and all(map(_is_cpu, tensors))
+        and set(map(_layout, tensors)) == {torch.strided}
+        and not any(map(Tensor.is_neg, tensors))  # type: ignore[arg-type]
+    )
 
 
 def multiplies_tiles_of_bfloat16() -> bool:
@@ -198,6 +205,20 @@ def denormals_flushed() -> Iterator[None]:
         LIBRARY.vssm_flush_denormals(threads, 0)
 
 
+def held_by_kernel(names: Sequence[str], weights: Sequence[Tensor | None], dtype: torch.dtype) -> list[Tensor | None]:
+    """Return weights of any shapes, contiguous, for as long as whose memory the kernel may read them.
+
+    Raises:
+        ShapeError: one is not memory of that dtype, or it is no dtype of the kernel's.
+    """
+    if dtype not in DTYPES:
+        raise ShapeError(f"the kernel computes float32 and bfloat16, got {names[0]} in {dtype}")
+    return [
+        None if w is None else memory(name, w, w.shape, dtype).contiguous()
+        for name, w in zip(names, weights, strict=True)
+    ]
+
+
 class KernelCall:
     """One call of a kernel: its C structure, and what must outlive it (``kept``)."""
 
@@ -205,18 +226,40 @@ class KernelCall:
         self.structure = structure
         self._kept = kept or []
 
-    def set(self, **tensors: Tensor | None) -> None:
-        """Describe tensors [B, K|1, L, last] or [B, L, last]; a copy is made only if the last axis is strided."""
-        for name, x in tensors.items():
-            setattr(self.structure, name, TensorArgument() if x is None else self._describe(x))
+    def set(self, shape: tuple[int, int, int, int], dtype: torch.dtype, **tensors: Tensor | None) -> None:
+        """Describe tensors [B, K, L, last], or [B, 1, L, last] or [B, L, last] for all directions; None is absent.
 
-    def pointer(self, x: Tensor | None) -> int | None:
-        """Return the address of a contiguous parameter or buffer, kept alive with the call."""
-        if x is None:
-            return None
-        x = x.contiguous()
+        A copy is made only if the last axis is strided.
+
+        Raises:
+            ShapeError: one is not memory of that shape and dtype.
+        """
+        if dtype not in DTYPES:
+            raise ShapeError(f"the kernel computes float32 and bfloat16, got {', '.join(tensors)} in {dtype}")
+        batch, directions, tokens, last = shape
+        for name, x in tensors.items():
+            if x is None:
+                setattr(self.structure, name, TensorArgument())
+                continue
+            shared = x.dim() == 4 and x.shape[1] == 1
+            wanted = (batch, tokens, last) if x.dim() == 3 else (batch, 1 if shared else directions, tokens, last)
+            setattr(self.structure, name, self._describe(memory(name, x, wanted, dtype)))
+
+    def pointer(self, name: str, x: Tensor | None, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> int:
+        """Return the address of a parameter or buffer of that shape, contiguous, kept alive with the call.
+
+        Raises:
+            ShapeError: it is not memory of that shape and dtype.
+        """
+        x = memory(name, x, shape, dtype).contiguous()
         self._kept.append(x)
         return x.data_ptr()
+
+    def pointer_or_none(
+        self, name: str, x: Tensor | None, shape: Sequence[int], dtype: torch.dtype = torch.float32
+    ) -> int | None:
+        """Return None for None, else what :meth:`pointer` does."""
+        return None if x is None else self.pointer(name, x, shape, dtype)
 
     def run(self, function: str) -> None:
         """Call the kernel.

@@ -23,6 +23,7 @@ from vision_ssm.data.loader import EpochLoader
 from vision_ssm.data.preprocessing import Preprocessing
 from vision_ssm.errors import ConfigError, DataError, suggestion
 from vision_ssm.models.registry import takes_size
+from vision_ssm.models.variant import full_name
 from vision_ssm.tasks.registry import find_task, looks_like
 from vision_ssm.tasks.task import Task
 from vision_ssm.training.config import TrainConfig
@@ -91,6 +92,7 @@ def assemble(config: TrainConfig, processes: Processes, *, resuming: bool) -> Pa
             "or --checkpoint FILE (model.pretrained, model.checkpoint). A model of random weights learns more by "
             "--recipe small; --model.start_required false begins from random weights nevertheless."
         )
+    config = config.replace(**{"model.name": full_name(config.model.name)})
     task: Task = find_task(config.task).load()(config.settings)
     train_set = _training_data(config, task)
     task.prepare(train_set)

@@ -118,6 +118,9 @@ class ScheduleConfig(Section):
     )
     drop_factor: OpenFraction = setting(0.1, "What each drop of step multiplies the rate by.")
     per: Literal["update", "epoch"] = setting("update", "Whether the rate moves at each update or each epoch.")
+    patience: Count | None = setting(
+        None, "End the run early when the primary score was not better for so many epochs; null never does.", free=True
+    )
     epoch_lag: Natural = setting(
         0,
         "Epochs the schedule trails by. The official code has 1: its epochs 0 and 1 both run at the start.",

@@ -168,9 +168,11 @@ def _mark_best(axes: Axes, epochs: Sequence[dict[str, Any]], primary: Score, fac
         xycoords=("axes fraction", "data"), xytext=(0, 3), textcoords="offset points", ha="right", fontsize=8.5,
         color=INK,
     )  # fmt: skip
+    if factor == 100:  # the same axis for every run: on one of its own three points more would look like a triumph
+        axes.set_ylim(0, 101)
+        return
     lowest, highest = axes.get_ylim()
-    above = highest + 0.1 * (highest - lowest)
-    axes.set_ylim(max(lowest, 0) if best >= 0 else lowest, min(above, 101) if factor == 100 else above)
+    axes.set_ylim(max(lowest, 0) if best >= 0 else lowest, highest + 0.1 * (highest - lowest))
 
 
 def _marked(points: Sequence[float]) -> dict[str, Any]:

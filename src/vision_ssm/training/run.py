@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -108,13 +108,25 @@ class _Run:
         for message in notices:
             self.emit(Notice(message))
         try:
-            while engine.progress.epoch < engine.length.epochs:
+            while engine.progress.epoch < engine.length.epochs and not self._is_out_of_patience():
                 if not self._train_epoch() or not self._close_epoch():
                     return self._interrupted()
         except TrainingDiverged as error:
             self.emit(Diverged(str(error), error.epoch, error.update, error.learning_rate, error.files))
             raise
+        if engine.progress.epoch < engine.length.epochs:
+            title, best = engine.task.primary.title, engine.progress.best_epoch
+            self.emit(
+                Notice(
+                    f"Ended after epoch {engine.progress.epoch}: {title} was best in epoch {best} (schedule.patience)."
+                )
+            )
         return self._finished()
+
+    def _is_out_of_patience(self) -> bool:
+        patience, at = self.config.schedule.patience, self.engine.progress
+        is_judged = at.step == 0 and at.epoch % self.config.run.eval_every == 0
+        return patience is not None and is_judged and at.epoch - at.best_epoch >= patience
 
     def emit(self, event: Event) -> None:
         """Log an event and hand it to the listener."""
@@ -246,12 +258,18 @@ class _Run:
         signals = self.engine.processes.gather(self.stop.signal)
         signal = next(name for name in signals if name is not None)
         self.emit(Interrupted(signal, path, self.engine.progress.update))
+        if self.engine.progress.epoch:
+            with suppress(KeyboardInterrupt):  # asked to stop once more: everything but the pictures is there
+                self._draw()
         return self._result(signal)
 
-    def _finished(self) -> TrainResult:
+    def _draw(self) -> None:
         problem = results.write_pictures(self.folder, self.engine) if self._is_main else None
         if problem is not None:
             self.emit(Notice(problem))
+
+    def _finished(self) -> TrainResult:
+        self._draw()
         result = self._result(None)
         self.emit(
             Finished(

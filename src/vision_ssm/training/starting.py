@@ -11,6 +11,7 @@ from vision_ssm.checkpoints import convert, read_checkpoint
 from vision_ssm.checkpoints.tensors import wrong_kinds
 from vision_ssm.errors import CheckpointError
 from vision_ssm.families import family_of
+from vision_ssm.weights.recognition import misfit
 from vision_ssm.weights.shipped import best_of_run
 
 __all__ = ["load_start"]
@@ -38,7 +39,17 @@ def load_start(
         CheckpointError: not a weights file, or weights of another model, listing names and shapes.
     """
     path = best_of_run(path)
-    weights = read_checkpoint(path).weights
+    checkpoint = read_checkpoint(path)
+    weights = checkpoint.weights
+    try:
+        return _load_all_that_fits(model, weights, path, backbone, positions)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}{misfit(checkpoint, model, error)}") from error
+
+
+def _load_all_that_fits(
+    model: nn.Module, weights: Mapping[str, Tensor], path: Path, backbone: nn.Module | None, positions: str
+) -> list[str]:
     if backbone is None or backbone is model:
         return _load(model, weights, path, positions)
     if {name: x.shape for name, x in weights.items()} == {name: x.shape for name, x in model.state_dict().items()}:
@@ -49,7 +60,7 @@ def load_start(
 
 
 def _load(
-    model: nn.Module, weights: Mapping[str, Tensor], path: str | Path, positions: str, *, within: bool = False
+    model: nn.Module, weights: Mapping[str, Tensor], path: Path, positions: str, *, within: bool = False
 ) -> list[str]:
     own = model.state_dict()
     prefixes = _classifier_prefixes(model)
@@ -75,7 +86,7 @@ def _load(
             raise CheckpointError(f"these weights do not fit: {', '.join(kinds[:5])}")
         model.load_state_dict({**weights, **kept}, strict=True)
     except (CheckpointError, RuntimeError) as error:
-        raise CheckpointError(f"{path}: {error}") from error
+        raise CheckpointError(str(error)) from error
     if not mismatched:
         return []
     was = next((f" with {len(weights[name])} outputs" for name in mismatched if name in weights), "")

@@ -30,6 +30,7 @@ from vision_ssm.tasks.task import Task
 from vision_ssm.weights.shipped import nearest_weights
 
 __all__ = [
+    "DESCRIPTION",
     "FORMAT",
     "Loaded",
     "WeightsInfo",
@@ -46,7 +47,9 @@ FORMAT = 2
 2: what the task recorded is under ``record``. In 1 every file was a classifier's, with ``class_names`` beside ``task``.
 """
 
-_KEY = "vision_ssm"
+DESCRIPTION = "vision_ssm"
+"""Name of the metadata entry."""
+
 _CLASS_NAMES = "weights.files.WeightsInfo(class_names)"
 
 
@@ -180,7 +183,12 @@ def restored_task(info: WeightsInfo, **data: Any) -> Task:
     """Return the task that weights were trained for; arguments and errors as for `Loaded.task`."""
     entry = _entry(info)
     if info.val_fraction is not None:
-        data = {"val_fraction": info.val_fraction, **data}
+        recorded = {"val_fraction": info.val_fraction}
+        try:  # by itself: what is wrong with ``data`` is not the file's fault
+            from_mapping(entry.load_settings(), {"data": recorded})
+        except ConfigError as error:
+            raise CheckpointError(f"cannot use weights {info.source or info.model!r}: {error}") from error
+        data = recorded | data
     settings = from_mapping(entry.load_settings(), {"data": data})
     try:
         task = entry.load().restore(info.record, settings)
@@ -223,7 +231,7 @@ def save_weights(path: str | Path, model: nn.Module, *, info: WeightsInfo) -> No
         CheckpointError: the file cannot be written (full disk, folder not writable); an older file at ``path`` stays.
     """
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
-    content = safetensors.torch.save(tensors, metadata={"format": "pt", _KEY: info.to_json()})
+    content = safetensors.torch.save(tensors, metadata={"format": "pt", DESCRIPTION: info.to_json()})
     with whole_file(path, error=CheckpointError) as part:
         part.write_bytes(content)
 
@@ -305,13 +313,13 @@ def read_info(path: str | Path) -> WeightsInfo:
             f"{str(path)!r} is not a safetensors file, or it is truncated ({error}); expected the .safetensors file "
             "that `vision-ssm train` writes."
         ) from error
-    if _KEY not in metadata:
+    if DESCRIPTION not in metadata:
         raise CheckpointError(
             f"{str(path)!r} is a safetensors file without this library's description (model, class names, "
             "preprocessing); load it as a checkpoint with --model NAME (in Python: model=NAME)."
         )
     try:
-        return dataclasses.replace(WeightsInfo.from_json(metadata[_KEY]), source=str(path))
+        return dataclasses.replace(WeightsInfo.from_json(metadata[DESCRIPTION]), source=str(path))
     except CheckpointError as error:
         raise CheckpointError(f"cannot use weights file {str(path)!r}: {error}.") from error
 

@@ -14,6 +14,7 @@ from vision_ssm.device import choose_device
 from vision_ssm.errors import CheckpointError, ConfigError
 from vision_ssm.tasks.registry import DEFAULT, find_task
 from vision_ssm.weights.files import Loaded, WeightsInfo, load_weights, restored_task
+from vision_ssm.weights.recognition import misfit
 from vision_ssm.weights.shipped import best_of_run, find_weights
 
 __all__ = ["open_model"]
@@ -46,26 +47,33 @@ def open_model(
         return Loaded(weights.model.eval().to(chosen), weights.info)
     from vision_ssm.checkpoints import load_published, read_checkpoint
     from vision_ssm.models.registry import create_model, list_models, list_whole_models
+    from vision_ssm.models.variant import full_name, list_aliases
 
     options = dict(model_options or {})
     if model is None:
-        models = [*list_models(), *list_whole_models()]
+        models = [*list_models(), *list_whole_models(), *list_aliases()]
         if not (isinstance(weights, str) and weights.partition(".")[0] in models and not Path(weights).exists()):
             return load_weights(find_weights(weights, models=models), chosen)
-        model = weights
+        model = full_name(weights)
         network = create_model(model, pretrained=True, **options)
     elif weights is None:
         raise ConfigError(f"model={model!r} says which model a checkpoint belongs to; name the checkpoint as well.")
     else:
+        model = full_name(model)
         network = create_model(model, **options)
         try:
-            load_published(network, read_checkpoint(best_of_run(weights)).weights)
+            checkpoint = read_checkpoint(best_of_run(weights))
         except CheckpointError as error:
             raise CheckpointError(f"cannot load {str(weights)!r} into {model!r}: {error}") from error
+        try:
+            load_published(network, checkpoint.weights)
+        except CheckpointError as error:
+            told = f"cannot load {str(weights)!r} into {model!r}"
+            raise CheckpointError(f"{told}{misfit(checkpoint, network, error)}") from error
     # A published model says its task itself where it is not a classifier.
     task = find_task(getattr(network, "published_task", DEFAULT))
     record = task.load().published_record(network)
-    source = model if weights in (None, model) else str(weights)
+    source = model if full_name(str(weights)) == model else str(weights)
     info = WeightsInfo(model, options, task.name, record, Preprocessing(), source=source)
     prepared = restored_task(info).preprocessing(network)
     return Loaded(network.eval().to(chosen), dataclasses.replace(info, preprocessing=prepared))

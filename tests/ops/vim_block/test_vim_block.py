@@ -170,7 +170,7 @@ def test_weights_that_do_not_fit_are_named() -> None:
         (weights._replace(gamma=torch.zeros(8)), r"gamma must be \[16\]"),
         (weights._replace(ssm=no_taps), "needs a convolution"),
         (weights._replace(ssm=weights.ssm._replace(D=torch.zeros(2, 15))), r"D must be \[2, 16\]"),
-        (weights._replace(out_proj=None), "out_proj must be .* got None"),
+        (weights._replace(out_proj=None), "expects a tensor for out_proj, got None"),
     ):
         assert not vim_block_applies(x, wrong)
         with pytest.raises(ShapeError, match=message):

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from vision_ssm.data.loader import EpochLoader
 from vision_ssm.data.splits import held_out
 from vision_ssm.errors import DataError
+from vision_ssm.tasks.classification import folders
 from vision_ssm.tasks.classification.folders import image_files
 from vision_ssm.tasks.classification.sources import open_dataset
 from vision_ssm.tasks.registry import find_task
@@ -217,8 +221,6 @@ def test_torchvision_classes_are_sorted_by_name(tmp_path: Path, monkeypatch: pyt
 
 
 def test_small_data_sets_are_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from vision_ssm.tasks.classification import folders
-
     fill(tmp_path, {"a": 2})
     reads = []
     real = folders.read_image
@@ -243,3 +245,19 @@ def test_class_folders_are_recognised_and_pairs_are_not(tmp_path: Path) -> None:
     assert recognises(tmp_path / "classes") == "folders of images per class: cat/ and dog/"
     assert recognises(tmp_path / "pairs") is None
     assert recognises(tmp_path / "pairs" / "images") is None
+
+
+@pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="processes share what they keep on Linux")
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_keep_a_data_set_about_once(tmp_path: Path, workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(tmp_path, {"a": 6, "b": 6}, size=64)
+    data = open_dataset(tmp_path, "all")
+    assert isinstance(data, folders.ImageFolder) and data._kept is not None
+    loader = EpochLoader(data, lambda image, target: (torch.ones(1), target), batch_size=1, workers=workers, train=True)
+    for epoch in range(4):
+        loader.set_position(epoch)
+        assert len(list(loader)) == 12
+    decoded = 12 * 64 * 64 * 3
+    assert decoded <= data._kept.kept_bytes < 1.3 * decoded  # an image that two of them decode at a time counts twice
+    monkeypatch.setattr(folders, "read_image", lambda *_, **__: pytest.fail("decoded again"))
+    assert data[7][0].getpixel((0, 0)) == (1, 1, 0)

@@ -226,3 +226,17 @@ def test_offline_a_published_segmentor_says_where_its_file_is(monkeypatch: pytes
     monkeypatch.setattr("vision_ssm.checkpoints.hub._reachable", lambda *_: False)
     with pytest.raises(CheckpointError, match=r"could not get upernet_vssm_4xb4-160k.*tiny_s_iter_160000\.pth"):
         vision_ssm.load_model("vmamba_tiny_s1l8_upernet_ade20k")
+
+
+def test_a_split_is_the_datas_own_or_none(scenes: Path, tmp_path: Path) -> None:
+    def splits(path: Path) -> tuple[str, ...]:
+        return Segmentation(from_mapping(SegmentationSettings, {"data": {"path": str(path)}})).own_splits()
+
+    assert splits(scenes) == ("train", "val", "test")
+    for name in ("flat", "test"):
+        for kind in ("images", "masks"):
+            (tmp_path / name / kind).mkdir(parents=True)
+            for number in range(2):
+                Image.new("L", (8, 8), number).save(tmp_path / name / kind / f"{number}.png")
+    assert splits(tmp_path / "flat") == ()
+    assert splits(tmp_path / "test") == ("val", "test")

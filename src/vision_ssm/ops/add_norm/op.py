@@ -18,6 +18,7 @@ from vision_ssm.errors import BackendError, ConfigError, ShapeError, suggestion
 from vision_ssm.ops.add_norm import reference
 from vision_ssm.ops.add_norm.contract import NORMS
 from vision_ssm.ops.dispatch import choose, has_kernels, intercepted
+from vision_ssm.ops.gate import check_tensors
 from vision_ssm.ops.gpu import DTYPES, INTERPRET
 from vision_ssm.ops.native import PLAIN
 from vision_ssm.ops.registration import Operator, register
@@ -76,6 +77,7 @@ def add_norm(
         ConfigError: there is no such kind.
         BackendError: the backend asked for cannot run these tensors.
     """
+    check_tensors("add_norm", x, "bias", x=x, added=added, weight=weight, bias=bias)
     misfit = _misfit(x, added, weight, bias)
     if misfit is not None:
         raise ShapeError(misfit)
@@ -186,5 +188,5 @@ register(
     "(Tensor x, Tensor added, Tensor weight, Tensor? bias, float eps, str kind) -> (Tensor, Tensor)",
     "(Tensor? grad_stream, Tensor grad, Tensor stream, Tensor weight, Tensor? bias, float eps, str kind, "
     "ScalarType x_dtype, ScalarType added_dtype, bool parameters) -> (Tensor, Tensor, Tensor, Tensor)",
-    Operator(_forward, _backward, _forward_fake, _backward_fake, _setup_context, _autograd),
+    Operator(_forward, _backward, _forward_fake, _backward_fake, _setup_context, _autograd, reference.forward),
 )

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vision_ssm.ops.add_norm.contract import NormWeights
+from vision_ssm.ops.transforms import transformed
 
 __all__ = ["forward", "norm"]
 
@@ -25,6 +26,9 @@ def norm(stream: Tensor, weights: NormWeights) -> Tensor:
     """Return the norm of a stream [..., C], computed in its dtype, returned in the weight's."""
     kind, eps, weight, bias = weights
     scale, shift = weight.to(stream.dtype), None if bias is None else bias.to(stream.dtype)
+    if kind == "layer" and transformed():
+        # In torch 2.15 the gradient of a forward-mode derivative is wrong of its layer norm, and right of its RMS norm.
+        stream, kind = stream - stream.mean(-1, keepdim=True), "rms"
     if kind == "layer":
         normalised = F.layer_norm(stream, weight.shape, scale, shift, eps)
     else:

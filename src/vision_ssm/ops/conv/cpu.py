@@ -8,8 +8,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from vision_ssm.errors import ShapeError
 from vision_ssm.ops import native
-from vision_ssm.ops.native import KernelCall, TensorArgument, mirrors, task_groups
+from vision_ssm.ops.conv.contract import MOST_TAPS
+from vision_ssm.ops.gate import check_sizes, memory
+from vision_ssm.ops.native import DTYPES, KernelCall, TensorArgument, mirrors, task_groups
 
 __all__ = ["backward", "forward"]
 
@@ -32,7 +35,7 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor, reverse: Sequence[bool], ac
     """Return [B, K, L, C], the directions outermost in memory; weight [K, C, T] and bias [K, C] in float32."""
     y = x.new_empty((len(reverse), *x.shape)).transpose(0, 1)
     kernel = _describe(x, weight, bias, reverse, activation)
-    kernel.set(y=y)
+    kernel.set(_result_shape(x, weight), x.dtype, y=y)
     kernel.run("vssm_conv_forward")
     return y
 
@@ -51,7 +54,10 @@ def backward(
     dx = torch.empty(x.shape, dtype=torch.float32, device="cpu")
     tasks = x.shape[0] * kernel.structure.groups
     parts = torch.empty(tasks, directions, taps + 1, channels, dtype=torch.float32, device="cpu")
-    kernel.set(grad=grad, dx=dx[:, None])
+    shape = _result_shape(x, weight)
+    memory("grad", grad, shape, x.dtype)
+    kernel.set(shape, x.dtype, grad=grad)
+    kernel.set(shape, torch.float32, dx=dx)
     kernel.structure.dparameters = parts.data_ptr()
     kernel.run("vssm_conv_backward")
     total = parts.sum(0)
@@ -61,6 +67,12 @@ def backward(
 def _describe(x: Tensor, weight: Tensor, bias: Tensor, reverse: Sequence[bool], activation: bool) -> KernelCall:
     directions, channels, taps = weight.shape
     batch, tokens, _ = x.shape
+    check_sizes("the convolution", directions=directions, taps=taps)
+    if len(reverse) != directions or taps > MOST_TAPS or x.dtype not in DTYPES:
+        raise ShapeError(
+            f"the convolution expects x in float32 or bfloat16 and weight [{len(reverse)}, C, 1 to {MOST_TAPS}], "
+            f"got {x.dtype} and {list(weight.shape)}"
+        )
     kernel = KernelCall(
         _Conv(
             batch=batch,
@@ -76,6 +88,13 @@ def _describe(x: Tensor, weight: Tensor, bias: Tensor, reverse: Sequence[bool], 
         )
     )
     conv = kernel.structure
-    conv.weight, conv.bias = kernel.pointer(weight.transpose(1, 2)), kernel.pointer(bias)
-    kernel.set(x=x[:, None])
+    conv.weight = kernel.pointer("weight", weight.transpose(1, 2), (directions, taps, channels))
+    conv.bias = kernel.pointer("bias", bias, (directions, channels))
+    kernel.set((batch, 1, tokens, channels), x.dtype, x=x)
     return kernel
+
+
+def _result_shape(x: Tensor, weight: Tensor) -> tuple[int, int, int, int]:
+    """Return [B, K, L, C]."""
+    (batch, tokens, channels), directions = x.shape, weight.shape[0]
+    return batch, directions, tokens, channels

@@ -11,10 +11,14 @@ from torch import Tensor
 from vision_ssm.errors import ConfigError, ShapeError
 from vision_ssm.ops.add_norm.contract import NORMS
 from vision_ssm.ops.dispatch import native_call_applies
+from vision_ssm.ops.gate import check_tensors
 from vision_ssm.ops.mlp import cpu, reference
 from vision_ssm.ops.mlp.contract import MlpWeights
 
 __all__ = ["applies", "mlp_branch"]
+
+NAMES = ("norm weight", "norm bias", *MlpWeights._fields[1:])  # of the weights, in the order of their tensors()
+OPTIONAL = ("norm bias", "fc1_bias", "fc2_bias")
 
 
 def applies(x: Tensor, added: Tensor, weights: MlpWeights) -> bool:
@@ -45,10 +49,11 @@ def mlp_branch(x: Tensor, added: Tensor, weights: MlpWeights) -> Tensor:
         [..., C], of x's dtype.
 
     Raises:
-        ShapeError: the shapes do not fit.
+        ShapeError: the shapes do not fit, or a tensor is not floating or on another device than x.
         ConfigError: there is no such norm.
         BackendError: the backend asked for cannot run, or there is not enough memory for its working space.
     """
+    check_tensors("mlp_branch", x, *OPTIONAL, x=x, added=added, **dict(zip(NAMES, weights.tensors(), strict=True)))
     if applies(x, added, weights):
         return cpu.forward(x, added, weights)
     misfit = _misfit(x, added, weights)
@@ -70,9 +75,8 @@ def _misfit(x: Tensor, added: Tensor, weights: MlpWeights) -> str | None:
     if width == 0 or hidden == 0:
         return f"an MLP branch needs a channel and a hidden value at least, got {width} and {hidden}"
     expected = ((width,), (width,), (hidden, width), (hidden,), (width, hidden), (width,))
-    names = ("norm weight", "norm bias", *MlpWeights._fields[1:])
-    for name, weight, wanted in zip(names, weights.tensors(), expected, strict=True):
-        if weight is None and "weight" not in name:
+    for name, weight, wanted in zip(NAMES, weights.tensors(), expected, strict=True):
+        if weight is None and name in OPTIONAL:
             continue
         if weight is None or weight.shape != wanted:
             found = None if weight is None else list(weight.shape)

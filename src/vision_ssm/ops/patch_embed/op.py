@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vision_ssm.errors import ShapeError
 from vision_ssm.ops.dispatch import native_call_applies
+from vision_ssm.ops.gate import check_tensors
 from vision_ssm.ops.patch_embed import cpu, reference
 
 __all__ = ["applies", "embed_patches"]
@@ -64,10 +65,12 @@ def embed_patches(
         [B, L, D], of float32 at least.
 
     Raises:
-        ShapeError: the shapes do not fit.
+        ShapeError: the shapes do not fit, or a tensor is not floating or on another device than the images.
         BackendError: the backend asked for cannot run, or there is not enough memory for its working space.
     """
     given = (images, weight, bias, positions, class_rows, places)
+    named = {"images": images, "weight": weight, "bias": bias, "positions": positions, "class_rows": class_rows}
+    check_tensors("embed_patches", images, "bias", "class_rows", **named)
     if applies(*given, stride=stride):
         return cpu.forward(*given, stride)
     misfit = _misfit(*given, stride)

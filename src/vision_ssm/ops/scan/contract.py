@@ -15,7 +15,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vision_ssm.ops.traversal import Traversal, check_within, unflatten
+from vision_ssm.errors import ShapeError
+from vision_ssm.ops.traversal import WORDS, Traversal, check_within, unflatten
 
 __all__ = [
     "CHUNK",
@@ -73,10 +74,14 @@ class ScanCall:
         """Number of states per channel, N."""
         return self.A.shape[2]
 
-    def output(self) -> Tensor:
-        """Allocate the result: [B, L, C] merged, [B, K, L, C] per direction."""
+    def output_shape(self) -> tuple[int, ...]:
+        """Return the result's shape: [B, L, C] merged, [B, K, L, C] per direction."""
         directions = () if self.merge else (len(self.traversals),)
-        return self.u.new_empty((self.batch, *directions, self.tokens, self.channels))
+        return (self.batch, *directions, self.tokens, self.channels)
+
+    def output(self) -> Tensor:
+        """Allocate the result."""
+        return self.u.new_empty(self.output_shape())
 
 
 class ScanGradients(NamedTuple):
@@ -125,7 +130,11 @@ class Cover(IntEnum):
 
 @lru_cache(maxsize=256)
 def cover_of(traversals: tuple[Traversal, ...], tokens: int) -> Cover:
-    """Tell which tokens the walks, which visit none twice, visit and write."""
+    """Tell which tokens the walks visit and write; of walks that leave the tokens or visit one twice, SOME."""
+    try:
+        check_within(traversals, tokens)
+    except ShapeError:
+        return Cover.SOME
     if all(walk.length == tokens for walk in traversals):
         return Cover.EACH
     if sum(walk.length for walk in traversals) != tokens:
@@ -142,6 +151,8 @@ def cover_of(traversals: tuple[Traversal, ...], tokens: int) -> Cover:
 @lru_cache(maxsize=256)
 def checked_traversals(words: tuple[int, ...], tokens: int) -> tuple[Traversal, ...]:
     """Unpack the operator's walk words; ShapeError unless every walk stays within ``tokens`` tokens."""
+    if not words or len(words) % WORDS:
+        raise ShapeError(f"walks take {WORDS} numbers each, and there is one at least, got {len(words)} numbers")
     traversals = tuple(unflatten(words))
     check_within(traversals, tokens)
     return traversals

@@ -9,7 +9,9 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from vision_ssm.errors import ShapeError
 from vision_ssm.ops import native
+from vision_ssm.ops.gate import check_sizes, memory
 from vision_ssm.ops.native import KernelCall, TensorArgument, mirrors, task_groups
 from vision_ssm.ops.scan.contract import Cover, ScanCall, ScanGradients, chunk_count, cover_of, saved_states_shape
 from vision_ssm.ops.traversal import WORDS, Traversal, flatten
@@ -60,7 +62,9 @@ def forward(call: ScanCall, save_states: bool) -> tuple[Tensor, Tensor]:
         elif len(call.traversals) > 1:
             total = torch.empty_like(y, dtype=torch.float32)
     kernel = _describe(call)
-    kernel.set(y=_directions(y, call), sum=_directions(total, call))
+    shape = _output_shape(call)
+    kernel.set(shape, call.u.dtype, y=_directions(y, call))
+    kernel.set(shape, total.dtype, sum=_directions(total, call))
     kernel.structure.saved = states.data_ptr() if save_states else None
     kernel.run("vssm_scan_forward")
     return y, states
@@ -87,8 +91,13 @@ def backward(call: ScanCall, states: Tensor, grad: Tensor) -> ScanGradients:
     db, dc = (fresh((scan.groups, *x.shape), x.shape[1] > 1, torch.float32) for x in (call.B, call.C))
     da = torch.empty(call.batch, directions, call.states, call.channels, dtype=torch.float32, device="cpu")
     dskip, dbias = torch.zeros(2, call.batch, directions, call.channels, dtype=torch.float32, device="cpu")
-    kernel.set(grad=_directions(grad, call), du=du, ddelta=ddelta, dz=dz)
-    scan.saved, scan.db, scan.dc = states.data_ptr(), db.data_ptr(), dc.data_ptr()
+    memory("grad", grad, call.output_shape(), call.u.dtype)
+    shape = _output_shape(call)
+    kernel.set(shape, call.u.dtype, grad=_directions(grad, call))
+    for name, x in (("du", du), ("ddelta", ddelta), ("dz", dz)):
+        kernel.set(shape, torch.float32 if x is None else x.dtype, **{name: x})
+    scan.saved = kernel.pointer("states", states, saved_states_shape(call))
+    scan.db, scan.dc = db.data_ptr(), dc.data_ptr()
     scan.db_directions, scan.dc_directions = call.B.shape[1], call.C.shape[1]
     scan.da, scan.dskip, scan.dbias = da.data_ptr(), dskip.data_ptr(), dbias.data_ptr()
     kernel.run("vssm_scan_backward")
@@ -108,15 +117,24 @@ def _describe(call: ScanCall) -> KernelCall:
     """Return the kernel call with everything that forward and backward share."""
     scan = _Scan()
     scan.batch, scan.tokens = call.batch, call.tokens
-    scan.directions, scan.channels, scan.states = call.A.shape
+    scan.directions, scan.channels, scan.states = sizes = call.A.shape
+    check_sizes("the scan", directions=scan.directions, states=scan.states)
+    if len(call.traversals) != scan.directions:
+        raise ShapeError(
+            f"the scan expects a walk for each of {scan.directions} directions, got {len(call.traversals)}"
+        )
     scan.walks, scan.chunks = kernel_walks(call.traversals)
     scan.groups = task_groups(call.batch, -(-call.channels // 16))
     scan.threads, scan.isa = torch.get_num_threads(), native.ISA
     scan.softplus, scan.merge = call.delta_softplus, call.merge
     scan.cover = cover_of(call.traversals, call.tokens)
     kernel = KernelCall(scan)
-    scan.a, scan.skip, scan.bias = (kernel.pointer(x) for x in (call.A, call.D, call.delta_bias))
-    kernel.set(u=call.u, delta=call.delta, b=call.B, c=call.C, z=None if call.z is None else call.z[:, None])
+    scan.a = kernel.pointer("A", call.A, sizes)
+    scan.skip, scan.bias = (
+        kernel.pointer_or_none(name, x, sizes[:2]) for name, x in (("D", call.D), ("delta_bias", call.delta_bias))
+    )
+    kernel.set(_output_shape(call), call.u.dtype, u=call.u, delta=call.delta, z=call.z)
+    kernel.set((call.batch, scan.directions, call.tokens, scan.states), call.u.dtype, b=call.B, c=call.C)
     return kernel
 
 
@@ -126,6 +144,11 @@ def kernel_walks(traversals: tuple[Traversal, ...]) -> tuple[ctypes.Array[Walk],
     words = flatten(traversals)
     walks = (Walk * len(traversals))(*(Walk(*words[at : at + WORDS]) for at in range(0, len(words), WORDS)))
     return walks, max(chunk_count(walk.length, walk.inner_count, walk.reset) for walk in traversals)
+
+
+def _output_shape(call: ScanCall) -> tuple[int, int, int, int]:
+    """Return [B, K, L, C]."""
+    return call.batch, len(call.traversals), call.tokens, call.channels
 
 
 def _directions(y: Tensor, call: ScanCall) -> Tensor:

@@ -10,6 +10,7 @@ Glossary: B batch, K directions (traversals), L tokens in memory order, C channe
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -18,9 +19,12 @@ import torch
 from torch import Tensor
 
 from vision_ssm.errors import BackendError, ShapeError
-from vision_ssm.ops.dispatch import AUTO, choose
+from vision_ssm.ops.dispatch import AUTO, choose, refuse_tracing
+from vision_ssm.ops.gate import check_tensors
 from vision_ssm.ops.registration import Operator, register
+from vision_ssm.ops.scan import composite
 from vision_ssm.ops.scan.contract import ScanCall, checked_traversals, chunk_count, saved_states_shape
+from vision_ssm.ops.transforms import transformed
 from vision_ssm.ops.traversal import WORDS, Traversal, flatten
 
 __all__ = ["selective_scan"]
@@ -74,21 +78,24 @@ def selective_scan(
     after the bias, A, D and delta_bias are float32 whatever the input (float64 when the input is).
 
     Raises:
-        ShapeError: a shape does not fit, or a traversal leaves the tokens or visits one twice.
+        ShapeError: a shape does not fit, a tensor is not floating or on another device than u, or a traversal leaves
+            the tokens or visits one twice.
         BackendError: the backend asked for cannot run this call.
 
     Source: Mamba, arXiv:2312.00752, eq. 2-4, Alg. 2; B is discretised as delta B, as in the authors' code.
     """
+    refuse_tracing("selective_scan")
     walks = None if traversals is None else tuple(traversals)
     _check_shapes(1 if walks is None else len(walks), u, delta, A, B, C, D, z, delta_bias)
     walks = walks or (Traversal.sequence(u.shape[2]),)
     directions = len(walks)
+    inputs = [u, delta, A, B, C, D, z, delta_bias]
     dtype = u.dtype
     for other in (delta.dtype, B.dtype, C.dtype):
         dtype = dtype if other == dtype else torch.promote_types(dtype, other)
     state_dtype = torch.float64 if dtype == torch.float64 else torch.float32
-    inputs = [u, delta, A, B, C, D, z, delta_bias]
-    save_states = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
+    differentiated = any(x is not None and x.requires_grad for x in inputs)
+    save_states = torch.is_grad_enabled() and (differentiated or transformed())  # vmap hides what requires a gradient
     y, _ = torch.ops.vision_ssm.selective_scan(
         _cast(u, dtype),
         _cast(delta, dtype),
@@ -118,6 +125,13 @@ def _per_direction(parameter: Tensor, directions: int) -> Tensor:
 
 def _check_shapes(walks: int, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, *rest: Tensor | None) -> None:
     """Raise ShapeError, naming the tensor, unless every shape follows from those of u, A and B."""
+    D, z, delta_bias = rest
+    check_tensors(
+        "selective_scan",
+        u,
+        *("D", "z", "delta_bias"),
+        **{"u": u, "delta": delta, "A": A, "B": B, "C": C, "D": D, "z": z, "delta_bias": delta_bias},
+    )
     if u.dim() != 4 or A.dim() != 3 or B.dim() != 4:
         raise ShapeError(
             "selective_scan expects u [B, K or 1, L, C], A [K, C, N] and B [B, K or 1, L, N], "
@@ -134,7 +148,6 @@ def _check_shapes(walks: int, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C:
     for name, (x, last) in per_direction.items():
         if x.dim() != 4 or x.shape[1] not in (1, directions) or (x.shape[0], *x.shape[2:]) != (batch, tokens, last):
             raise ShapeError(f"{name} must be [{batch}, {several}, {tokens}, {last}] to fit u and A, got {_show(x)}")
-    D, z, delta_bias = rest
     for name, parameter in {"D": D, "delta_bias": delta_bias}.items():
         if parameter is not None and (
             parameter.dim() != 2 or parameter.shape[0] not in (1, directions) or parameter.shape[1] != channels
@@ -161,6 +174,18 @@ def _call(
     delta_softplus: bool,
     merge: bool,
 ) -> ScanCall:
+    _check_shapes(len(walks) // WORDS, u, delta, A, B, C, D, z, delta_bias)
+    state_dtype = torch.float64 if u.dtype == torch.float64 else torch.float32
+    for dtype, tensors in ((u.dtype, (delta, B, C, z)), (state_dtype, (A, D, delta_bias))):
+        for x in tensors:
+            if x is not None and x.dtype != dtype:
+                raise ShapeError(
+                    "vision_ssm::selective_scan takes u, delta, B, C and z of one dtype, and A, D and delta_bias in "
+                    f"{state_dtype}, got {x.dtype} beside {u.dtype}; vision_ssm.ops.selective_scan converts them"
+                )
+    for x in (D, delta_bias):
+        if x is not None and x.shape != A.shape[:2]:
+            raise ShapeError(f"vision_ssm::selective_scan takes D and delta_bias {_show(A[..., 0])}, got {_show(x)}")
     traversals = checked_traversals(tuple(walks), u.shape[2])
     return ScanCall(u, delta, A, B, C, D, z, delta_bias, traversals, delta_softplus, merge)
 
@@ -184,10 +209,24 @@ def _forward(*args: Any) -> tuple[Tensor, Tensor]:
 def _backward(grad: Tensor, states: Tensor, *args: Any) -> tuple[Tensor, ...]:
     *inputs, backend = args
     call = _call(*inputs)
-    states = states.view(saved_states_shape(call))
+    saved = saved_states_shape(call)
+    if states.numel() != math.prod(saved) or grad.shape != call.output_shape() or grad.dtype != call.u.dtype:
+        raise ShapeError(
+            f"vision_ssm::selective_scan_backward takes states of {saved} and a gradient {list(call.output_shape())} "
+            f"in {call.u.dtype}, got {_show(states)} and {_show(grad)} in {grad.dtype}"
+        )
+    states = states.view(saved)
     with _exact(call.u.device):
         gradients = choose("scan", call.u.device, call.u.dtype, backend).functions.backward(call, states, grad)
     return tuple(call.A.new_empty(0) if x is None else x for x in gradients)
+
+
+def _composite(*args: Any) -> tuple[Tensor, Tensor]:
+    *inputs, _, backend = args
+    call = _call(*inputs)
+    choose("scan", call.u.device, call.u.dtype, backend)  # what cannot run is refused here too
+    with _exact(call.u.device):
+        return composite.forward(call), call.A.new_empty(0)
 
 
 def _forward_fake(*args: Any) -> tuple[Tensor, Tensor]:
@@ -240,5 +279,5 @@ register(
     "selective_scan",
     f"({_ARGUMENTS}, bool save_states, str backend) -> (Tensor, Tensor)",
     f"(Tensor grad, Tensor states, {_ARGUMENTS}, str backend) -> (" + ", ".join(["Tensor"] * 8) + ")",
-    Operator(_forward, _backward, _forward_fake, _backward_fake, _setup_context, _autograd),
+    Operator(_forward, _backward, _forward_fake, _backward_fake, _setup_context, _autograd, _composite),
 )

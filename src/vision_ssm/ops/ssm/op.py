@@ -15,15 +15,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vision_ssm.errors import BackendError
+from vision_ssm.errors import BackendError, ShapeError
 from vision_ssm.ops.conv.contract import MOST_TAPS
 from vision_ssm.ops.dispatch import choose
+from vision_ssm.ops.gate import check_tensors, show
 from vision_ssm.ops.native import DTYPES
 from vision_ssm.ops.registration import Operator, register
 from vision_ssm.ops.scan.contract import Cover, checked_traversals, cover_of
 from vision_ssm.ops.ssm import reference
-from vision_ssm.ops.ssm.contract import SsmWeights
-from vision_ssm.ops.traversal import Traversal, flatten
+from vision_ssm.ops.ssm.contract import SsmWeights, misfit_of
+from vision_ssm.ops.transforms import transformed
+from vision_ssm.ops.traversal import WORDS, Traversal, flatten
 
 __all__ = ["applies", "selective_ssm"]
 
@@ -33,12 +35,18 @@ def applies(
 ) -> bool:
     """Tell whether :func:`selective_ssm` takes one pass over the tokens: same result, less memory and time.
 
-    It does where no gradient is wanted, nothing is being traced, the C++ kernel is the backend, the parameters share
-    float32 or bfloat16, and the walks visit every token each, or once between them.
+    It does where no gradient is wanted, nothing is being traced or transformed, the C++ kernel is the backend, the
+    parameters share float32 or bfloat16, and the walks visit every token each, or once between them.
     """
     if torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in parameters)):
         return False
-    if torch.compiler.is_compiling() or x.device.type != "cpu" or x.dtype not in DTYPES or x.numel() == 0:
+    if (
+        torch.compiler.is_compiling()
+        or transformed()
+        or x.device.type != "cpu"
+        or x.dtype not in DTYPES
+        or x.numel() == 0
+    ):
         return False
     if any(p.dtype != parameters[0].dtype for p in parameters) or parameters[0].dtype not in DTYPES:
         return False
@@ -86,17 +94,41 @@ def selective_ssm(
         [B, L, C] in x's dtype.
 
     Raises:
-        ShapeError: a traversal leaves the tokens or visits one twice.
+        ShapeError: a tensor does not fit the others or is not floating, or a traversal leaves the tokens or visits one
+            twice.
         BackendError: the backend asked for cannot run these tensors.
 
     Source: Mamba, arXiv:2312.00752, Alg. 2 and fig. 3; Vim, arXiv:2401.09417, Alg. 1 for two directions.
     """
     weights = SsmWeights(A_log, D, x_proj_weight, dt_proj_weight, dt_proj_bias, conv_weight, conv_bias)
+    _check(x, z, weights, len(traversals), len(reverse))
     learns_gate = z is not None and z.requires_grad and torch.is_grad_enabled()
-    if learns_gate or not applies(x, traversals, [w for w in weights if w is not None], conv_weight):
+    present = [w for w in weights if w is not None]
+    if learns_gate or not _even(x, z, weights) or not applies(x, traversals, present, conv_weight):
         return reference.forward(x, z, weights, traversals, reverse)
     y: Tensor = torch.ops.vision_ssm.selective_ssm(x, z, *weights, flatten(traversals), list(reverse))
     return y
+
+
+def _check(x: Tensor, z: Tensor | None, weights: SsmWeights, directions: int, sets_looking: int) -> None:
+    """Raise ShapeError unless everything fits x and the walks."""
+    check_tensors("selective_ssm", x, "z", "conv_weight", "conv_bias", x=x, z=z, **weights._asdict())
+    shapes = {name: None if w is None else w.shape for name, w in weights._asdict().items()}
+    misfit = misfit_of(shapes, directions, sets_looking)
+    if misfit is None and (x.dim() != 3 or x.shape[2] != weights.A_log.shape[1]):
+        misfit = f"x must be [B, L, {weights.A_log.shape[1]}] to fit A_log, got {show(x.shape)}"
+    if misfit is None and z is not None and z.shape != x.shape:
+        misfit = f"z must be {show(x.shape)} as x is, got {show(z.shape)}"
+    if misfit is not None:
+        raise ShapeError(f"selective_ssm: {misfit}")
+
+
+def _even(x: Tensor, z: Tensor | None, weights: SsmWeights) -> bool:
+    """Tell whether the kernel can be told what the reference works out by broadcasting, promotion and defaults."""
+    sets = weights.dt_proj_weight.shape[0]
+    shared = all(w.shape[0] == sets for w in (weights.D, weights.x_proj_weight, weights.dt_proj_bias))
+    biased = weights.conv_weight is None or weights.conv_bias is not None
+    return shared and biased and (z is None or z.dtype == x.dtype)
 
 
 def _forward(
@@ -116,8 +148,14 @@ def _forward(
     if backend.name != "cpu":
         raise BackendError(f"vision_ssm::selective_ssm runs on the 'cpu' backend only, not on {backend.name!r}")
     weights = SsmWeights(A_log, D, x_proj_weight, dt_proj_weight, dt_proj_bias, conv_weight, conv_bias)
+    _check(x, z, weights, len(walks) // WORDS, len(reverse))
     y: Tensor = backend.functions.forward(x, z, weights, checked_traversals(tuple(walks), x.shape[1]), reverse)
     return y
+
+
+def _composite(x: Tensor, z: Tensor | None, *rest: Any) -> Tensor:
+    *weights, walks, reverse = rest
+    return reference.forward(x, z, SsmWeights(*weights), checked_traversals(tuple(walks), x.shape[1]), reverse)
 
 
 def _forward_fake(x: Tensor, *_: Any) -> Tensor:
@@ -139,5 +177,5 @@ register(
     "(Tensor x, Tensor? z, Tensor A_log, Tensor D, Tensor x_proj_weight, Tensor dt_proj_weight, Tensor dt_proj_bias, "
     "Tensor? conv_weight, Tensor? conv_bias, SymInt[] walks, bool[] reverse) -> Tensor",
     None,
-    Operator(_forward, _no_gradient, _forward_fake, _no_gradient, _setup_context, _no_gradient),
+    Operator(_forward, _no_gradient, _forward_fake, _no_gradient, _setup_context, _no_gradient, _composite),
 )

@@ -8,8 +8,10 @@ from operator import attrgetter
 import torch
 from torch import Tensor
 
+from vision_ssm.errors import BackendError, ShapeError
 from vision_ssm.ops.add_norm.contract import NORMS, NormWeights
 from vision_ssm.ops.native import are_plain
+from vision_ssm.ops.transforms import transformed
 from vision_ssm.ops.vim_block import cpu
 from vision_ssm.ops.vim_block.contract import VimBlock
 from vision_ssm.ops.vim_block.cpu import Chosen, Described
@@ -44,16 +46,28 @@ class VimColumn:
         With a ``norm`` it takes the numbers of rows as well, from the end if negative, and returns these of the stream,
         normalised, [B, rows, D]. What it returns is float32.
 
+        It raises ShapeError where it is given another form of stream, blocks that are not there, or where a weight was
+        replaced since.
+
         None where gradients may be wanted, where not every block could run in one call by itself, or where the blocks
-        differ in shapes, dtype or directions, or the norm does in dtype.
+        differ in shapes, dtype or directions, or the norm does in dtype. The function raises BackendError where it is
+        called under a transform of torch that was not there when it was made.
         """
         described = None if torch.is_grad_enabled() or not self._blocks else self._look_over(x)
         if described is None or (norm is not None and not self._takes(norm, x.shape[2])):
             return None
+        places = [*map(Tensor.data_ptr, self._weights)]
 
         def run(stream: Tensor, start: int, stop: int, rows: Sequence[int] = ()) -> Tensor:
+            if transformed():
+                raise BackendError(
+                    "a column of Vim blocks that was described outside of torch.func or forward-mode differentiation "
+                    "was called inside it, and the kernel would leave the derivative out: call vim_block for each block"
+                )
             if start == stop:
                 return stream
+            if [*map(Tensor.data_ptr, self._weights)] != places:  # the kernel would read what is no more
+                raise ShapeError("the blocks' weights were replaced meanwhile: ask for segments again")
             chosen = None if norm is None else Chosen(tuple(range(stream.shape[1])[row] for row in rows), norm)
             return cpu.column(stream, described, start, stop, chosen=chosen)
 
@@ -88,6 +102,7 @@ class VimColumn:
             *map(_shape, weights),
             *map(_dtype, weights),
             *map(Tensor.is_contiguous, weights),
+            *map(Tensor.is_neg, weights),
         ]
 
     def _takes(self, norm: NormWeights, width: int) -> bool:

@@ -11,14 +11,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from vision_ssm.errors import ConfigError, ShapeError
 from vision_ssm.ops import native
 from vision_ssm.ops.add_norm.contract import NORMS, NormWeights
-from vision_ssm.ops.native import DTYPES, KernelCall, TensorArgument, mirrors
+from vision_ssm.ops.native import DTYPES, KernelCall, TensorArgument, held_by_kernel, mirrors
 from vision_ssm.ops.scan.contract import CHUNK
 from vision_ssm.ops.ssm.contract import SsmWeights
 from vision_ssm.ops.ssm.cpu import _Ssm, _template
 from vision_ssm.ops.traversal import Traversal
-from vision_ssm.ops.vim_block.contract import WEIGHTS, VimBlock
+from vision_ssm.ops.vim_block.contract import WEIGHTS, VimBlock, misfit_of
 from vision_ssm.ops.vim_block.recycled import recycler
 
 __all__ = [
@@ -97,9 +98,11 @@ class _Column(ctypes.Structure):
 class Described(NamedTuple):
     """Blocks of equal sizes, dtypes and directions as the kernel takes them, for streams [any B, L, D] of one L.
 
-    ``held`` are their weights, contiguous; ``blocks`` their parts of a call, in which ``pointers`` point.
+    ``held`` are their weights of one ``dtype``, contiguous; ``blocks`` their parts of a call, in which ``pointers``
+    point.
     """
 
+    dtype: torch.dtype
     held: list[Any]
     blocks: list[BlockArgument]
     pointers: ctypes.Array[Any]
@@ -118,7 +121,7 @@ def forward(stream: Tensor, block: VimBlock, half: bool, keep: Kept | None = Non
     if keep is not None:
         own = BlockArgument.from_buffer_copy(described.blocks[0])
         leave_in(own, keep, described.held)
-        described = Described(described.held, [own], _pointers([own]))
+        described = Described(described.dtype, described.held, [own], _pointers([own]))
     return column(stream, described, 0, 1)
 
 
@@ -127,33 +130,51 @@ def column(stream: Tensor, blocks: Described, start: int, stop: int, *, chosen: 
     own: Any = blocks.pointers
     if (start, stop) != (0, len(blocks.blocks)):
         own = _pointers(blocks.blocks[start:stop])
+    if not 0 <= start < stop <= len(blocks.blocks):
+        raise ShapeError(f"blocks {start} to {stop} are none of the {len(blocks.blocks)} of the column")
+    first = blocks.blocks[0]
+    shape = (stream.shape[0], 1, first.ssm.tokens, first.width)
     call = _Column(batch=stream.shape[0], count=stop - start, threads=torch.get_num_threads(), isa=native.ISA)
     call.branches = own
     kernel = KernelCall(call, [blocks, own])
-    out = torch.empty_like(stream, memory_format=torch.contiguous_format)
-    kernel.set(stream=stream, out=out)
+    out = torch.empty(stream.shape, dtype=torch.float32, device="cpu")
+    kernel.set(shape, torch.float32, stream=stream, out=out)
     if chosen is None:
         kernel.run("vssm_vim_blocks_forward")
         return out
-    norm, count = chosen.norm, len(chosen.rows)
+    norm, count, dtype = chosen.norm, len(chosen.rows), blocks.dtype
+    if not all(0 <= row < first.ssm.tokens for row in chosen.rows):
+        raise ShapeError(f"rows {list(chosen.rows)} are not all among the {first.ssm.tokens} of the stream")
     call.chosen, call.rows = count, (ctypes.c_int64 * count)(*chosen.rows)
     call.norm, call.eps = NORMS.index(norm.kind), norm.eps
-    call.norm_weight, call.norm_bias = kernel.pointer(norm.weight), kernel.pointer(norm.bias)
-    normed = stream.new_empty(stream.shape[0], count, stream.shape[2])
-    kernel.set(normed=normed)
+    call.norm_weight = kernel.pointer("norm weight", norm.weight, shape[3:], dtype)
+    call.norm_bias = kernel.pointer_or_none("norm bias", norm.bias, shape[3:], dtype)
+    normed = torch.empty(shape[0], count, shape[3], dtype=torch.float32, device="cpu")
+    kernel.set((shape[0], 1, count, shape[3]), torch.float32, normed=normed)
     kernel.run("vssm_vim_blocks_forward")
     return normed
 
 
 def describe(stream: Tensor, blocks: Sequence[VimBlock], half: bool) -> Described:
-    """Describe blocks to the kernel for streams of that length; ``half`` lets products take bfloat16."""
+    """Describe blocks to the kernel for streams of that length; ``half`` lets products take bfloat16.
+
+    Raises:
+        ShapeError: the blocks' weights do not fit the stream, the directions or each other, or are no memory of one
+            dtype.
+    """
     first = blocks[0]
-    held: list[Any] = [None if w is None else w.contiguous() for block in blocks for w in block.tensors()]
+    weights = [w for block in blocks for w in block.tensors()]
+    held: list[Any] = held_by_kernel(WEIGHTS * len(blocks), weights, first.in_proj.dtype)
+    shapes = tuple([None if w is None else w.shape for w in held])
+    form = shapes[: len(WEIGHTS)], first.walks_reversed, first.looks_back
+    if shapes != form[0] * len(blocks) or any((b.walks_reversed, b.looks_back) != form[1:] for b in blocks):
+        raise ShapeError("the blocks of a column must have the same shapes, directions and sets of taps")
     return Described(
+        first.in_proj.dtype,
         held,
         *_column_template(
             tuple([None if w is None else w.data_ptr() for w in held]),
-            tuple(None if w is None else w.shape for w in first.ssm),
+            form[0],
             DTYPES[first.in_proj.dtype],
             DTYPES[torch.bfloat16 if half else torch.float32],
             tuple([(block.norm.kind, block.norm.eps, block.scale) for block in blocks]),
@@ -173,8 +194,14 @@ def multiplies_bfloat16(block: VimBlock) -> bool:
 
 def leave_in(block: BlockArgument, keep: Kept, kept: list[Any]) -> None:
     """Tell the kernel where what the forward pass leaves lies; ``kept`` must outlive the call."""
-    KernelCall(block, kept).set(sums=keep.sums, xz=keep.xz)
-    block.saved, block.projected = keep.states.data_ptr(), keep.projected.data_ptr()
+    kernel, ssm = KernelCall(block, kept), block.ssm
+    batch = keep.sums.shape[0]
+    kernel.set((batch, 1, ssm.tokens, ssm.channels), torch.float32, sums=keep.sums)
+    kernel.set((batch, 1, ssm.tokens, 2 * ssm.channels), torch.float32, xz=keep.xz)
+    states = (batch, ssm.directions, -(-ssm.tokens // CHUNK), ssm.states, ssm.channels)
+    projected = (batch, ssm.directions, ssm.tokens, ssm.rank + 2 * ssm.states)
+    block.saved = kernel.pointer("states", keep.states, states)
+    block.projected = kernel.pointer("projected", keep.projected, projected)
 
 
 @lru_cache(maxsize=256)
@@ -191,15 +218,20 @@ def _column_template(
 ) -> tuple[list[BlockArgument], ctypes.Array[Any]]:
     """Return the blocks' parts of a call, filled in for as long as their weights lie where they lie; see ``_template``.
 
-    ``pointers`` are of all blocks' weights, ``shapes`` of the first SSM's; ``blocks`` has each norm's kind and epsilon
-    and scale.
+    ``pointers`` are of all blocks' weights, ``shapes`` of the first's; ``blocks`` has each norm's kind and epsilon and
+    scale.
     """
+    if (misfit := misfit_of(width, shapes, len(walks_reversed), len(looks_back))) is not None:
+        raise ShapeError(misfit)
+    unknown = next((norm for norm, _, _ in blocks if norm not in NORMS), None)
+    if unknown is not None:
+        raise ConfigError(f"the norm of a Vim block must be one of {', '.join(NORMS)}, got {unknown!r}")
     traversals = tuple(Traversal.sequence(tokens, reverse=back) for back in walks_reversed)
     each, of_ssm = len(WEIGHTS), len(SsmWeights._fields)
     described = []
     for at, (norm, eps, scale) in enumerate(blocks):
         own = pointers[at * each : (at + 1) * each]
-        block = BlockArgument(ssm=_template(own[:of_ssm], shapes, dtype, traversals, looks_back, tokens))
+        block = BlockArgument(ssm=_template(own[:of_ssm], shapes[:of_ssm], dtype, traversals, looks_back, tokens))
         block.width, block.scale, block.norm, block.eps = width, scale, NORMS.index(norm), eps
         block.ssm.product_dtype = product_dtype
         block.norm_weight, block.norm_bias, block.in_proj, block.out_proj, block.gamma = own[of_ssm:]

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from vision_ssm.errors import BackendError
+from vision_ssm.errors import BackendError, ShapeError
 from vision_ssm.ops import native
 from vision_ssm.ops.native import KernelCall, TensorArgument, denormals_flushed, mirrors
 from vision_ssm.ops.ssm.contract import SsmWeights
+from vision_ssm.ops.transforms import has_tangent, holds_many
 from vision_ssm.ops.vim_block import cpu
 from vision_ssm.ops.vim_block.contract import WEIGHTS, VimBlock
 from vision_ssm.ops.vim_block.cpu import BlockArgument, Kept
@@ -20,10 +22,14 @@ from vision_ssm.ops.vim_block.recycled import scratch
 __all__ = ["train"]
 
 
-def train(x: Tensor, block: VimBlock) -> Tensor:
-    """Return the stream [B, L, D] after the block, differentiable once."""
+def train(x: Tensor, block: VimBlock, composite: Callable[[Tensor, VimBlock], Tensor]) -> Tensor:
+    """Return the stream [B, L, D] after the block, differentiable once.
+
+    ``composite`` is the same in operations that transforms of torch see through: where one is around the backward pass
+    alone, it goes that way.
+    """
     half = cpu.multiplies_bfloat16(block)  # products take bfloat16, in both directions
-    result: Tensor = _Trained.apply(x, block.holding([None] * len(WEIGHTS)), half, *block.tensors())
+    result: Tensor = _Trained.apply(x, block.holding([None] * len(WEIGHTS)), half, composite, *block.tensors())
     return result
 
 
@@ -45,20 +51,22 @@ class _Trained(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, form: VimBlock, half: bool, *tensors: Tensor | None) -> Tensor:
+    def forward(ctx: Any, x: Tensor, form: VimBlock, half: bool, composite: Any, *tensors: Tensor | None) -> Tensor:
         block = form.holding(tensors)
         keep = Kept.empty(x, block.ssm, xz=x.shape[1] <= MOST_KEPT_TOKENS)
-        ctx.form, ctx.half = form, half
+        ctx.form, ctx.half, ctx.composite = form, half, composite
         ctx.save_for_backward(x, *keep, *tensors)
         return cpu.forward(x, block, half, keep)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled():  # create_graph
+        if torch.is_grad_enabled() or has_tangent(grad):  # create_graph
             raise BackendError(
                 "the 'cpu' backend differentiates a Vim block once; create_graph=True (a gradient of a gradient) is "
-                "not supported"
+                "not supported. torch.func (grad, jvp, hessian) around all of it gives derivatives of any order"
             )
+        if holds_many(grad):
+            return _through_composite(ctx, grad)
         # The backward pass may be called under autocast though the forward pass was not.
         with torch.autocast("cpu", enabled=False), denormals_flushed():
             return _backward(ctx, grad)
@@ -68,7 +76,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     x, sums, xz, states, projected, *tensors = ctx.saved_tensors
     block = ctx.form.holding(tensors)
     found = _differentiate(x, grad, Kept(sums, xz, states, projected), block, ctx.half)
-    _, _, _, *needed = ctx.needs_input_grad
+    _, _, _, _, *needed = ctx.needs_input_grad
     wanted = dict(zip(WEIGHTS, needed, strict=True))
     gradients = block._replace(
         norm=block.norm._replace(weight=found.norm_weight, bias=None if block.norm.bias is None else found.norm_bias),
@@ -76,7 +84,25 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         ssm=found.ssm,
         out_proj=_over_tokens(grad.flatten(0, 1), found.gated, ctx.half) if wanted["out_proj"] else None,
     )
-    return found.stream, None, None, *gradients.tensors()
+    return found.stream, None, None, None, *gradients.tensors()
+
+
+def _through_composite(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    """Go back from a gradient that is many in one (``is_grads_batched``, ``vmap`` around the backward pass)."""
+    x, _, _, _, _, *tensors = ctx.saved_tensors
+    given = [x, *tensors]
+    wanted = [n for n, needed in enumerate((ctx.needs_input_grad[0], *ctx.needs_input_grad[4:])) if needed]
+
+    def block(*learnt: Tensor) -> Tensor:
+        stream, *weights = [dict(zip(wanted, learnt, strict=True)).get(n, t) for n, t in enumerate(given)]
+        result: Tensor = ctx.composite(stream, ctx.form.holding(weights))
+        return result
+
+    with torch.autocast("cpu", enabled=False):
+        _, go_back, *_ = torch.func.vjp(block, *(given[n] for n in wanted))
+        found = dict(zip(wanted, go_back(grad), strict=True))
+    stream, *weights = (found.get(n) for n in range(len(given)))
+    return stream, None, None, None, *weights
 
 
 def _over_tokens(given: Tensor, taken: Tensor, half: bool) -> Tensor:
@@ -109,6 +135,8 @@ def _differentiate(stream: Tensor, grad: Tensor, keep: Kept, block: VimBlock, ha
     """Go back through a block from the gradient of its result [B, L, D]; ``keep`` is what the forward pass left."""
     weights = block.ssm
     (batch, tokens, width), (directions, channels, states) = stream.shape, weights.A_log.shape
+    if keep.sums.shape[0] != batch or block.gamma is not None:
+        raise ShapeError(f"the sums kept of {keep.sums.shape[0]} images are not those of {batch}, or there is a gamma")
     described = cpu.describe(stream, [block], half)
     kept: list[Any] = [described, keep]
     call = _BlockGradients(branch=described.blocks[0])
@@ -126,7 +154,10 @@ def _differentiate(stream: Tensor, grad: Tensor, keep: Kept, block: VimBlock, ha
         for name, size in (("normed", width), ("gated", channels), ("dxz", 2 * channels))
     )
     kernel = KernelCall(call, kept)
-    kernel.set(stream=stream, grad=grad, dstream=dstream, normed=normed, gated=gated, dxz=dxz)
+    shape = (batch, 1, tokens, width)
+    kernel.set(shape, torch.float32, stream=stream, grad=grad, dstream=dstream, normed=normed)
+    kernel.set((batch, 1, tokens, channels), torch.float32, gated=gated)
+    kernel.set((batch, 1, tokens, 2 * channels), torch.float32, dxz=dxz)
     kernel.run("vssm_vim_block_backward")
     a_log, *shared = torch.split_with_sizes(parts.sum(0), sizes, dim=1)
     if weights.D.shape[0] == 1 < directions:  # one set of parameters for all directions

@@ -10,7 +10,6 @@ For inference and for training; several blocks in one call are column.py. Source
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -19,9 +18,10 @@ from vision_ssm.errors import ConfigError, ShapeError
 from vision_ssm.ops.add_norm.contract import NORMS
 from vision_ssm.ops.conv.contract import MOST_TAPS
 from vision_ssm.ops.dispatch import choose, intercepted
+from vision_ssm.ops.gate import check_tensors, show
 from vision_ssm.ops.native import DTYPES, are_plain, multiplies_tiles_of_bfloat16
 from vision_ssm.ops.vim_block import cpu, cpu_training, reference
-from vision_ssm.ops.vim_block.contract import WEIGHTS, VimBlock
+from vision_ssm.ops.vim_block.contract import OPTIONAL, WEIGHTS, VimBlock, misfit_of
 
 __all__ = ["applies", "leaves_to_tiles", "takes_stream", "vim_block"]
 
@@ -48,7 +48,7 @@ def applies(x: Tensor, block: VimBlock) -> bool:
 
 def takes_stream(x: Tensor) -> bool:
     """Tell whether a stream x may be taken in one call, whatever the weights."""
-    if type(x) is not Tensor or not x.is_cpu or x.dtype != torch.float32 or x.numel() == 0:
+    if type(x) is not Tensor or not are_plain((x,), torch.float32) or x.numel() == 0:
         return False
     if torch.compiler.is_compiling() or intercepted():
         return False
@@ -83,13 +83,14 @@ def vim_block(x: Tensor, block: VimBlock) -> Tensor:
         [B, L, D], float32 from a float32 stream.
 
     Raises:
-        ShapeError: a weight does not fit the stream or the directions.
+        ShapeError: a weight does not fit the stream or the directions, or a tensor is not floating or elsewhere.
         ConfigError: there is no such norm.
         BackendError: the backend asked for cannot run these tensors, or memory is short.
     """
+    check_tensors("vim_block", x, *OPTIONAL, x=x, **dict(zip(WEIGHTS, block.tensors(), strict=True)))
     if applies(x, block):
         if _wants_gradient(x, block.tensors()):
-            return cpu_training.train(x, block)
+            return cpu_training.train(x, block, reference.forward)
         return cpu.forward(x, block, cpu.multiplies_bfloat16(block))
     misfit = _misfit(x, block)
     if misfit is not None:
@@ -104,37 +105,8 @@ def _wants_gradient(x: Tensor, tensors: Sequence[Tensor | None]) -> bool:
 
 
 def _misfit(x: Tensor, block: VimBlock) -> str | None:
-    """Return what does not fit, or None. The kernel takes its sizes from few of the tensors and trusts the others."""
+    """Return what does not fit, or None."""
     if x.dim() != 3:
-        return f"a block takes a stream [B, L, D], got {_show(x.shape)}"
+        return f"a block takes a stream [B, L, D], got {show(x.shape)}"
     shapes = tuple(None if w is None else w.shape for w in block.tensors())
-    return _misfit_of(x.shape[2], shapes, len(block.walks_reversed), len(block.looks_back))
-
-
-@lru_cache(maxsize=1024)
-def _misfit_of(width: int, shapes: tuple[torch.Size | None, ...], directions: int, sets: int) -> str | None:
-    found = dict(zip(WEIGHTS, shapes, strict=True))
-    a_log, dt_proj, conv = found["A_log"], found["dt_proj_weight"], found["conv_weight"]
-    if a_log is None or len(a_log) != 3 or dt_proj is None or len(dt_proj) != 3 or sets not in (1, directions):
-        return (
-            f"a Vim block takes A_log [{directions}, C, N] and dt_proj_weight [1 or {directions}, C, R], "
-            f"got {_show(a_log)} and {_show(dt_proj)}"
-        )
-    if conv is None or len(conv) != 3 or conv[2] < 1:
-        return f"a Vim block needs a convolution [{sets}, C, taps], got {_show(conv)}"
-    (_, inner, states), rank, taps = a_log, dt_proj[2], conv[2]
-    expected = (
-        *((directions, inner, states), (sets, inner), (sets, rank + 2 * states, inner), (sets, inner, rank)),
-        *((sets, inner), (sets, inner, taps), (sets, inner)),
-        *((width,), (width,), (2 * inner, width), (width, inner), (width,)),
-    )
-    for (name, shape), wanted in zip(found.items(), expected, strict=True):
-        if shape is None and name in ("norm bias", "gamma"):
-            continue
-        if shape != wanted:
-            return f"{name} must be {list(wanted)} to fit the stream and A_log, got {_show(shape)}"
-    return None
-
-
-def _show(shape: torch.Size | None) -> str:
-    return "None" if shape is None else str(list(shape))
+    return misfit_of(x.shape[2], shapes, len(block.walks_reversed), len(block.looks_back))

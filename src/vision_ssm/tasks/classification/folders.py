@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,22 +11,24 @@ from PIL import Image
 
 from vision_ssm.data.files import image_files, search, skipped_files
 from vision_ssm.data.images import MAX_PIXELS, check_image, read_image
+from vision_ssm.data.kept import KeptImages
 from vision_ssm.data.parts import is_held_out, visible_folders
 from vision_ssm.data.splits import held_out
-from vision_ssm.errors import DataError, VisionSSMNotice, suggestion
+from vision_ssm.errors import DataError, notify, suggestion
 from vision_ssm.tasks.classification.fingerprints import fingerprint
 from vision_ssm.tasks.classification.layout import Layout, find_layout
 
 __all__ = ["CACHE_BYTES", "ImageFolder", "open_folder", "splits_of_folder"]
 
 CACHE_BYTES = 512 * 2**20
-"""Data sets that decode to less than this (CIFAR-10: 147 MB) are kept decoded in memory, in each loading process."""
+"""Data sets that decode to less than this (CIFAR-10: 147 MB) are kept decoded in memory, once for all processes."""
 
 
 class ImageFolder:
     """Images in class folders. See `vision_ssm.tasks.classification.sources.ClassSamples` for the attributes.
 
-    Decoded images are kept in memory when all of them are expected to fit into `CACHE_BYTES`.
+    Decoded images are kept in memory, for all loading processes together, when they are expected to fit into
+    `CACHE_BYTES`.
 
     Attributes:
         found: what these images are, in a line for people.
@@ -50,8 +51,7 @@ class ImageFolder:
         self.targets = tuple(targets)
         self.found = _described(place or name, self.class_names, self.targets)
         self._max_pixels = max_pixels
-        self._cache: dict[int, tuple[tuple[int, int], bytes]] | None = {} if self._fits_in_memory() else None
-        self._cached_bytes = 0
+        self._kept = KeptImages(len(self.paths), CACHE_BYTES) if self._fits_in_memory() else None
 
     @property
     def fingerprint(self) -> str:
@@ -62,15 +62,12 @@ class ImageFolder:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        if self._cache is not None and index in self._cache:
-            size, pixels = self._cache[index]
-            return Image.frombytes("RGB", size, pixels), self.targets[index]
+        kept = None if self._kept is None else self._kept.get(index)
+        if kept is not None:
+            return kept, self.targets[index]
         image = read_image(self.paths[index], max_pixels=self._max_pixels)
-        if self._cache is not None:
-            pixels = image.tobytes()
-            if self._cached_bytes + len(pixels) <= CACHE_BYTES:
-                self._cache[index] = (image.size, pixels)
-                self._cached_bytes += len(pixels)
+        if self._kept is not None:
+            self._kept.put(index, image)
         return image, self.targets[index]
 
     def _fits_in_memory(self) -> bool:
@@ -200,7 +197,7 @@ def _class_name(folder: Path) -> str:
 def _tell_left_out(place: Path, kinds: Sequence[tuple[str, Sequence[str]]]) -> None:
     told = [f"{kind} ({', '.join(names[:5])}{', ...' if len(names) > 5 else ''})" for kind, names in kinds if names]
     if told:
-        warnings.warn(f"left out of {str(place)!r}: {', '.join(told)}.", VisionSSMNotice, stacklevel=2)
+        notify(f"left out of {str(place)!r}: {', '.join(told)}.")
 
 
 def _described(place: str, class_names: Sequence[str], targets: Sequence[int]) -> str:

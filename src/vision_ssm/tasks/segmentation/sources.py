@@ -30,7 +30,7 @@ from vision_ssm.tasks.segmentation.labels import FoundLabels, LabelTable
 from vision_ssm.tasks.segmentation.layouts import Layout, Pair, find_layout
 from vision_ssm.tasks.segmentation.masks import IGNORE, Colour, read_mask
 
-__all__ = ["SPLITS", "CocoMasks", "MaskFolder", "MaskSamples", "matched", "open_masks"]
+__all__ = ["SPLITS", "CocoMasks", "MaskFolder", "MaskSamples", "matched", "open_masks", "own_splits"]
 
 SPLITS = ("train", "val", "test", "all")
 
@@ -110,6 +110,22 @@ def open_masks(
         raise DataError(f"cannot read the data folder {str(error.filename or root)!r}: {error.strerror}.") from error
     _require_labels(pairs, classes, max_pixels)
     return MaskFolder(name, classes, pairs, max_pixels, _described(len(pairs), classes.names, place, layout.left_out))
+
+
+def own_splits(path: str | Path) -> tuple[str, ...]:
+    """Return the splits that a data folder has itself; `open_masks` cuts the others by ``val_fraction``.
+
+    Raises:
+        DataError: as `open_masks`.
+    """
+    root = _folder(path)
+    try:
+        layout = find_layout(root)
+    except OSError as error:
+        raise DataError(f"cannot read the data folder {str(error.filename or root)!r}: {error.strerror}.") from error
+    if {"val", "test"} & {*layout.parts, *layout.coco}:  # they stand for each other
+        return ("train", "val", "test")
+    return ("val", "test") if is_held_out(root.resolve().name) else ()
 
 
 def matched(samples: MaskSamples, class_names: Sequence[str], palette: Sequence[Colour]) -> MaskSamples:

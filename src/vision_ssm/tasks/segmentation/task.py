@@ -24,7 +24,7 @@ from vision_ssm.tasks.segmentation.photometric import Distortion
 from vision_ssm.tasks.segmentation.pictures import draw_confusion, draw_predictions
 from vision_ssm.tasks.segmentation.results import Segments
 from vision_ssm.tasks.segmentation.settings import SegmentationOptions, SegmentationSettings, TestSettings
-from vision_ssm.tasks.segmentation.sources import MaskSamples, matched, open_masks
+from vision_ssm.tasks.segmentation.sources import MaskSamples, matched, open_masks, own_splits
 from vision_ssm.tasks.segmentation.transforms import Augment, EvalTransform, TrainTransform
 from vision_ssm.tasks.task import Meter, Result, Task
 
@@ -63,6 +63,10 @@ class Segmentation(Task):
         """Open one split, see `vision_ssm.tasks.segmentation.sources.open_masks`."""
         data = self.settings.data
         return self.adopt(open_masks(data.path, split, val_fraction=data.val_fraction))
+
+    def own_splits(self) -> tuple[str, ...]:
+        """See `vision_ssm.tasks.segmentation.sources.own_splits`."""
+        return own_splits(self.settings.data.path)
 
     def adopt(self, samples: MaskSamples) -> MaskSamples:  # type: ignore[override]  # classes are needed
         """Match the data's classes with the model's by name, once there are any."""
