@@ -11,7 +11,7 @@ No torch here: what a task can be set to is known before the task itself is load
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from vision_ssm.tasks.settings import TaskSettings
     from vision_ssm.tasks.task import Task
 
-__all__ = ["BUILT_IN", "DEFAULT", "TaskInfo", "find_task", "looks_like", "task_names"]
+__all__ = ["BUILT_IN", "DEFAULT", "TaskInfo", "find_task", "looks_like", "task_names", "task_of"]
 
 BUILT_IN = ("classification", "segmentation")
 """Folders of `vision_ssm.tasks`; each holds its `TaskInfo` as ``TASK``."""
@@ -124,17 +124,25 @@ def find_task(name: str) -> TaskInfo:
 
 def looks_like(folder: str | Path, task: str) -> str:
     """Say which task other than ``task`` the folder is data of, and how to choose it; empty where none claims it."""
+    name, reason = next(_claims(folder, but=task), ("", ""))
+    return f"This looks like {name} ({reason}): --task {name}." if name else ""
+
+
+def task_of(data: str | Path) -> str:
+    """Return the name of the first task that claims a folder as its data; `DEFAULT` where none does."""
+    return next(_claims(data), (DEFAULT, ""))[0]
+
+
+def _claims(folder: str | Path, but: str = "") -> Iterator[tuple[str, str]]:
+    """Names of the tasks that recognise a folder, with the reason."""
     path = Path(folder).expanduser()
-    if not path.is_dir():
-        return ""
-    for name in task_names():
+    for name in task_names() if path.is_dir() else []:
         try:
-            reason = None if name == task else find_task(name).recognises(path)
+            reason = None if name == but else find_task(name).recognises(path)
         except (ConfigError, OSError):  # a broken package, or a folder that may not be read, which opening it says
             continue
         if reason is not None:
-            return f"This looks like {name} ({reason}): --task {name}."
-    return ""
+            yield name, reason
 
 
 def _entry_points() -> EntryPoints:

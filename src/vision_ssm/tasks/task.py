@@ -89,6 +89,7 @@ class Task(ABC):
             instance that knows them.
         settings: of this instance.
         options: of class ``Options``: what was asked for; its defaults unless `ask` was called.
+        counted: unit of what `tally` counts.
         native: images keep their own size in evaluation and prediction unless another one is asked for.
         sync_batch_norm: whether batch norms take their statistics over all processes (GPUs only).
         unused_parameters: whether a step may leave parameters without a gradient.
@@ -101,6 +102,7 @@ class Task(ABC):
     Options: ClassVar[type[Section] | None] = None
     scores: tuple[Score, ...]
 
+    counted: str = "images"
     native: bool = False
     sync_batch_norm: bool = False
     unused_parameters: bool = False
@@ -146,6 +148,10 @@ class Task(ABC):
             DataError: missing, empty or unreadable data, an unknown name, or labels that the model does not know.
         """
 
+    def open_unseen(self, split: str) -> Samples:
+        """Open a split as `open` does, but without looking into any sample: all of them are going to be looked into."""
+        return self.open(split)
+
     def own_splits(self) -> tuple[str, ...]:
         """Return the splits that the data of ``settings.data`` have themselves.
 
@@ -167,6 +173,10 @@ class Task(ABC):
 
     def prepare(self, train: Samples) -> None:  # noqa: B027 -- most tasks learn something from their data, not all
         """Take over from the training samples what model and weights file must know, such as names of classes."""
+
+    def tally(self, samples: Samples, target: Any) -> Mapping[str, int]:
+        """Say how much of which class a target of ``samples`` is, for `vision_ssm.analysis.check_data`."""
+        return {}
 
     def preprocessing(self, model: nn.Module) -> Preprocessing:
         """Return how images are prepared for ``model``: what it declares, changed by the settings."""

@@ -88,6 +88,10 @@ class Classification(Task):
         self.class_names, self._mirror_safe = train.class_names, train.mirror_safe
         self._mixup = _mixup(self.settings.augment, len(self.class_names)) if self.settings.augment.mixes else None
 
+    def tally(self, samples: ClassSamples, target: int) -> dict[str, int]:  # type: ignore[override]
+        """An image of its class."""
+        return {samples.class_names[target]: 1}
+
     def preprocessing(self, model: nn.Module) -> Preprocessing:
         """What the model declares, with what ``data.`` says otherwise."""
         data = self.settings.data

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -160,7 +160,7 @@ def _classified(found: Sequence[Logits], size: tuple[int, int], model: Segmentor
     height, width = size
     values = width * max(model.num_classes, model.decode_head.fpn_bottleneck.conv.in_channels // 16)
     step = max(4 * _LEAST_ROWS, _VALUES // values)
-    classes: Tensor | None = None
+    classes = torch.empty(size, dtype=torch.uint8, device=next(model.parameters()).device)
     certain: list[Tensor] = []
     for start in range(0, height, step):
         stop = min(start + step, height)
@@ -171,10 +171,7 @@ def _classified(found: Sequence[Logits], size: tuple[int, int], model: Segmentor
         # Of a single image the classes are those of the logits: a softmax makes ties of close ones.
         best = logits[0].argmax(0) if len(logits) == 1 else probabilities.argmax(0)
         certain.append(probabilities.amax(0).double().sum() / len(logits))
-        if classes is None:
-            classes = torch.empty(size, dtype=torch.uint8, device=best.device)
         classes[start:stop] = best.to(torch.uint8)
-    assert classes is not None
     return ClassMap(classes, torch.stack(certain).sum() / (height * width))
 
 
@@ -209,9 +206,9 @@ def window_logits(
         (top, left, logits [1, classes, r, c]) that cover the image without overlap, each part of ``columns`` from top
         to bottom.
     """
-    assert testing.window is not None
-    height, width = min(testing.window, size[0]), min(testing.window, size[1])
-    stride = testing.stride or max(testing.window * 2 // 3, 1)
+    window = testing.window or max(size)
+    height, width = min(window, size[0]), min(window, size[1])
+    stride = testing.stride or max(window * 2 // 3, 1)
     tops, lefts = window_starts(size[0], height, stride), window_starts(size[1], width, stride)
     weights = torch.outer(*(_taper(side) if testing.tapered else torch.ones(side) for side in (height, width)))
     for begin in range(0, size[1], columns):
@@ -231,7 +228,7 @@ def _rows_of_windows(
     end: int,
 ) -> Iterator[tuple[int, int, Tensor]]:
     rows, columns = weights.shape
-    total: Tensor | None = None
+    total: Any = None  # of the shape of the first window's logits
     weight = torch.zeros(rows, end - begin)
     for top, following in zip(tops, [*tops[1:], height], strict=True):
         for left in lefts:
@@ -243,7 +240,6 @@ def _rows_of_windows(
             part = slice(low - left, high - left)
             total[..., low - begin : high - begin] += logits[..., part] * weights[:, part]
             weight[:, low - begin : high - begin] += weights[:, part]
-        assert total is not None
         done = following - top
         yield top, begin, total[:, :, :done] / weight[:done]
         total = torch.cat([total[:, :, done:], torch.zeros_like(total[:, :, :done])], dim=2)[:, :, :rows]

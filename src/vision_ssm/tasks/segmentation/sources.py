@@ -73,7 +73,12 @@ class MaskSamples(Protocol):
 
 
 def open_masks(
-    path: str | Path, split: str = "train", *, val_fraction: float = VAL_FRACTION, max_pixels: int = MAX_PIXELS
+    path: str | Path,
+    split: str = "train",
+    *,
+    val_fraction: float = VAL_FRACTION,
+    max_pixels: int = MAX_PIXELS,
+    look_ahead: bool = True,
 ) -> MaskSamples:
     """Open one split of a folder of images with masks; see `vision_ssm.tasks.segmentation.layouts` for its forms.
 
@@ -90,6 +95,7 @@ def open_masks(
         val_fraction: share of the images to hold out where the folder does not say itself, in (0, 1), chosen by a hash
             of the relative path: the choice is the same on every machine and nearly unaffected by new files.
         max_pixels: see `vision_ssm.data.images.read_image`.
+        look_ahead: read some of the masks now, to refuse wrong numbers in them before any work is done.
 
     Raises:
         DataError: missing, empty or unreadable data, masks that do not belong to images, or fewer than two classes.
@@ -108,7 +114,8 @@ def open_masks(
         pairs, place = _chosen(layout.parts, split, val_fraction, str(root), is_held_out(name))
     except OSError as error:
         raise DataError(f"cannot read the data folder {str(error.filename or root)!r}: {error.strerror}.") from error
-    _require_labels(pairs, classes, max_pixels)
+    if look_ahead:
+        _require_labels(pairs, classes, max_pixels)
     return MaskFolder(name, classes, pairs, max_pixels, _described(len(pairs), classes.names, place, layout.left_out))
 
 

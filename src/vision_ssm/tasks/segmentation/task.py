@@ -42,6 +42,7 @@ class Segmentation(Task):
         Score("macc", "mean accuracy", "%"),
         Score("aacc", "pixel accuracy", "%"),
     )
+    counted = "pixels"
     sync_batch_norm = True
     unused_parameters = True  # a backbone's last norm, and stages' norms whose maps nobody reads
 
@@ -63,6 +64,12 @@ class Segmentation(Task):
         """Open one split, see `vision_ssm.tasks.segmentation.sources.open_masks`."""
         data = self.settings.data
         return self.adopt(open_masks(data.path, split, val_fraction=data.val_fraction))
+
+    def open_unseen(self, split: str) -> MaskSamples:
+        """Open one split without reading masks ahead."""
+        return open_masks(
+            self.settings.data.path, split, val_fraction=self.settings.data.val_fraction, look_ahead=False
+        )
 
     def own_splits(self) -> tuple[str, ...]:
         """See `vision_ssm.tasks.segmentation.sources.own_splits`."""
@@ -86,6 +93,11 @@ class Segmentation(Task):
                 f"loss.class_weights must have a factor for each of the {len(self.class_names)} classes, got "
                 f"{len(weights)}."
             )
+
+    def tally(self, samples: MaskSamples, target: Tensor) -> dict[str, int]:  # type: ignore[override]
+        """The pixels of each class."""
+        counts = torch.bincount(target.flatten().long(), minlength=256).tolist()
+        return dict(zip(samples.class_names, counts, strict=False))
 
     def preprocessing(self, model: nn.Module) -> Preprocessing:
         """What the backbone declares, with bilinear resizing."""

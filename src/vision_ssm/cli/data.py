@@ -1,0 +1,89 @@
+"""``vision-ssm data check``: what training would stumble over in a data set."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from vision_ssm.cli.arguments import whole_number
+from vision_ssm.cli.console import print_json, print_table, progress_bar, say
+
+if TYPE_CHECKING:
+    from vision_ssm.analysis.data_check import DataReport
+
+NAME = "data"
+SUMMARY = "Look through a data set: unreadable files, classes, sizes, duplicates."
+EXAMPLES = """Every image is decoded once, as training would, with what belongs to it. The exit code is 1
+where something was found that should be looked at.
+
+examples:
+  vision-ssm data check images/
+  vision-ssm data check scenes/ --task segmentation --json"""
+SHOWN = 20  # files of a kind on the terminal; JSON has all
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.add_argument("action", choices=("check",), help="what to do")
+    parser.add_argument("data", metavar="DATA", help="folder of data for a task, or the name of a data set")
+    parser.add_argument("--task", metavar="NAME", help="that the data are for; default: the one they look like")
+    parser.add_argument(
+        "--workers", type=whole_number(1), default=2, metavar="N", help="threads that decode (default: 2)"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+
+
+def accept(_: argparse.Namespace, unknown: Sequence[str]) -> Sequence[str]:
+    """Return the arguments that this command does not understand."""
+    return unknown
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print what was found; 1 when there are problems."""
+    from vision_ssm.analysis import check_data
+    from vision_ssm.tasks.registry import task_of
+
+    task = options.task or task_of(options.data)
+    with progress_bar("looking", shown=not options.json) as on_progress:
+        found = check_data(options.data, task, workers=options.workers, on_progress=on_progress)
+    if options.json:
+        print_json(found.to_dict())
+    else:
+        _print(found)
+    return 1 if found.problems else 0
+
+
+def _print(found: DataReport) -> None:
+    rows = []
+    for part in found.splits:
+        sizes = " / ".join(f"{width} x {height}" for width, height in part.sizes)
+        rows.append((part.split, f"{part.images:,}", f"{len(part.unreadable):,}", sizes))
+    columns = ("part", "images", "unreadable", "width x height: smallest / middle / largest")
+    print_table(f"{found.data}, for {found.task}", columns, rows, numeric=("images", "unreadable"))
+    names = list(dict.fromkeys(name for part in found.splits for name in part.classes))
+    if names:
+        splits = [part.split for part in found.splits]
+        shares = [_shares(part.amounts) for part in found.splits]
+        table = [
+            (name, *(f"{part.classes.get(name, 0):,} ({share.get(name, 0):.1%})"
+                     for part, share in zip(found.splits, shares, strict=True)))
+            for name in names
+        ]  # fmt: skip
+        print_table(f"Images with each class (share of the {found.counted})", ("class", *splits), table, numeric=splits)
+    listed = [(path, reason) for part in found.splits for path, reason in part.unreadable]
+    listed += [(paths[0], f"shows the same as {', '.join(paths[1:])}") for p in found.splits for paths in p.duplicates]
+    listed += [(path, f"in {split}; in {other} as {twin}") for split, path, other, twin in found.shared]
+    if listed:
+        print_table("Files", ("file", ""), listed[:SHOWN])
+        if len(listed) > SHOWN:
+            say(f"... and {len(listed) - SHOWN:,} more; --json lists all")
+    for problem in found.problems:
+        say(problem)
+    if not found.problems:
+        say("Nothing was found that training would stumble over.")
+
+
+def _shares(amounts: dict[str, int]) -> dict[str, float]:
+    total = max(sum(amounts.values()), 1)
+    return {name: amount / total for name, amount in amounts.items()}
