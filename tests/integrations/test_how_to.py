@@ -14,10 +14,11 @@ HOW_TO = Path(__file__).resolve().parents[2] / "docs" / "integrations.md"
 def test_the_how_to_runs(tmp_path, monkeypatch):
     pytest.importorskip("segmentation_models_pytorch", reason="segmentation-models-pytorch is not installed")
     pytest.importorskip("transformers", reason="transformers is not installed")
+    pytest.importorskip("peft", reason="peft is not installed")
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     blocks = re.findall(r"^```python\n(.*?)^```", HOW_TO.read_text(), flags=re.DOTALL | re.MULTILINE)
-    assert len(blocks) == 4
+    assert len(blocks) == 5
     names = {"__name__": __name__}
     for block in blocks:
         exec(compile(block, HOW_TO.name, "exec"), names)
