@@ -24,7 +24,11 @@ def test_the_papers_recipes_are_there() -> None:
     vmamba = ["vmamba_base_imagenet", "vmamba_small_imagenet", "vmamba_tiny_imagenet", "vmamba_v0_imagenet"]
     efficient = [f"efficientvmamba_{size}_imagenet" for size in ("base", "small", "tiny")]
     finetuning = ["vim_small_stride8_finetune", "vim_tiny_stride8_finetune"]
-    assert sorted([*vim, *finetuning, *vmamba, *efficient]) == PUBLISHED
+    dense = [
+        *(f"vim_{size}_ade20k" for size in ("small", "tiny")),
+        *(f"vmamba_{s}_ade20k" for s in ("base", "small", "tiny")),
+    ]
+    assert sorted([*vim, *finetuning, *vmamba, *efficient, *dense]) == PUBLISHED
 
 
 @pytest.mark.parametrize("name", list_recipes())
@@ -50,7 +54,9 @@ def test_every_published_number_has_its_source(name: str) -> None:
     for line in find_recipe(name).read_text(encoding="utf-8").splitlines():
         value, _, comment = line.partition("#")
         if re.search(r"\w+: *(\d|\[|true|false)", value):
-            assert re.search(r"\[(script|default|config|log|paper|inferred)\]", comment) or "epoch_lag" in value, line
+            assert (
+                re.search(r"\[(script|default|config|log|paper|mmseg|inferred)\]", comment) or "epoch_lag" in value
+            ), line
 
 
 @pytest.mark.parametrize(

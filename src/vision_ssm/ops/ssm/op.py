@@ -17,7 +17,7 @@ from torch import Tensor
 
 from vision_ssm.errors import BackendError, ShapeError
 from vision_ssm.ops.conv.contract import MOST_TAPS
-from vision_ssm.ops.dispatch import choose
+from vision_ssm.ops.dispatch import choose, refuse_tracing
 from vision_ssm.ops.gate import check_tensors, show
 from vision_ssm.ops.native import DTYPES
 from vision_ssm.ops.registration import Operator, register
@@ -100,6 +100,7 @@ def selective_ssm(
 
     Source: Mamba, arXiv:2312.00752, Alg. 2 and fig. 3; Vim, arXiv:2401.09417, Alg. 1 for two directions.
     """
+    refuse_tracing("selective_ssm")
     weights = SsmWeights(A_log, D, x_proj_weight, dt_proj_weight, dt_proj_bias, conv_weight, conv_bias)
     _check(x, z, weights, len(traversals), len(reverse))
     learns_gate = z is not None and z.requires_grad and torch.is_grad_enabled()
