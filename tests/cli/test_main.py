@@ -49,7 +49,7 @@ def test_every_command_shows_examples_that_it_can_parse(name, monkeypatch):
     [
         (
             ["evalute"],
-            "one of train, evaluate, predict, features, models, cost, bench, doctor, got 'evalute'. "
+            "one of train, evaluate, predict, features, data, models, cost, bench, doctor, got 'evalute'. "
             "Did you mean 'evaluate'?",
         ),
         (["doctor", "--jsn"], "unknown option '--jsn'. Did you mean '--json'? See `vision-ssm doctor --help`."),

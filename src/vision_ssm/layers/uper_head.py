@@ -98,6 +98,7 @@ class UPerHead(nn.Module):
         check_count("num_classes", num_classes)
         check_rates(drop_rate=drop_rate)
         *finer, coarsest = in_channels
+        self.joined_channels = len(in_channels) * channels  # of the widest map, which is the finest
         self.conv_seg = _classifier(channels, num_classes)
         self.dropout = nn.Dropout2d(drop_rate)
         self.psp_modules = nn.ModuleList(
@@ -106,7 +107,7 @@ class UPerHead(nn.Module):
         self.bottleneck = ConvNormAct(coarsest + len(BINS) * channels, channels, 3)
         self.lateral_convs = nn.ModuleList(ConvNormAct(width, channels, 1) for width in finer)
         self.fpn_convs = nn.ModuleList(ConvNormAct(channels, channels, 3) for _ in finer)
-        self.fpn_bottleneck = ConvNormAct(len(in_channels) * channels, channels, 3)
+        self.fpn_bottleneck = ConvNormAct(self.joined_channels, channels, 3)
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """Return logits [B, classes, h, w] of maps [B, C_i, h_i, w_i]; h and w are the first map's.

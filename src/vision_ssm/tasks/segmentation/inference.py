@@ -158,7 +158,7 @@ def _whole_logits(model: Segmentor, crop: Tensor) -> Tensor:
 
 def _classified(found: Sequence[Logits], size: tuple[int, int], model: Segmentor) -> ClassMap:
     height, width = size
-    values = width * max(model.num_classes, model.decode_head.fpn_bottleneck.conv.in_channels // 16)
+    values = width * max(model.num_classes, model.decode_head.joined_channels // 16)
     step = max(4 * _LEAST_ROWS, _VALUES // values)
     classes = torch.empty(size, dtype=torch.uint8, device=next(model.parameters()).device)
     certain: list[Tensor] = []
