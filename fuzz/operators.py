@@ -313,6 +313,8 @@ def _change(rng: random.Random, arguments: Arguments) -> str:
     """Change one argument; return which, and how."""
     name = rng.choice([k for k in arguments if k not in ("merge", "activation", "softplus", "save", "backend")])
     value = arguments[name]
+    if isinstance(value, tuple | list) and not value:  # a change before this one has emptied it
+        return f"{name} kept"
     if name == "traversals":
         index = rng.randrange(len(value))
         changed = _other_walk(rng, value[index])
