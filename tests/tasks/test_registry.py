@@ -155,3 +155,11 @@ def test_knowing_a_task_loads_neither_torch_nor_pydantic() -> None:
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
     assert TaskInfo("a", "b", "c:D", "e:F").short == {}
+
+
+@pytest.mark.parametrize(
+    "command", [["train"], *(["train", "--task", task] for task in BUILT_IN), ["data", "check"]], ids=" ".join
+)
+def test_a_home_that_nobody_has_is_said(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*command, "~nobody-of-this-name/images"]) == 2
+    assert "starts with a home folder that cannot be found; write the path." in capsys.readouterr().err

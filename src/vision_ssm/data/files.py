@@ -6,12 +6,21 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import Literal, NamedTuple, NoReturn
 
 from vision_ssm.data.images import IMAGE_SUFFIXES
 from vision_ssm.errors import DataError
 
-__all__ = ["FolderContent", "holds_images", "image_files", "is_run", "is_visible", "search", "skipped_files"]
+__all__ = [
+    "FolderContent",
+    "holds_images",
+    "image_files",
+    "is_run",
+    "is_visible",
+    "looked_up",
+    "search",
+    "skipped_files",
+]
 
 _SYSTEM = frozenset(
     name.lower()
@@ -117,3 +126,20 @@ def _walk(folder: Path) -> Iterator[tuple[Path, frozenset[str]]]:
 
 def _refuse(error: OSError) -> NoReturn:
     raise DataError(f"cannot read the folder {str(error.filename)!r}: {error.strerror}.") from error
+
+
+def looked_up(spec: str | Path) -> tuple[Path, Literal["folder", "file", "nothing"]]:
+    """Return the path that a user means, ``~`` resolved, and what is there.
+
+    Raises:
+        DataError: it cannot be looked up: a home that nobody has, a name too long, a folder that may not be entered.
+    """
+    try:
+        path = Path(spec).expanduser()
+        return path, "folder" if path.is_dir() else "file" if path.exists() else "nothing"
+    except RuntimeError as error:  # ~name of nobody, or no home at all
+        raise DataError(
+            f"data {str(spec)!r} starts with a home folder that cannot be found; write the path."
+        ) from error
+    except OSError as error:
+        raise DataError(f"data {str(spec)!r} cannot be looked up: {error.strerror}.") from error

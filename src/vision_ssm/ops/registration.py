@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, library
+from torch.library import Library as Registry
 
 from vision_ssm.errors import BackendError, ShapeError
 from vision_ssm.ops.transforms import has_tangent, transformed
@@ -66,7 +67,7 @@ def register(name: str, schema: str, backward_schema: str | None, operator: Oper
         library.register_autograd(f"{NAMESPACE}::{name}_backward", refuse, lib=_Rules(refuse, where=_differentiated))
 
 
-class _Rules(library.Library):
+class _Rules(Registry):
     """Where torch puts an operator's rule for autograd: in front of it comes what stands in under transforms.
 
     Torch's rule would raise an error of its own under ``torch.func``, and leave tangents out without one.

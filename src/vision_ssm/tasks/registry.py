@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from vision_ssm.errors import ConfigError, suggestion
+from vision_ssm.errors import ConfigError, DataError, suggestion
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoints
@@ -135,8 +135,13 @@ def task_of(data: str | Path) -> str:
 
 def _claims(folder: str | Path, but: str = "") -> Iterator[tuple[str, str]]:
     """Names of the tasks that recognise a folder, with the reason."""
-    path = Path(folder).expanduser()
-    for name in task_names() if path.is_dir() else []:
+    from vision_ssm.data.files import looked_up
+
+    try:
+        path, kind = looked_up(folder)
+    except DataError:  # opening it says so
+        return
+    for name in task_names() if kind == "folder" else []:
         try:
             reason = None if name == but else find_task(name).recognises(path)
         except (ConfigError, OSError):  # a broken package, or a folder that may not be read, which opening it says

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
 from PIL import Image
 
+from vision_ssm.data.files import looked_up
 from vision_ssm.data.images import MAX_PIXELS
 from vision_ssm.data.splits import VAL_FRACTION
 from vision_ssm.errors import DataError, suggestion
@@ -103,24 +104,12 @@ def own_splits(spec: str | Path) -> tuple[str, ...]:
 
 def _folder(spec: str | Path) -> Path:
     text = str(spec)
-    folder, kind = _looked_up(spec)
+    folder, kind = looked_up(spec)
     if kind == "folder":
         return folder
     if kind == "file":
         raise DataError(f"data {text!r} is a file; give a folder of class folders, or a name: {_names()}.")
     raise DataError(f"no folder and no data set is called {text!r}; the names are {_names()}.{_nearest(text)}")
-
-
-def _looked_up(spec: str | Path) -> tuple[Path, Literal["folder", "file", "nothing"]]:
-    try:
-        path = Path(spec).expanduser()
-        return path, "folder" if path.is_dir() else "file" if path.exists() else "nothing"
-    except RuntimeError as error:  # ~name of nobody, or no home at all
-        raise DataError(
-            f"data {str(spec)!r} starts with a home folder that cannot be found; write the path."
-        ) from error
-    except OSError as error:  # a name too long, a folder that may not be entered
-        raise DataError(f"data {str(spec)!r} cannot be looked up: {error.strerror}.") from error
 
 
 def renumbered(samples: ClassSamples, outputs: Sequence[int], class_names: Sequence[str]) -> ClassSamples:

@@ -19,6 +19,7 @@ from PIL import Image
 from torchvision import tv_tensors
 
 from vision_ssm.data.contents import contents_digest
+from vision_ssm.data.files import looked_up
 from vision_ssm.data.images import MAX_PIXELS, read_image
 from vision_ssm.data.parts import is_held_out
 from vision_ssm.data.splits import VAL_FRACTION, held_out
@@ -253,18 +254,11 @@ def _fingerprint(samples: MaskSamples, masks: str) -> str:
 
 
 def _folder(spec: str | Path) -> Path:
-    try:
-        path = Path(spec).expanduser()
-        if path.is_dir():
-            return path
-        kind = "is a file" if path.exists() else "does not exist"
-    except RuntimeError as error:  # ~name of nobody, or no home at all
-        raise DataError(
-            f"data {str(spec)!r} starts with a home folder that cannot be found; write the path."
-        ) from error
-    except OSError as error:  # a name too long, a folder that may not be entered
-        raise DataError(f"data {str(spec)!r} cannot be looked up: {error.strerror}.") from error
-    raise DataError(f"data {str(spec)!r} {kind}; give a folder of images with masks.")
+    path, kind = looked_up(spec)
+    if kind == "folder":
+        return path
+    told = "is a file" if kind == "file" else "does not exist"
+    raise DataError(f"data {str(spec)!r} {told}; give a folder of images with masks.")
 
 
 def _classes(layout: Layout, max_pixels: int) -> ClassList:
