@@ -9,7 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from vision_ssm.errors import NotFetchedError
 from vision_ssm.models.variant import Origin, Weights
+from vision_ssm.models.vmamba_variants import ORIGIN as VMAMBA
+from vision_ssm.models.vmamba_variants import README
 
 if TYPE_CHECKING:
     from torch import nn
@@ -18,15 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SEGMENTORS", "PublishedSegmentor", "build_segmentor", "segmentor"]
 
-VMAMBA = Origin(
-    paper="arXiv:2401.10166",
-    title="VMamba: Visual State Space Model",
-    repository="https://github.com/MzeroMiko/VMamba",
-    commit="2ed52ead",
-    licence="mit",
-)
 RELEASE = "https://github.com/MzeroMiko/VMamba/releases/download/%23v2seg"
-README = "MzeroMiko/VMamba README"
 
 
 @dataclass(frozen=True)
@@ -153,7 +148,11 @@ def segmentor(name: str, *, pretrained: bool = False, **options: Any) -> nn.Modu
     if pretrained:
         from vision_ssm.checkpoints import convert, download_url, read_checkpoint
 
-        weights = read_checkpoint(download_url(row.weights.address)).weights
+        try:
+            path = download_url(row.weights.address)
+        except NotFetchedError as error:
+            raise NotFetchedError(error.reason, file=error.file, folder=error.folder, model=name) from None
+        weights = read_checkpoint(path).weights
         own = model.state_dict()
         anew = [] if model.num_classes == row.heads["num_classes"] else [key for key in own if ".conv_seg." in key]
         found = convert(model, weights, replaceable=tuple(anew))

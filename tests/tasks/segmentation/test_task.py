@@ -179,6 +179,7 @@ def test_images_of_several_sizes_stay_a_list() -> None:
     assert alike.targets == [None, None]
 
 
+NAME = "vmamba_tiny_s1l8_upernet_ade20k"
 RECORD = {"class_names": ["a", "b"], "palette": [[0, 0, 0], [255, 0, 0]]}
 
 
@@ -224,8 +225,10 @@ def test_a_published_segmentor_knows_ade20k() -> None:
 def test_offline_a_published_segmentor_says_where_its_file_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr("vision_ssm.checkpoints.hub._reachable", lambda *_: False)
-    with pytest.raises(CheckpointError, match=r"could not get upernet_vssm_4xb4-160k.*tiny_s_iter_160000\.pth"):
-        vision_ssm.load_model("vmamba_tiny_s1l8_upernet_ade20k")
+    with pytest.raises(
+        CheckpointError, match=rf"could not get upernet_vssm_4xb4-160k.*tiny_s_iter_160000\.pth.*model='{NAME}'"
+    ):
+        vision_ssm.load_model(NAME)
 
 
 def test_a_split_is_the_datas_own_or_none(scenes: Path, tmp_path: Path) -> None:
