@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from vision_ssm.errors import NotFetchedError
+from vision_ssm.errors import ConfigError, NotFetchedError
 from vision_ssm.models.variant import Origin, Weights
 from vision_ssm.models.vmamba_variants import ORIGIN as VMAMBA
 from vision_ssm.models.vmamba_variants import README
@@ -101,7 +102,7 @@ def build_segmentor(
     Args:
         backbone: registered name; a model whose maps all have one stride becomes a pyramid
             (`vision_ssm.models.pyramid`).
-        heads: options of `vision_ssm.models.segmentor.Segmentor`.
+        heads: options of `vision_ssm.models.segmentor.Segmentor`, and ``tap`` and ``last_norm`` of such a pyramid.
         pretrained: load the backbone's published weights.
         backbone_options: of the backbone.
 
@@ -112,16 +113,20 @@ def build_segmentor(
     import torch
 
     from vision_ssm.models.pyramid import REDUCTIONS, FeaturePyramid
-    from vision_ssm.models.registry import create_model, is_ours
+    from vision_ssm.models.registry import create_model
     from vision_ssm.models.segmentor import Segmentor
 
+    heads = dict(heads)
+    pyramid = {option: heads.pop(option) for option in ("tap", "last_norm") if option in heads}
     options = {"features_only": True, **backbone_options}
     with torch.device("meta"):
         infos: Any = create_model(backbone, **options).feature_info
     reductions = infos.reduction()
     if len(set(reductions)) == 1:
-        options["feature_cls"] = "pyramid" if is_ours(backbone) else FeaturePyramid
+        options["feature_cls"] = partial(FeaturePyramid, **pyramid)
         options["out_indices"] = (0, 1, 2, 3)
+    elif pyramid.get("tap", "stream") != "stream" or pyramid.get("last_norm"):
+        raise ConfigError(f"the maps of {backbone} are those of its stages: tap and last_norm have no meaning for it.")
     elif set(REDUCTIONS) <= set(reductions):
         options["out_indices"] = tuple(infos.out_indices[reductions.index(stride)] for stride in REDUCTIONS)
     return Segmentor(create_model(backbone, pretrained=pretrained, **options), **heads)

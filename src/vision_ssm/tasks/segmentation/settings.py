@@ -61,6 +61,10 @@ class HeadSettings(Section):
     channels: Count = setting(512, "Width of the decode head.")
     auxiliary_channels: Natural = setting(256, "Width of the auxiliary head of training; 0 for none.")
     drop_rate: Fraction = setting(0.1, "Share of channels dropped before the classifiers in training.")
+    tap: Literal["stream", "branch"] = setting(
+        "stream", "Of backbones with maps of one stride: the residual stream after a block, or what the block added."
+    )
+    last_norm: bool = setting(False, "Of such backbones: put the last map through the backbone's final norm.")
 
 
 class LossSettings(Section):
