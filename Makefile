@@ -1,7 +1,7 @@
 # One entry for people and machines. Every target sets up .venv first when something it depends on has changed; what only
 # the tests need is installed with the first target that needs it.
 #   make demo      train, evaluate and predict on handwritten digits; a photograph to the shipped weights; all in runs/demo
-#   make test      the test suite without its slow part   (make test ARGS="tests/ops -x", ARGS="-m slow")
+#   make test      the test suite without its slow part   (make test ARGS="tests/ops -x", ARGS="-m slow", JOBS=8)
 #   make lint      ruff and the import-direction check
 #   make types     mypy --strict on src
 #   make sanitize  tests of the native kernel under AddressSanitizer and UndefinedBehaviorSanitizer
@@ -22,6 +22,8 @@ TAG    ?=
 FRESH  ?=
 SECONDS ?= 70
 SEED   ?= 1
+# Processes that share the tests, each with its part of the threads; 0 runs them all in one.
+JOBS   ?= 2
 # Exact versions that the environment is set up with.
 CONSTRAINTS ?= constraints.txt
 
@@ -74,7 +76,7 @@ demo: $(READY)
 	@$(BIN)/vision-ssm predict runs/demo/photograph.png
 
 test: $(TESTABLE)
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest -m "not slow" -n $(JOBS) --dist loadfile $(ARGS)
 
 test-oldest:
 	mkdir -p build
