@@ -12,8 +12,9 @@ import torch
 from numpy.typing import NDArray
 
 from vision_ssm.plots import BLUE, INK, png_figure
+from vision_ssm.tasks.legend import Colour
 from vision_ssm.tasks.segmentation.legend import coloured
-from vision_ssm.tasks.segmentation.masks import IGNORE, Colour
+from vision_ssm.tasks.segmentation.masks import IGNORE
 from vision_ssm.tasks.segmentation.meter import SegmentationMeter, shrunk
 from vision_ssm.tasks.segmentation.sources import MaskSamples
 

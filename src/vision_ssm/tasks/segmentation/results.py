@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from vision_ssm.tasks.segmentation.legend import blended, enlarged, with_legend
-from vision_ssm.tasks.segmentation.masks import IGNORE, Colour, paletted
+from vision_ssm.tasks.legend import Colour, enlarged, with_legend
+from vision_ssm.tasks.segmentation.legend import blended
+from vision_ssm.tasks.segmentation.masks import IGNORE, paletted
 from vision_ssm.tasks.task import Result
 
 __all__ = ["Area", "Segments"]

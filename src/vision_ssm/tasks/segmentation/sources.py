@@ -24,12 +24,13 @@ from vision_ssm.data.images import MAX_PIXELS, read_image
 from vision_ssm.data.parts import is_held_out
 from vision_ssm.data.splits import VAL_FRACTION, held_out
 from vision_ssm.errors import DataError, VisionSSMNotice, suggestion
+from vision_ssm.tasks.legend import Colour, default_palette
 from vision_ssm.tasks.matching import match_names
-from vision_ssm.tasks.segmentation.classes import ClassList, ade20k, default_palette, numbered, read_classes
+from vision_ssm.tasks.segmentation.classes import ClassList, ade20k, numbered, read_classes
 from vision_ssm.tasks.segmentation.coco import CocoImages, fill, read_coco
 from vision_ssm.tasks.segmentation.labels import FoundLabels, LabelTable
 from vision_ssm.tasks.segmentation.layouts import Layout, Pair, find_layout
-from vision_ssm.tasks.segmentation.masks import IGNORE, Colour, read_mask
+from vision_ssm.tasks.segmentation.masks import IGNORE, read_mask
 
 __all__ = ["SPLITS", "CocoMasks", "MaskFolder", "MaskSamples", "matched", "open_masks", "own_splits"]
 

@@ -15,12 +15,13 @@ from vision_ssm.data.preprocessing import Preprocessing
 from vision_ssm.errors import CheckpointError, ConfigError, DataError
 from vision_ssm.models.registry import create_model, list_whole_models
 from vision_ssm.models.segmentors import build_segmentor
+from vision_ssm.tasks.legend import default_palette
+from vision_ssm.tasks.photometric import Distortion
 from vision_ssm.tasks.scores import Score
-from vision_ssm.tasks.segmentation.classes import ade20k, default_palette
+from vision_ssm.tasks.segmentation.classes import ade20k
 from vision_ssm.tasks.segmentation.inference import ClassMap, Testing, segment
 from vision_ssm.tasks.segmentation.losses import pixel_cross_entropy
 from vision_ssm.tasks.segmentation.meter import SegmentationMeter
-from vision_ssm.tasks.segmentation.photometric import Distortion
 from vision_ssm.tasks.segmentation.pictures import draw_confusion, draw_predictions
 from vision_ssm.tasks.segmentation.results import Segments
 from vision_ssm.tasks.segmentation.settings import SegmentationOptions, SegmentationSettings, TestSettings

@@ -22,10 +22,11 @@ from torchvision.transforms.v2.functional import crop, horizontal_flip, resize, 
 from vision_ssm.data.normalise import Normalise
 from vision_ssm.data.preprocessing import Preprocessing
 from vision_ssm.errors import ConfigError
+from vision_ssm.tasks.fitting import fitted_size
+from vision_ssm.tasks.photometric import Distortion, distorted
 from vision_ssm.tasks.segmentation.masks import IGNORE
-from vision_ssm.tasks.segmentation.photometric import Distortion, distorted
 
-__all__ = ["LONG_SIDE", "Augment", "EvalTransform", "TrainTransform", "fitted_size"]
+__all__ = ["LONG_SIDE", "Augment", "EvalTransform", "TrainTransform"]
 
 LONG_SIDE = 4
 """The longer side of an image is resized to at most so many times what the shorter one may have."""
@@ -70,16 +71,6 @@ class Augment:
         for name in ("most_of_one_class", "hflip", "vflip"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name} must lie in 0..1, got {getattr(self, name)}.")
-
-
-def fitted_size(height: int, width: int, short: int, long: int) -> tuple[int, int]:
-    """Return the (height, width) to which an image is resized: no side above its limit, one of them at it.
-
-    s = min(long / max(height, width), short / min(height, width)); each side becomes int(side · s + 0.5), at least 1.
-    Source: `imrescale` of mmcv 2.1.0.
-    """
-    s = min(long / max(height, width), short / min(height, width))
-    return max(1, int(height * s + 0.5)), max(1, int(width * s + 0.5))
 
 
 class EvalTransform:

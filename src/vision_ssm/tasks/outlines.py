@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from vision_ssm.errors import DataError
 
-__all__ = ["fill_polygons", "run_lengths", "unpacked_counts"]
+__all__ = ["fill_polygons", "pack_counts", "run_lengths", "runs_of", "unpacked_counts"]
 
 _FARTHEST = 1e9  # pixels from the corner
 
@@ -90,3 +90,40 @@ def unpacked_counts(text: str) -> list[int]:
     if shift:
         raise DataError("packed run lengths end within a number")
     return lengths
+
+
+def pack_counts(counts: Sequence[int]) -> str:
+    """Return the text that packs run lengths; `unpacked_counts` reads it."""
+    characters: list[str] = []
+    for number, count in enumerate(counts):
+        value = int(count) - (int(counts[number - 2]) if number > 2 else 0)
+        while True:
+            low, value = value & 31, value >> 5
+            more = value != (-1 if low & 16 else 0)
+            characters.append(chr(48 + low + (32 if more else 0)))
+            if not more:
+                break
+    return "".join(characters)
+
+
+def runs_of(mask: NDArray[np.bool_], top: int, left: int, height: int, width: int) -> list[int]:
+    """Return the run lengths, column after column, of a mask whose pixels are all in one part of it.
+
+    Args:
+        mask: that part, [h, w].
+        top: its first row.
+        left: its first column.
+        height: of the whole mask.
+        width: of the whole mask.
+    """
+    edges = np.diff(np.pad(mask, ((1, 1), (0, 0))).astype(np.int8), axis=0).T  # [w, h + 1]
+    columns, starts = np.nonzero(edges == 1)
+    _, stops = np.nonzero(edges == -1)
+    first = (left + columns) * height + top + starts
+    last = (left + columns) * height + top + stops
+    if not len(first):
+        return [height * width]
+    apart = first[1:] != last[:-1]  # a run that reaches the last row may go on in the next column
+    bounds = np.stack([first[np.append(True, apart)], last[np.append(apart, True)]], axis=1).ravel()
+    lengths: list[int] = np.diff(np.concatenate([[0], bounds, [height * width]])).tolist()
+    return lengths if lengths[-1] else lengths[:-1]
