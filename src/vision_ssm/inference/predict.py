@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import torch
 from vision_ssm.data.batches import Batch
 from vision_ssm.data.images import MAX_PIXELS
 from vision_ssm.device import autocast
-from vision_ssm.errors import ConfigError, DataError
+from vision_ssm.errors import ConfigError, DataError, suggestion
 from vision_ssm.inference.inputs import (
     Failure,
     ImageLike,
@@ -27,11 +27,12 @@ from vision_ssm.inference.inputs import (
 )
 from vision_ssm.inference.naming import free_name
 from vision_ssm.storage import require_writable, whole_file
+from vision_ssm.tasks.registry import find_task
 from vision_ssm.tasks.task import Result, Task
 from vision_ssm.weights.files import Loaded, require_command
 from vision_ssm.weights.opening import open_model
 
-__all__ = ["Failure", "ImageLike", "Prediction", "Predictions", "predict"]
+__all__ = ["Failure", "ImageLike", "Prediction", "Predictions", "predict", "require_format"]
 
 
 @dataclass(frozen=True)
@@ -62,12 +63,33 @@ class Predictions:
         failures: the others.
         task: what the model was trained for.
         weights: the file, or the name, that they came from.
+        exporter: of the task, see `vision_ssm.tasks.task.Task.export`.
     """
 
     results: tuple[Prediction, ...]
     failures: tuple[Failure, ...]
     task: str
     weights: str
+    exporter: Callable[[str, Sequence[tuple[str, Result]]], dict[str, str]] = field(repr=False, compare=False)
+
+    def export(self, form: str, path: str | Path) -> None:
+        """Write what was found in a format of another program, whole or not at all.
+
+        Args:
+            form: a format of the task; `vision_ssm.tasks.registry.TaskInfo.formats` lists them.
+            path: a file where its name has a suffix, which takes a format of one file; else a folder.
+
+        Raises:
+            ConfigError: unknown format, or one of several files for a single one; DataError: it cannot be written.
+        """
+        require_format(self.task, form)
+        path = Path(path)
+        files = self.exporter(form, [(found.path, found.result) for found in self.results])
+        if path.suffix and len(files) != 1:
+            raise ConfigError(f"{form} is written as {len(files)} files here; give a folder instead of {str(path)!r}.")
+        for name, text in files.items():
+            with whole_file(path if path.suffix else path / name) as part:
+                part.write_text(text, encoding="utf-8")
 
     def write(self, path: str | Path) -> None:
         """Write to a .json or .csv file, whole or not at all.
@@ -185,7 +207,18 @@ def predict(
                 drawn = result.draw(picture)
                 with whole_file(folder / free_name(named.name, ".png", names)) as part:
                     drawn.save(part, format="png")
-    return Predictions(tuple(results), tuple(failures), loaded.info.task, loaded.info.source)
+    about = loaded.info.task, loaded.info.source
+    return Predictions(tuple(results), tuple(failures), *about, exporter=task.export)
+
+
+def require_format(task: str, form: str) -> None:
+    """Raise ConfigError unless predictions of ``task`` can be written in a format called ``form``."""
+    known = find_task(task).formats
+    if form not in known:
+        raise ConfigError(
+            f"predictions of the task {task} have no format {form!r}.{suggestion(form, known)} "
+            f"Formats: {', '.join(known) or 'none'}."
+        )
 
 
 @torch.inference_mode()

@@ -178,6 +178,16 @@ class Task(ABC):
         """Say how much of which class a target of ``samples`` is, for `vision_ssm.analysis.check_data`."""
         return {}
 
+    def faults(self, samples: Samples) -> Sequence[tuple[str, str]]:
+        """Return what is wrong with the annotations of ``samples``, for `vision_ssm.analysis.check_data`.
+
+        What shows only as a sample is decoded is left to that.
+
+        Returns:
+            pairs of a file and what is wrong in it.
+        """
+        return ()
+
     def preprocessing(self, model: nn.Module) -> Preprocessing:
         """Return how images are prepared for ``model``: what it declares, changed by the settings."""
         from timm.data.config import resolve_model_data_config
@@ -267,6 +277,18 @@ class Task(ABC):
             outputs: of `predict`.
             batch: whose ``sizes`` are those of the files.
         """
+
+    def export(self, form: str, found: Sequence[tuple[str, Result]]) -> dict[str, str]:
+        """Return what was found as another program reads it: the text of each file by its name.
+
+        Args:
+            form: one of the formats that the registry's entry names (`TaskInfo.formats`).
+            found: the path of each image, and its result.
+
+        Raises:
+            ConfigError: there is no such format.
+        """
+        raise ConfigError(f"predictions of the task {self.name} have no format {form!r}.")
 
     def pictures(self, meter: Meter, samples: Samples, folder: Path, *, title: str = "") -> list[Path]:
         """Draw an evaluation of ``samples`` into PNG files in ``folder`` and return them.
