@@ -1,0 +1,253 @@
+"""The second stage: proposals to detections, once or in a cascade whose stages each start from the last one's boxes.
+
+    in training: b_1 sampled proposals, matched at IoU t_1;  b_(k+1) = moved(b_k), matched at t_(k+1)
+    else:        probabilities = mean over k of softmax(classes_k(b_k));  boxes = moved(b_K)
+
+Source: Fast R-CNN, arXiv:1504.08083; Cascade R-CNN, arXiv:1712.00726; the detectron2 in hustvl/Vim at dd0358a for what
+the stages after the first are trained on: all boxes of the stage before, none sampled again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.ops import batched_nms
+
+from vision_ssm.layers.detection.boxes import apply_deltas, clipped, deltas_between, has_area
+from vision_ssm.layers.detection.conventions import Convention
+from vision_ssm.layers.detection.masks import mask_targets
+from vision_ssm.layers.detection.matching import Matches, match, sample
+from vision_ssm.layers.detection.regions import BOX_SIDE, MASK_SIDE, BoxHead, MaskHead, region_features
+
+__all__ = ["Learned", "Objects", "RegionStages"]
+
+Size = tuple[int, int]
+
+
+class Objects(NamedTuple):
+    """What there is on an image: boxes [G, 4], class indices [G], and masks [G, H, W] or None."""
+
+    boxes: Tensor
+    labels: Tensor
+    masks: Tensor | None
+
+
+class Learned(NamedTuple):
+    """What a stage learns from on an image.
+
+    Attributes:
+        boxes: [N, 4].
+        labels: [N] class of each, the count of classes for the background.
+        objects: [N] index of the object that it is to find.
+    """
+
+    boxes: Tensor
+    labels: Tensor
+    objects: Tensor
+
+
+class RegionStages(nn.Module):
+    """All box heads and mask heads of a detector.
+
+    Args:
+        box_heads: one, or one per stage of a cascade, which are then class-agnostic.
+        mask_heads: none, one (which learns from the first stage's boxes), or one per stage.
+        num_classes: without the background.
+        convention: see `conventions.py`.
+        overlaps: IoU from which a box is to find an object, per stage.
+        weights: of the deltas, per stage.
+        score_threshold: what is less probable is no detection.
+        nms_threshold: IoU of two detections of a class above which the less probable one goes.
+        detections: the most of an image.
+    """
+
+    samples, share = 512, 0.25
+
+    def __init__(
+        self,
+        box_heads: Sequence[BoxHead],
+        mask_heads: Sequence[MaskHead],
+        num_classes: int,
+        convention: Convention,
+        *,
+        overlaps: Sequence[float],
+        weights: Sequence[Sequence[float]],
+        score_threshold: float,
+        nms_threshold: float,
+        detections: int,
+    ) -> None:
+        super().__init__()
+        self.box_heads, self.mask_heads = nn.ModuleList(box_heads), nn.ModuleList(mask_heads)
+        self.num_classes, self.convention = num_classes, convention
+        self.overlaps, self.weights = tuple(overlaps), tuple(map(tuple, weights))
+        self.score_threshold, self.nms_threshold, self.detections = score_threshold, nms_threshold, detections
+
+    # -------------------------------------------------------------------------------------------------- detection
+
+    def run(self, stage: int, maps: Sequence[Tensor], boxes: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Return logits [N, classes + 1] and deltas [N, 1 or classes, 4] of a stage for the boxes of all images."""
+        features = region_features(maps, boxes, BOX_SIDE, self.convention)
+        if self.training:  # every stage sends as much back into the maps as one stage alone would
+            features = _scaled_gradient(features, 1 / len(self.box_heads))
+        found: tuple[Tensor, Tensor] = self.box_heads[stage](features)
+        return found
+
+    def moved(self, stage: int, deltas: Tensor, boxes: Tensor) -> Tensor:
+        """Return boxes [N, 1 or classes, 4] that a stage moved from [N, 4], not yet cut to the image."""
+        bounded = self.convention.deltas_bounded_below
+        return apply_deltas(deltas, boxes, self.weights[stage], bounded_below=bounded)
+
+    def detect(
+        self, maps: Sequence[Tensor], proposals: Sequence[Tensor], sizes: Sequence[Size]
+    ) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """Return boxes [N, 4], class indices [N] and scores [N] of every image, the best first.
+
+        Args:
+            maps: of the batch.
+            proposals: [n, 4] of each image.
+            sizes: (H, W) of each image before it was padded.
+        """
+        counts, boxes = [len(each) for each in proposals], list(proposals)
+        total = torch.zeros((), device=maps[0].device)
+        for stage in range(len(self.box_heads)):
+            if stage:
+                boxes = [each[:, 0] for each in moved]
+            logits, deltas = self.run(stage, maps, boxes)
+            total = total + logits.softmax(dim=1)
+            moved = [
+                clipped(each, size)
+                for each, size in zip(self.moved(stage, deltas, torch.cat(boxes)).split(counts), sizes, strict=True)
+            ]
+        probabilities = (total / len(self.box_heads)).split(counts)
+        return [self._best(each, of_image) for each, of_image in zip(moved, probabilities, strict=True)]
+
+    def _best(self, boxes: Tensor, probabilities: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        scores = probabilities[:, : self.num_classes]
+        rows, labels = torch.where(scores > self.score_threshold)
+        scores = scores[rows, labels]
+        boxes = boxes.expand(-1, self.num_classes, -1)[rows, labels]
+        kept = batched_nms(boxes, scores, labels, self.nms_threshold)[: self.detections]
+        return boxes[kept], labels[kept], scores[kept]
+
+    def masks(self, maps: Sequence[Tensor], boxes: Sequence[Tensor], labels: Sequence[Tensor]) -> list[Tensor]:
+        """Return probabilities [N, 28, 28] of each image's boxes [N, 4], those of the class of each [N]."""
+        features = region_features(maps, boxes, MASK_SIDE, self.convention)
+        classes = torch.cat(list(labels))
+        rows = torch.arange(len(classes), device=classes.device)
+        found = torch.stack([head(features)[rows, classes].sigmoid() for head in self.mask_heads]).mean(dim=0)
+        return list(found.split([len(each) for each in boxes]))
+
+    # --------------------------------------------------------------------------------------------------- training
+
+    def losses(
+        self, maps: Sequence[Tensor], proposals: Sequence[Tensor], objects: Sequence[Objects], sizes: Sequence[Size]
+    ) -> dict[str, Tensor]:
+        """Return the losses by their names.
+
+        Args:
+            maps: of the batch.
+            proposals: [n, 4] of each image.
+            objects: of each image.
+            sizes: (H, W) of each image before it was padded.
+        """
+        losses: dict[str, Tensor] = {}
+        cascade = len(self.box_heads) > 1
+        learned = [self.first(boxes, each) for boxes, each in zip(proposals, objects, strict=True)]
+        for stage in range(len(self.box_heads)):
+            if stage:
+                learned = [self.next(stage, boxes, each) for boxes, each in zip(refined, objects, strict=True)]
+            ending = f"_stage{stage}" if cascade else ""
+            boxes = [each.boxes for each in learned]
+            logits, deltas = self.run(stage, maps, boxes)
+            losses |= self._box_losses(stage, logits, deltas, learned, objects, ending)
+            if stage < len(self.mask_heads):
+                name = f"loss_mask{ending}" if len(self.mask_heads) > 1 else "loss_mask"
+                losses[name] = self._mask_loss(stage, maps, learned, objects)
+            if stage + 1 < len(self.box_heads):
+                moved = self.moved(stage, deltas.detach(), torch.cat(boxes)).split(list(map(len, boxes)))
+                refined = [clipped(each[:, 0], size) for each, size in zip(moved, sizes, strict=True)]
+        return losses
+
+    def first(self, proposals: Tensor, objects: Objects) -> Learned:
+        """Choose what the first stage learns from: of proposals [N, 4] and the objects themselves."""
+        convention, count = self.convention, len(objects.boxes)
+        if not convention.objects_first:
+            proposals = torch.cat([proposals, objects.boxes])
+        matches = match(
+            proposals,
+            objects.boxes,
+            below=self.overlaps[0],
+            above=self.overlaps[0],
+            least_best=convention.least_best_region,
+            best_takes_over=convention.best_takes_over,
+        )
+        if convention.objects_first:
+            proposals = torch.cat([objects.boxes, proposals])
+            own = torch.arange(count, device=proposals.device)
+            matches = Matches(torch.cat([own, matches.objects]), torch.cat([torch.ones_like(own), matches.kinds]))
+        chosen = torch.cat(sample(matches.kinds, self.samples, self.share))
+        return self._learned(proposals[chosen], Matches(*(part[chosen] for part in matches)), objects)
+
+    def next(self, stage: int, boxes: Tensor, objects: Objects) -> Learned:
+        """Choose what a later stage learns from: all boxes [N, 4] that the one before it made, but for empty ones."""
+        boxes = boxes[has_area(boxes)]
+        limit = self.overlaps[stage]
+        return self._learned(boxes, match(boxes, objects.boxes, below=limit, above=limit), objects)
+
+    def _learned(self, boxes: Tensor, matches: Matches, objects: Objects) -> Learned:
+        labels = torch.full_like(matches.objects, self.num_classes)
+        positive = matches.kinds == 1
+        labels[positive] = objects.labels[matches.objects[positive]]
+        return Learned(boxes, labels, matches.objects)
+
+    def _box_losses(
+        self,
+        stage: int,
+        logits: Tensor,
+        deltas: Tensor,
+        learned: Sequence[Learned],
+        objects: Sequence[Objects],
+        ending: str,
+    ) -> dict[str, Tensor]:
+        labels = torch.cat([each.labels for each in learned])
+        rows = torch.where(labels < self.num_classes)[0]
+        aims = torch.cat(
+            [each.boxes[own.objects] if len(each.boxes) else own.boxes for own, each in _pairs(learned, objects)]
+        )
+        boxes = torch.cat([each.boxes for each in learned])
+        moves = deltas_between(boxes[rows], aims[rows], self.weights[stage])
+        own = deltas[rows, 0 if deltas.shape[1] == 1 else labels[rows]]
+        count = max(len(labels), 1)
+        return {
+            f"loss_cls{ending}": F.cross_entropy(logits, labels, reduction="sum") / count,
+            f"{self.convention.box_loss}{ending}": (own - moves).abs().sum() / count,
+        }
+
+    def _mask_loss(
+        self, stage: int, maps: Sequence[Tensor], learned: Sequence[Learned], objects: Sequence[Objects]
+    ) -> Tensor:
+        positive = [each.labels < self.num_classes for each in learned]
+        boxes = [each.boxes[rows] for each, rows in zip(learned, positive, strict=True)]
+        labels = torch.cat([each.labels[rows] for each, rows in zip(learned, positive, strict=True)])
+        logits = self.mask_heads[stage](region_features(maps, boxes, MASK_SIDE, self.convention))
+        targets = [
+            mask_targets(of_image, each.masks, own.objects[rows], logits.shape[-1])
+            for of_image, rows, (own, each) in zip(boxes, positive, _pairs(learned, objects), strict=True)
+            if each.masks is not None
+        ]
+        own = logits[torch.arange(len(labels), device=labels.device), labels]
+        total = F.binary_cross_entropy_with_logits(own, torch.cat(targets), reduction="sum")
+        return total / max(own.numel(), 1)
+
+
+def _pairs(learned: Sequence[Learned], objects: Sequence[Objects]) -> list[tuple[Learned, Objects]]:
+    return list(zip(learned, objects, strict=True))
+
+
+def _scaled_gradient(x: Tensor, factor: float) -> Tensor:
+    """Return x, whose gradient is multiplied by a factor on its way back."""
+    return x if factor == 1 else x.detach() + factor * (x - x.detach())
