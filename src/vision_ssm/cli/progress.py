@@ -128,6 +128,7 @@ class TrainingDisplay:
             f"{label}{score.title} {score.text(group[score.name])}"
             for label, group in (("", event.scores), ("EMA ", event.ema_scores))
             for score in self._scores
+            if not score.minor
             if group is not None and score.name in group
         ]
         self._say(

@@ -9,7 +9,15 @@ from numpy.typing import NDArray
 
 from vision_ssm.errors import DataError
 
-__all__ = ["fill_polygons", "pack_counts", "run_lengths", "runs_of", "unpacked_counts"]
+__all__ = [
+    "fill_polygons",
+    "pack_counts",
+    "rings_of",
+    "run_lengths",
+    "runs_of",
+    "signed_area",
+    "unpacked_counts",
+]
 
 _FARTHEST = 1e9  # pixels from the corner
 
@@ -127,3 +135,59 @@ def runs_of(mask: NDArray[np.bool_], top: int, left: int, height: int, width: in
     bounds = np.stack([first[np.append(True, apart)], last[np.append(apart, True)]], axis=1).ravel()
     lengths: list[int] = np.diff(np.concatenate([[0], bounds, [height * width]])).tolist()
     return lengths if lengths[-1] else lengths[:-1]
+
+
+def rings_of(mask: NDArray[np.bool_]) -> list[list[tuple[int, int]]]:
+    """Return the borders of a mask [H, W] along the edges of its pixels, each a list of corners (x, y), not closed.
+
+    Round a piece of the mask they go clockwise as one sees the image, round a hole the other way; the largest comes
+    first. Pixels that meet at a corner alone are of one piece only where a side joins them elsewhere.
+    """
+    inside = np.pad(mask, 1)
+    following: dict[tuple[int, int], list[tuple[int, int]]] = {}
+    # Every side of a pixel whose neighbour is outside is an edge that has the mask on its right.
+    for (dy, dx), start, stop in (
+        ((-1, 0), (0, 0), (1, 0)),
+        ((0, 1), (1, 0), (1, 1)),
+        ((1, 0), (1, 1), (0, 1)),
+        ((0, -1), (0, 1), (0, 0)),
+    ):
+        rows, columns = np.nonzero(inside[1:-1, 1:-1] & ~np.roll(inside, (-dy, -dx), (0, 1))[1:-1, 1:-1])
+        for y, x in zip(rows.tolist(), columns.tolist(), strict=True):
+            following.setdefault((x + start[0], y + start[1]), []).append((x + stop[0], y + stop[1]))
+    rings = []
+    while following:
+        ring = [next(iter(following))]
+        while True:
+            here = ring[-1]
+            ends = following[here]
+            chosen = ends[0] if len(ends) == 1 else _turned_right(ring[-2] if len(ring) > 1 else None, here, ends)
+            ends.remove(chosen)
+            if not ends:
+                del following[here]
+            if chosen == ring[0]:
+                break
+            ring.append(chosen)
+        rings.append(_without_straight(ring))
+    return sorted(rings, key=lambda ring: -abs(signed_area(ring)))
+
+
+def signed_area(ring: Sequence[tuple[float, float]]) -> float:
+    """Return the area inside a ring of corners (x, y); positive where it goes clockwise as one sees the image."""
+    return sum(x0 * y1 - x1 * y0 for (x0, y0), (x1, y1) in zip(ring, [*ring[1:], ring[0]], strict=True)) / 2
+
+
+def _turned_right(
+    before: tuple[int, int] | None, here: tuple[int, int], ends: Sequence[tuple[int, int]]
+) -> tuple[int, int]:
+    """Where two pixels meet at a corner, stay with the one whose border this is."""
+    if before is None:
+        return ends[0]
+    dx, dy = here[0] - before[0], here[1] - before[1]
+    return next((end for end in ends if (end[0] - here[0], end[1] - here[1]) == (-dy, dx)), ends[0])
+
+
+def _without_straight(ring: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Leave out corners at which nothing turns."""
+    around = zip([ring[-1], *ring[:-1]], ring, [*ring[1:], ring[0]], strict=True)
+    return [b for a, b, c in around if (b[0] - a[0]) * (c[1] - b[1]) != (b[1] - a[1]) * (c[0] - b[0])]

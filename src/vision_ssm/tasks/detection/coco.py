@@ -69,7 +69,9 @@ def _numbering(path: Path, ids: tuple[int, ...], entries: list[Any]) -> list[Fau
     gaps = sorted(set(range(ids[0], ids[-1] + 1)) - set(ids)) if ids else []
     if gaps:
         shown = ", ".join(map(str, gaps[:_SHOWN])) + (", ..." if len(gaps) > _SHOWN else "")
-        faults.append(Fault(str(path), f"category ids have gaps ({shown}); classes are numbered without them"))
+        faults.append(
+            Fault(str(path), f"category ids have gaps ({shown}); classes are numbered without them", harmless=True)
+        )
     return faults
 
 

@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vision_ssm.data.files import search
-from vision_ssm.data.parts import EXACT, IMAGE_FOLDERS, is_called, named_folder, part_folder, visible_folders
+from vision_ssm.data.parts import EXACT, IMAGE_FOLDERS, named_folder, part_folder, visible_folders
 from vision_ssm.errors import DataError
 from vision_ssm.tasks.coco_files import CocoPart, find_coco
 from vision_ssm.tasks.detection.coco import read_coco
 from vision_ssm.tasks.detection.things import Annotated
 from vision_ssm.tasks.detection.voc import VocPart, read_voc, voc_names
-from vision_ssm.tasks.detection.yolo import YoloPart, images_of, label_file, read_yolo
+from vision_ssm.tasks.detection.yolo import YoloPart, images_of, read_yolo
 
 __all__ = ["Layout", "Part", "find_layout", "read_part", "recognise"]
 

@@ -10,7 +10,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from vision_ssm.errors import ConfigError
-from vision_ssm.settings import Count, Positive, Probability, Section, setting
+from vision_ssm.settings import Count, Natural, Positive, Probability, Section, setting
 from vision_ssm.tasks.settings import DataSettings, TaskSettings
 
 __all__ = [
@@ -85,3 +85,70 @@ class DetectionAugment(Section):
         if self.crop_branch and self.resize != "choice":
             raise ConfigError(f"augment.crop_branch belongs to resize choice, and augment.resize is {self.resize}.")
         return self
+
+
+class HeadSettings(Section):
+    """Neck and heads, see `vision_ssm.models.detector.Detector`; null takes what it does by itself."""
+
+    cascade: bool = setting(True, "Three stages of boxes (IoU 0.5, 0.6, 0.7) instead of one.")
+    masks: bool | None = setting(
+        None, "Predict masks; null does where every object of the training data has an outline."
+    )
+    convention: Literal["mmdet", "detectron2"] | None = setting(
+        None, "Whose published detectors the heads equal; null: detectron2's for cascades, mmdetection's for others."
+    )
+    channels: Count = setting(256, "Width of the maps and of the heads' convolutions.")
+    fc_channels: Count = setting(1024, "Width of the box heads' linear layers.")
+    mask_channels: Count | None = setting(None, "Width of the mask head; null takes channels.")
+    norm: bool = setting(False, "A LayerNorm after every convolution of the heads.")
+    rpn_convs: Natural = setting(1, "Convolutions before the proposals.")
+    box_convs: Natural = setting(0, "Convolutions of a box head.")
+    box_fcs: Count = setting(2, "Linear layers of a box head.")
+    mask_convs: Natural = setting(4, "Convolutions of the mask head.")
+    mask_per_stage: bool = setting(False, "A mask head for every stage of a cascade.")
+    anchor_scale: Positive = setting(8.0, "Side of an anchor over the stride of its map; smaller for small objects.")
+    anchor_ratios: tuple[Positive, ...] = setting((0.5, 1.0, 2.0), "Height over width of the anchors.")
+    proposals: Count = setting(1000, "Boxes that the first stage hands on.")
+    square: Count | None = setting(None, "Pad images to squares of this side; null pads to multiples of 32.")
+
+
+class TestSettings(Section):
+    """How objects are found in an image of any size."""
+
+    __test__ = False  # no class of tests
+
+    window: Count | None = setting(None, "Side of the windows that images are cut into; null takes them whole.")
+    stride: Count | None = setting(None, "Pixels between windows; null takes two thirds of the window.")
+    score_threshold: Probability = setting(0.05, "What is less probable is not found at all.")
+    nms_threshold: Probability = setting(
+        0.5, "Of two finds of a class that overlap by more (IoU), the less probable one goes."
+    )
+    detections: Count = setting(100, "The most finds per image or window, and per image in the scores.")
+
+    @model_validator(mode="after")
+    def _windows_meet(self) -> Self:
+        if self.stride is not None and self.window is None:
+            raise ConfigError(f"test.stride is the distance of windows, got {self.stride} without test.window.")
+        if self.stride is not None and self.window is not None and self.stride > self.window:
+            raise ConfigError(
+                f"test.stride must not be larger than test.window, got {self.stride} and {self.window}: pixels between "
+                "the windows would be left out."
+            )
+        return self
+
+
+class DetectionOptions(Section):
+    """What a prediction or an evaluation may be asked for."""
+
+    window: Window = setting(None, "Side of the windows that images are cut into, or none; null as in training.")
+    stride: Count | None = setting(None, "Pixels between windows; null takes two thirds of the window.")
+    score: Probability = setting(0.3, "Finds of a lower score are left out of results.")
+
+
+class DetectionSettings(TaskSettings):
+    """The data, augmentation, heads and testing of a detection run."""
+
+    data: DetectionData = Field(default_factory=DetectionData)
+    augment: DetectionAugment = Field(default_factory=DetectionAugment)
+    head: HeadSettings = Field(default_factory=HeadSettings)
+    test: TestSettings = Field(default_factory=TestSettings)

@@ -260,8 +260,9 @@ def _wanted(layout: Layout, split: str) -> list[str]:
 
 def _of_classes(part: Annotated, base: Annotated) -> Annotated:
     """Require the classes of the training part. Numbered classes that nothing names may be fewer."""
-    if part.class_names == base.class_names[: len(part.class_names)] and part.category_ids == (
-        base.category_ids[: len(part.category_ids)]
+    if (
+        part.class_names == base.class_names[: len(part.class_names)]
+        and part.category_ids == (base.category_ids[: len(part.category_ids)])
     ):
         return part._replace(class_names=base.class_names, category_ids=base.category_ids)
     raise DataError(
@@ -278,6 +279,7 @@ def _require_right(parts: Sequence[Annotated]) -> None:
 
 
 def _tell(faults: Sequence[Fault], place: str) -> None:
+    faults = [fault for fault in faults if not fault.harmless]
     if faults:
         first = f"{Path(faults[0].file).name}: {faults[0].text}"
         others = f", and {len(faults) - 1:,} more that `vision-ssm data check` lists" if len(faults) > 1 else ""

@@ -64,11 +64,19 @@ class Listed(NamedTuple):
 
 
 class Fault(NamedTuple):
-    """Something wrong in a file of annotations; ``refused`` where nothing can be trained before it is mended."""
+    """Something wrong in a file of annotations.
+
+    Attributes:
+        file: it.
+        text: what is wrong in it.
+        refused: nothing can be trained before it is mended.
+        harmless: it is said where somebody asks (`vision_ssm.analysis.check_data`), not whenever the data are opened.
+    """
 
     file: str
     text: str
     refused: bool = False
+    harmless: bool = False
 
 
 class Annotated(NamedTuple):

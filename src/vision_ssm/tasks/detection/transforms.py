@@ -53,11 +53,7 @@ class Sides:
         if self.short is None:
             return max(1, round(height * factor)), max(1, round(width * factor))
         long = self.long or -(-5 * self.short // 3)  # 1333 for 800
-        return _fitted(height, width, self.short * factor, long * factor)
-
-
-def _fitted(height: int, width: int, short: float, long: float) -> tuple[int, int]:
-    return fitted_size(height, width, short, long)  # type: ignore[arg-type]  # factors need not be whole
+        return fitted_size(height, width, self.short * factor, long * factor)
 
 
 @dataclass(frozen=True)
@@ -157,8 +153,10 @@ class TrainTransform:
         pixels = moved.pixels
         turns = random.randrange(4) if augment.turns else 0
         if turns:
-            boxes, pixels, masks = _turned(boxes, pixels.shape[1:], turns), pixels.rot90(turns, (1, 2)), (
-                masks.rot90(turns, (1, 2)) if masks is not None else None
+            boxes, pixels, masks = (
+                _turned(boxes, pixels.shape[1:], turns),
+                pixels.rot90(turns, (1, 2)),
+                (masks.rot90(turns, (1, 2)) if masks is not None else None),
             )
         planes = pixels.float()
         if augment.distortion is not None:
@@ -187,11 +185,11 @@ class TrainTransform:
         augment = self._augment
         long = self._sides.long or -(-5 * max(augment.short_sides) // 3)
         if augment.crop_branch and random.random() < 0.5:
-            moved.resize(_fitted(*moved.size, random.choice(BRANCH_SIDES), BRANCH_LONG), self._sides.antialias)
+            moved.resize(fitted_size(*moved.size, random.choice(BRANCH_SIDES), BRANCH_LONG), self._sides.antialias)
             height, width = moved.size
             size = [random.randint(min(side, BRANCH_CROP[0]), min(side, BRANCH_CROP[1])) for side in (height, width)]
             moved.crop(random.randint(0, height - size[0]), random.randint(0, width - size[1]), size[0], size[1])
-        moved.resize(_fitted(*moved.size, random.choice(augment.short_sides), long), self._sides.antialias)
+        moved.resize(fitted_size(*moved.size, random.choice(augment.short_sides), long), self._sides.antialias)
 
     def _fixed(self, moved: _Moved, target: Objects) -> None:
         if self._sides.short is not None:
@@ -273,7 +271,7 @@ def _around(mask: NDArray[np.bool_]) -> tuple[int, int, int, int]:
 
 
 def _turned(boxes: Tensor, size: tuple[int, ...], turns: int) -> Tensor:
-    """Boxes of an image of that (height, width), turned against the clock by so many quarters, as `torch.rot90` does."""
+    """Boxes of an image of that (height, width), turned by so many quarters as `torch.rot90` does."""
     height, width = size
     for _ in range(turns):
         left, top, right, bottom = boxes.unbind(1)

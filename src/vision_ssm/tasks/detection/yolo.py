@@ -1,6 +1,6 @@
 """YOLO folders: a text file per image, a line per thing, in shares of the image.
 
-    class  x_centre  y_centre  width  height          or          class  x0 y0  x1 y1  x2 y2  ...
+class  x_centre  y_centre  width  height          or          class  x0 y0  x1 y1  x2 y2  ...
 """
 
 from __future__ import annotations

@@ -20,8 +20,9 @@ from vision_ssm.layers.resize import resize, resize_rows, source_rows
 from vision_ssm.layers.strips import Patches
 from vision_ssm.layers.uper_head import Merged, UPerHead
 from vision_ssm.models.segmentor import Segmentor
+from vision_ssm.tasks.fitting import window_starts
 
-__all__ = ["ClassMap", "Testing", "segment", "window_logits", "window_starts"]
+__all__ = ["ClassMap", "Testing", "segment", "window_logits"]
 
 _VALUES = 2**26  # numbers that a strip may take at a time
 _LEAST_ROWS = 32  # of a strip at stride 4, of which four are decoded twice
@@ -176,12 +177,6 @@ def _classified(found: Sequence[Logits], size: tuple[int, int], model: Segmentor
 
 
 # ------------------------------------------------------------------------------------------------------------ windows
-
-
-def window_starts(length: int, window: int, stride: int) -> list[int]:
-    """Where windows begin on an axis: every ``stride``, the last one moved back inside. Source: mmsegmentation."""
-    count = max(length - window + stride - 1, 0) // stride + 1
-    return [max(min(index * stride, length - window), 0) for index in range(count)]
 
 
 def window_logits(
