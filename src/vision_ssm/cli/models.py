@@ -37,10 +37,11 @@ def accept(_: argparse.Namespace, unknown: Sequence[str]) -> Sequence[str]:
 def run(options: argparse.Namespace) -> int:
     """Print the table."""
     from vision_ssm.analysis import model_table
+    from vision_ssm.models.detectors import DETECTORS
     from vision_ssm.models.segmentors import SEGMENTORS
 
     rows = model_table(options.filter, recount=options.recount)
-    whole = [row for name, row in SEGMENTORS.items() if options.filter in name]
+    whole = [row for name, row in {**SEGMENTORS, **DETECTORS}.items() if options.filter in name]
     if options.json:
         print_json([row.to_dict() for row in rows] + [row.to_dict() for row in whole])
         return 0
@@ -51,9 +52,9 @@ def run(options: argparse.Namespace) -> int:
     if rows:
         _print_backbones(rows)
     if whole:
-        shown = [(row.name, row.task, amount(row.params), f"{row.miou:.1f} %", row.source) for row in whole]
-        columns = ("with heads", "task", "parameters", "published mIoU", "source")
-        print_table(None, columns, shown, numeric=("parameters", "published mIoU"))
+        shown = [(row.name, row.task, amount(row.params), row.published, row.source) for row in whole]
+        columns = ("with heads", "task", "parameters", "published", "source")
+        print_table(None, columns, shown, numeric=("parameters",))
     return 0
 
 

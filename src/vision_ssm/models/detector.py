@@ -236,11 +236,11 @@ class Detector(nn.Module):
             grids = self.stages.masks(maps, [boxes for boxes, _, _ in found], [labels for _, labels, _ in found])
         results = []
         for (boxes, labels, scores), grid, size, to in zip(found, grids, sizes, wanted, strict=True):
-            boxes = rescaled(boxes, size, to)
-            kept = has_area(boxes)
-            result = {"boxes": boxes[kept], "labels": labels[kept], "scores": scores[kept]}
+            moved = rescaled(boxes, size, to)
+            kept = has_area(moved)
+            result = {"boxes": moved[kept], "labels": labels[kept], "scores": scores[kept]}
             if grid is not None:
-                result["masks"] = pasted(grid[kept], boxes[kept], to)
+                result["masks"] = pasted(grid[kept], moved[kept], to)
             results.append(result)
         return results
 

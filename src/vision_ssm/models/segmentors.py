@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from vision_ssm.errors import NotFetchedError
 from vision_ssm.models.variant import Origin, Weights
 from vision_ssm.models.vmamba_variants import ORIGIN as VMAMBA
 from vision_ssm.models.vmamba_variants import README
@@ -43,6 +42,11 @@ class PublishedSegmentor:
     weights: Weights
     origin: Origin
     task: str = "segmentation"
+
+    @property
+    def published(self) -> str:
+        """The scores in words."""
+        return f"{self.miou:.1f} % mIoU"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the facts as plain JSON values."""
@@ -146,15 +150,8 @@ def segmentor(name: str, *, pretrained: bool = False, **options: Any) -> nn.Modu
     chosen = {option: value for option, value in heads.items() if value is not None}
     model = build_segmentor(row.backbone, chosen, **{**row.backbone_options, **options})
     if pretrained:
-        from vision_ssm.checkpoints import convert, download_url, read_checkpoint
+        from vision_ssm.models.building import load_whole
 
-        try:
-            path = download_url(row.weights.address)
-        except NotFetchedError as error:
-            raise NotFetchedError(error.reason, file=error.file, folder=error.folder, model=name) from None
-        weights = read_checkpoint(path).weights
-        own = model.state_dict()
-        anew = [] if model.num_classes == row.heads["num_classes"] else [key for key in own if ".conv_seg." in key]
-        found = convert(model, weights, replaceable=tuple(anew))
-        model.load_state_dict({**found, **{key: own[key] for key in anew}}, strict=True)
+        same = model.num_classes == row.heads["num_classes"]
+        load_whole(model, name, row.weights, anew=() if same else (".conv_seg.",))
     return model

@@ -1,7 +1,7 @@
 """Anchors: the boxes that proposals start from, a few at every position of every map.
 
-At (row i, column j) of the map of stride s, for each ratio r of height to width, the box around (j s, i s), which is the
-corner of the cell, with sides  w = c s / √r,  h = c s √r.
+At (row i, column j) of the map of stride s, for each ratio r of height to width, the box around (j s, i s), which is
+the corner of the cell, with sides  w = c s / √r,  h = c s √r.
 """
 
 from __future__ import annotations

@@ -64,12 +64,12 @@ def match(
     kinds = torch.full((count,), -1, dtype=torch.long, device=boxes.device)
     kinds[best < below] = 0
     kinds[best >= above] = 1
-    for rows, columns in raised:
+    if raised:
+        rows, columns = (torch.cat(part) for part in zip(*raised, strict=True))
         kinds[columns] = 1
         if best_takes_over:
             found[columns] = -1
-    for rows, columns in raised if best_takes_over else []:
-        found.scatter_reduce_(0, columns, rows, "amax")
+            found.scatter_reduce_(0, columns, rows, "amax")
     return Matches(found, kinds)
 
 
@@ -79,12 +79,11 @@ def sample(kinds: Tensor, count: int, share: float) -> tuple[Tensor, Tensor]:
     Returns:
         indices of those that are to find something, and of those that are to find nothing, both ascending.
     """
-    chosen = []
-    for kind, most in ((1, int(count * share)), (0, count)):
-        indices = torch.where(kinds == kind)[0]
-        most -= sum(map(len, chosen))
-        if len(indices) > most:
-            drawn = torch.randperm(len(indices), device=indices.device)[:most]
-            indices = indices[drawn].sort().values
-        chosen.append(indices)
-    return chosen[0], chosen[1]
+    positive = _drawn(torch.where(kinds == 1)[0], int(count * share))
+    return positive, _drawn(torch.where(kinds == 0)[0], count - len(positive))
+
+
+def _drawn(indices: Tensor, most: int) -> Tensor:
+    if len(indices) <= most:
+        return indices
+    return indices[torch.randperm(len(indices), device=indices.device)[:most]].sort().values

@@ -81,7 +81,8 @@ class ProposalStage(nn.Module):
     def forward(self, maps: Sequence[Tensor]) -> Found:
         """Find what there may be on maps [B, C, h, w] of strides 4 to 64."""
         logits, deltas = [], []
-        for x in maps:
+        for each in maps:
+            x = each
             for conv in self.convs:
                 x = F.relu(conv(x))
             logits.append(self.logits(x).float().permute(0, 2, 3, 1).flatten(1))

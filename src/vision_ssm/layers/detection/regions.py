@@ -11,6 +11,7 @@ Source: Fast R-CNN, arXiv:1504.08083; Mask R-CNN, arXiv:1703.06870.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -84,7 +85,7 @@ class BoxHead(nn.Module):
         super().__init__()
         self.convs = nn.ModuleList(convolution(channels, channels, 3, norm) for _ in range(convs))
         widths = [channels * BOX_SIDE**2] + [fc_channels] * fcs
-        self.fcs = nn.ModuleList(nn.Linear(given, made) for given, made in zip(widths, widths[1:], strict=False))
+        self.fcs = nn.ModuleList(nn.Linear(given, made) for given, made in pairwise(widths))
         self.classes = nn.Linear(fc_channels, num_classes + 1)
         self.boxes = nn.Linear(fc_channels, 4 if class_agnostic else 4 * num_classes)
         _init_convolutions(self.convs)
@@ -120,9 +121,7 @@ class MaskHead(nn.Module):
     def __init__(self, in_channels: int, num_classes: int, *, convs: int, channels: int, norm: bool) -> None:
         super().__init__()
         widths = [in_channels] + [channels] * convs
-        self.convs = nn.ModuleList(
-            convolution(given, made, 3, norm) for given, made in zip(widths, widths[1:], strict=False)
-        )
+        self.convs = nn.ModuleList(convolution(given, made, 3, norm) for given, made in pairwise(widths))
         self.upsample = nn.ConvTranspose2d(widths[-1], channels, 2, 2)
         self.logits = nn.Conv2d(channels, num_classes, 1)
         _init_convolutions(self.convs)

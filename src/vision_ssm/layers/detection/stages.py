@@ -42,12 +42,16 @@ class Learned(NamedTuple):
     Attributes:
         boxes: [N, 4].
         labels: [N] class of each, the count of classes for the background.
-        objects: [N] index of the object that it is to find.
+        positive: [P] which boxes are to find an object.
+        objects: [P] index of it.
+        aims: [P, 4] its box.
     """
 
     boxes: Tensor
     labels: Tensor
+    positive: Tensor
     objects: Tensor
+    aims: Tensor
 
 
 class RegionStages(nn.Module):
@@ -113,17 +117,15 @@ class RegionStages(nn.Module):
         """
         counts, boxes = [len(each) for each in proposals], list(proposals)
         total = torch.zeros((), device=maps[0].device)
+        candidates: list[Tensor] = []
         for stage in range(len(self.box_heads)):
-            if stage:
-                boxes = [each[:, 0] for each in moved]
             logits, deltas = self.run(stage, maps, boxes)
             total = total + logits.softmax(dim=1)
-            moved = [
-                clipped(each, size)
-                for each, size in zip(self.moved(stage, deltas, torch.cat(boxes)).split(counts), sizes, strict=True)
-            ]
+            moved = self.moved(stage, deltas, torch.cat(boxes)).split(counts)
+            candidates = [clipped(each, size) for each, size in zip(moved, sizes, strict=True)]
+            boxes = [each[:, 0] for each in candidates]  # where there is a next stage they are of no class
         probabilities = (total / len(self.box_heads)).split(counts)
-        return [self._best(each, of_image) for each, of_image in zip(moved, probabilities, strict=True)]
+        return [self._best(each, of_image) for each, of_image in zip(candidates, probabilities, strict=True)]
 
     def _best(self, boxes: Tensor, probabilities: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         scores = probabilities[:, : self.num_classes]
@@ -158,18 +160,19 @@ class RegionStages(nn.Module):
         cascade = len(self.box_heads) > 1
         learned = [self.first(boxes, each) for boxes, each in zip(proposals, objects, strict=True)]
         for stage in range(len(self.box_heads)):
-            if stage:
-                learned = [self.next(stage, boxes, each) for boxes, each in zip(refined, objects, strict=True)]
             ending = f"_stage{stage}" if cascade else ""
             boxes = [each.boxes for each in learned]
             logits, deltas = self.run(stage, maps, boxes)
-            losses |= self._box_losses(stage, logits, deltas, learned, objects, ending)
+            losses |= self._box_losses(stage, logits, deltas, learned, ending)
             if stage < len(self.mask_heads):
                 name = f"loss_mask{ending}" if len(self.mask_heads) > 1 else "loss_mask"
                 losses[name] = self._mask_loss(stage, maps, learned, objects)
             if stage + 1 < len(self.box_heads):
                 moved = self.moved(stage, deltas.detach(), torch.cat(boxes)).split(list(map(len, boxes)))
-                refined = [clipped(each[:, 0], size) for each, size in zip(moved, sizes, strict=True)]
+                learned = [
+                    self.next(stage + 1, clipped(each[:, 0], size), of_image)
+                    for each, size, of_image in zip(moved, sizes, objects, strict=True)
+                ]
         return losses
 
     def first(self, proposals: Tensor, objects: Objects) -> Learned:
@@ -199,27 +202,19 @@ class RegionStages(nn.Module):
         return self._learned(boxes, match(boxes, objects.boxes, below=limit, above=limit), objects)
 
     def _learned(self, boxes: Tensor, matches: Matches, objects: Objects) -> Learned:
+        positive = torch.where(matches.kinds == 1)[0]
+        found = matches.objects[positive]
         labels = torch.full_like(matches.objects, self.num_classes)
-        positive = matches.kinds == 1
-        labels[positive] = objects.labels[matches.objects[positive]]
-        return Learned(boxes, labels, matches.objects)
+        labels[positive] = objects.labels[found]
+        return Learned(boxes, labels, positive, found, objects.boxes[found])
 
     def _box_losses(
-        self,
-        stage: int,
-        logits: Tensor,
-        deltas: Tensor,
-        learned: Sequence[Learned],
-        objects: Sequence[Objects],
-        ending: str,
+        self, stage: int, logits: Tensor, deltas: Tensor, learned: Sequence[Learned], ending: str
     ) -> dict[str, Tensor]:
         labels = torch.cat([each.labels for each in learned])
         rows = torch.where(labels < self.num_classes)[0]
-        aims = torch.cat(
-            [each.boxes[own.objects] if len(each.boxes) else own.boxes for own, each in _pairs(learned, objects)]
-        )
-        boxes = torch.cat([each.boxes for each in learned])
-        moves = deltas_between(boxes[rows], aims[rows], self.weights[stage])
+        boxes, aims = torch.cat([each.boxes for each in learned]), torch.cat([each.aims for each in learned])
+        moves = deltas_between(boxes[rows], aims, self.weights[stage])
         own = deltas[rows, 0 if deltas.shape[1] == 1 else labels[rows]]
         count = max(len(labels), 1)
         return {
@@ -230,22 +225,17 @@ class RegionStages(nn.Module):
     def _mask_loss(
         self, stage: int, maps: Sequence[Tensor], learned: Sequence[Learned], objects: Sequence[Objects]
     ) -> Tensor:
-        positive = [each.labels < self.num_classes for each in learned]
-        boxes = [each.boxes[rows] for each, rows in zip(learned, positive, strict=True)]
-        labels = torch.cat([each.labels[rows] for each, rows in zip(learned, positive, strict=True)])
+        boxes = [each.boxes[each.positive] for each in learned]
+        labels = torch.cat([each.labels[each.positive] for each in learned])
         logits = self.mask_heads[stage](region_features(maps, boxes, MASK_SIDE, self.convention))
         targets = [
-            mask_targets(of_image, each.masks, own.objects[rows], logits.shape[-1])
-            for of_image, rows, (own, each) in zip(boxes, positive, _pairs(learned, objects), strict=True)
+            mask_targets(of_image, each.masks, own.objects, logits.shape[-1])
+            for of_image, own, each in zip(boxes, learned, objects, strict=True)
             if each.masks is not None
         ]
         own = logits[torch.arange(len(labels), device=labels.device), labels]
         total = F.binary_cross_entropy_with_logits(own, torch.cat(targets), reduction="sum")
         return total / max(own.numel(), 1)
-
-
-def _pairs(learned: Sequence[Learned], objects: Sequence[Objects]) -> list[tuple[Learned, Objects]]:
-    return list(zip(learned, objects, strict=True))
 
 
 def _scaled_gradient(x: Tensor, factor: float) -> Tensor:
