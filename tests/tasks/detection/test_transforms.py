@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -95,7 +96,7 @@ def test_a_crop_may_be_placed_over_an_object() -> None:
 
 
 def test_crowds_and_specks_are_left_out_and_nothing_is_fine() -> None:
-    given = objects(SCENE, 30, 40)._replace(crowd=torch.tensor([True, False]))
+    given = replace(objects(SCENE, 30, 40), crowd=torch.tensor([True, False]))
     transform = TrainTransform(PLAIN, Sides(), Augment(jitter=(1, 1), crop=(99, 99), masks=True))
     assert transform(picture(30, 40, SCENE), given)[1]["labels"].tolist() == [1]
     small = TrainTransform(PLAIN, Sides(), Augment(jitter=(0.05, 0.05), crop=(99, 99), masks=True))

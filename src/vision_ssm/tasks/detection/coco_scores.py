@@ -133,7 +133,8 @@ def _mean(values: NDArray[np.float64]) -> float:
 
 
 def _truth(seen: Mapping[int, Seen], classes: int, masks: bool) -> dict[str, Any]:
-    images, annotations = [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for number, image in sorted(seen.items()):
         images.append({"id": number + 1, "height": image.size[0], "width": image.size[1]})
         for index, (left, top, right, bottom) in enumerate(image.boxes.tolist()):

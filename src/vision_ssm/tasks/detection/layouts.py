@@ -22,7 +22,7 @@ from vision_ssm.errors import DataError
 from vision_ssm.tasks.coco_files import CocoPart, find_coco
 from vision_ssm.tasks.detection.coco import read_coco
 from vision_ssm.tasks.detection.things import Annotated
-from vision_ssm.tasks.detection.voc import VocPart, read_voc, voc_names
+from vision_ssm.tasks.detection.voc import VocPart, read_voc
 from vision_ssm.tasks.detection.yolo import YoloPart, images_of, read_yolo
 
 __all__ = ["Layout", "Part", "find_layout", "read_part", "recognise"]
@@ -213,8 +213,8 @@ def _voc(place: Path, folders: Sequence[Path]) -> Layout | None:
     files = {part: pairs for part, pairs in files.items() if pairs}
     if not files:
         return None
-    names = voc_names([source for pairs in files.values() for source, _ in pairs])
-    parts = {part: VocPart(place, tuple(pairs), names) for part, pairs in files.items()}
+    of_all = tuple(source for pairs in files.values() for source, _ in pairs)
+    parts = {part: VocPart(place, tuple(pairs), of_all) for part, pairs in files.items()}
     _require_training(place, parts)
     first = next(iter(files.values()))[0][0]
     return Layout(place, parts, f"{first.name} is an XML file of an image's things")

@@ -144,10 +144,10 @@ class DetectionMeter:
             masks = [mask.packed(*found.size) for mask in found.masks[best]]
         return Seen(
             target.size,
-            target.boxes.double().cpu().numpy(),
-            target.labels.cpu().numpy(),
-            target.crowd.cpu().numpy(),
-            target.areas.double().cpu().numpy(),
+            target.boxes.numpy(),
+            target.labels.numpy(),
+            target.crowd.numpy(),
+            target.areas.numpy(),
             target.outlines if self.masks else [None] * len(target.outlines),
             found.boxes[best].numpy(),
             found.labels[best].numpy(),

@@ -65,7 +65,10 @@ def _curves(axes: Axes, scored: CocoScores, names: Sequence[str]) -> None:
     if len(known) > 1:
         for label in known[:_CURVES]:
             axes.plot(scored.recalls, scored.precision[0, :, label], color=GREY, linewidth=0.9, alpha=0.8)
-            at = int(np.flatnonzero(scored.precision[0, :, label] > 0.02)[-1:].sum())
+            reached = np.flatnonzero(scored.precision[0, :, label] > 0.02)
+            if not len(reached):
+                continue
+            at = int(reached[-1])
             axes.annotate(
                 _short(names[label], 14),
                 (scored.recalls[at], scored.precision[0, at, label]),
@@ -151,7 +154,7 @@ def draw_predictions(meter: DetectionMeter, samples: ObjectImages, path: str | P
                 axes.set_anchor("N")
                 axes.imshow(np.asarray(picture), interpolation="antialiased")
                 if line == 0:
-                    name = f"found, scores of at least {100 * CONFIDENT:.0f}" if column else "annotated"
+                    name = f"found, with scores from {100 * CONFIDENT:.0f} %" if column else "annotated"
                     axes.set_title(name, fontsize=10, fontweight="normal", pad=5)
         _legend(figure.add_axes((0, 0, 1, below / height)), samples.class_names, samples.palette, (width, below))
 

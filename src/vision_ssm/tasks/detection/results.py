@@ -127,7 +127,7 @@ def drawn(
     font = ImageFont.load_default(size)
     for index in range(len(boxes) - 1, -1, -1):  # the best on top
         colour, (left, top, right, bottom) = palette[labels[index]], (float(value) for value in boxes[index])
-        right, bottom = max(right, left + 1), max(bottom, top + 1)
+        right, bottom = max(right - 1, left), max(bottom - 1, top)  # the last pixels, not the edges behind them
         draw.rectangle((left, top, right, bottom), outline=colour, width=width)
         if scores is not None and len(boxes) <= _MANY:
             text = f"{100 * scores[index]:.0f}"

@@ -10,9 +10,9 @@ import math
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from PIL import Image
@@ -33,8 +33,9 @@ __all__ = ["SPLITS", "ObjectImages", "Objects", "count_labels", "matched", "open
 SPLITS = ("train", "val", "test", "all")
 
 
-class Objects(NamedTuple):
-    """The things of one image, as annotated; N of them.
+@dataclass(frozen=True, eq=False)
+class Objects:
+    """The things of one image, as annotated; N of them. They stay on the CPU when a batch is moved.
 
     Attributes:
         boxes: [N, 4] float64, left, top, right, bottom in pixels of the file.

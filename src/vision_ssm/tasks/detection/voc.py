@@ -16,23 +16,19 @@ from xml.etree import ElementTree
 from vision_ssm.errors import DataError
 from vision_ssm.tasks.detection.things import Annotated, Fault, Listed, Thing, box_faults, named
 
-__all__ = ["VocPart", "read_voc", "voc_names"]
+__all__ = ["VocPart", "read_voc"]
 
 
 class VocPart(NamedTuple):
-    """XML files of one part with their images, None where there is none, and the names of all parts' classes."""
+    """XML files of one part with their images, None where there is none, and those of all parts, for the classes."""
 
     place: Path
     files: tuple[tuple[Path, Path | None], ...]
-    names: tuple[str, ...]
+    of_all: tuple[Path, ...]
 
 
-def voc_names(files: Sequence[Path]) -> tuple[str, ...]:
-    """Return the names that occur in XML files, sorted.
-
-    Raises:
-        DataError: naming a file that cannot be read.
-    """
+def _names(files: Sequence[Path]) -> tuple[str, ...]:
+    """The names of classes that occur in XML files, sorted."""
     return tuple(sorted({_text(thing, "name") for path in files for thing in _root(path).iter("object")}))
 
 
@@ -42,7 +38,7 @@ def read_voc(part: VocPart) -> Annotated:
     Raises:
         DataError: a file cannot be read, or there are no classes.
     """
-    names = named(part.names, part.place)
+    names = named(_names(part.of_all), part.place)
     labels = {name: label for label, name in enumerate(names)}
     faults: list[Fault] = []
     digest = blake2b(digest_size=16)
