@@ -22,7 +22,7 @@ from vision_ssm.tasks.detection.sources import ObjectImages, open_objects
 
 @pytest.fixture
 def samples(tmp_path: Path) -> ObjectImages:
-    coco(tmp_path / "d", {"train": scenes(8)}, size=(64, 72))
+    coco(tmp_path / "d", {"train": scenes(3)}, size=(64, 72))
     return open_objects(tmp_path / "d", "all")
 
 
@@ -40,11 +40,10 @@ def seen(samples: ObjectImages, *, masks: bool, right: bool) -> DetectionMeter:
     return meter
 
 
-@pytest.mark.parametrize("masks", [False, True])
-def test_pictures_show_what_was_found(samples: ObjectImages, masks: bool, tmp_path: Path) -> None:
+def test_pictures_show_what_was_found(samples: ObjectImages, tmp_path: Path) -> None:
     sheets = []
     for right in (True, False):
-        meter = seen(samples, masks=masks, right=right)
+        meter = seen(samples, masks=right, right=right)
         assert meter.scores()["ap50"] == (1 if right else 0)
         draw_predictions(meter, samples, tmp_path / "p.png")
         draw_confusion(meter, tmp_path / "c.png", title="A title")

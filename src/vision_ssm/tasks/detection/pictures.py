@@ -132,8 +132,9 @@ def draw_predictions(meter: DetectionMeter, samples: ObjectImages, path: str | P
         DataError: an image cannot be read any more, or the picture cannot be written.
     """
     positions = sorted(meter.seen)
-    picked = dict.fromkeys(positions[(2 * at + 1) * len(positions) // (2 * SHEET)] for at in range(SHEET))
-    rows = [_pair(samples, position, meter.seen[position]) for position in picked] if positions else []
+    places = [(2 * at + 1) * len(positions) // (2 * SHEET) for at in range(SHEET)] if positions else []
+    picked = dict.fromkeys(positions[place] for place in places)
+    rows = [_pair(samples, position, meter.seen[position]) for position in picked]
     across = 2 if len(rows) > 1 else 1
     down = max(1, math.ceil(len(rows) / across))
     cell, gap, between, top, below = 3.2, 0.06, 0.25, 0.62, 0.45
