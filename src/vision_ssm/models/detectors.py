@@ -52,6 +52,12 @@ class PublishedDetector:
         """The scores in words."""
         return "-" if self.ap_box is None else f"{self.ap_box:.1f} box AP, {self.ap_mask:.1f} mask AP"
 
+    def options_of_heads(self) -> tuple[str, ...]:
+        """Names of the options that are not the backbone's."""
+        from vision_ssm.models.detector import Detector
+
+        return tuple(set(inspect.signature(Detector).parameters) - {"backbone"})
+
     def to_dict(self) -> dict[str, Any]:
         """Return the facts as plain JSON values."""
         return {
