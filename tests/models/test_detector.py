@@ -154,7 +154,7 @@ def objects_of(recorded: dict[str, Any]) -> Objects:
 
 
 def check_training(has: Ran, family: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch, "randperm", lambda n, **where: torch.arange(n, **where))
+    monkeypatch.setattr(torch, "randperm", torch.arange)
     expected = json.loads(str(has.recorded["losses_f64"]))
     model = has.model.train()
     losses = model([has.image], [objects_of(has.recorded)._asdict()])
@@ -206,10 +206,8 @@ def test_mask_rcnn_detects_what_was_published(mask_rcnn: Ran) -> None:
     check_detections(mask_rcnn, None)
 
 
-def test_mask_rcnn_samples_the_published_anchors_and_regions(
-    mask_rcnn: Ran, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch, "randperm", lambda n, **where: torch.arange(n, **where))
+def test_mask_rcnn_samples_the_published_anchors_and_regions(mask_rcnn: Ran, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "randperm", torch.arange)
     recorded, model, objects = mask_rcnn.recorded, mask_rcnn.model, objects_of(mask_rcnn.recorded)
     matches = model.rpn.matched(mask_rcnn.found, objects.boxes, (320, 416))
     positive, negative = sample(matches.kinds, model.rpn.samples, model.rpn.share)
@@ -273,7 +271,7 @@ def test_the_cascades_stages_give_the_published_numbers(cascade: Ran) -> None:
 
 
 def test_the_cascade_learns_from_the_published_boxes(cascade: Ran, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch, "randperm", lambda n, **where: torch.arange(n, **where))
+    monkeypatch.setattr(torch, "randperm", torch.arange)
     recorded, model, objects = cascade.recorded, cascade.model, objects_of(cascade.recorded)
     matches = model.rpn.matched(cascade.found, objects.boxes, (320, 320))
     positive, negative = sample(matches.kinds, model.rpn.samples, model.rpn.share)

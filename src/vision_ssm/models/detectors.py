@@ -83,7 +83,9 @@ CASCADE = {
 OF_CLASSES = (".classes.", ".boxes.", ".mask_heads.0.logits.")
 
 
-def _vmamba(size: str, schedule: str, file: str, drop_path: float, params: int, box: float, mask: float) -> Any:
+def _vmamba(
+    size: str, schedule: str, file: str, drop_path: float, params: int, box: float, mask: float
+) -> PublishedDetector:
     return PublishedDetector(
         f"vmamba_{size}_mask_rcnn_{schedule}coco",
         f"vmamba_{size}", {"stage_norms": True, "drop_path_rate": drop_path}, MASK_RCNN,
@@ -92,7 +94,9 @@ def _vmamba(size: str, schedule: str, file: str, drop_path: float, params: int, 
     )  # fmt: skip
 
 
-def _vim(size: str, heads: Mapping[str, Any], params: int, box: float | None, mask: float | None, source: str) -> Any:
+def _vim(
+    size: str, heads: Mapping[str, Any], params: int, box: float | None, mask: float | None, source: str
+) -> PublishedDetector:
     """The authors released no weights of theirs."""
     return PublishedDetector(
         f"vim_{size}_cascade_mask_rcnn",
