@@ -9,15 +9,16 @@ import pytest
 import vision_ssm
 from tests.cli.commands import python
 from vision_ssm.analysis import model_table
-from vision_ssm.models.segmentors import SEGMENTORS
+from vision_ssm.models.registry import list_whole_models
 
 
 def test_models_lists_every_registered_model_with_published_figures(run):
     outcome = run("models", "--json")
     assert outcome.code == 0
     rows = {row["name"]: row for row in json.loads(outcome.out)}
-    assert set(rows) == {*vision_ssm.list_models(), *SEGMENTORS}
+    assert set(rows) == {*vision_ssm.list_models(), *list_whole_models()}
     assert rows["vmamba_tiny_s1l8_upernet_ade20k"]["miou"] == 47.9
+    assert rows["vmamba_tiny_s1l8_mask_rcnn_coco"]["ap_box"] == 47.3
     assert rows["vim_tiny_patch16_224"]["params"] == 7_148_008
     assert rows["vim_tiny_patch16_224"]["top1"] == 76.1
     assert rows["vim_nano"]["top1"] is None

@@ -214,6 +214,11 @@ class Detector(nn.Module):
         return made
 
     @property
+    def in_chans(self) -> int:
+        """Channels of the images."""
+        return int(getattr(self.inner, "in_chans", 3))
+
+    @property
     def inner(self) -> nn.Module:
         """The backbone as timm has it without ``features_only``: published weights are for it."""
         body: Any = getattr(self.backbone, "body", self.backbone)
@@ -268,6 +273,8 @@ class Detector(nn.Module):
         for head in stages.mask_heads:
             boxes = [batch.new_empty(few, 4) for _ in images]
             results.append(head(region_features(maps, boxes, MASK_SIDE, stages.convention)))
+            if not self.training:
+                results += [x.new_empty(few, 1, *_size(x), dtype=torch.bool) for x in images]
         return results
 
     def _padded_size(self, image: Tensor) -> Size:

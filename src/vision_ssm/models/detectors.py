@@ -52,6 +52,12 @@ class PublishedDetector:
         """The scores in words."""
         return "-" if self.ap_box is None else f"{self.ap_box:.1f} box AP, {self.ap_mask:.1f} mask AP"
 
+    def options_of_heads(self) -> tuple[str, ...]:
+        """Names of the options that are not the backbone's."""
+        from vision_ssm.models.detector import Detector
+
+        return tuple(set(inspect.signature(Detector).parameters) - {"backbone"})
+
     def to_dict(self) -> dict[str, Any]:
         """Return the facts as plain JSON values."""
         return {
@@ -77,7 +83,9 @@ CASCADE = {
 OF_CLASSES = (".classes.", ".boxes.", ".mask_heads.0.logits.")
 
 
-def _vmamba(size: str, schedule: str, file: str, drop_path: float, params: int, box: float, mask: float) -> Any:
+def _vmamba(
+    size: str, schedule: str, file: str, drop_path: float, params: int, box: float, mask: float
+) -> PublishedDetector:
     return PublishedDetector(
         f"vmamba_{size}_mask_rcnn_{schedule}coco",
         f"vmamba_{size}", {"stage_norms": True, "drop_path_rate": drop_path}, MASK_RCNN,
@@ -86,7 +94,9 @@ def _vmamba(size: str, schedule: str, file: str, drop_path: float, params: int, 
     )  # fmt: skip
 
 
-def _vim(size: str, heads: Mapping[str, Any], params: int, box: float | None, mask: float | None, source: str) -> Any:
+def _vim(
+    size: str, heads: Mapping[str, Any], params: int, box: float | None, mask: float | None, source: str
+) -> PublishedDetector:
     """The authors released no weights of theirs."""
     return PublishedDetector(
         f"vim_{size}_cascade_mask_rcnn",

@@ -14,9 +14,12 @@ from vision_ssm.models.detectors import DETECTORS, detector
 from vision_ssm.models.segmentors import SEGMENTORS, segmentor
 from vision_ssm.models.variant import all_variants, full_name, list_aliases
 
-__all__ = ["create_model", "is_ours", "list_models", "list_whole_models", "require_model", "takes_size"]
+__all__ = ["WHOLE", "create_model", "is_ours", "list_models", "list_whole_models", "require_model", "takes_size"]
 
 moved.answer(__name__)
+
+WHOLE = {**SEGMENTORS, **DETECTORS}
+"""Published models of other tasks than classification, a backbone with its heads, by their names."""
 
 
 def list_models() -> list[str]:
@@ -26,7 +29,7 @@ def list_models() -> list[str]:
 
 def list_whole_models() -> list[str]:
     """Names of published models of other tasks than classification, a backbone with its heads."""
-    return sorted({**SEGMENTORS, **DETECTORS})
+    return sorted(WHOLE)
 
 
 def is_ours(name: str) -> bool:
@@ -36,7 +39,7 @@ def is_ours(name: str) -> bool:
 
 def require_model(name: str) -> None:
     """Raise ConfigError, with the nearest name, unless a model of that name is registered with timm."""
-    if name not in list_whole_models() and not timm.is_model(full_name(name)):
+    if name not in WHOLE and not timm.is_model(full_name(name)):
         ours = [*list_models(), *list_whole_models(), *list_aliases()]
         near = suggestion(name, ours) or suggestion(name, timm.list_models())
         raise ConfigError(f"there is no model {name!r}.{near} `vision-ssm models` lists this library's models.")

@@ -48,6 +48,10 @@ class PublishedSegmentor:
         """The scores in words."""
         return f"{self.miou:.1f} % mIoU"
 
+    def options_of_heads(self) -> tuple[str, ...]:
+        """Names of the options that are not the backbone's."""
+        return OF_HEADS
+
     def to_dict(self) -> dict[str, Any]:
         """Return the facts as plain JSON values."""
         return {

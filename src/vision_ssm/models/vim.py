@@ -58,6 +58,7 @@ DIRECTIONS = ("bidirectional", "shared", "forward", "layerwise")
 register_notrace_module(PatchEmbed)
 register_notrace_module(VimMixer)
 register_notrace_function(resample_table)  # type: ignore[no-untyped-call]
+register_notrace_function(rotary_table)  # type: ignore[no-untyped-call]
 
 
 @built_of(norm=(RMSNorm, StreamLayerNorm))

@@ -36,7 +36,7 @@ CLASSIFIERS = (
         {
             "patch_size": 4, "stride": None, "embed_dim": 128, "depth": 8, "d_state": 16,
             "class_token": "middle", "global_pool": None, "direction": "bidirectional", "halve_output": True,
-            "norm_layer": "rms", "layer_scale": None, "backward_step": "published",
+            "norm_layer": "rms", "layer_scale": None, "backward_step": "published", "rotary": False,
         },
         params=1_094_410, macs=80_266_496, origin=ORIGIN, inputs=SMALL_IMAGES,
     ),
@@ -45,7 +45,7 @@ CLASSIFIERS = (
         {
             "patch_size": 16, "stride": None, "embed_dim": 192, "depth": 24, "d_state": 16,
             "class_token": "middle", "global_pool": None, "direction": "bidirectional", "halve_output": True,
-            "norm_layer": "rms", "layer_scale": None, "backward_step": "published",
+            "norm_layer": "rms", "layer_scale": None, "backward_step": "published", "rotary": False,
         },
         alias="vim_tiny",
         params=7_148_008, macs=1_481_534_976, origin=ORIGIN, published_macs=1.5e9, macs_source=LOCAL_MAMBA,
@@ -62,7 +62,7 @@ CLASSIFIERS = (
         {
             "patch_size": 16, "stride": 8, "embed_dim": 192, "depth": 24, "d_state": 16,
             "class_token": "middle", "global_pool": None, "direction": "bidirectional", "halve_output": True,
-            "norm_layer": "rms", "layer_scale": None, "backward_step": "published",
+            "norm_layer": "rms", "layer_scale": None, "backward_step": "published", "rotary": False,
         },
         params=7_250_344, macs=5_489_831_424, origin=ORIGIN,
         top1=78.3, top5=94.2, source=README,
@@ -73,7 +73,7 @@ CLASSIFIERS = (
         {
             "patch_size": 16, "stride": None, "embed_dim": 384, "depth": 24, "d_state": 16,
             "class_token": "middle", "global_pool": None, "direction": "bidirectional", "halve_output": True,
-            "norm_layer": "rms", "layer_scale": None, "backward_step": "published",
+            "norm_layer": "rms", "layer_scale": None, "backward_step": "published", "rotary": False,
         },
         alias="vim_small",
         params=25_796_584, macs=5_141_732_352, origin=ORIGIN, published_macs=5.1e9, macs_source=LOCAL_MAMBA,
@@ -86,7 +86,7 @@ CLASSIFIERS = (
         {
             "patch_size": 16, "stride": 8, "embed_dim": 384, "depth": 24, "d_state": 16,
             "class_token": "middle", "global_pool": None, "direction": "bidirectional", "halve_output": True,
-            "norm_layer": "rms", "layer_scale": None, "backward_step": "published",
+            "norm_layer": "rms", "layer_scale": None, "backward_step": "published", "rotary": False,
         },
         params=26_001_256, macs=19_052_878_848, origin=ORIGIN,
         # The figure of the released file; the paper prints 81.4.
@@ -98,7 +98,7 @@ CLASSIFIERS = (
         {
             "patch_size": 16, "stride": None, "embed_dim": 768, "depth": 24, "d_state": 16,
             "class_token": "middle", "global_pool": None, "direction": "bidirectional", "halve_output": True,
-            "norm_layer": "rms", "layer_scale": None, "backward_step": "published",
+            "norm_layer": "rms", "layer_scale": None, "backward_step": "published", "rotary": False,
         },
         alias="vim_base",
         params=97_598_440, macs=18_998_114_304, origin=ORIGIN,
@@ -110,7 +110,7 @@ CLASSIFIERS = (
         {
             "patch_size": 16, "stride": 8, "embed_dim": 768, "depth": 24, "d_state": 16,
             "class_token": "middle", "global_pool": None, "direction": "bidirectional", "halve_output": True,
-            "norm_layer": "rms", "layer_scale": None, "backward_step": "published",
+            "norm_layer": "rms", "layer_scale": None, "backward_step": "published", "rotary": False,
         },
         params=98_007_784, macs=70_398_621_696, origin=ORIGIN,
         # No weights were released for this one, only the paper's figure.

@@ -51,8 +51,9 @@ def region_features(maps: Sequence[Tensor], boxes: Sequence[Tensor], side: int, 
         return roi_align(maps[0], regions, side, 1 / STRIDES[0], 0, aligned=True)
     levels = levels_of(regions[:, 1:], convention)
     rows = [torch.where(levels == level)[0] for level in range(LEVELS)]
+    wide = torch.promote_types(maps[0].dtype, torch.float32)  # in half precision a box would move by pixels
     found = [
-        roi_align(x, regions[chosen].to(x.dtype), side, 1 / stride, 0, aligned=True)
+        roi_align(x.to(wide), regions[chosen].to(wide), side, 1 / stride, 0, aligned=True).to(x.dtype)
         for x, stride, chosen in zip(maps[:LEVELS], STRIDES[:LEVELS], rows, strict=True)
     ]
     return torch.cat(found)[torch.cat(rows).argsort()]
