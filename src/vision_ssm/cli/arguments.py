@@ -122,9 +122,12 @@ def image_size(text: str) -> tuple[int, int]:
     return height, width
 
 
-def image_size_or_native(text: str) -> tuple[int, int] | Literal["native"]:
-    """Parse ``native``, or a size as `image_size` does."""
-    return "native" if text == "native" else image_size(text)
+def image_size_or_native(text: str) -> int | tuple[int, int] | Literal["native"]:
+    """Parse ``native``, or a size as `image_size` does; one side alone stays one number, which may mean the shorter."""
+    if text == "native":
+        return "native"
+    height, width = image_size(text)
+    return (height, width) if re.search("[xX×]", text) else height
 
 
 def layer_list(text: str) -> list[int] | None:

@@ -87,7 +87,21 @@ def test_from_training_to_finds(
         vision_ssm.predict(weights, files, stride=8)
 
     arguments = [weights, str(files), "--score", "0", "--export", f"coco={tmp_path / 'found.json'}"]
-    assert main(["predict", *arguments, "--export", f"yolo={tmp_path / 'yolo'}", "--pictures", str(tmp_path)]) == 0
+    assert (
+        main(
+            [
+                "predict",
+                *arguments,
+                "--export",
+                f"yolo={tmp_path / 'yolo'}",
+                "--pictures",
+                str(tmp_path),
+                "--img-size",
+                "96",
+            ]
+        )
+        == 0
+    )
     assert "written to" in capsys.readouterr().out
     content = json.loads((tmp_path / "found.json").read_text())
     assert {entry["category_id"] for entry in content["annotations"]} <= {3, 7}

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from tests.tasks.detection.boards import COLOURS, SCENE, Rect, picture, segmentation
 from vision_ssm.data.preprocessing import Preprocessing
@@ -16,6 +18,7 @@ from vision_ssm.errors import ConfigError
 from vision_ssm.tasks.detection.sources import Objects
 from vision_ssm.tasks.detection.transforms import Augment, EvalTransform, Sides, TrainTransform
 
+GOLDEN = Path(__file__).parents[2] / "golden"
 PLAIN = Preprocessing(mean=(0, 0, 0), std=(1, 1, 1))
 
 
@@ -123,6 +126,17 @@ def test_evaluation_resizes_the_image_alone() -> None:
     assert image.shape == (3, 60, 80)
     assert target is given
     assert EvalTransform(PLAIN, Sides())(picture(30, 40, SCENE), None)[0].shape == (3, 30, 40)
+
+
+def test_a_raw_image_becomes_the_published_input() -> None:
+    """Of the model in tests/golden/dense, recorded through mmdetection's own preprocessor; it pads, here the model."""
+    golden = np.load(GOLDEN / "dense" / "vmamba_tiny_mask_rcnn_raw_300x400.npz")
+    pixels = np.random.RandomState(3).randint(0, 256, (300, 400, 3)).astype(np.uint8)[..., ::-1]  # stored as BGR
+    own, _ = EvalTransform(Preprocessing(), Sides())(Image.fromarray(np.ascontiguousarray(pixels)), None)
+    padded = torch.nn.functional.pad(own, (0, 16, 0, 20))
+    assert list(padded.shape) == golden["input_shape"].tolist()[1:]
+    rows, columns = golden["input_pos"].T
+    np.testing.assert_allclose(padded[:, rows, columns].T.numpy(), golden["input_probe"], atol=1e-5)
 
 
 def test_sizes_are_the_published_ones() -> None:

@@ -6,7 +6,7 @@ __all__ = ["TASK"]
 
 TASK = TaskInfo(
     name="detection",
-    summary="Boxes and masks of things, from COCO, YOLO or Pascal VOC annotations.",
+    summary="Boxes and masks of objects, from COCO, YOLO or Pascal VOC annotations.",
     settings="vision_ssm.tasks.detection.settings:DetectionSettings",
     task="vision_ssm.tasks.detection.task:Detection",
     options="vision_ssm.tasks.detection.settings:DetectionOptions",

@@ -36,7 +36,8 @@ def export(form: str, found: Sequence[tuple[str, Detections]]) -> dict[str, str]
 
 
 def _coco(found: Sequence[tuple[str, Detections]]) -> dict[str, str]:
-    images, annotations = [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     names: dict[int, str] = {}
     for number, (path, result) in enumerate(found, 1):
         height, width = result.size

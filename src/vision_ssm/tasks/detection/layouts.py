@@ -117,8 +117,8 @@ def _yolo(place: Path, folders: Sequence[Path]) -> Layout | None:
     settings = [path for path in sorted(place.glob("*.y*ml")) if path.suffix in (".yaml", ".yml")]
     described = [(path, content) for path in settings if (content := _described(path)) is not None]
     if len(described) > 1:
-        names = " and ".join(repr(path.name) for path, _ in described)
-        raise DataError(f"{str(place)!r} has {names}, each of which describes a YOLO data set; keep one.")
+        listed = " and ".join(repr(path.name) for path, _ in described)
+        raise DataError(f"{str(place)!r} has {listed}, each of which describes a YOLO data set; keep one.")
     if described:
         path, content = described[0]
         return Layout(place, _from_yaml(path, content), f"{path.name} names images and classes")

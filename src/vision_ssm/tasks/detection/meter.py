@@ -83,8 +83,8 @@ class DetectionMeter:
         """Count finds [classes + 1, classes + 1]: [annotated, found]; the last row found nothing annotated, the last
         column was not found.
 
-        Finds of at least `CONFIDENT` are taken in the order of their scores; each is of the object that it covers best,
-        of whatever class, if their IoU is at least 0.5 and no find before was. Crowds do not count.
+        Finds of at least `CONFIDENT` are taken in the order of their scores; each is of that object, of whatever class,
+        that it covers best among those that no find before was of, if their IoU is at least 0.5. Crowds do not count.
         """
         classes = len(self.class_names)
         counts = np.zeros((classes + 1, classes + 1), np.int64)
@@ -99,7 +99,7 @@ class DetectionMeter:
                     free[best] = False
                 elif not (len(row) and (row[seen.crowd] > 0).any()):
                     counts[classes, label] += 1
-            np.add.at(counts, (seen.labels[free], classes), 1)
+            counts[:classes, classes] += np.bincount(seen.labels[free], minlength=classes)
         return counts
 
     def details(self) -> dict[str, Any]:
