@@ -111,9 +111,8 @@ def draw_confusion(meter: DetectionMeter, path: str | Path, *, title: str = "") 
         axes.set_ylabel("annotated", labelpad=8)
         for spine in axes.spines.values():
             spine.set_visible(True)
-        for place in (total - 1.5,):
-            axes.axhline(place, color=INK, linewidth=0.8)
-            axes.axvline(place, color=INK, linewidth=0.8)
+        axes.axhline(total - 1.5, color=INK, linewidth=0.8)
+        axes.axvline(total - 1.5, color=INK, linewidth=0.8)
         scale = figure.colorbar(shown, cax=figure.add_axes((1 + 0.25 / side, 0, 0.18 / side, 1)))
         scale.set_label("% of the row")
         scale.outline.set_visible(False)

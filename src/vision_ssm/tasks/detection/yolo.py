@@ -53,6 +53,8 @@ def read_yolo(part: YoloPart) -> Annotated:
             digest.update(f"{source.name}\n{text}\n".encode(errors="surrogatepass"))
             things = _things(text, source, image, len(part.names), faults)
             highest = max([highest, *(thing.label for thing in things)])
+        else:
+            faults.append(Fault(str(image), f"has no {source.name}: it counts as one without objects", harmless=True))
         listed.append(Listed(image, source, None, tuple(things), relative=True))
     faults += _without_image(part.images)
     names = part.names or tuple(f"class {number}" for number in range(highest + 1))
