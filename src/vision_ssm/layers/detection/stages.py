@@ -67,6 +67,9 @@ class RegionStages(nn.Module):
         score_threshold: what is less probable is no detection.
         nms_threshold: IoU of two detections of a class above which the less probable one goes.
         detections: the most of an image.
+
+    ``used`` is how many stages detect, all at first: with 1 the first stage of a cascade answers alone, which shows what
+    the others add.
     """
 
     samples, share = 512, 0.25
@@ -86,7 +89,7 @@ class RegionStages(nn.Module):
     ) -> None:
         super().__init__()
         self.box_heads, self.mask_heads = nn.ModuleList(box_heads), nn.ModuleList(mask_heads)
-        self.num_classes, self.convention = num_classes, convention
+        self.num_classes, self.convention, self.used = num_classes, convention, len(box_heads)
         self.overlaps, self.weights = tuple(overlaps), tuple(map(tuple, weights))
         self.score_threshold, self.nms_threshold, self.detections = score_threshold, nms_threshold, detections
 
@@ -118,13 +121,13 @@ class RegionStages(nn.Module):
         counts, boxes = [len(each) for each in proposals], list(proposals)
         total = torch.zeros((), device=maps[0].device)
         candidates: list[Tensor] = []
-        for stage in range(len(self.box_heads)):
+        for stage in range(self.used):
             logits, deltas = self.run(stage, maps, boxes)
             total = total + logits.softmax(dim=1)
             moved = self.moved(stage, deltas, torch.cat(boxes)).split(counts)
             candidates = [clipped(each, size) for each, size in zip(moved, sizes, strict=True)]
             boxes = [each[:, 0] for each in candidates]  # where there is a next stage they are of no class
-        probabilities = (total / len(self.box_heads)).split(counts)
+        probabilities = (total / self.used).split(counts)
         return [self._best(each, of_image) for each, of_image in zip(candidates, probabilities, strict=True)]
 
     def _best(self, boxes: Tensor, probabilities: Tensor) -> tuple[Tensor, Tensor, Tensor]:
