@@ -16,7 +16,6 @@ from vision_ssm.models.registry import create_model
 GOLDEN = Path(__file__).parent.parent / "golden" / "dense"
 FILES = {
     "vmamba_tiny_mask_rcnn_320x416": ("vmamba_tiny_s1l8_mask_rcnn_coco", vmamba, {}),
-    "vim_tiny_cascade_1024": ("vim_tiny_cascade_mask_rcnn", vim, {}),
     "vim_tiny_cascade_320": ("vim_tiny_cascade_mask_rcnn", vim, {"img_size": 320}),
 }
 

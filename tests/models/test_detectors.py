@@ -142,6 +142,20 @@ def test_results_in_the_pixels_of_another_size() -> None:
     assert torch.equal(twice["scores"], own["scores"])
 
 
+def test_the_first_stage_of_a_cascade_can_answer_alone() -> None:
+    model, image = small(kind="cascade"), torch.randn(3, 40, 60)
+    with torch.no_grad():
+        whole = model([image])[0]
+        for head in model.stages.box_heads[1:]:
+            torch.nn.init.normal_(head.classes.weight)
+        assert not torch.allclose(model([image])[0]["scores"][:3], whole["scores"][:3])
+        model.stages.used = 1
+        alone = model([image])[0]
+        for head in model.stages.box_heads[1:]:
+            torch.nn.init.normal_(head.classes.weight)
+        assert torch.equal(model([image])[0]["scores"], alone["scores"])
+
+
 def test_a_square_holds_every_image() -> None:
     model, seen = small("vim_nano", "faster", square=64), []
     model.backbone.register_forward_pre_hook(lambda _m, given: seen.append(tuple(given[0].shape)))

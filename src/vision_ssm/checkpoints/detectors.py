@@ -45,8 +45,10 @@ _DETECTRON2 = {
     "roi_heads.mask_head.deconv": "stages.mask_heads.0.upsample",
     "roi_heads.mask_head.predictor": "stages.mask_heads.0.logits",
 }
-_PUBLISHED = ("rpn_head.", "roi_head.", "neck.lateral_convs.", "neck.fpn_convs.")
-_PUBLISHED += ("proposal_generator.", "roi_heads.", "backbone.net.", "backbone.simfp_")
+_PUBLISHED = (
+    *("rpn_head.", "roi_head.", "neck.lateral_convs.", "neck.fpn_convs."),
+    *("proposal_generator.", "roi_heads.", "backbone.net.", "backbone.simfp_"),
+)
 _ROTARY = "backbone.net.rope."  # tables of cosines and sines, which the model computes
 _PYRAMID = "neck.levels."
 

@@ -11,6 +11,7 @@ from vision_ssm.errors import ConfigError
 
 if TYPE_CHECKING:
     from vision_ssm.analysis.table import ModelRow
+    from vision_ssm.models.variant import WithHeads
 
 NAME = "models"
 SUMMARY = "List the models of this library with parameters, multiply-adds and published accuracy."
@@ -41,7 +42,7 @@ def run(options: argparse.Namespace) -> int:
     from vision_ssm.models.segmentors import SEGMENTORS
 
     rows = model_table(options.filter, recount=options.recount)
-    whole = [row for name, row in {**SEGMENTORS, **DETECTORS}.items() if options.filter in name]
+    whole: list[WithHeads] = [row for row in (*SEGMENTORS.values(), *DETECTORS.values()) if options.filter in row.name]
     if options.json:
         print_json([row.to_dict() for row in rows] + [row.to_dict() for row in whole])
         return 0

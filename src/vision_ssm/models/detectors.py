@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from vision_ssm.errors import CheckpointError, ConfigError
 from vision_ssm.models.efficient_vmamba_variants import ORIGIN as EFFICIENT_VMAMBA
-from vision_ssm.models.variant import Origin, Weights
+from vision_ssm.models.variant import Weights, WithHeads
 from vision_ssm.models.vim_variants import ORIGIN as VIM
 from vision_ssm.models.vmamba_variants import ORIGIN as VMAMBA
 from vision_ssm.models.vmamba_variants import README
@@ -28,24 +28,18 @@ RELEASE = "https://github.com/MzeroMiko/VMamba/releases/download/%23v2det"
 
 
 @dataclass(frozen=True)
-class PublishedDetector:
+class PublishedDetector(WithHeads):
     """One published detector.
 
     Scores are those that the authors report for COCO val2017, average precision of boxes and of masks in percent; they
     have not been measured with this library.
     """
 
-    name: str
-    backbone: str
-    backbone_options: Mapping[str, Any]
-    heads: Mapping[str, Any]  # options of `vision_ssm.models.detector.Detector`
-    params: int
+    task = "detection"  # and the heads are options of `vision_ssm.models.detector.Detector`
+
     ap_box: float | None
     ap_mask: float | None
-    source: str  # of the scores
     weights: Weights | None
-    origin: Origin
-    task: str = "detection"
 
     @property
     def published(self) -> str:

@@ -12,13 +12,13 @@ from vision_ssm import moved
 from vision_ssm.errors import ConfigError, suggestion
 from vision_ssm.models.detectors import DETECTORS, detector
 from vision_ssm.models.segmentors import SEGMENTORS, segmentor
-from vision_ssm.models.variant import all_variants, full_name, list_aliases
+from vision_ssm.models.variant import WithHeads, all_variants, full_name, list_aliases
 
 __all__ = ["WHOLE", "create_model", "is_ours", "list_models", "list_whole_models", "require_model", "takes_size"]
 
 moved.answer(__name__)
 
-WHOLE = {**SEGMENTORS, **DETECTORS}
+WHOLE: dict[str, WithHeads] = {**SEGMENTORS, **DETECTORS}
 """Published models of other tasks than classification, a backbone with its heads, by their names."""
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from vision_ssm.models.variant import Origin, Weights
+from vision_ssm.models.variant import Weights, WithHeads
 from vision_ssm.models.vmamba_variants import ORIGIN as VMAMBA
 from vision_ssm.models.vmamba_variants import README
 
@@ -24,24 +24,18 @@ RELEASE = "https://github.com/MzeroMiko/VMamba/releases/download/%23v2seg"
 
 
 @dataclass(frozen=True)
-class PublishedSegmentor:
+class PublishedSegmentor(WithHeads):
     """One published segmentor.
 
     Scores are those that the authors report for ADE20K validation, mean IoU in percent, of the whole image at one scale
     and of six scales with flips; they have not been measured with this library.
     """
 
-    name: str
-    backbone: str
-    backbone_options: Mapping[str, Any]
-    heads: Mapping[str, Any]  # options of `vision_ssm.models.segmentor.Segmentor`
-    params: int
+    task = "segmentation"  # and the heads are options of `vision_ssm.models.segmentor.Segmentor`
+
     miou: float
     miou_many_scales: float
-    source: str  # of the scores
     weights: Weights
-    origin: Origin
-    task: str = "segmentation"
 
     @property
     def published(self) -> str:

@@ -5,9 +5,10 @@ Light on purpose: neither torch nor timm is imported, so that the tables can be 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from vision_ssm.families import FAMILIES, named
 
@@ -18,6 +19,7 @@ __all__ = [
     "Origin",
     "Variant",
     "Weights",
+    "WithHeads",
     "all_variants",
     "full_name",
     "list_aliases",
@@ -66,6 +68,34 @@ class Weights:
             return f"{self.page}/{self.file}"
         repository, _, commit = self.hub.partition("@")
         return f"https://huggingface.co/{repository}/resolve/{commit or 'main'}/{self.file}"
+
+
+@dataclass(frozen=True)
+class WithHeads(ABC):
+    """A published model of another task than classification: a backbone and its heads."""
+
+    task: ClassVar[str]
+
+    name: str
+    backbone: str
+    backbone_options: Mapping[str, Any]
+    heads: Mapping[str, Any]
+    params: int
+    source: str  # of the scores
+    origin: Origin
+
+    @property
+    @abstractmethod
+    def published(self) -> str:
+        """The scores in words."""
+
+    @abstractmethod
+    def options_of_heads(self) -> tuple[str, ...]:
+        """Names of the options that are not the backbone's."""
+
+    @abstractmethod
+    def to_dict(self) -> dict[str, Any]:
+        """Return the facts as plain JSON values."""
 
 
 @dataclass(frozen=True)

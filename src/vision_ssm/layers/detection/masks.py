@@ -26,7 +26,7 @@ def mask_targets(boxes: Tensor, masks: Tensor, objects: Tensor, side: int) -> Te
         side: of the grid.
     """
     targets = boxes.new_zeros(len(boxes), side, side)
-    for each in objects.unique().tolist():  # one at a time: hundreds of them as numbers would fill the memory
+    for each in sorted({*objects.tolist()}):  # one at a time: hundreds of them as numbers would fill the memory
         rows = torch.where(objects == each)[0]
         plane = masks[each].to(boxes.dtype)[None, None]
         covered = roi_align(plane, [boxes[rows]], side, 1.0, 0, aligned=True)

@@ -67,8 +67,8 @@ class FPN(nn.Module):
         self.laterals = nn.ModuleList(convolution(width, channels, 1) for width in in_channels)
         self.outputs = nn.ModuleList(convolution(channels, channels, 3) for _ in in_channels)
         for module in (*self.laterals, *self.outputs):
-            nn.init.xavier_uniform_(module.weight)  # type: ignore[arg-type]
-            nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+            nn.init.xavier_uniform_(module.weight)
+            nn.init.zeros_(module.bias)
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """Return maps [B, C, h_i, w_i], finest first, of maps [B, C_i, h_i, w_i]."""

@@ -75,8 +75,8 @@ class ProposalStage(nn.Module):
         self.logits = nn.Conv2d(channels, len(self.ratios), 1)
         self.deltas = nn.Conv2d(channels, 4 * len(self.ratios), 1)
         for module in (*self.convs, self.logits, self.deltas):
-            nn.init.normal_(module.weight, std=0.01)  # type: ignore[arg-type]
-            nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+            nn.init.normal_(module.weight, std=0.01)
+            nn.init.zeros_(module.bias)
 
     def forward(self, maps: Sequence[Tensor]) -> Found:
         """Find what there may be on maps [B, C, h, w] of strides 4 to 64."""

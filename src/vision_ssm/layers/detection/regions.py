@@ -32,7 +32,7 @@ def levels_of(boxes: Tensor, convention: Convention) -> Tensor:
     Source: FPN, arXiv:1612.03144, eq. 1.
     """
     side = ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).sqrt()
-    level = convention.level_of_side + torch.log2(side / convention.level_side + convention.level_epsilon)
+    level: Tensor = convention.level_of_side + torch.log2(side / convention.level_side + convention.level_epsilon)
     return level.floor().clamp(0, LEVELS - 1).long()
 
 

@@ -67,6 +67,9 @@ class RegionStages(nn.Module):
         score_threshold: what is less probable is no detection.
         nms_threshold: IoU of two detections of a class above which the less probable one goes.
         detections: the most of an image.
+
+    ``used`` is how many stages detect, all at first: with 1 the first one of a cascade answers alone, which shows what
+    the others add.
     """
 
     samples, share = 512, 0.25
@@ -86,7 +89,7 @@ class RegionStages(nn.Module):
     ) -> None:
         super().__init__()
         self.box_heads, self.mask_heads = nn.ModuleList(box_heads), nn.ModuleList(mask_heads)
-        self.num_classes, self.convention = num_classes, convention
+        self.num_classes, self.convention, self.used = num_classes, convention, len(box_heads)
         self.overlaps, self.weights = tuple(overlaps), tuple(map(tuple, weights))
         self.score_threshold, self.nms_threshold, self.detections = score_threshold, nms_threshold, detections
 
@@ -118,13 +121,13 @@ class RegionStages(nn.Module):
         counts, boxes = [len(each) for each in proposals], list(proposals)
         total = torch.zeros((), device=maps[0].device)
         candidates: list[Tensor] = []
-        for stage in range(len(self.box_heads)):
+        for stage in range(self.used):
             logits, deltas = self.run(stage, maps, boxes)
             total = total + logits.softmax(dim=1)
-            moved = self.moved(stage, deltas, torch.cat(boxes)).split(counts)
+            moved = self.moved(stage, deltas, torch.cat(boxes)).split_with_sizes(counts)
             candidates = [clipped(each, size) for each, size in zip(moved, sizes, strict=True)]
             boxes = [each[:, 0] for each in candidates]  # where there is a next stage they are of no class
-        probabilities = (total / len(self.box_heads)).split(counts)
+        probabilities = (total / self.used).split_with_sizes(counts)
         return [self._best(each, of_image) for each, of_image in zip(candidates, probabilities, strict=True)]
 
     def _best(self, boxes: Tensor, probabilities: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -141,7 +144,7 @@ class RegionStages(nn.Module):
         classes = torch.cat(list(labels))
         rows = torch.arange(len(classes), device=classes.device)
         found = torch.stack([head(features)[rows, classes].sigmoid() for head in self.mask_heads]).mean(dim=0)
-        return list(found.split([len(each) for each in boxes]))
+        return list(found.split_with_sizes([len(each) for each in boxes]))
 
     # --------------------------------------------------------------------------------------------------- training
 
@@ -168,7 +171,7 @@ class RegionStages(nn.Module):
                 name = f"loss_mask{ending}" if len(self.mask_heads) > 1 else "loss_mask"
                 losses[name] = self._mask_loss(stage, maps, learned, objects)
             if stage + 1 < len(self.box_heads):
-                moved = self.moved(stage, deltas.detach(), torch.cat(boxes)).split(list(map(len, boxes)))
+                moved = self.moved(stage, deltas.detach(), torch.cat(boxes)).split_with_sizes(list(map(len, boxes)))
                 learned = [
                     self.next(stage + 1, clipped(each[:, 0], size), of_image)
                     for each, size, of_image in zip(moved, sizes, objects, strict=True)
@@ -240,4 +243,5 @@ class RegionStages(nn.Module):
 
 def _scaled_gradient(x: Tensor, factor: float) -> Tensor:
     """Return x, whose gradient is multiplied by a factor on its way back."""
-    return x if factor == 1 else x.detach() + factor * (x - x.detach())
+    scaled: Tensor = x if factor == 1 else x.detach() + factor * (x - x.detach())
+    return scaled
