@@ -27,6 +27,8 @@ def test_the_papers_recipes_are_there() -> None:
     dense = [
         *(f"vim_{size}_ade20k" for size in ("small", "tiny")),
         *(f"vmamba_{s}_ade20k" for s in ("base", "small", "tiny")),
+        *("vim_tiny_cascade_coco", "efficientvmamba_base_mask_rcnn_coco"),
+        *("vmamba_tiny_mask_rcnn_coco", "vmamba_tiny_mask_rcnn_3x_coco"),
     ]
     assert sorted([*vim, *finetuning, *vmamba, *efficient, *dense]) == PUBLISHED
 
@@ -54,9 +56,8 @@ def test_every_published_number_has_its_source(name: str) -> None:
     for line in find_recipe(name).read_text(encoding="utf-8").splitlines():
         value, _, comment = line.partition("#")
         if re.search(r"\w+: *(\d|\[|true|false)", value):
-            assert (
-                re.search(r"\[(script|default|config|log|paper|mmseg|inferred)\]", comment) or "epoch_lag" in value
-            ), line
+            source = re.search(r"\[(script|default|config|log|paper|mmseg|mmdet|d2|inferred)\]", comment)
+            assert source or "epoch_lag" in value, line
 
 
 @pytest.mark.parametrize(

@@ -215,6 +215,24 @@ def test_a_published_detector_knows_coco() -> None:
     assert (task.sides.short, task.sides.long, task.with_masks) == (800, 1333, True)
 
 
+@pytest.mark.parametrize(
+    ("recipe", "parameters"),
+    [
+        ("vmamba_tiny_mask_rcnn_3x_coco", 49_755_312),
+        ("vim_tiny_cascade_coco", 60_080_078),
+        ("efficientvmamba_base_mask_rcnn_coco", 53_223_384),
+    ],
+)
+def test_recipes_make_the_published_detectors(recipe: str, parameters: int) -> None:
+    config = TrainConfig.load(recipe)
+    task = Detection(config.settings)  # type: ignore[arg-type]
+    task.class_names = tuple(map(str, range(80)))
+    size = {"img_size": config.model.img_size} if config.model.img_size else {}
+    with torch.device("meta"):
+        model = task.build(config.model.name, **size, **config.model.options)
+    assert sum(parameter.numel() for parameter in model.parameters()) == parameters
+
+
 def test_an_image_of_one_row_is_looked_through(configured: Callable[..., TrainConfig], tmp_path: Path) -> None:
     parts = assemble(configured(), ALONE, resuming=False)
     Image.new("RGB", (50, 1)).save(tmp_path / "row.png")
