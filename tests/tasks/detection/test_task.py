@@ -213,6 +213,11 @@ def test_a_published_detector_knows_coco() -> None:
     assert (len(record["class_names"]), record["category_ids"][-1]) == (80, 90)
     task = Detection.restore(record, DetectionSettings())
     assert (task.sides.short, task.sides.long, task.with_masks) == (800, 1333, True)
+    task.with_masks = False
+    with torch.device("meta"), pytest.raises(ConfigError, match="learns masks, and not every object of these data"):
+        task.build("vmamba_tiny_s1l8_mask_rcnn_coco")
+    with torch.device("meta"), pytest.raises(ConfigError, match="is a model of the task segmentation, and this is"):
+        task.build("vmamba_tiny_s1l8_upernet_ade20k")
 
 
 @pytest.mark.parametrize(

@@ -170,7 +170,13 @@ class Detection(Task):
             task = getattr(model, "published_task", "")
             if task != self.name:
                 raise ConfigError(f"{backbone} is a model of the task {task}, and this is {self.name}.")
-            self.with_masks = bool(getattr(model, "kind", "").endswith("mask"))
+            masks = str(getattr(model, "kind", "")).endswith("mask")
+            if masks and self.with_masks is False:
+                raise ConfigError(
+                    f"{backbone} learns masks, and not every object of these data has an outline; train a detector "
+                    "around its backbone instead, which `vision-ssm models --json` names."
+                )
+            self.with_masks = masks
             return model
         head = self.heads.model_dump(exclude={"cascade", "masks"}, exclude_none=True)
         stages = ("cascade_mask", "cascade") if self.heads.cascade else ("mask", "faster")
