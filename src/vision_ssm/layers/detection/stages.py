@@ -237,7 +237,7 @@ class RegionStages(nn.Module):
             if each.masks is not None
         ]
         own = logits[torch.arange(len(labels), device=labels.device), labels]
-        total = F.binary_cross_entropy_with_logits(own, torch.cat(targets), reduction="sum")
+        total: Tensor = F.binary_cross_entropy_with_logits(own, torch.cat(targets), reduction="sum")
         return total / max(own.numel(), 1)
 
 
