@@ -40,7 +40,17 @@ def target(boxes: list[list[float]], size: tuple[int, int]) -> dict[str, Tensor]
     return {"boxes": torch.tensor(boxes).reshape(-1, 4), "labels": labels, "masks": masks}
 
 
-@pytest.mark.parametrize("name", sorted(name for name in DETECTORS if "_3x_" not in name))
+QUICK = {"vmamba_tiny_s1l8_mask_rcnn_coco", "vim_tiny_cascade_mask_rcnn", "efficientvmamba_base_mask_rcnn_coco"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name in QUICK else pytest.mark.slow)
+        for name in sorted(DETECTORS)
+        if "_3x_" not in name
+    ],
+)
 def test_parameters_are_those_published(name: str) -> None:
     with torch.device("meta"):
         built = create_model(name)

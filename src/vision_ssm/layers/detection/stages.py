@@ -237,8 +237,9 @@ class RegionStages(nn.Module):
             if each.masks is not None
         ]
         own = logits[torch.arange(len(labels), device=labels.device), labels]
-        total: Tensor = F.binary_cross_entropy_with_logits(own, torch.cat(targets), reduction="sum")
-        return total / max(own.numel(), 1)
+        total = F.binary_cross_entropy_with_logits(own, torch.cat(targets), reduction="sum")
+        mean: Tensor = total / max(own.numel(), 1)
+        return mean
 
 
 def _scaled_gradient(x: Tensor, factor: float) -> Tensor:
