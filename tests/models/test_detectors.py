@@ -23,7 +23,7 @@ BACKBONES = {
     "efficientvmamba_nano": {**TINY, "embed_dim": 16},
     "vim_nano": {"depth": 2, "embed_dim": 16, "class_token": "none"},
     "resnet18": {},
-    "vit_tiny_patch16_224": {"dynamic_img_size": True, "depth": 1, "embed_dim": 24},
+    "vit_tiny_patch16_224": {"dynamic_img_size": True, "depth": 4, "embed_dim": 24},
 }
 
 
@@ -40,13 +40,36 @@ def target(boxes: list[list[float]], size: tuple[int, int]) -> dict[str, Tensor]
     return {"boxes": torch.tensor(boxes).reshape(-1, 4), "labels": labels, "masks": masks}
 
 
-@pytest.mark.parametrize("name", sorted(DETECTORS))
+QUICK = {"vmamba_tiny_s1l8_mask_rcnn_coco", "vim_tiny_cascade_mask_rcnn", "efficientvmamba_base_mask_rcnn_coco"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name in QUICK else pytest.mark.slow)
+        for name in sorted(DETECTORS)
+        if "_3x_" not in name
+    ],
+)
 def test_parameters_are_those_published(name: str) -> None:
     with torch.device("meta"):
         built = create_model(name)
     assert sum(p.numel() for p in built.parameters()) == DETECTORS[name].params
     assert name in list_whole_models()
     assert name not in list_models()
+
+
+@pytest.mark.parametrize("name", sorted(name for name in DETECTORS if "_3x_" in name))
+def test_a_longer_schedule_makes_the_same_model_with_other_weights(name: str) -> None:
+    row, shorter = DETECTORS[name], DETECTORS[name.replace("_3x_", "_")]
+    assert (row.backbone, row.backbone_options, row.heads, row.params) == (
+        shorter.backbone,
+        shorter.backbone_options,
+        shorter.heads,
+        shorter.params,
+    )
+    assert row.weights != shorter.weights
+    assert row.ap_box is not None and shorter.ap_box is not None and row.ap_box > shorter.ap_box
 
 
 @pytest.mark.parametrize(
@@ -114,6 +137,7 @@ def test_what_there_is_to_find_may_be_nothing_tiny_or_very_much(kind: str) -> No
     assert small(kind=kind).train()([torch.randn(3, 1, 40)], [target([[0, 0, 9, 1]], (1, 40))])
 
 
+@pytest.mark.slow
 def test_it_learns_an_image() -> None:
     torch.manual_seed(0)
     model = small(kind="cascade_mask", norm=True).train()
@@ -125,7 +149,8 @@ def test_it_learns_an_image() -> None:
         optimiser.zero_grad()
         sum(model([image], given).values()).backward()
         optimiser.step()
-    (found,) = model.eval()([image])
+    with torch.no_grad():
+        (found,) = model.eval()([image])
     assert found["labels"][0] == 0
     assert float(found["scores"][0]) > 0.5
     assert float((found["boxes"][0] - given[0]["boxes"][0]).abs().max()) < 4

@@ -48,7 +48,8 @@ def region_features(maps: Sequence[Tensor], boxes: Sequence[Tensor], side: int, 
     images = torch.cat([torch.full_like(each[:, :1], image) for image, each in enumerate(boxes)])
     regions = torch.cat([images, torch.cat(list(boxes))], dim=1)
     if regions.is_meta:  # without content all that counts is how many there are
-        return roi_align(maps[0], regions, side, 1 / STRIDES[0], 0, aligned=True)
+        as_many: Tensor = roi_align(maps[0], regions, side, 1 / STRIDES[0], 0, aligned=True)
+        return as_many
     levels = levels_of(regions[:, 1:], convention)
     rows = [torch.where(levels == level)[0] for level in range(LEVELS)]
     wide = torch.promote_types(maps[0].dtype, torch.float32)  # in half precision a box would move by pixels

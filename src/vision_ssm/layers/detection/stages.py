@@ -238,7 +238,8 @@ class RegionStages(nn.Module):
         ]
         own = logits[torch.arange(len(labels), device=labels.device), labels]
         total = F.binary_cross_entropy_with_logits(own, torch.cat(targets), reduction="sum")
-        return total / max(own.numel(), 1)
+        mean: Tensor = total / max(own.numel(), 1)
+        return mean
 
 
 def _scaled_gradient(x: Tensor, factor: float) -> Tensor:
