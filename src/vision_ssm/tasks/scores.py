@@ -28,7 +28,9 @@ class Score:
     minor: bool = False
 
     def text(self, value: float) -> str:
-        """Write a value: 0.9731 in ``%`` is '97.31 %', 0.0312 in ``px`` is '0.0312 px'."""
+        """Write a value: 0.9731 in ``%`` is '97.31 %', 0.0312 in ``px`` is '0.0312 px', nan is '-'."""
+        if math.isnan(value):
+            return "-"
         number = f"{100 * value:.2f}" if self.unit == "%" else f"{value:.4g}"
         return f"{number} {self.unit}".rstrip()
 

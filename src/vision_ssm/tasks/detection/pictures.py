@@ -82,7 +82,7 @@ def _curves(axes: Axes, scored: CocoScores, names: Sequence[str]) -> None:
         axes.plot(scored.recalls, mean, color=colour, linewidth=1.8, label=f"IoU {overlap:g}")
     if len(known) > 1:
         axes.plot([], [], color=GREY, linewidth=0.9, label="each class, IoU 0.5")
-    axes.legend(loc="lower left", fontsize=8)
+    axes.legend(loc="upper right", fontsize=8)
 
 
 def draw_confusion(meter: DetectionMeter, path: str | Path, *, title: str = "") -> None:
