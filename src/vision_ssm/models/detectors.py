@@ -195,7 +195,7 @@ def detector(name: str, *, pretrained: bool = False, **options: Any) -> Detector
     if pretrained and row.weights is None:
         raise CheckpointError(
             f"no weights were published for {name}. Use pretrained=False, or load a file of your own with "
-            "vision_ssm.load_published."
+            "vision_ssm.checkpoints.load_published."
         )
     model = build_detector(row.backbone, **{**row.heads, **row.backbone_options, **options})
     if pretrained and row.weights is not None:
