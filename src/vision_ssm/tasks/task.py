@@ -268,6 +268,13 @@ class Task(ABC):
             batch: whose ``sizes`` are those of the files.
         """
 
+    def details(self, meter: Meter, samples: Samples) -> dict[str, Any]:
+        """Return what of an evaluation of ``samples`` is worth keeping beside its scores, as plain JSON values.
+
+        What the meter tells; a task adds what needs the samples, such as the files of the worst mistakes.
+        """
+        return meter.details()
+
     def pictures(self, meter: Meter, samples: Samples, folder: Path, *, title: str = "") -> list[Path]:
         """Draw an evaluation of ``samples`` into PNG files in ``folder`` and return them.
 

@@ -20,7 +20,12 @@ from vision_ssm.errors import CheckpointError, DataError, ShapeError
 from vision_ssm.models.registry import create_model
 from vision_ssm.tasks.classification.classes import IMAGENET_CLASSES, imagenet_names, match_classes
 from vision_ssm.tasks.classification.meter import TOP_K, ClassificationMeter
-from vision_ssm.tasks.classification.pictures import draw_confusion, draw_predictions
+from vision_ssm.tasks.classification.pictures import (
+    draw_calibration,
+    draw_confusion,
+    draw_mistakes,
+    draw_predictions,
+)
 from vision_ssm.tasks.classification.results import Classes
 from vision_ssm.tasks.classification.settings import AugmentSettings, ClassificationOptions, ClassificationSettings
 from vision_ssm.tasks.classification.sources import ClassSamples, open_dataset, own_splits, renumbered
@@ -31,6 +36,9 @@ from vision_ssm.tasks.task import Meter, Result, Task
 __all__ = ["Classification"]
 
 PREPROCESSING = ("mean", "std", "interpolation", "crop_pct", "crop_mode")  # that the settings may say otherwise
+
+MISTAKES = 100
+"""So many are listed by name."""
 
 
 @moved.arguments
@@ -154,14 +162,32 @@ class Classification(Task):
             )
         ]
 
+    def details(self, meter: Meter, samples: Samples) -> dict[str, Any]:
+        """What the meter knows, and the files of up to `MISTAKES` mistakes, the surest first."""
+        wrong = self._own(meter).mistakes()[:MISTAKES]
+        names = self.class_names
+        mistakes = [
+            {"path": samples.paths[guess.position], "true": names[guess.true], "predicted": names[guess.predicted],
+             "probability": guess.probability}
+            for guess in wrong
+        ]  # fmt: skip
+        return {**meter.details(), "mistakes": mistakes}
+
     def pictures(self, meter: Meter, samples: Samples, folder: Path, *, title: str = "") -> list[Path]:
-        """``confusion.png`` and ``predictions.png``."""
-        paths = [folder / "confusion.png", folder / "predictions.png"]
+        """``confusion.png``, ``predictions.png``, ``mistakes.png`` and ``calibration.png``."""
+        found = self._own(meter)
+        paths = [folder / f"{name}.png" for name in ("confusion", "predictions", "mistakes", "calibration")]
+        draw_confusion(found, paths[0], title=title)
+        draw_predictions(found, samples, paths[1], title=title)
+        draw_mistakes(found, samples, paths[2], title=title)
+        draw_calibration(found, paths[3], title=title)
+        return paths
+
+    @staticmethod
+    def _own(meter: Meter) -> ClassificationMeter:
         if not isinstance(meter, ClassificationMeter):
             raise TypeError(f"expected the meter of this task, got {type(meter).__name__}")
-        draw_confusion(meter, paths[0], title=title)
-        draw_predictions(meter, samples, paths[1])
-        return paths
+        return meter
 
     # ----------------------------------------------------------------------------------------------- weights file
 
