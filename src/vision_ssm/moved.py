@@ -34,6 +34,7 @@ MOVED = {
     "models.building.small_image_cfg": "models.variant.SMALL_IMAGES",
     "models.building.merged_options": "every Variant of models.variant holds all of its options",
     "checkpoints.loading.PublishedModel": "a model's layout is families.family_of(model).layout, no attribute",
+    "analysis.model_cost.cost(batch)": "its name is batch_size",
     "analysis.table.recounted_row": "analysis.model_table(name, recount=True) counts anew",
     # -------------------------------------------------------------------------------------- data and classification
     "data.folders": "tasks.classification.folders",

@@ -48,7 +48,7 @@ def test_models_table_can_be_narrowed(run):
 
 
 def test_cost_table(run):
-    outcome = run("cost", "vim_tiny_patch16_224", "--img-size", "224x320", "--batch", "2", "--layers", "1")
+    outcome = run("cost", "vim_tiny_patch16_224", "--img-size", "224x320", "--batch-size", "2", "--depth", "1")
     assert outcome.code == 0, outcome.err
     assert "vim_tiny_patch16_224, 2 x 3 x 224 x 320" in outcome.out
     assert "7,164,136" in outcome.out  # the published class built for that size

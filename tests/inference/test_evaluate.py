@@ -51,7 +51,7 @@ def test_scores_of_classes_and_the_mistakes(weights: Path, colour_folder: Callab
     (mistake,) = found["mistakes"]
     assert mistake["path"].endswith("wrong.png")
     assert (mistake["true"], mistake["predicted"]) == ("red", "green")
-    assert sum(row["count"] for row in found["calibration"]["bins"]) == 13
+    assert sum(row["images"] for row in found["calibration"]["bins"]) == 13
     drawn = result.draw(tmp_path / "pictures")
     assert {path.name for path in drawn} == set(find_task("classification").pictures)
     assert all(path.stat().st_size for path in drawn)

@@ -32,7 +32,7 @@ __all__ = ["Evaluation", "draws", "evaluate"]
 moved.answer(__name__)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Evaluation:
     """The scores of a model.
 
@@ -60,8 +60,12 @@ class Evaluation:
     found: str = ""
     split: str = "all"
     of: int | None = None
-    samples: Samples | None = field(default=None, repr=False, compare=False)
-    by: Task | None = field(default=None, repr=False, compare=False)
+    samples: Samples | None = field(default=None, compare=False)
+    by: Task | None = field(default=None, compare=False)
+
+    def __repr__(self) -> str:
+        scores = ", ".join(f"{score.title} {score.text(self.scores[score.name])}" for score in self.named)
+        return f"Evaluation({self.task} by {self.weights!r} on {self.count:,} images ({self.split}): {scores})"
 
     def __getattr__(self, name: str) -> Any:
         """Say where a score or a detail is that was an attribute before evaluations knew of tasks."""

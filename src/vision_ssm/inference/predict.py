@@ -34,7 +34,7 @@ from vision_ssm.weights.opening import open_model
 __all__ = ["Failure", "ImageLike", "Prediction", "Predictions", "predict"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Prediction:
     """What was found in one image.
 
@@ -47,13 +47,16 @@ class Prediction:
     path: str
     result: Result
 
+    def __repr__(self) -> str:
+        return f"Prediction({self.path!r}, {self.result!r})"
+
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or name == "result":  # not while being unpickled
             raise AttributeError(name)
         return getattr(self.result, name)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Predictions:
     """What `predict` returns: ``results`` in the order asked for, and ``failures``.
 
@@ -68,6 +71,10 @@ class Predictions:
     failures: tuple[Failure, ...]
     task: str
     weights: str
+
+    def __repr__(self) -> str:
+        failed = f", {len(self.failures)} failures" if self.failures else ""
+        return f"Predictions({self.task} by {self.weights!r}: {len(self.results)} results{failed})"
 
     def write(self, path: str | Path) -> None:
         """Write to a .json or .csv file, whole or not at all.

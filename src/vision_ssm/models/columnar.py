@@ -23,6 +23,7 @@ from vision_ssm.layers.positions import (
     split_rows,
 )
 from vision_ssm.layers.strips import Patches
+from vision_ssm.models.in_words import in_words
 
 __all__ = ["POOLS", "Columnar", "init_head"]
 
@@ -52,6 +53,10 @@ class Columnar(nn.Module):
     def _layers_per_step(self) -> int:
         """Blocks that transform the stream together."""
         return 1
+
+    def extra_repr(self) -> str:
+        """What a printed model begins with."""
+        return in_words(self)
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Patterns that assign parameters to layers, for layer-wise learning rates."""

@@ -62,6 +62,9 @@ class Result(ABC):
     def to_dict(self) -> dict[str, Any]:
         """All of it as plain JSON values."""
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{key}: {value}' for key, value in self.row().items())})"
+
     def row(self) -> dict[str, str]:
         """One line of the table on the terminal: column -> text."""
         return {key: str(value) for key, value in self.to_dict().items()}

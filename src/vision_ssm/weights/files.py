@@ -23,6 +23,7 @@ from vision_ssm.checkpoints.tensors import wrong_kinds
 from vision_ssm.data.preprocessing import Preprocessing
 from vision_ssm.errors import CheckpointError, ConfigError, VisionSSMError
 from vision_ssm.models.described import check_described
+from vision_ssm.models.in_words import in_words
 from vision_ssm.settings import from_mapping
 from vision_ssm.storage import whole_file
 from vision_ssm.tasks.registry import TaskInfo, find_task
@@ -54,7 +55,7 @@ _CLASS_NAMES = "weights.files.WeightsInfo(class_names)"
 
 
 @moved.arguments
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class WeightsInfo:
     """What a weights file knows about its weights, besides the numbers.
 
@@ -87,6 +88,12 @@ class WeightsInfo:
     def __post_init__(self) -> None:
         if not isinstance(self.task, str):  # names of classes once stood there
             raise TypeError(f"task must be the name of a task, got {self.task!r}. {moved.told(_CLASS_NAMES)}")
+
+    def __repr__(self) -> str:
+        options = "".join(f", {name}={value!r}" for name, value in self.model_options.items())
+        classes = f", {len(self.class_names)} classes" if self.class_names else ""
+        scores = "".join(f", {name}: {value}" for name, value in self.metrics.items())
+        return f"WeightsInfo({self.source or 'unsaved'}: {self.model}{options} for {self.task}{classes}{scores})"
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -166,6 +173,9 @@ class Loaded(NamedTuple):
 
     model: nn.Module
     info: WeightsInfo
+
+    def __repr__(self) -> str:
+        return f"Loaded({in_words(self.model)}; {self.info!r})"
 
     def task(self, **data: Any) -> Task:
         """Return the task as the model was trained for it.

@@ -28,7 +28,7 @@ class Bin(NamedTuple):
 
     lower: float
     upper: float
-    count: int
+    images: int
     confidence: float
     accuracy: float
 
@@ -41,7 +41,7 @@ class Calibration:
     ece: float
 
     def to_dict(self) -> dict[str, Any]:
-        """Return ``{"ece", "bins": [{"lower", "upper", "count", "confidence", "accuracy"}]}``; None for nan."""
+        """Return ``{"ece", "bins": [{"lower", "upper", "images", "confidence", "accuracy"}]}``; None for nan."""
         rows = [{key: _or_none(value) for key, value in row._asdict().items()} for row in self.bins]
         return {"ece": _or_none(self.ece), "bins": rows}
 

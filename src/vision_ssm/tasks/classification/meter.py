@@ -177,9 +177,9 @@ def _or_zero(value: float) -> float:
 def _calibration_table(found: Calibration) -> Table:
     columns = ("probability", "images", "mean", "right")
     rows = [
-        (f"{100 * row.lower:.0f} to {100 * row.upper:.0f} %", f"{row.count:,}", SHARE.text(row.confidence),
+        (f"{100 * row.lower:.0f} to {100 * row.upper:.0f} %", f"{row.images:,}", SHARE.text(row.confidence),
          SHARE.text(row.accuracy))
-        for row in found.bins if row.count
+        for row in found.bins if row.images
     ]  # fmt: skip
     title = f"Calibration: the first guess is right as often as it is probable, but for {SHARE.text(found.ece)} (ECE)"
     return Table(title, columns, rows, numeric=columns)

@@ -44,7 +44,7 @@ def draw_calibration(evaluation: ClassificationMeter, path: str | Path, *, title
         DataError: the picture cannot be written.
     """
     found = evaluation.calibration
-    filled = [row for row in found.bins if row.count]
+    filled = [row for row in found.bins if row.images]
     with png_figure(path, (5.2, 5.6), layout=None) as figure:
         share, amount = figure.subplots(2, 1, height_ratios=(3.2, 1), sharex=True)
         width = 1 / BINS
@@ -67,7 +67,7 @@ def draw_calibration(evaluation: ClassificationMeter, path: str | Path, *, title
         )
         share.set(ylim=(0, 101), xlim=(0, 100), ylabel="right, % of the images")
         share.legend(loc="upper left", fontsize=8.5, frameon=True, framealpha=0.85, edgecolor="none")
-        amount.bar(centres, [row.count for row in filled], 94 * width, color=GREY)
+        amount.bar(centres, [row.images for row in filled], 94 * width, color=GREY)
         amount.set(ylabel="images", xlabel="probability of the predicted class, %")
         amount.yaxis.get_major_locator().set_params(integer=True)  # type: ignore[attr-defined]
         error = "-" if math.isnan(found.ece) else f"{100 * found.ece:.1f} %"

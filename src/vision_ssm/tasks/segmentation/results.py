@@ -29,7 +29,7 @@ class Area(NamedTuple):
     share: float
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Segments(Result):
     """A class for each pixel.
 
