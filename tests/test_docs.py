@@ -1,6 +1,6 @@
 """README.md and docs/: what they point to exists, what they name resolves, what they show can be typed.
 
-The blocks of docs/integrations.md also run, in tests/integrations/test_how_to.py.
+That the blocks also run is tried in tests/test_docs_run.py and tests/integrations/test_how_to.py.
 """
 
 from __future__ import annotations
