@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import vision_ssm
+from vision_ssm.inference.evaluate import Evaluation
 from vision_ssm.tasks.scores import Score
 from vision_ssm.training.config import TrainConfig
 from vision_ssm.weights.files import Loaded
@@ -34,7 +35,7 @@ def test_results(loaded: Loaded) -> None:
     assert repr(maps.results[0]) == "Feature('image 0', 128 numbers, map 7: 128 x 8 x 8)"
     assert repr(maps).startswith("Features(vim_nano by ")
     scores = (Score("top1", "top-1", "%"),)
-    evaluation = vision_ssm.inference.evaluate.Evaluation("classification", "w", {"top1": 0.5}, scores, 1200, None)
+    evaluation = Evaluation("classification", "w", {"top1": 0.5}, scores, 1200, None)
     assert repr(evaluation) == "Evaluation(classification by 'w' on 1,200 images (all): top-1 50.00 %)"
 
 

@@ -50,7 +50,7 @@ def draw_matrix(
     used = np.flatnonzero((counts.sum(0) > 0) | (counts.sum(1) > 0))
     used = used if len(used) else np.arange(len(counts))
     counts = counts[np.ix_(used, used)]
-    names = [shortened(names[index], 24) for index in used]
+    names = [shortened(names[int(index)], 24) for index in used]
     listed = _commonest(counts, names)
     if len(names) > WHOLE:
         counts, names = _part(counts, names)
@@ -76,7 +76,7 @@ def draw_matrix(
             spine.set_visible(True)
         scale = figure.colorbar(shown, cax=figure.add_axes((1 + 0.25 / side, 0, 0.18 / side, 1)))
         scale.set_label(f"% of the {unit} of each {asked} class")
-        scale.outline.set_visible(False)  # type: ignore[operator]
+        scale.outline.set_visible(False)
         if total <= WRITTEN:
             _write_shares(axes, shares)
         elif listed:

@@ -63,7 +63,8 @@ class Result(ABC):
         """All of it as plain JSON values."""
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({', '.join(f'{key}: {value}' for key, value in self.row().items())})"
+        shown = ", ".join(f"{key}: {value}" for key, value in self.row().items() if value)
+        return f"{type(self).__name__}({shown})"
 
     def row(self) -> dict[str, str]:
         """One line of the table on the terminal: column -> text."""

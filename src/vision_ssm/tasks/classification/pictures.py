@@ -69,7 +69,7 @@ def draw_calibration(evaluation: ClassificationMeter, path: str | Path, *, title
         share.legend(loc="upper left", fontsize=8.5, frameon=True, framealpha=0.85, edgecolor="none")
         amount.bar(centres, [row.images for row in filled], 94 * width, color=GREY)
         amount.set(ylabel="images", xlabel="probability of the predicted class, %")
-        amount.yaxis.get_major_locator().set_params(integer=True)  # type: ignore[attr-defined]
+        amount.yaxis.get_major_locator().set_params(integer=True)
         error = "-" if math.isnan(found.ece) else f"{100 * found.ece:.1f} %"
         score = f"calibration error {error} over {evaluation.count:,} images"
         share.set_title(f"{shortened(title, 50)}\n{score}" if title else score)
