@@ -18,6 +18,7 @@ from PIL import Image
 
 import vision_ssm
 from tests.tasks.segmentation.scenes import folder as scenes
+from vision_ssm import checkpoints
 from vision_ssm.checkpoints import hub
 from vision_ssm.cli.main import main
 from vision_ssm.training.config import TrainConfig
@@ -36,6 +37,7 @@ NOT_RUN = {
     "vision-ssm bench --models vim_tiny_patch16_224": "minutes; tests/cli/test_bench.py runs a small one",
     "vision-ssm bench --preset vim": "minutes",
     "vision-ssm bench --show results/mine.json": "shows what the first line measured",
+    "vision-ssm train scenes/ --task segmentation --recipe segmentation_nano": "an hour; a smaller run takes its place",
     "vision-ssm train --resume runs/my-run": "tests/cli/test_train.py resumes a run",
 }
 
@@ -104,7 +106,9 @@ def here(stocked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     place = tmp_path / "here"
     shutil.copytree(stocked, place)
     monkeypatch.chdir(place)
-    monkeypatch.setattr(hub, "download", lambda repo, filename, *_, **__: published(place, filename))
+    for module in (hub, checkpoints):  # looked up in the second one
+        monkeypatch.setattr(module, "download", lambda repo, filename, *_, **__: published(place, filename))
+        monkeypatch.setattr(module, "download_url", lambda url, *_: published(place, url.rpartition("/")[2]))
     torch.manual_seed(0)
     return place
 
@@ -116,17 +120,21 @@ def published(place: Path, filename: str) -> Path:
     return place / filename
 
 
+def train_a_segmentor(place: Path) -> None:
+    scenes(place / "scenes", [f"{split}/{number}" for split in ("train", "val") for number in range(2)])
+    values = {"data.path": "scenes", "model.name": "vim_nano", "model.img_size": 32, "schedule.epochs": 1}
+    small = {"data.batch_size": 2, "data.workers": 0, "head.channels": 8, "head.auxiliary_channels": 0}
+    options = {"model.options": {"depth": 4, "embed_dim": 16}, "task": "segmentation"}
+    vision_ssm.train(TrainConfig.load(None, {**values, **small, **options}))
+
+
 @pytest.mark.parametrize("block", python_blocks())
 def test_python(here: Path, block: str) -> None:
     for name in (VIM, SEGMENTOR):
         if name in block:
             published(here, name)
-    if "runs/vim_nano-scenes" in block:
-        scenes(here / "scenes", [f"{split}/{number}" for split in ("train", "val") for number in range(2)])
-        values = {"data.path": "scenes", "model.name": "vim_nano", "model.img_size": 32, "schedule.epochs": 1}
-        small = {"data.batch_size": 2, "data.workers": 0, "head.channels": 8, "head.auxiliary_channels": 0}
-        options = {"model.options": {"depth": 4, "embed_dim": 16}, "task": "segmentation"}
-        vision_ssm.train(TrainConfig.load(None, {**values, **small, **options}))
+    if "vim_nano-scenes" in block:
+        train_a_segmentor(here)
     if 'load("model.pt2")' in block:
         (before,) = [text for _, text in blocks("python") if 'save(program, "model.pt2")' in text]
         exec(before, {})
@@ -136,7 +144,12 @@ def test_python(here: Path, block: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("typed", commands())
 def test_commands(here: Path, typed: list[list[str]]) -> None:
-    published(here, VIM)
+    text = " ".join(shlex.join(words) for words in typed)
+    for name in (VIM, SEGMENTOR):
+        if name in text:
+            published(here, name)
+    if "vim_nano-scenes" in text:
+        train_a_segmentor(here)
     for words in typed:
         assert words[0] == "vision-ssm", f"{shlex.join(words)} is neither a command of ours nor in NOT_RUN"
         arguments = [*words[1:], "--overwrite"] if words[1] == "train" and "--schema" not in words else words[1:]
