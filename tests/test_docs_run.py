@@ -138,6 +138,7 @@ def test_python(here: Path, block: str) -> None:
     if 'load("model.pt2")' in block:
         (before,) = [text for _, text in blocks("python") if 'save(program, "model.pt2")' in text]
         exec(before, {})
+    assert re.search(r"^(import|from) ", block, re.MULTILINE), "whoever copies a block needs its imports"
     exec(compile(block, "block", "exec"), {"__name__": "block"})
 
 
