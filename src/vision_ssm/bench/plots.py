@@ -86,7 +86,7 @@ def _draw(
             if len(models) <= INSIDE:
                 axes.legend(fontsize=8)
         if len(models) > INSIDE:  # inside it would hide the lines
-            lines_of = {line.get_label(): line for axes in figure.axes for line in axes.lines}
+            lines_of = {str(line.get_label()): line for axes in figure.axes for line in axes.lines}
             figure.legend(lines_of.values(), lines_of.keys(), loc="outside lower left", ncols=columns, fontsize=8)
         for axes in list(grid):  # what is left of the last line
             axes.set_axis_off()
