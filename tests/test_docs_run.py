@@ -32,6 +32,7 @@ PAGES = [
 ]
 VIM, SEGMENTOR = "vim_t_midclstok_76p1acc.pth", "upernet_vssm_4xb4-160k_ade20k-512x512_tiny_s_iter_160000.pth"
 LARGE = (SEGMENTOR, "train(config")  # what marks a Python block as slow
+SAVES, LOADS = 'save(program, "model.pt2")', 'load("model.pt2")'  # of two blocks, of which the second runs the first
 NOT_RUN = {
     "pip install": "an installation of its own: make check-wheel",
     "vision-ssm bench --models vim_tiny_patch16_224": "minutes; tests/cli/test_bench.py runs a small one",
@@ -56,6 +57,7 @@ def python_blocks() -> list[object]:
     return [
         pytest.param(block, id=name, marks=[pytest.mark.slow] if any(word in block for word in LARGE) else [])
         for name, block in blocks("python")
+        if SAVES not in block
     ]
 
 
@@ -135,9 +137,9 @@ def test_python(here: Path, block: str) -> None:
             published(here, name)
     if "vim_nano-scenes" in block:
         train_a_segmentor(here)
-    if 'load("model.pt2")' in block:
-        (before,) = [text for _, text in blocks("python") if 'save(program, "model.pt2")' in text]
-        exec(before, {})
+    if LOADS in block:
+        (before,) = [text for _, text in blocks("python") if SAVES in text]
+        exec(before, {"__name__": "block"})
     assert re.search(r"^(import|from) ", block, re.MULTILINE), "whoever copies a block needs its imports"
     exec(compile(block, "block", "exec"), {"__name__": "block"})
 
