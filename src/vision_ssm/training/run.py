@@ -39,6 +39,9 @@ from vision_ssm.training.run_folder import RunFolder
 
 __all__ = ["train"]
 
+PROGRESS_SECONDS = 10.0
+"""Between two drawings of the curve while training runs: short epochs would else spend their time on it."""
+
 
 def train(config: TrainConfig, *, on_event: Listener | None = None) -> TrainResult:
     """Train as ``config`` says and leave everything in its run folder.
@@ -86,7 +89,7 @@ class _Run:
         self.stop = stop
         self._listener = listener
         self._is_main = engine.processes.is_main
-        self._started_at = self._saved_at = time.monotonic()
+        self._started_at = self._saved_at = self._drawn_at = time.monotonic()
 
     def carry_out(self, source: Path | None) -> TrainResult:
         """Train from the beginning, or from the checkpoint at ``source``, to the end or until a signal."""
@@ -209,7 +212,17 @@ class _Run:
         )
         at.epoch, at.step, at.loss_sum, at.seconds = epoch, 0, 0.0, 0.0
         self._save()
+        if scores and epoch < engine.length.epochs:  # after the last one everything is drawn
+            self._show_progress()
         return True
+
+    def _show_progress(self) -> None:
+        if not self._is_main or time.monotonic() - self._drawn_at < PROGRESS_SECONDS:
+            return
+        problem = results.write_progress(self.folder)
+        self._drawn_at = time.monotonic()
+        if problem is not None:
+            self.emit(Notice(f"The curve could not be drawn: {problem}"))
 
     def _scores(self, name: str, model: nn.Module) -> dict[str, float] | None:
         batches = len(self.engine.parts.val)
