@@ -59,9 +59,7 @@ def content(folder: Path) -> list[dict[str, str]]:
     return [{key: value for key, value in row.items() if key not in timed} for row in rows(folder / "log.csv")]
 
 
-def test_curve_and_table_while_training_runs(
-    tiny: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_curve_and_table_while_training_runs(tiny: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run, "PROGRESS_SECONDS", 0.0)
     monkeypatch.setattr(results, "write_pictures", lambda folder, engine: results.write_progress(folder))
     monkeypatch.setattr(results, "draw_curve", lambda log, path: path.write_bytes(log.read_bytes()))

@@ -30,6 +30,7 @@ from vision_ssm.training.config import TrainConfig
 from vision_ssm.training.distributed import Processes
 from vision_ssm.training.randomness import seed_everything
 from vision_ssm.training.schedule import scaled_rate
+from vision_ssm.training.sinks import require_installed
 from vision_ssm.training.starting import load_start
 
 __all__ = ["Parts", "assemble", "make_optimizer"]
@@ -84,6 +85,7 @@ def assemble(config: TrainConfig, processes: Processes, *, resuming: bool) -> Pa
     """
     if not config.data.path:
         raise ConfigError("no data: give a folder, or the name of a data set such as digits (data.path).")
+    require_installed(config.run.log_to)
     if config.run.amp == "fp16" and processes.device.type != "cuda":
         raise ConfigError(f"run.amp fp16 needs a CUDA device, and this run is on {processes.device}; use bf16 or none.")
     if config.model.start_required and not (config.model.pretrained or config.model.checkpoint or resuming):

@@ -204,10 +204,20 @@ class RunConfig(Section):
     device: str = setting("auto", "auto, cpu, cuda, cuda:1, mps ...", free=True)
     amp: Literal["none", "bf16", "fp16"] = setting("none", "Autocast; fp16 scales the loss and needs a GPU.")
     log_every: Count = setting(10, "Updates between two step lines of log.jsonl.", free=True)
+    log_to: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = setting(
+        (), "Programs that show the numbers as well, where installed: tensorboard, wandb, mlflow.", free=True
+    )
     eval_every: Count = setting(1, "Epochs between two evaluations; the last epoch is always evaluated.")
     checkpoint_minutes: NotNegative = setting(
         5.0, "Minutes between two checkpoints inside an epoch; 0 writes one after every update.", free=True
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_name_is_a_list(cls, values: Any) -> Any:
+        if isinstance(values, Mapping) and isinstance(values.get("log_to"), str):
+            return {**values, "log_to": tuple(name.strip() for name in values["log_to"].split(","))}
+        return values
 
     @model_validator(mode="after")
     def _resume_or_overwrite(self) -> Self:

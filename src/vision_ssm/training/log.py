@@ -99,7 +99,8 @@ def write_table(log: str | Path, path: str | Path) -> None:
 
     The columns are the same from a run's first table to its last: ``event`` (``step_done`` or ``epoch_done``), the
     numbers of these events under their names in the log, then ``loss:NAME`` for each loss of the task, ``score:NAME``
-    for each score and ``ema:NAME`` for that of the moving average. What an event does not have, or is no number, is empty.
+    for each score and ``ema:NAME`` for that of the moving average. What an event does not have, or is no number, is
+    empty.
 
     Args:
         log: the run's log.jsonl.

@@ -53,7 +53,7 @@ def write_progress(folder: RunFolder) -> str | None:
 
 
 def write_pictures(folder: RunFolder, engine: Engine) -> str | None:
-    """Write curve and table of the run, and draw the task's pictures of the best weights (else the last) as they are on disk.
+    """Write curve and table of the run, and the pictures of its best weights (else the last) as they are on disk.
 
     Returns what went wrong, if anything: a run with good weights is not failed by a picture, and a damaged log does not
     cost the pictures of the weights.

@@ -36,6 +36,7 @@ from vision_ssm.training.events import (
 )
 from vision_ssm.training.interruption import StopRequest
 from vision_ssm.training.run_folder import RunFolder
+from vision_ssm.training.sinks import Opening, Outcome, Sinks
 
 __all__ = ["train"]
 
@@ -89,6 +90,7 @@ class _Run:
         self.stop = stop
         self._listener = listener
         self._is_main = engine.processes.is_main
+        self._sinks: Sinks | None = None
         self._started_at = self._saved_at = self._drawn_at = time.monotonic()
 
     def carry_out(self, source: Path | None) -> TrainResult:
@@ -105,11 +107,25 @@ class _Run:
                 notices.append(f"Continuing from {file}.")
         elif self.config.run.resume:
             notices.append("The run had written no checkpoint yet, so it starts from the beginning.")
+        resumed_at = engine.progress.update if source is not None else None
         if self._is_main:
             self.folder.start(self.config, log_bytes)
-        self.emit(self._introduction(resumed=source is not None))
-        for message in notices:
-            self.emit(Notice(message))
+            primary = f"held_out/{engine.task.primary.name}"
+            self._sinks = Sinks(Opening(self.config, self.folder.path, primary, resumed_at))
+        outcome: Outcome = "failed"
+        try:
+            self.emit(self._introduction(resumed_at))
+            for message in notices:
+                self.emit(Notice(message))
+            result = self._to_the_end()
+            outcome = "finished" if result.interrupted is None else "interrupted"
+            return result
+        finally:
+            for problem in self._sinks.close(outcome) if self._sinks is not None else []:
+                self.emit(Notice(problem))
+
+    def _to_the_end(self) -> TrainResult:
+        engine = self.engine
         try:
             while engine.progress.epoch < engine.length.epochs and not self._is_out_of_patience():
                 if not self._train_epoch() or not self._close_epoch():
@@ -137,6 +153,8 @@ class _Run:
             return
         if self._is_logged(event):
             self.folder.record(event)
+            for problem in self._sinks.record(event) if self._sinks is not None else []:
+                self.emit(Notice(problem))
         if self._listener is not None:
             self._listener(event)
 
@@ -243,7 +261,7 @@ class _Run:
         self.emit(CheckpointWritten(path, self.engine.progress.epoch, self.engine.progress.update))
         return path
 
-    def _introduction(self, *, resumed: bool) -> RunStarted:
+    def _introduction(self, resumed_at: int | None) -> RunStarted:
         engine, parts = self.engine, self.engine.parts
         return RunStarted(
             folder=self.folder.path,
@@ -263,7 +281,7 @@ class _Run:
             device=str(engine.processes.device),
             processes=engine.processes.world,
             started_from=parts.started_from,
-            resumed_at=engine.progress.update if resumed else None,
+            resumed_at=resumed_at,
         )
 
     def _interrupted(self) -> TrainResult:
