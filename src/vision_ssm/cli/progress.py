@@ -105,6 +105,8 @@ class TrainingDisplay:
         done = event.resumed_at or 0
         if event.resumed_at is not None:
             self._say(f"resumed after {done} updates")
+        if self._training is not None:  # one run after another
+            self._progress.remove_task(self._training)
         self._training = self._progress.add_task("training", total=event.updates, completed=done)
 
     def _step(self, event: StepDone) -> None:

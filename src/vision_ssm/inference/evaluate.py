@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from vision_ssm.device import autocast
 from vision_ssm.errors import CheckpointError, DataError, VisionSSMNotice
 from vision_ssm.inference.inputs import ImageSize, is_native
 from vision_ssm.storage import whole_file
+from vision_ssm.tasks.folds import open_fold
 from vision_ssm.tasks.meters import read_scores
 from vision_ssm.tasks.scores import Score
 from vision_ssm.tasks.task import Meter, Task
@@ -168,6 +169,11 @@ def _part(
 ) -> tuple[Samples, str, int | None]:
     """Open what is to be scored; returns (samples, split, number of images that it was cut from or None)."""
     own = task.own_splits()
+    if info.fold is not None and split != "all" and not own and not may_cut:
+        part: Literal["train", "val"] = "train" if split == "train" else "val"
+        fold = open_fold(task, part, *info.fold)
+        if fold.whole.fingerprint == info.trained_on:
+            return fold.samples, part, len(fold.whole)
     if split == "all" or (split or "val") in own:
         split = split or "val"
         return task.open(split), split, None

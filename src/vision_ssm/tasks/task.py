@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from vision_ssm.data.batches import Batch, Sample, Samples, Transform, stack
 from vision_ssm.data.preprocessing import Preprocessing
+from vision_ssm.data.subset import Subset
 from vision_ssm.errors import ConfigError
 from vision_ssm.settings import Section, from_mapping
 from vision_ssm.tasks.scores import Score, Table
@@ -95,6 +96,7 @@ class Task(ABC):
         unused_parameters: whether a step may leave parameters without a gradient.
         batch_multiple: training batches must be a multiple of this.
         repeats: how often an epoch's samples come each, see `vision_ssm.data.loader.epoch_order`.
+        balanced: whether every group of `groups` comes equally often in training, instead of every sample once.
     """
 
     name: ClassVar[str]
@@ -108,6 +110,7 @@ class Task(ABC):
     unused_parameters: bool = False
     batch_multiple: int = 1
     repeats: int = 1
+    balanced: bool = False
 
     def __init__(self, settings: TaskSettings) -> None:
         if not isinstance(settings, self.Settings):
@@ -170,6 +173,30 @@ class Task(ABC):
             DataError: they have labels that the model does not know.
         """
         return samples
+
+    def subset(self, samples: Samples, positions: Sequence[int], found: str | None = None) -> Samples:
+        """Return some of the samples of a split, as usable as all of them.
+
+        The default keeps every other attribute as it is; a task whose samples have further entries per sample, or
+        methods that take a position, says so here (see `vision_ssm.data.subset.Subset`).
+
+        Args:
+            samples: of `open`.
+            positions: of those to keep.
+            found: what they are, in a line for people; None makes one.
+        """
+        return Subset(samples, positions, found=found)
+
+    def groups(self, samples: Samples) -> Sequence[int] | None:
+        """Return a group per sample, such as its class, from what is known without reading any; None without groups.
+
+        Folds are cut evenly within each group.
+        """
+        return None
+
+    def remarks(self, train: Samples, val: Samples) -> list[str]:
+        """Say in sentences what is odd about the data of a run, from what is known without reading them."""
+        return []
 
     def prepare(self, train: Samples) -> None:  # noqa: B027 -- most tasks learn something from their data, not all
         """Take over from the training samples what model and weights file must know, such as names of classes."""

@@ -21,13 +21,14 @@ from vision_ssm.data.batches import Samples
 from vision_ssm.data.contents import contents_digest
 from vision_ssm.data.loader import EpochLoader
 from vision_ssm.data.preprocessing import Preprocessing
-from vision_ssm.errors import ConfigError, DataError, suggestion
+from vision_ssm.errors import ConfigError, suggestion
 from vision_ssm.models.registry import takes_size
 from vision_ssm.models.variant import full_name
-from vision_ssm.tasks.registry import find_task, looks_like
+from vision_ssm.tasks.registry import find_task
 from vision_ssm.tasks.task import Task
 from vision_ssm.training.config import TrainConfig
 from vision_ssm.training.distributed import Processes
+from vision_ssm.training.opening import open_data
 from vision_ssm.training.randomness import seed_everything
 from vision_ssm.training.schedule import scaled_rate
 from vision_ssm.training.sinks import require_installed
@@ -47,6 +48,8 @@ class Parts:
         model_options: keyword arguments of `Task.build` that rebuild the model.
         started_from: "scratch", "published weights" or a file.
         data: what there is to train on and what is held out, in a line for people.
+        trained_on: fingerprint of the data that the training images were cut from, see `WeightsInfo.trained_on`.
+        skipped: files that were left out, see `vision_ssm.training.opening.Opened`.
     """
 
     config: TrainConfig
@@ -58,6 +61,8 @@ class Parts:
     val: EpochLoader
     started_from: str
     data: str
+    trained_on: str = ""
+    skipped: dict[str, dict[str, str]] | None = None
     notices: list[str] = field(default_factory=list)
 
     @functools.cached_property
@@ -96,16 +101,15 @@ def assemble(config: TrainConfig, processes: Processes, *, resuming: bool) -> Pa
         )
     config = config.replace(**{"model.name": full_name(config.model.name)})
     task: Task = find_task(config.task).load()(config.settings)
-    train_set = _training_data(config, task)
-    task.prepare(train_set)
-    val_set = task.open("val")
+    opened = open_data(config, task, processes, resuming=resuming)
+    train_set, val_set = opened.train, opened.val
     model, options = _model(config, task, resuming=resuming)
     preprocessing = task.preprocessing(model)
     if config.model.img_size is not None:
         preprocessing = preprocessing.with_size(config.model.img_size)
     found = [getattr(samples, "found", f"{len(samples):,} images") for samples in (train_set, val_set)]
     data = f"to train on, {found[0]}; held out, {found[1]}"
-    notices: list[str] = []
+    notices = opened.notices
     started_from = "published weights" if config.model.pretrained else "scratch"
     if config.model.checkpoint and not resuming:
         started_from = config.model.checkpoint
@@ -128,17 +132,8 @@ def assemble(config: TrainConfig, processes: Processes, *, resuming: bool) -> Pa
     if task.sync_batch_norm and processes.world > 1 and processes.device.type != "cuda":
         notices.append("Batch norms take each process's own statistics: PyTorch synchronises them on GPUs only.")
     model.to(processes.device)
-    return Parts(config, task, model, options, preprocessing, train, val, started_from, data, notices)
-
-
-def _training_data(config: TrainConfig, task: Task) -> Samples:
-    try:
-        return task.open("train")
-    except DataError as error:
-        alike = looks_like(config.data.path, task.name)
-        if not alike:
-            raise
-        raise DataError(f"{error} {alike}") from error
+    about = opened.identity, opened.skipped, notices
+    return Parts(config, task, model, options, preprocessing, train, val, started_from, data, *about)
 
 
 def _model(config: TrainConfig, task: Task, *, resuming: bool) -> tuple[nn.Module, dict[str, Any]]:
@@ -183,6 +178,7 @@ def _train_loader(
             rank=processes.rank,
             world_size=processes.world,
             repeats=task.repeats,
+            groups=task.groups(samples) if task.balanced else None,
         )
 
     available = loader(1).samples

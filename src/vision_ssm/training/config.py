@@ -260,11 +260,13 @@ class TrainConfig(TaskSettings, _Start):
 
     @property
     def run_folder(self) -> Path:
-        """Where the run's files go: the resumed run's folder, else ``output/name``."""
+        """Where the run's files go: the resumed run's folder, else ``output/name``, and ``-foldN`` of a fold."""
         if self.run.resume:
             resumed = Path(self.run.resume)
             return resumed.parent if resumed.suffix == ".ckpt" else resumed
-        return Path(self.run.output) / (self.run.name or f"{self.model.name}-{Path(self.data.path).name or 'run'}")
+        name = self.run.name or f"{self.model.name}-{Path(self.data.path).name or 'run'}"
+        fold = "" if self.data.fold is None else f"-fold{self.data.fold}"
+        return Path(self.run.output) / f"{name}{fold}"
 
     @classmethod
     def load(cls, recipe: str | Path | None = None, overrides: Mapping[str, Any] | Iterable[str] = ()) -> TrainConfig:

@@ -28,6 +28,7 @@ def write_weights(
 
     Raises CheckpointError when it cannot be written; a file of before stays.
     """
+    data = parts.config.data
     info = WeightsInfo(
         model=parts.config.model.name,
         model_options=without_sources(parts.model_options),
@@ -36,8 +37,9 @@ def write_weights(
         preprocessing=parts.preprocessing,
         metrics={**scores, "epoch": epoch, "weights": kind},
         version=version("vision-ssm"),
-        val_fraction=parts.config.data.val_fraction,
-        trained_on=parts.train.dataset.fingerprint,
+        val_fraction=data.val_fraction,
+        trained_on=parts.trained_on,
+        fold=None if data.fold is None or data.folds is None else (data.fold, data.folds),
     )
     save_weights(path, model, info=info)
 

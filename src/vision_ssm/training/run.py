@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from vision_ssm.data.loader import worker_failures
-from vision_ssm.errors import TrainingDiverged
+from vision_ssm.errors import DataError, TrainingDiverged, UnreadableError
 from vision_ssm.tasks.meters import read_scores
 from vision_ssm.training import results
 from vision_ssm.training import state as checkpoint
@@ -35,6 +35,7 @@ from vision_ssm.training.events import (
     TrainResult,
 )
 from vision_ssm.training.interruption import StopRequest
+from vision_ssm.training.opening import WAYS_OUT, write_skipped
 from vision_ssm.training.run_folder import RunFolder
 from vision_ssm.training.sinks import Opening, Outcome, Sinks
 
@@ -110,6 +111,8 @@ class _Run:
         resumed_at = engine.progress.update if source is not None else None
         if self._is_main:
             self.folder.start(self.config, log_bytes)
+            if engine.parts.skipped is not None:
+                write_skipped(self.folder.path, engine.parts.skipped)
             primary = f"held_out/{engine.task.primary.name}"
             self._sinks = Sinks(Opening(self.config, self.folder.path, primary, resumed_at))
         outcome: Outcome = "failed"
@@ -130,6 +133,10 @@ class _Run:
             while engine.progress.epoch < engine.length.epochs and not self._is_out_of_patience():
                 if not self._train_epoch() or not self._close_epoch():
                     return self._interrupted()
+        except UnreadableError as error:
+            if self.config.data.skip_unreadable:  # it could be read before the run
+                raise
+            raise DataError(f"{error} {WAYS_OUT}") from error
         except TrainingDiverged as error:
             self.emit(Diverged(str(error), error.epoch, error.update, error.learning_rate, error.files))
             raise

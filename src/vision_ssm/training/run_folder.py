@@ -26,6 +26,7 @@ _LEFT_BY_A_RUN = (
     "last.safetensors",
     "curve.png",
     "log.csv",
+    "skipped.json",
     "tracking.json",
 )
 

@@ -67,9 +67,10 @@ class WeightsInfo:
         metrics: such as ``{"top1": 0.97}``.
         val_fraction: share that training held out of a data folder without a val/ of its own, so that evaluation
             holds out the same images; None where the data had its own.
-        trained_on: fingerprint of the training images, by which evaluation knows the data of training again; empty
-            where nobody can tell.
+        trained_on: fingerprint of the training images (with ``fold``, of all of them), by which evaluation knows the
+            data of training again; empty where nobody can tell.
         version: of the library that wrote the file.
+        fold: (which, of how many) folds training held out; None where the data were not cut into folds.
         source: the file, or the name, that the weights came from; not stored.
     """
 
@@ -82,6 +83,7 @@ class WeightsInfo:
     val_fraction: float | None = None
     trained_on: str = ""
     version: str = ""
+    fold: tuple[int, int] | None = None
     source: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
@@ -109,6 +111,7 @@ class WeightsInfo:
             "metrics": self.metrics,
             "val_fraction": self.val_fraction,
             "trained_on": self.trained_on,
+            "fold": self.fold,
             "version": self.version,
         }
         try:
@@ -144,6 +147,7 @@ class WeightsInfo:
                 val_fraction=_share(fields["val_fraction"]),
                 trained_on=str(fields.get("trained_on", "")),  # files of before do not say it
                 version=str(fields["version"]),
+                fold=_fold(fields.get("fold")),
             )
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise CheckpointError(f"its description is damaged ({type(error).__name__}: {error})") from error
@@ -159,6 +163,14 @@ def _share(value: object) -> float | None:
     if value is None or (isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1):
         return value
     raise ValueError(f"val_fraction must be in [0, 1), got {value!r}")
+
+
+def _fold(value: object) -> tuple[int, int] | None:
+    if value is None:
+        return None
+    if isinstance(value, list) and [type(part) for part in value] == [int, int] and 0 <= value[0] < value[1]:
+        return value[0], value[1]
+    raise ValueError(f"fold must be [which, of how many], got {value!r}")
 
 
 class Loaded(NamedTuple):

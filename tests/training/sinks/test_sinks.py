@@ -92,8 +92,8 @@ def test_wandb_is_told_one_run(tiny: Tiny, wandb: list[tuple[str, Any]]) -> None
     steps = [values for kind, values in wandb if kind == "log"]
     assert [step for _, step in steps] == [1, 2, 3, 4, 5, 5, 6, 7]
     names = ("loss", "learning_rate", "grad_norm", "images_per_second")
-    assert set(steps[4][0]) == {*(f"train/{name}" for name in names), "epoch"}
-    assert {"held_out/top1", "held_out/loss", "epoch/train_loss", "epoch"} <= set(steps[5][0])
+    assert set(steps[4][0]) == {*(f"train/{name}" for name in names), "train/epoch"}
+    assert {"held_out/top1", "held_out/loss", "epoch/train_loss", "train/epoch"} <= set(steps[5][0])
     del wandb[:]
     train(again(config))
     assert (wandb[0][1]["id"], wandb[0][1]["resume"]) == ("abc", "allow")

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-import torch.nn.functional as F
 from PIL import Image
 from timm.data.mixup import Mixup
 from torch import Tensor, nn
@@ -16,11 +15,14 @@ from vision_ssm import moved
 from vision_ssm.data.batches import Batch, Samples, Transform
 from vision_ssm.data.normalise import Normalise
 from vision_ssm.data.preprocessing import Preprocessing
+from vision_ssm.data.subset import Subset
 from vision_ssm.errors import CheckpointError, DataError, ShapeError
 from vision_ssm.models.registry import create_model
 from vision_ssm.tasks.classification.classes import IMAGENET_CLASSES, imagenet_names, match_classes
+from vision_ssm.tasks.classification.losses import class_weights, weighted_cross_entropy
 from vision_ssm.tasks.classification.meter import TOP_K, ClassificationMeter
 from vision_ssm.tasks.classification.pictures import draw_confusion, draw_predictions
+from vision_ssm.tasks.classification.remarks import remarks_on_classes
 from vision_ssm.tasks.classification.results import Classes
 from vision_ssm.tasks.classification.settings import AugmentSettings, ClassificationOptions, ClassificationSettings
 from vision_ssm.tasks.classification.sources import ClassSamples, open_dataset, own_splits, renumbered
@@ -56,9 +58,11 @@ class Classification(Task):
         super().__init__(settings)
         self.class_names: tuple[str, ...] = ()
         self.repeats = settings.augment.repeats
+        self.balanced = settings.data.balanced
         self.batch_multiple = 2 if settings.augment.mixes else 1  # mixup pairs the images of a batch
         self._mirror_safe = True
         self._mixup: Mixup | None = None
+        self._class_weights: Tensor | None = None
 
     # ------------------------------------------------------------------------------------------------------- data
 
@@ -87,6 +91,19 @@ class Classification(Task):
             )
         self.class_names, self._mirror_safe = train.class_names, train.mirror_safe
         self._mixup = _mixup(self.settings.augment, len(self.class_names)) if self.settings.augment.mixes else None
+        self._class_weights = class_weights(self.settings.loss.class_weights, train.targets, len(self.class_names))
+
+    def subset(self, samples: Samples, positions: Sequence[int], found: str | None = None) -> Samples:
+        """Some of the samples with their classes."""
+        return Subset(samples, positions, ("targets",), found)
+
+    def groups(self, samples: ClassSamples) -> tuple[int, ...]:  # type: ignore[override]
+        """The classes."""
+        return samples.targets
+
+    def remarks(self, train: ClassSamples, val: ClassSamples) -> list[str]:  # type: ignore[override]
+        """Classes of few images, and of very different numbers of them."""
+        return remarks_on_classes(train, val, balanced=self.balanced or self.settings.loss.class_weights is not None)
 
     def tally(self, samples: ClassSamples, target: int) -> dict[str, int]:  # type: ignore[override]
         """An image of its class."""
@@ -118,12 +135,12 @@ class Classification(Task):
         return create_model(backbone, **{**options, "num_classes": len(self.class_names)})
 
     def losses(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """Mean cross-entropy. With mixing on, ``batch.images`` is overwritten."""
+        """Mean cross-entropy, each class's part times its weight. With mixing on, ``batch.images`` is overwritten."""
+        images, targets, smoothing = batch.images, batch.targets, self.settings.augment.label_smoothing
         if self._mixup is not None:  # the smoothing is in the mixed targets already
-            images, targets = self._mixup(batch.images, batch.targets)
-            return {"loss": F.cross_entropy(model(images).float(), targets)}
-        smoothing = self.settings.augment.label_smoothing
-        return {"loss": F.cross_entropy(model(batch.images).float(), batch.targets, label_smoothing=smoothing)}
+            (images, targets), smoothing = self._mixup(images, targets), 0.0
+        logits = model(images).float()
+        return {"loss": weighted_cross_entropy(logits, targets, self._class_weights, smoothing)}
 
     def predict(self, model: nn.Module, batch: Batch) -> Tensor:
         """Logits [B, classes] in float32."""

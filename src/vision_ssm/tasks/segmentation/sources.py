@@ -23,6 +23,7 @@ from vision_ssm.data.files import looked_up
 from vision_ssm.data.images import MAX_PIXELS, read_image
 from vision_ssm.data.parts import is_held_out
 from vision_ssm.data.splits import VAL_FRACTION, held_out
+from vision_ssm.data.subset import Subset
 from vision_ssm.errors import DataError, VisionSSMNotice, suggestion
 from vision_ssm.tasks.matching import match_names
 from vision_ssm.tasks.segmentation.classes import ClassList, ade20k, default_palette, numbered, read_classes
@@ -31,7 +32,7 @@ from vision_ssm.tasks.segmentation.labels import FoundLabels, LabelTable
 from vision_ssm.tasks.segmentation.layouts import Layout, Pair, find_layout
 from vision_ssm.tasks.segmentation.masks import IGNORE, Colour, read_mask
 
-__all__ = ["SPLITS", "CocoMasks", "MaskFolder", "MaskSamples", "matched", "open_masks", "own_splits"]
+__all__ = ["SPLITS", "ChosenMasks", "CocoMasks", "MaskFolder", "MaskSamples", "matched", "open_masks", "own_splits"]
 
 SPLITS = ("train", "val", "test", "all")
 
@@ -208,6 +209,18 @@ class CocoMasks:
         """Fill the outlines of one image."""
         source, _, size, outlines = self._images[index]
         return fill(outlines, size, self.class_names, source)
+
+
+class ChosenMasks(Subset):
+    """Some of the samples of a data set; attributes as in `MaskSamples`."""
+
+    def __init__(self, samples: MaskSamples, positions: Sequence[int], found: str | None = None) -> None:
+        super().__init__(samples, positions, ("mask_paths",), found)
+
+    def mask(self, index: int) -> NDArray[np.uint8]:
+        """Decode one mask."""
+        labels: NDArray[np.uint8] = self._samples.mask(self._positions[index])  # type: ignore[attr-defined]
+        return labels
 
 
 class _Renumbered:

@@ -24,7 +24,7 @@ from vision_ssm.tasks.segmentation.photometric import Distortion
 from vision_ssm.tasks.segmentation.pictures import draw_confusion, draw_predictions
 from vision_ssm.tasks.segmentation.results import Segments
 from vision_ssm.tasks.segmentation.settings import SegmentationOptions, SegmentationSettings, TestSettings
-from vision_ssm.tasks.segmentation.sources import MaskSamples, matched, open_masks, own_splits
+from vision_ssm.tasks.segmentation.sources import ChosenMasks, MaskSamples, matched, open_masks, own_splits
 from vision_ssm.tasks.segmentation.transforms import Augment, EvalTransform, TrainTransform
 from vision_ssm.tasks.task import Meter, Result, Task
 
@@ -93,6 +93,10 @@ class Segmentation(Task):
                 f"loss.class_weights must have a factor for each of the {len(self.class_names)} classes, got "
                 f"{len(weights)}."
             )
+
+    def subset(self, samples: MaskSamples, positions: Sequence[int], found: str | None = None) -> ChosenMasks:  # type: ignore[override]
+        """Some of the samples with their masks."""
+        return ChosenMasks(samples, positions, found)
 
     def tally(self, samples: MaskSamples, target: Tensor) -> dict[str, int]:  # type: ignore[override]
         """The pixels of each class."""

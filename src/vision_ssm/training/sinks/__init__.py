@@ -138,15 +138,16 @@ def _opened(name: str, run: Opening) -> Sink:
 def numbers(event: Event) -> dict[str, float]:
     """The numbers of an update or an epoch by name; those that are not finite are left out.
 
-    ``train/loss``, ``train/loss/NAME`` where a task has several, ``train/learning_rate``, ``train/grad_norm``,
+    ``train/loss``, ``train/loss_NAME`` where a task has several, ``train/learning_rate``, ``train/grad_norm``,
     ``train/images_per_second``; ``epoch/train_loss``, ``epoch/seconds``; ``held_out/NAME`` and ``held_out_ema/NAME``.
+    No name is the folder of another one: MLflow keeps numbers in files of these names.
     """
     values: dict[str, float] = {}
     if isinstance(event, StepDone):
         for name in ("loss", "learning_rate", "grad_norm", "images_per_second"):
             values[f"train/{name}"] = getattr(event, name)
         if len(event.losses) > 1:
-            values |= {f"train/loss/{name}": value for name, value in event.losses.items()}
+            values |= {f"train/loss_{name}": value for name, value in event.losses.items()}
     elif isinstance(event, EpochDone):
         values = {"epoch/train_loss": event.train_loss, "epoch/seconds": event.seconds}
         values |= {f"held_out/{name}": value for name, value in (event.scores or {}).items()}

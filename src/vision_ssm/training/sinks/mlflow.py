@@ -54,7 +54,7 @@ class MLflow:
         from mlflow.entities import Metric
 
         now = int(1000 * time.time())
-        points = [Metric(name, value, now, update) for name, value in {**values, "epoch": float(epoch)}.items()]
+        points = [Metric(name, value, now, update) for name, value in {**values, "train/epoch": float(epoch)}.items()]
         self._client.log_batch(self._run, metrics=points)
 
     def close(self, outcome: Outcome) -> None:

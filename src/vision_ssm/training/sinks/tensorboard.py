@@ -43,7 +43,7 @@ class TensorBoard:
 
     def record(self, values: Mapping[str, float], update: int, epoch: int) -> None:
         """One point per number, at its update."""
-        for name, value in {**values, "epoch": epoch}.items():
+        for name, value in {**values, "train/epoch": epoch}.items():
             self._writer.add_scalar(name, value, update)
 
     def close(self, outcome: Outcome) -> None:

@@ -41,7 +41,7 @@ class WeightsAndBiases:
 
     def record(self, values: Mapping[str, float], update: int, epoch: int) -> None:
         """All numbers of an update. What a resumed run makes again is the same, and dropped there as known."""
-        self._run.log({**values, "epoch": epoch}, step=update)
+        self._run.log({**values, "train/epoch": epoch}, step=update)
 
     def close(self, outcome: Outcome) -> None:
         """End the run there; anything but a finished one is shown as failed."""
