@@ -19,7 +19,7 @@ def balanced_order(groups: Tensor, generator: torch.Generator) -> tuple[Tensor, 
         generator: that everything is drawn from.
     """
     length = len(groups)
-    members = [torch.nonzero(groups == group).flatten() for group in groups.unique().tolist()]
+    members = [torch.nonzero(groups == group).flatten() for group in sorted(set(groups.tolist()))]
     one_more = torch.randperm(len(members), generator=generator) < length % len(members)
     samples, again = [], []
     for more, own in zip(one_more.tolist(), members, strict=True):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from annotated_types import Ge
 from pydantic import Field, model_validator
@@ -29,7 +29,9 @@ class DataSettings(Section):
         None, "Cut the data into so many parts and hold out each in turn, in a run of its own; `fold` says which."
     )
     fold: Natural | None = setting(None, "Which fold this run holds out, counted from 0; null runs all of them.")
-    batch_size: Count = setting(64, "Images per step and process.")
+    batch_size: Count | Literal["auto"] = setting(
+        64, "Images per step and process; auto finds what fits into memory before training."
+    )
     eval_batch_size: Count | None = setting(None, "Images per evaluation step; null takes batch_size.", free=True)
     workers: Natural = setting(
         2, "Processes that read and augment images; the result does not depend on it.", free=True

@@ -26,6 +26,7 @@ from vision_ssm.models.registry import takes_size
 from vision_ssm.models.variant import full_name
 from vision_ssm.tasks.registry import find_task
 from vision_ssm.tasks.task import Task
+from vision_ssm.training.batch_size import with_batch_size
 from vision_ssm.training.config import TrainConfig
 from vision_ssm.training.distributed import Processes
 from vision_ssm.training.opening import open_data
@@ -77,13 +78,14 @@ class Parts:
         return [str(self.train.dataset.paths[index]) for index in indices]
 
 
-def assemble(config: TrainConfig, processes: Processes, *, resuming: bool) -> Parts:
+def assemble(config: TrainConfig, processes: Processes, *, resuming: bool, look: bool = True) -> Parts:
     """Open the data, make the model with its start weights, and the loaders.
 
     Args:
         config: of the run.
         processes: for the share of the data and the device.
         resuming: start weights are about to be replaced by a checkpoint, so none are read.
+        look: look through the files first, see `vision_ssm.training.opening.open_data`.
 
     Raises:
         ConfigError, DataError, CheckpointError: with what is wrong and what to do.
@@ -101,8 +103,11 @@ def assemble(config: TrainConfig, processes: Processes, *, resuming: bool) -> Pa
         )
     config = config.replace(**{"model.name": full_name(config.model.name)})
     task: Task = find_task(config.task).load()(config.settings)
-    opened = open_data(config, task, processes, resuming=resuming)
+    opened = open_data(config, task, processes, resuming=resuming, look=look)
     train_set, val_set = opened.train, opened.val
+    if config.data.batch_size == "auto":
+        config, told = with_batch_size(config, task, len(train_set), processes, resuming=resuming)
+        opened.notices.append(told)
     model, options = _model(config, task, resuming=resuming)
     preprocessing = task.preprocessing(model)
     if config.model.img_size is not None:
@@ -124,7 +129,7 @@ def assemble(config: TrainConfig, processes: Processes, *, resuming: bool) -> Pa
         val_set,
         task.transform(preprocessing, train=False, native=task.native),
         collate=task.collate,
-        batch_size=config.data.eval_batch_size or config.data.batch_size,
+        batch_size=config.data.eval_batch_size or config.batch_size,
         workers=config.data.workers,
         rank=processes.rank,
         world_size=processes.world,
@@ -182,8 +187,8 @@ def _train_loader(
         )
 
     available = loader(1).samples
-    if config.data.batch_size <= available:
-        return config, loader(config.data.batch_size)
+    if config.batch_size <= available:
+        return config, loader(config.batch_size)
     reduced = available - available % task.batch_multiple
     if reduced < 1:
         raise ConfigError(
@@ -191,7 +196,7 @@ def _train_loader(
             "multiple of it."
         )
     notices.append(
-        f"data.batch_size is {reduced} instead of {config.data.batch_size}: there are only {available} training images"
+        f"data.batch_size is {reduced} instead of {config.batch_size}: there are only {available} training images"
         f"{' per process' if processes.world > 1 else ''}."
     )
     return config.replace(**{"data.batch_size": reduced}), loader(reduced)

@@ -259,6 +259,13 @@ class TrainConfig(TaskSettings, _Start):
         return kind(**{name: getattr(self, name) for name in kind.model_fields})
 
     @property
+    def batch_size(self) -> int:
+        """``data.batch_size``, which is a number once a run is assembled. Raises ConfigError while it is ``auto``."""
+        if self.data.batch_size == "auto":
+            raise ConfigError("data.batch_size is still to be found (auto); a run that has begun knows its number.")
+        return self.data.batch_size
+
+    @property
     def run_folder(self) -> Path:
         """Where the run's files go: the resumed run's folder, else ``output/name``, and ``-foldN`` of a fold."""
         if self.run.resume:

@@ -56,28 +56,30 @@ class Opened(NamedTuple):
     notices: list[str]
 
 
-def open_data(config: TrainConfig, task: Task, processes: Processes, *, resuming: bool) -> Opened:
+def open_data(config: TrainConfig, task: Task, processes: Processes, *, resuming: bool, look: bool = True) -> Opened:
     """Open the data of a run, show the training samples to the task, and look for what would end the run later.
 
     Without data.skip_unreadable that is a quick look: empty files, and a few samples that are read. With it every
-    sample is read once, by all processes together; a run that is resumed leaves out what it left out before.
+    sample is read once, by all processes together; a run that is resumed leaves out what it left out before. Without
+    ``look`` nothing is read.
 
     Raises:
         DataError: the data cannot be opened, or something in them cannot be read.
         ConfigError: data.folds does not fit them.
     """
-    if not config.data.skip_unreadable:
+    if not (look and config.data.skip_unreadable):
         train, whole = _train_part(config, task)
         task.prepare(train)
         val, _ = _part(config, task, "val")
-        _quick_look((train, val))
+        if look:
+            _quick_look((train, val))
         return Opened(train, val, whole.fingerprint, None, task.remarks(train, val))
-    known = _known(config.run_folder / SKIPPED, processes) if resuming else None
+    known = _known(config.run_folder / SKIPPED, processes) if resuming else {}
     listed, whole = _train_part(config, task)
-    train, not_trained = _readable(task, listed, known and known.get("train"), processes)
+    train, not_trained = _readable(task, listed, known.get("train"), processes)
     task.prepare(train)
     held, _ = _part(config, task, "val")
-    val, not_held = _readable(task, held, known and known.get("val"), processes)
+    val, not_held = _readable(task, held, known.get("val"), processes)
     skipped = {"train": not_trained, "val": not_held}
     return Opened(train, val, whole.fingerprint, skipped, [*_told(skipped), *task.remarks(train, val)])
 
@@ -174,15 +176,15 @@ def _readable(task: Task, samples: Samples, known: Faults | None, processes: Pro
     return (task.subset(samples, keep) if faults else samples), faults
 
 
-def _known(file: Path, processes: Processes) -> dict[str, Faults] | None:
-    """What the run left out before it was interrupted; None where that is not known."""
-    found: dict[str, Faults] | None = None
+def _known(file: Path, processes: Processes) -> dict[str, Faults]:
+    """What the run left out before it was interrupted; empty where that is not known."""
+    found: dict[str, Faults] = {}
     if processes.is_main:
         try:
             found = json.loads(file.read_text(encoding="utf-8"))
         except (OSError, ValueError):  # killed before it was written: the files are read again
-            found = None
-    return processes.gather(found)[0] if processes.world > 1 else found
+            found = {}
+    return dict(processes.gather(found)[0])
 
 
 def _told(skipped: Mapping[str, Faults]) -> list[str]:

@@ -20,10 +20,8 @@ from vision_ssm.errors import ConfigError
 __all__ = ["class_weights", "weighted_cross_entropy"]
 
 
-def class_weights(
-    asked: Literal["balanced"] | Sequence[float] | None, targets: Sequence[int], classes: int
-) -> Tensor | None:
-    """Return w [classes] in float32, or None where every class weighs 1.
+def class_weights(asked: Literal["balanced"] | Sequence[float], targets: Sequence[int], classes: int) -> Tensor:
+    """Return w [classes] in float32.
 
     ``balanced`` is n / (C n_c) for the n_c of n training images that are of one of C classes: the mean over the images
     is 1, and all classes weigh the same in the sum. A class without an image weighs 0.
@@ -31,8 +29,6 @@ def class_weights(
     Raises:
         ConfigError: another number of weights than classes, or none above 0.
     """
-    if asked is None:
-        return None
     if asked == "balanced":
         counts = torch.bincount(torch.tensor(list(targets)), minlength=classes)
         return torch.where(counts > 0, len(targets) / (classes * counts.clamp(min=1)), 0.0).float()

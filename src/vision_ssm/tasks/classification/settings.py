@@ -137,7 +137,7 @@ class ClassificationSettings(TaskSettings):
 
     @model_validator(mode="after")
     def _pairs_fill_a_batch(self) -> Self:
-        if self.augment.mixes and self.data.batch_size % 2:
+        if self.augment.mixes and self.data.batch_size != "auto" and self.data.batch_size % 2:
             raise ConfigError(
                 f"mixup and cutmix pair the images of a batch, so data.batch_size must be even, "
                 f"got {self.data.batch_size}."

@@ -91,7 +91,8 @@ class Classification(Task):
             )
         self.class_names, self._mirror_safe = train.class_names, train.mirror_safe
         self._mixup = _mixup(self.settings.augment, len(self.class_names)) if self.settings.augment.mixes else None
-        self._class_weights = class_weights(self.settings.loss.class_weights, train.targets, len(self.class_names))
+        asked = self.settings.loss.class_weights
+        self._class_weights = None if asked is None else class_weights(asked, train.targets, len(self.class_names))
 
     def subset(self, samples: Samples, positions: Sequence[int], found: str | None = None) -> Samples:
         """Some of the samples with their classes."""

@@ -31,7 +31,9 @@ class SegmentationData(DataSettings):
     """Which images and masks, and how they are read."""
 
     path: str = setting("", "Folder of images and masks, or of images and COCO annotations.", free=True)
-    batch_size: Count = setting(8, "Images per step and process.")
+    batch_size: Count | Literal["auto"] = setting(
+        8, "Images per step and process; auto finds what fits into memory before training."
+    )
     eval_batch_size: Count | None = setting(1, "Images per evaluation step; null takes batch_size.", free=True)
     short_side: Count | None = setting(
         None, "Images are resized to this shorter side (the longer one at most 4 times it); null keeps their size."

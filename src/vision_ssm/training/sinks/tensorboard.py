@@ -19,9 +19,7 @@ def open_sink(run: Opening) -> TensorBoard:
     place = run.folder / "tensorboard"
     if run.resumed_at is None and place.exists():  # of a run that this one replaces
         shutil.rmtree(place)
-    writer: Any = SummaryWriter(  # type: ignore[no-untyped-call]
-        str(place), purge_step=None if run.resumed_at is None else run.resumed_at + 1
-    )
+    writer: Any = SummaryWriter(str(place), purge_step=None if run.resumed_at is None else run.resumed_at + 1)
     settings = {key: _plain(value) for key, value in hyperparameters(run.config).items()}
     # What SummaryWriter.add_hparams writes, without the folder it would make for it: the values are those of the run.
     for summary in hparams(settings, {run.primary: 0.0}):  # type: ignore[no-untyped-call]
