@@ -116,6 +116,8 @@ MOVED = {
     "ops.column": "ops.vim_block.column",
     "ops.contract": "ops.scan.contract",
     "ops.contract.Backend": "ops.dispatch.Backend",
+    "ops.contract.Cover": "ops.traversal.Cover",
+    "ops.contract.cover_of": "ops.traversal.cover_of",
     "ops.conv.causal_conv1d": "ops.conv.op.causal_conv1d",
     "ops.cpu": "ops.scan.cpu",
     "ops.cpu.CpuBackend": "a backend is a module with the functions forward and backward",
