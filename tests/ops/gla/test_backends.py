@@ -9,14 +9,30 @@ import torch
 from torch import Tensor
 
 from tests.ops.gla.cases import Case, check_against_reference, random_case
-from tests.ops.scan.cases import atrous, both_ways, cross, device_of, each_line
+from tests.ops.scan.cases import (
+    atrous,
+    both_ways,
+    cross,
+    device_of,
+    each_line,
+    needs_gpu,
+    needs_kernel,
+    use_instruction_set,
+)
 from vision_ssm.errors import BackendError
 from vision_ssm.ops import Traversal, dispatch
+from vision_ssm.ops.native import INSTRUCTION_SETS
 
 
-@pytest.fixture(params=["chunked"])
-def backend(request: pytest.FixtureRequest) -> Iterator[str]:
-    yield request.param
+@pytest.fixture(
+    params=["chunked", *(f"cpu-{name}" for name in INSTRUCTION_SETS), pytest.param("triton", marks=needs_gpu)]
+)
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Each backend, the CPU's kernel once per instruction set; test_triton.py does without a GPU."""
+    name, _, instruction_set = request.param.partition("-")
+    if instruction_set:
+        use_instruction_set(monkeypatch, instruction_set)
+    yield name
 
 
 @pytest.mark.parametrize("tokens", [1, 2, 63, 64, 65, 197])
@@ -134,3 +150,18 @@ def test_autocast_does_not_reach_the_state(backend: str) -> None:
         found = case.run(backend)
     for name, value in expected.items():
         assert torch.equal(found[name], value), name
+
+
+@needs_kernel
+def test_the_kernel_s_bits_depend_on_no_thread_and_no_repetition() -> None:
+    case = random_case(197, both_ways(197), heads=3, keys=8, values=40).to(torch.float32)
+    before = torch.get_num_threads()
+    try:
+        results = []
+        for threads in (1, 3, 3):
+            torch.set_num_threads(threads)
+            results.append(case.run("cpu"))
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(results[0][name], other[name]) for name in other)

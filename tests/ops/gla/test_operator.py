@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, library, nn
 
 from tests.ops.gla.cases import random_case
-from tests.ops.scan.cases import both_ways, cross
+from tests.ops.scan.cases import both_ways, cross, needs_kernel
 from vision_ssm.errors import BackendError, ShapeError
 from vision_ssm.ops import Traversal, gla
 from vision_ssm.ops.traversal import flatten
 
-BACKENDS = ["reference", "chunked"]
+BACKENDS = ["reference", "chunked", pytest.param("cpu", marks=needs_kernel)]
 
 
 @pytest.fixture(autouse=True)
