@@ -19,13 +19,16 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "vim scaled": ("vim_nano", {"depth": 2, "layer_scale": 0.5, "norm_layer": "layer", "class_token": "double"}),
     "vmamba": ("vmamba_nano", {"depths": (1, 1, 2, 1)}),
     "vmamba gated": ("vmamba_nano", {"depths": (1, 1, 1, 1), "gate": True, "downsample": "v2", "stem": "v1"}),
+    "vig": ("vig_nano", {"depth": 2}),
+    "vig_h": ("vig_h_tiny", {"depths": (1, 1, 1, 1), "embed_dim": 16}),
     "efficient": ("efficientvmamba_nano", {"depths": (1, 1, 1, 1), "mlp_ratio": 2.0}),
 }
 
 
 # The others take their time: they differ from these in options only.
 EVERY = [
-    pytest.param(name, marks=pytest.mark.slow) if name in ("vim scaled", "vmamba gated") else name for name in FAMILIES
+    pytest.param(name, marks=pytest.mark.slow) if name in ("vim scaled", "vmamba gated", "vig_h") else name
+    for name in FAMILIES
 ]
 
 

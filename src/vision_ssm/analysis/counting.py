@@ -62,8 +62,8 @@ def _batch_norm_flops(x: Any, *_: Any, **__: Any) -> int:
 class Macs:
     """Multiply-adds of one forward pass inside a module.
 
-    ``scans`` (gated linear attention is one) and ``taps`` are parts of ``total``. ``norms`` is not: no multiply-adds, but what fvcore counts for
-    LayerNorms and BatchNorms, and with it some papers.
+    ``scans`` (gated linear attention is one) and ``taps`` are parts of ``total``. ``norms`` is not: no multiply-adds,
+    but what fvcore counts for LayerNorms and BatchNorms, and with it some papers.
     """
 
     total: int
@@ -77,7 +77,8 @@ class MacCounter:
 
     A scan counts 9·L·C·N per direction, as Mamba's authors answer it (state-spaces/mamba, issue 110), and L·C for its
     skip connection, as VMamba and EfficientVMamba publish. Gated linear attention counts 3·N·V per token, head and
-    direction: the state of N × V values decays, takes in a product, and is read. Element-wise operations and normalisations count nothing.
+    direction: the state of N × V values decays, takes in a product, and is read. Element-wise operations and
+    normalisations count nothing.
     """
 
     def __init__(self, model: nn.Module) -> None:

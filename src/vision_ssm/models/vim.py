@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from timm.layers.weight_init import lecun_normal_
 from timm.models import checkpoint, register_notrace_function, register_notrace_module
-from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from vision_ssm import moved
@@ -40,7 +39,6 @@ from vision_ssm.layers.positions import (
     class_rows,
     insert_rows,
     resample_table,
-    split_rows,
 )
 from vision_ssm.layers.strips import Patches
 from vision_ssm.layers.untouched import built_of, untouched
@@ -204,50 +202,6 @@ class Vim(Columnar):
         """Return the normalised tokens [B, T + M, D], class tokens first, then the patches row by row."""
         return self._prefix_first(self.norm(self._after_blocks(self._embed(x)[0])))
 
-    def forward_intermediates(
-        self,
-        x: Tensor | Patches,
-        indices: int | list[int] | None = None,
-        return_prefix_tokens: bool = False,
-        norm: bool = False,
-        stop_early: bool = False,
-        output_fmt: str = "NCHW",
-        intermediates_only: bool = False,
-    ) -> Any:
-        """Return the final tokens and the stream after chosen blocks (after chosen pairs with 'layerwise').
-
-        Args:
-            x: images [B, in_chans, H, W], or patches.
-            indices: the last n if a number, all if None, else those.
-            return_prefix_tokens: give (map, class tokens) pairs; maps alone if there is no class token.
-            norm: apply the final norm to each.
-            stop_early: do not run the blocks after the last chosen one.
-            output_fmt: 'NCHW' for maps [B, D, h, w], 'NLC' for patch tokens [B, M, D].
-            intermediates_only: leave the final tokens out.
-
-        Returns:
-            (tokens as :meth:`forward_features`, list), or the list.
-        """
-        if output_fmt not in ("NCHW", "NLC"):
-            raise ConfigError(f"output_fmt must be NCHW or NLC, got {output_fmt!r}")
-        steps = len(self.blocks) // self._layers_per_step
-        taken, _ = feature_take_indices(steps, indices)
-        tokens, (height, width) = self._embed(x)
-        taps = []
-        run, start = self._segments(tokens) or self._step_by_step, 0
-        for j in sorted(set(taken)):
-            tokens, start = run(tokens, start, j + 1), j + 1
-            taps.append(split_rows(self.norm(tokens) if norm else tokens, self.class_token))
-        if not stop_early:
-            tokens = run(tokens, start, steps)
-        patches = [tap for tap, _ in taps]
-        if output_fmt == "NCHW":
-            patches = [p.transpose(1, 2).reshape(p.shape[0], -1, height, width) for p in patches]
-        found: list[Any] = list(patches)
-        if return_prefix_tokens and self.num_prefix_tokens:
-            found = [(patch, prefix) for patch, (_, prefix) in zip(patches, taps, strict=True)]
-        return found if intermediates_only else (self._prefix_first(self.norm(tokens)), found)
-
     # -------------------------------------------------------------------------------------------------- internals
 
     @property
@@ -258,6 +212,9 @@ class Vim(Columnar):
         """See :meth:`vision_ssm.layers.one_call.Column.segments`; None where blocks have to be called one by one."""
         in_order = self._layers_per_step == 1 and not self.grad_checkpointing
         return self.column.segments(self.blocks, tokens, norm) if in_order else None
+
+    def _runner(self, tokens: Tensor, grid: tuple[int, int]) -> Callable[[Tensor, int, int], Tensor]:
+        return self._segments(tokens) or self._step_by_step
 
     def _step_by_step(self, tokens: Tensor, start: int, stop: int) -> Tensor:
         for step in list(self._steps())[start:stop]:

@@ -6,10 +6,9 @@ Light on purpose: this is read without torch; the model itself is imported when 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
-from vision_ssm.models.variant import SMALL_IMAGES, Origin, Variant, Weights
+from vision_ssm.models.variant import SMALL_IMAGES, Origin, Variant, Weights, maps_of_a_column, pyramid_form
 
 __all__ = ["TIMM", "VARIANTS", "features"]
 
@@ -120,16 +119,6 @@ CLASSIFIERS = (
 # fmt: on
 
 
-def pyramid_form(row: Variant) -> Variant:
-    """The same model under a name whose ``features_only`` form has maps at strides 4, 8, 16 and 32.
-
-    Code that takes a model by its name alone (segmentation_models_pytorch's 'tu-...', transformers' TimmBackbone) finds
-    the pyramid so. With features_only=False it is the classifier.
-    """
-    summary = f"{row.summary} whose ``features_only`` form is a 4/8/16/32 pyramid"
-    return replace(row, name=f"{row.name}_pyramid", summary=summary, feature_cls="pyramid")
-
-
 # A pyramid needs patches of 16 pixels that do not overlap.
 VARIANTS = (
     *CLASSIFIERS,
@@ -139,10 +128,4 @@ VARIANTS = (
 
 def features(options: Mapping[str, Any]) -> dict[str, Any]:
     """Which maps ``features_only`` gives of a model with these options: timm's ``feature_cfg``."""
-    from vision_ssm.models.pyramid import REDUCTIONS, FeaturePyramid, quarter_taps
-
-    asked = options.get("feature_cls", "getter")
-    if asked in ("pyramid", FeaturePyramid):
-        return {"feature_cls": FeaturePyramid, "out_indices": tuple(range(len(REDUCTIONS)))}
-    steps = options["depth"] // (2 if options["direction"] == "layerwise" else 1)
-    return {"feature_cls": asked, "out_indices": quarter_taps(steps)}
+    return maps_of_a_column(options, options["depth"] // (2 if options["direction"] == "layerwise" else 1))
