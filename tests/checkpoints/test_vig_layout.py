@@ -63,9 +63,15 @@ def test_older_names_of_the_hierarchical_ones():
     _, target = small("vig_h")
     older = {}
     for name, x in layout.to_published(source.state_dict()).items():
-        name = name.replace(".op.", ".self_attention.").replace("classifier.", "")
-        name = name.replace(".norm.", ".ln_1.") if ".blocks." in name else name
-        older[name.replace("patch_embed.0", "patch_embed.proj").replace("patch_embed.2", "patch_embed.norm")] = x
+        found = name.replace(".norm.", ".ln_1.") if ".blocks." in name else name
+        for now, then in {
+            ".op.": ".self_attention.",
+            "classifier.": "",
+            "patch_embed.0": "patch_embed.proj",
+            "patch_embed.2": "patch_embed.norm",
+        }.items():
+            found = found.replace(now, then)
+        older[found] = x
     assert {"patch_embed.proj.weight", "norm.weight", "layers.0.blocks.0.ln_1.weight"} < older.keys()
     load_published(target, older)
     assert all(torch.equal(a, b) for a, b in zip(source.parameters(), target.parameters(), strict=True))

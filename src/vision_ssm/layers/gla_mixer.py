@@ -106,11 +106,11 @@ class GLAMixer(nn.Module):
             q,
             k,
             v,
-            log_gates.unflatten(-1, (len(walks), -1)).movedim(2, 1),
+            torch.unflatten(log_gates, -1, (len(walks), -1)).movedim(2, 1),
             heads=self.heads,
             traversals=walks,
             scale=average * self.keys**-0.5,
         )
 
     def _by_head(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.heads, -1))
+        return torch.unflatten(x, -1, (self.heads, -1))

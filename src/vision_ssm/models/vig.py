@@ -11,6 +11,7 @@ docs/families/vig.md lists where this differs.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from timm.models import checkpoint, register_notrace_function, register_notrace_module
@@ -96,7 +97,7 @@ class ViG(Columnar):
         self.patch_embed = ConvPatchEmbed(img_size, patch_size, in_chans, embed_dim, strict=not dynamic_img_size)
         self.pos_embed = nn.Parameter(torch.empty(1, self.patch_embed.num_patches, embed_dim))
         self.pos_drop = nn.Dropout(drop_rate)
-        mixing = {"head_dim": head_dim, "conv_act": conv_act, "out_act": out_act, "quarter": True}
+        mixing: dict[str, Any] = {"head_dim": head_dim, "conv_act": conv_act, "out_act": out_act, "quarter": True}
         self.blocks = nn.ModuleList(
             GLABlock(
                 RMSNorm(embed_dim, EPS),
@@ -118,7 +119,8 @@ class ViG(Columnar):
     def init_weights(self) -> None:
         """Draw the published initial values of everything outside the mixers, which draw their own."""
         truncated_normal_(self.pos_embed)
-        for block in self.blocks:
+        blocks: Any = self.blocks
+        for block in blocks:
             for layer in (block.mlp.fc1, block.mlp.fc2):
                 nn.init.normal_(layer.weight, std=0.02)
         init_head(self.head)
@@ -150,7 +152,7 @@ class ViG(Columnar):
 
     def _runner(self, tokens: Tensor, grid: tuple[int, int]) -> Callable[[Tensor, int, int], Tensor]:
         def run(tokens: Tensor, start: int, stop: int) -> Tensor:
-            x = tokens.unflatten(1, grid)
+            x = torch.unflatten(tokens, 1, grid)
             for block in self.blocks[start:stop]:
                 x = checkpoint(block, x) if self.grad_checkpointing and not transformed() else block(x)
             return x.flatten(1, 2)

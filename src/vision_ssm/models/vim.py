@@ -89,6 +89,8 @@ class Vim(Columnar):
         ConfigError: a value is unknown or out of range, or two options contradict each other.
     """
 
+    patch_embed: PatchEmbed
+
     def __init__(  # noqa: PLR0913 -- timm passes every option by name; each is described above
         self,
         *,

@@ -148,7 +148,7 @@ def _by_chunk(call: GlaCall, plan: _Plan, x: Tensor, tokens: Tensor, *, own: boo
             [padded[:, at].index_select(1, one) for at, one in zip(plan.directions, each, strict=True)], 1
         )
     else:
-        taken = padded.index_select(1, tokens).unflatten(1, (groups, tokens.shape[0] // groups))
+        taken = torch.unflatten(padded.index_select(1, tokens), 1, (groups, tokens.shape[0] // groups))
     split = taken.reshape(x.shape[0], groups, *plan.form, call.heads, x.shape[-1] // call.heads)
     return split.movedim(5, 3)
 
@@ -157,7 +157,7 @@ def _scatter(x: Tensor, plan: _Plan, steps: Tensor) -> tuple[Tensor, ...]:
     """Return x [B, G, R, H, J, T, C] at the tokens: [B, L, H C] for each of the G directions."""
     flat = x.movedim(3, 5).flatten(5).flatten(1, 4)
     rows = F.pad(flat, (0, 0, 0, 1)).index_select(1, steps.flatten())
-    return rows.unflatten(1, tuple(steps.shape)).unbind(1)
+    return torch.unflatten(rows, 1, tuple(steps.shape)).unbind(1)
 
 
 # ------------------------------------------------------------------------------------------------- inside a chunk
@@ -165,7 +165,7 @@ def _scatter(x: Tensor, plan: _Plan, steps: Tensor) -> tuple[Tensor, ...]:
 
 def _halves(x: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """Split x [..., T, C] into the left and the right blocks of its pairs, [..., T / 2s, s, C] each."""
-    left, right = x.unflatten(-2, (x.shape[-2] // (2 * size), 2, size)).unbind(-3)
+    left, right = torch.unflatten(x, -2, (x.shape[-2] // (2 * size), 2, size)).unbind(-3)
     return left, right
 
 

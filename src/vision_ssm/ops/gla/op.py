@@ -173,7 +173,8 @@ def _composite(*args: Any) -> Tensor:
     call = _call(*inputs)
     choose("gla", call.q.device, call.q.dtype, backend)  # what cannot run is refused here too
     with _exact(call.q.device):
-        return chunked.forward(call)
+        y: Tensor = chunked.forward(call)
+    return y
 
 
 def _forward_fake(*args: Any) -> Tensor:

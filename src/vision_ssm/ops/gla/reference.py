@@ -28,7 +28,7 @@ def backward(call: GlaCall, grad: Tensor) -> GlaGradients:
     """Run the adjoint recurrence of every direction."""
     q, key, v, gates = _inputs(call)
     into = dq, dk, dv, dgates = [torch.zeros_like(x) for x in (q, key, v, gates)]
-    grad = grad.to(gates.dtype).unflatten(-1, (call.heads, call.values))
+    grad = torch.unflatten(grad.to(gates.dtype), -1, (call.heads, call.values))
     for k in range(len(call.traversals)):
         _adjoint(call, k, grad if call.merge else grad[:, k], into)
     dq, dk, dv = (x.flatten(-2).to(call.q.dtype) for x in (dq, dk, dv))
@@ -37,8 +37,11 @@ def backward(call: GlaCall, grad: Tensor) -> GlaGradients:
 
 def _inputs(call: GlaCall) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return q, k, the values and the log-gates by head, [..., L, H, N or V], in the state's dtype."""
-    q, key, v, gates = (x.to(call.log_gates.dtype) for x in (call.q, call.k, call.v, call.log_gates))
-    return tuple(x.unflatten(-1, (call.heads, x.shape[-1] // call.heads)) for x in (q, key, v, gates))  # type: ignore[return-value]
+    q, key, v, gates = (
+        torch.unflatten(x.to(call.log_gates.dtype), -1, (call.heads, x.shape[-1] // call.heads))
+        for x in (call.q, call.k, call.v, call.log_gates)
+    )
+    return q, key, v, gates
 
 
 def _walked(call: GlaCall, k: int) -> Tensor:
