@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from tests.ops.gla.cases import random_case
 from tests.ops.scan.cases import both_ways, cross, needs_kernel
 from vision_ssm.errors import BackendError, ShapeError
 from vision_ssm.ops import Traversal, gla
+from vision_ssm.ops.gla.contract import GlaCall
 from vision_ssm.ops.traversal import flatten
 
 BACKENDS = ["reference", "chunked", pytest.param("cpu", marks=needs_kernel)]
@@ -109,3 +111,24 @@ def test_mixed_dtypes_are_promoted_and_the_registered_operator_takes_none() -> N
             torch.ops.vision_ssm.gla(*wrong, 2, 1.0, flatten(case.traversals), True, "auto")
     with pytest.raises(ShapeError, match=r"vision_ssm::gla_backward takes a gradient \[2, 10, 24\]"):
         torch.ops.vision_ssm.gla_backward(v[:, :-1], q, k, v, gates, 2, 1.0, flatten(case.traversals), True, "auto")
+
+
+@needs_kernel
+def test_the_kernel_called_by_itself_refuses_what_does_not_fit() -> None:
+    from vision_ssm.ops.gla import cpu
+
+    case = random_case(10, both_ways(10)).to(torch.float32)
+    q, k, v, gates = case.tensors
+    call = GlaCall(q, k, v, gates, 2, 1.0, case.traversals, True)
+    for wrong in (
+        replace(call, k=k[:, :-1]),
+        replace(call, v=v.double()),
+        replace(call, log_gates=gates[:, :1]),
+        replace(call, log_gates=gates.bfloat16()),
+        replace(call, heads=3),
+        replace(call, traversals=case.traversals[:1]),
+    ):
+        with pytest.raises(ShapeError):
+            cpu.forward(wrong)
+    with pytest.raises(ShapeError, match="the kernel expects grad"):
+        cpu.backward(call, v[:, :-1])

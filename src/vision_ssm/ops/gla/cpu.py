@@ -71,7 +71,7 @@ def _describe(call: GlaCall) -> KernelCall:
     keys = (call.batch, gla.directions, call.tokens, gla.heads * gla.keys)
     kernel.set(keys, call.q.dtype, q=call.q, k=call.k)
     kernel.set(_output_shape(call), call.q.dtype, v=call.v)
-    kernel.set(keys, torch.float32, gates=call.log_gates[:, 0] if gla.directions == 1 else call.log_gates)
+    kernel.set(keys, torch.float32, gates=call.log_gates)
     return kernel
 
 
