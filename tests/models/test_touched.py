@@ -38,8 +38,8 @@ def build(family: str) -> nn.Module:
     model: nn.Module = create_model(name, num_classes=3, **options).eval()
     for key, parameter in model.named_parameters():  # so that nothing hides behind zeros and ones
         parameter.data.add_(0.02 * torch.randn_like(parameter))
-        if ".gate_" in key:  # gates begin near 1: what makes them hardly shows
-            parameter.data.mul_(30)
+        if ".gate_" in key or ".qkv_proj" in key:  # attention begins far below its norm's epsilon, its gates near 1
+            parameter.data.mul_(10)
     return model
 
 
