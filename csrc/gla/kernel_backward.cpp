@@ -77,7 +77,12 @@ class DirectionAdjoint {
           dq_(g.dq, image, 0),
           dk_(g.dk, image, 0),
           dv_(g.dv, image, 0),
-          dgates_(g.dgates, image, d) {}
+          dgates_(g.dgates, image, d) {
+        for (const auto* rows : {&k_, &q_}) ahead_.add(*rows, key_, g.keys, false);
+        ahead_.add(gates_, key_, g.keys, false);
+        ahead_.add(v_, value_, g.values, false);
+        ahead_.add(grad_, value_, g.values, true);
+    }
 
     void run() {
         for (int64_t tile = 0; tile < tiles_.count(); ++tile) forwards(tile);
@@ -97,18 +102,27 @@ class DirectionAdjoint {
         return count;
     }
 
+    // Let a tile's rows be fetched during what follows, if there is such a tile.
+    void look_ahead(int64_t tile) {
+        const bool there = tile >= 0 && tile < tiles_.count();
+        if (there) next_.set(walk_, tiles_.first(tile), tiles_.steps(tile));
+        ahead_.start(next_, there ? tiles_.steps(tile) : 0);
+    }
+
     void forwards(int64_t tile) {
         const int count = load(tile);
+        look_ahead(tile + 1);
         float* dq = s_.dq + tile * T * s_.keys;
         if (tiles_.starts_anew(tile)) std::fill_n(s_.by_key, g_.values * s_.keys, 0.f);
         sweep<false, false>({s_.gate, s_.v, s_.k, s_.grad, s_.values, s_.keys, dq, s_.by_key}, g_.values,
-                            s_.keys / W, count);
+                            s_.keys / W, count, ahead_);
         std::copy_n(s_.by_key, g_.values * s_.keys, s_.behind + tile * g_.values * s_.keys);
         scatter(dq, s_.keys, dq_, visited_.reads, count, key_, g_.keys, add_);
     }
 
     void backwards(int64_t tile) {
         const int count = load(tile);
+        look_ahead(tile - 1);
         gather(q_, visited_.reads, count, key_, g_.keys, 1.f, s_.q, s_.keys);
         const float* behind = s_.behind + tile * g_.values * s_.keys;
         std::vector<float> sum(static_cast<size_t>(s_.keys), 0.f);
@@ -118,10 +132,10 @@ class DirectionAdjoint {
                     Vec::load(sum.data() + n))
                     .store(sum.data() + n);
         sweep<false, true>({s_.gate, s_.grad, s_.q, s_.v, s_.values, s_.keys, s_.key_out, s_.by_key}, g_.values,
-                           s_.keys / W, count);
+                           s_.keys / W, count, ahead_);
         scatter(s_.key_out, s_.keys, dk_, visited_.reads, count, key_, g_.keys, add_);
         sweep<true, true>({s_.gate, s_.q, s_.grad, s_.k, s_.keys, s_.values, s_.value_out, s_.by_value}, g_.keys,
-                          s_.values / W, count);
+                          s_.values / W, count, ahead_);
         scatter(s_.value_out, s_.values, dv_, visited_.reads, count, value_, g_.values, add_);
         gate_gradients(tile, count, sum.data());
         if (tiles_.starts_anew(tile)) {
@@ -154,7 +168,8 @@ class DirectionAdjoint {
     const bool add_;
     const Rows<E> q_, k_, v_, grad_;
     const Rows<float> gates_, dq_, dk_, dv_, dgates_;
-    TileTokens visited_;
+    TileTokens visited_ = {}, next_ = {};
+    RowsAhead ahead_;
 };
 
 template <class E>

@@ -30,21 +30,31 @@ void attend(const vssm_gla& g, int64_t image, int64_t head, const ValueRange& ra
     float *y = v + T * values, *state = y + T * values;
     const int64_t key = head * N, value = head * g.values + range.first;
     const Rows<E> q_rows(g.q, image, 0), k_rows(g.k, image, 0), v_rows(g.v, image, 0);
-    TileTokens visited;
+    TileTokens visited, next;
     for (int64_t d = 0; d < g.directions; ++d) {
         const vssm_walk& walk = g.walks[d];
         const Tiles tiles(walk);
         const Rows<float> gates(g.gates, image, d), out(g.y, image, d);
         const bool add = g.merge && adds_to_shared(g, d);
-        for (int64_t tile = 0; tile < tiles.count(); ++tile) {
-            const int count = tiles.steps(tile);
-            visited.set(walk, tiles.first(tile), count);
+        RowsAhead ahead;
+        ahead.add(gates, key, N, false);
+        ahead.add(k_rows, key, N, false);
+        ahead.add(q_rows, key, N, false);
+        ahead.add(v_rows, value, range.width, false);
+        ahead.add(out, value, range.width, true);
+        const int64_t all = tiles.count();
+        if (all > 0) next.set(walk, 0, tiles.steps(0));
+        for (int64_t tile = 0; tile < all; ++tile) {
+            const int count = tiles.steps(tile), next_count = tile + 1 < all ? tiles.steps(tile + 1) : 0;
+            visited = next;
+            if (next_count) next.set(walk, tiles.first(tile + 1), next_count);
+            ahead.start(next, next_count);
             if (tiles.starts_anew(tile)) std::fill_n(state, N * values, 0.f);
             gather_gates(gates, visited.reads, count, key, N, gate, keys);
             gather(k_rows, visited.reads, count, key, N, 1.f, k, keys);
             gather(q_rows, visited.reads, count, key, N, g.scale, q, keys);
             gather(v_rows, visited.reads, count, value, range.width, 1.f, v, values);
-            sweep<true, false>({gate, k, v, q, keys, values, y, state}, N, values / W, count);
+            sweep<true, false>({gate, k, v, q, keys, values, y, state}, N, values / W, count, ahead);
             scatter(y, values, out, visited.writes, count, value, range.width, add);
         }
     }

@@ -6,8 +6,9 @@
 // a and c have an element per row of S, b and out a lane per column; the decay d is either's. So no sum goes over lanes.
 #pragma once
 
-#include "common/rows.h"
+#include "common/rounding.h"
 #include "common/unroll.h"
+#include "gla/ahead.h"
 
 namespace VISION_SSM_ISA {
 
@@ -62,11 +63,14 @@ inline void sweep_part(const Sweep& s, int64_t row, int64_t lane, int count) {
     });
 }
 
-// Sweep `rows` rows of `vectors` vectors each over `count` steps.
+// Sweep `rows` rows of `vectors` vectors each over `count` steps. Rows of the next tile are fetched meanwhile, a few
+// between two parts of the state.
 template <bool DECAY_BY_ROW, bool BACKWARDS>
-void sweep(const Sweep& s, int64_t rows, int64_t vectors, int count) {
+void sweep(const Sweep& s, int64_t rows, int64_t vectors, int count, RowsAhead& ahead) {
+    const int each = ahead.rows_each(ceil_div(rows, SWEEP_ROWS) * ceil_div(vectors, 2));
     const auto over_rows = [&](int64_t lane, auto wide) {
         for_state_groups<SWEEP_ROWS>(rows, [&](int64_t row, auto size) {
+            ahead.fetch(each);
             if (row == 0)
                 sweep_part<size, wide, DECAY_BY_ROW, BACKWARDS, true>(s, row, lane, count);
             else
