@@ -89,7 +89,7 @@ _TABLE: dict[str, tuple[Backend, ...]] = {
     for operator, names in {
         "scan": ("triton", "cpu", "chunked", REFERENCE),
         "conv": ("triton", "cpu", REFERENCE),
-        "gla": ("cpu", "chunked", REFERENCE),
+        "gla": ("triton", "cpu", "chunked", REFERENCE),
         "add_norm": ("triton", REFERENCE),
         "ssm": ("cpu", REFERENCE),
         "vim_block": ("cpu", REFERENCE),
