@@ -137,7 +137,7 @@ def _looked_at(
         try:
             image, target = samples[position]
             digest = hashlib.blake2b(f"{image.size}".encode(), digest_size=16)
-            digest.update(np.asarray(image).data if image.width * image.height else b"")
+            digest.update(np.ascontiguousarray(image).data if image.width * image.height else b"")
             return _Seen(path, None, image.size, digest.digest(), task.tally(samples, target))
         except (VisionSSMError, MemoryError, RuntimeError) as error:
             return _Seen(path, str(error) or type(error).__name__)

@@ -40,6 +40,7 @@ examples:
   find photos/ -newer last.csv -name '*.jpg' | vision-ssm predict runs/demo -
   vision-ssm predict vim_t_midclstok_76p1acc.pth photos/ --model vim_tiny_patch16_224
   vision-ssm predict runs/scans/best.safetensors scan.tif --img-size native
+  vision-ssm predict runs/land scenes/ --results maps/ --polygons gpkg
 
 Files that cannot be read are listed at the end, and the exit code is then 1."""
 
@@ -55,6 +56,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--pictures", type=Path, metavar="DIR", help="also write each image with its result drawn on it"
+    )
+    parser.add_argument(
+        "--results",
+        type=Path,
+        metavar="DIR",
+        help="also write each result as a file: maps as GeoTIFF or PNG, else JSON",
     )
     add_image_options(parser)
     add_task_options(parser)
@@ -80,6 +87,7 @@ def run(options: argparse.Namespace) -> int:
             loaded,
             images,
             pictures=options.pictures,
+            results=options.results,
             on_progress=on_progress,
             **image_options(options),
             **task_options(options, loaded.info.task),

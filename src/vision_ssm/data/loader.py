@@ -195,7 +195,11 @@ class _Samples(Dataset[object]):
                     image, target = self._dataset[draw.sample]
                     _seed_all(self._seed, *draw)
                     with decoding():
-                        samples.append(Sample(*self._transform(image, target), image.size[::-1], draw.sample))
+                        try:
+                            prepared = self._transform(image, target)
+                        except DataError as error:  # transforms know images, not files
+                            raise DataError(f"image {self._dataset.paths[draw.sample]!r}: {error}") from error
+                    samples.append(Sample(*prepared, image.size[::-1], draw.sample))
                 except DataError as error:
                     return DataError(*error.args)  # returned, as DataLoader would bury it in a worker's traceback
         return samples

@@ -9,6 +9,7 @@ tasks through this class only.
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -20,9 +21,12 @@ from PIL import Image
 from torch import Tensor, nn
 
 from vision_ssm.data.batches import Batch, Sample, Samples, Transform, stack
+from vision_ssm.data.geo.grid import Grid
+from vision_ssm.data.geo.raster import RasterFile
 from vision_ssm.data.preprocessing import Preprocessing
 from vision_ssm.errors import ConfigError
 from vision_ssm.settings import Section, from_mapping
+from vision_ssm.storage import whole_file
 from vision_ssm.tasks.scores import Score, Table
 from vision_ssm.tasks.settings import TaskSettings
 
@@ -71,8 +75,23 @@ class Result(ABC):
         return [self.to_dict()]
 
     def draw(self, image: Image.Image) -> Image.Image:
-        """Return a copy of the RGB image with what was found drawn on it."""
+        """Return a copy of the RGB image with what was found drawn on it. Of a large scene it is a smaller picture."""
         return image.copy()
+
+    def placed(self, grid: Grid) -> Result:
+        """Return the result with the coordinates of its scene, where it has a use for them."""
+        return self
+
+    def save(self, stem: Path) -> list[Path]:
+        """Write it into files of its kind, called ``stem`` and a suffix, and return them: here a JSON file.
+
+        Raises:
+            DataError: a file cannot be written, or what was asked for cannot be had of this image.
+        """
+        path = Path(f"{stem}.json")
+        with whole_file(path) as part:
+            part.write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
+        return [path]
 
 
 class Task(ABC):
@@ -94,6 +113,7 @@ class Task(ABC):
         sync_batch_norm: whether batch norms take their statistics over all processes (GPUs only).
         unused_parameters: whether a step may leave parameters without a gradient.
         batch_multiple: training batches must be a multiple of this.
+        scenes: whether it takes scenes with all their bands (`vision_ssm.data.geo.raster.Raster`), not only pictures.
         repeats: how often an epoch's samples come each, see `vision_ssm.data.loader.epoch_order`.
     """
 
@@ -107,6 +127,7 @@ class Task(ABC):
     sync_batch_norm: bool = False
     unused_parameters: bool = False
     batch_multiple: int = 1
+    scenes: bool = False
     repeats: int = 1
 
     def __init__(self, settings: TaskSettings) -> None:
@@ -179,10 +200,15 @@ class Task(ABC):
         return {}
 
     def preprocessing(self, model: nn.Module) -> Preprocessing:
-        """Return how images are prepared for ``model``: what it declares, changed by the settings."""
+        """Return how pictures in colour are prepared for ``model``: what it declares, changed by the settings.
+
+        For images of other bands training puts their number, and what it has measured, into the place of the colours'.
+        """
         from timm.data.config import resolve_model_data_config
 
-        return Preprocessing.from_dict(resolve_model_data_config(model))  # type: ignore[no-untyped-call]
+        declared = resolve_model_data_config(model)  # type: ignore[no-untyped-call]
+        # Mean and deviation are declared for three colours, whatever channels the model was built for.
+        return Preprocessing.from_dict({**declared, "input_size": (3, *declared["input_size"][1:])})
 
     def sized(self, preprocessing: Preprocessing, size: int | tuple[int, int]) -> Preprocessing:
         """Return how images are prepared where another size is asked for than that of training.
@@ -206,8 +232,10 @@ class Task(ABC):
         Loading processes may have to unpickle it, so no lambda.
         """
 
-    def transform_rows(self, preprocessing: Preprocessing) -> Callable[[NDArray[np.uint8]], Tensor] | None:
-        """Return what prepares some rows of an image at its own size, uint8 [r, W, 3] -> float32 [3, r, W].
+    def transform_rows(
+        self, preprocessing: Preprocessing
+    ) -> Callable[[NDArray[np.uint8] | NDArray[np.float32]], Tensor] | None:
+        """Return what prepares some rows of an image at its own size, [r, W, C] -> float32 [C, r, W].
 
         For images that a model embeds as they are read. None, unless told otherwise, where ``transform`` with
         ``native`` does more than look at each pixel: such images are read whole.
@@ -252,6 +280,32 @@ class Task(ABC):
     @abstractmethod
     def predict(self, model: nn.Module, batch: Batch) -> Any:
         """Outputs of a model in evaluation mode, as `Meter.update` and `results` take them. Targets are not read."""
+
+    def predict_scene(
+        self,
+        model: nn.Module,
+        scene: RasterFile,
+        preprocessing: Preprocessing,
+        stem: Path | None,
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> Result | None:
+        """Predict a scene at its own size as it is read from its file, in memory that does not grow with it.
+
+        Args:
+            model: in evaluation mode.
+            scene: open.
+            preprocessing: as trained.
+            stem: of the files that `Result.save` will be asked for, so that they may be written now; None for none.
+            on_progress: called with (done, in all).
+
+        Returns:
+            None where a scene of this size is taken whole, by `predict`.
+        """
+        return None
+
+    def wants_files(self) -> str:
+        """Say which of the options makes files, which need a folder; empty where none does."""
+        return ""
 
     # ---------------------------------------------------------------------------------------------------- results
 

@@ -20,6 +20,7 @@ from torch import nn
 from vision_ssm.data.batches import Samples
 from vision_ssm.data.contents import contents_digest
 from vision_ssm.data.loader import EpochLoader
+from vision_ssm.data.measuring import Bands, measure_bands
 from vision_ssm.data.preprocessing import Preprocessing
 from vision_ssm.errors import ConfigError, DataError, suggestion
 from vision_ssm.models.registry import takes_size
@@ -97,13 +98,16 @@ def assemble(config: TrainConfig, processes: Processes, *, resuming: bool) -> Pa
     train_set = _training_data(config, task)
     task.prepare(train_set)
     val_set = task.open("val")
-    model, options = _model(config, task, resuming=resuming)
+    bands = _bands(config, task, train_set)
+    model, options = _model(config, task, bands, resuming=resuming)
     preprocessing = task.preprocessing(model)
+    if bands is not None:
+        preprocessing = bands.applied(preprocessing)
     if config.model.img_size is not None:
         preprocessing = preprocessing.with_size(config.model.img_size)
     found = [getattr(samples, "found", f"{len(samples):,} images") for samples in (train_set, val_set)]
     data = f"to train on, {found[0]}; held out, {found[1]}"
-    notices: list[str] = []
+    notices = _told_of(bands, pretrained=config.model.pretrained and not resuming)
     started_from = "published weights" if config.model.pretrained else "scratch"
     if config.model.checkpoint and not resuming:
         started_from = config.model.checkpoint
@@ -139,12 +143,42 @@ def _training_data(config: TrainConfig, task: Task) -> Samples:
         raise DataError(f"{error} {alike}") from error
 
 
-def _model(config: TrainConfig, task: Task, *, resuming: bool) -> tuple[nn.Module, dict[str, Any]]:
+def _bands(config: TrainConfig, task: Task, samples: Samples) -> Bands | None:
+    """What the images are made of, where they are not pictures in colour."""
+    if not task.scenes:
+        return None
+    bands = measure_bands(samples, grey=getattr(config.data, "grey", False), seed=config.run.seed)
+    said = [f"data.{name}" for name in ("mean", "std") if getattr(config.data, name, None) is not None]
+    if bands is not None and said:
+        raise ConfigError(f"{' and '.join(said)} are for pictures in colour; those of other images are measured.")
+    return bands
+
+
+def _told_of(bands: Bands | None, *, pretrained: bool) -> list[str]:
+    if bands is None:
+        return []
+    adapted = [
+        f"The pretrained first layer, of 3 channels, was repeated for {bands.count} and scaled by 3/{bands.count}."
+        if bands.count > 1
+        else "The pretrained first layer, of 3 channels, was summed to one."
+    ]
+    return [str(bands), *(adapted if pretrained and bands.count != 3 else [])]
+
+
+def _model(config: TrainConfig, task: Task, bands: Bands | None, *, resuming: bool) -> tuple[nn.Module, dict[str, Any]]:
     wanted = config.model
     pretrained = wanted.pretrained and not resuming
     options = dict(wanted.options)
     if resuming:  # what timm would load into the model, before the checkpoint replaces it
         options = {name: value for name, value in options.items() if name not in ("checkpoint_path", "pretrained")}
+    channels = 3 if bands is None else bands.count
+    if options.get("in_chans", channels) != channels:
+        raise ConfigError(
+            f"model.options.in_chans is {options['in_chans']}, and the images have {channels} channels; leave it out, "
+            "it is taken from them."
+        )
+    if channels != 3:
+        options["in_chans"] = channels
     if wanted.img_size is not None and takes_size(wanted.name):
         options["img_size"] = wanted.img_size
     extra: dict[str, Any] = {"pretrained": True} if pretrained else {}

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from vision_ssm.data.bands import as_picture
 from vision_ssm.data.batches import Samples
 from vision_ssm.errors import DataError
 from vision_ssm.plots import BLUE, GREY, INK, RED, png_figure
@@ -183,7 +184,7 @@ def _list_confusions(axes: Axes, counts: np.ndarray[Any, Any], names: Sequence[s
 def _tile(guess: Guess, dataset: Samples, evaluation: ClassificationMeter) -> Tile:
     names = evaluation.class_names
     image, _ = dataset[guess.position]
-    image = image.copy()
+    image = as_picture(image).copy()
     image.thumbnail((256, 256))
     return Tile(image, names[guess.predicted], guess.probability, names[guess.true])
 

@@ -30,6 +30,7 @@ class ClassificationData(DataSettings):
     path: str = setting(
         "", "Folder of class folders (with or without train/ and val/), or a name such as digits.", free=True
     )
+    grey: bool = setting(False, "Read pictures as grey: one channel instead of three. Scenes have the bands they have.")
     crop_pct: Share | None = setting(
         None, "Share of the resized image that evaluation crops; null takes the model's own."
     )

@@ -13,11 +13,14 @@ from timm.data.mixup import Mixup
 from torch import Tensor, nn
 
 from vision_ssm import moved
+from vision_ssm.data.bands import AnyImage, described_bands, samples_of
 from vision_ssm.data.batches import Batch, Samples, Transform
+from vision_ssm.data.geo.raster import Raster
 from vision_ssm.data.normalise import Normalise
 from vision_ssm.data.preprocessing import Preprocessing
-from vision_ssm.errors import CheckpointError, DataError, ShapeError
+from vision_ssm.errors import CheckpointError, DataError, ShapeError, notify
 from vision_ssm.models.registry import create_model
+from vision_ssm.tasks.classification.bands import BandTransform, are_colours, left_out
 from vision_ssm.tasks.classification.classes import IMAGENET_CLASSES, imagenet_names, match_classes
 from vision_ssm.tasks.classification.meter import TOP_K, ClassificationMeter
 from vision_ssm.tasks.classification.pictures import draw_confusion, draw_predictions
@@ -41,6 +44,7 @@ class Classification(Task):
     """
 
     name = "classification"
+    scenes = True
     Settings = ClassificationSettings
     Options = ClassificationOptions
     settings: ClassificationSettings
@@ -100,12 +104,20 @@ class Classification(Task):
 
     def transform(self, preprocessing: Preprocessing, *, train: bool, native: bool = False) -> Transform:
         """Transform the image; its class stays."""
+        augment = self.settings.augment
+        if not are_colours(preprocessing):
+            unused = left_out(preprocessing, augment) if train else []
+            if unused:
+                told = described_bands(preprocessing.input_size[0], preprocessing.samples)
+                notify(f"{' and '.join(unused)} left out: for three colours of 8 bits, and these images have {told}.")
+            chosen = augment if train else None
+            return _ImageOnly(BandTransform(preprocessing, chosen, mirror_safe=self._mirror_safe, native=native))
         if native:
-            return _ImageOnly(to_tensor(preprocessing))
+            return _ImageOnly(to_tensor(preprocessing), preprocessing)
         if train:
-            augment = self.settings.augment
-            return _ImageOnly(build_train_transform(preprocessing, augment, mirror_safe=self._mirror_safe))
-        return _ImageOnly(build_eval_transform(preprocessing))
+            chain = build_train_transform(preprocessing, augment, mirror_safe=self._mirror_safe)
+            return _ImageOnly(chain, preprocessing)
+        return _ImageOnly(build_eval_transform(preprocessing), preprocessing)
 
     def transform_rows(self, preprocessing: Preprocessing) -> Normalise:
         """At its own size an image is only normalised."""
@@ -208,10 +220,20 @@ def _mixup(augment: AugmentSettings, classes: int) -> Mixup:
 
 
 class _ImageOnly:
-    """Transform images and hand their targets on."""
+    """Transform images and hand their targets on.
 
-    def __init__(self, transform: Any) -> None:
-        self._transform = transform
+    Args:
+        transform: of images; with ``pictures`` of RGB pictures only.
+        pictures: what they are prepared for, so that scenes of three bands become some.
+    """
 
-    def __call__(self, image: Image.Image, target: Any) -> tuple[Tensor, Any]:
+    def __init__(self, transform: Any, pictures: Preprocessing | None = None) -> None:
+        self._transform, self._pictures = transform, pictures
+
+    def __call__(self, image: AnyImage, target: Any) -> tuple[Tensor, Any]:
+        if isinstance(image, Raster):
+            if image.valid is not None and not image.valid.any():
+                raise DataError("not one of its pixels holds data, so there is nothing to classify")
+            if self._pictures is not None:
+                image = Image.fromarray(samples_of(image, self._pictures))
         return self._transform(image), target

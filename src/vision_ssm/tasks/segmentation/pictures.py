@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from vision_ssm.data.bands import as_picture
 from vision_ssm.plots import BLUE, INK, png_figure
 from vision_ssm.tasks.segmentation.legend import coloured
 from vision_ssm.tasks.segmentation.masks import IGNORE, Colour
@@ -125,7 +126,7 @@ class _Row(NamedTuple):
 def _row(samples: MaskSamples, position: int, predicted: NDArray[np.uint8]) -> _Row:
     image, mask = samples[position]
     size = predicted.shape[1], predicted.shape[0]
-    return _Row(np.asarray(image.resize(size)), shrunk(mask.as_subclass(torch.Tensor)).numpy(), predicted)
+    return _Row(np.asarray(as_picture(image).resize(size)), shrunk(mask.as_subclass(torch.Tensor)).numpy(), predicted)
 
 
 def _pictures(row: _Row, palette: Sequence[Colour]) -> tuple[NDArray[np.uint8], ...]:

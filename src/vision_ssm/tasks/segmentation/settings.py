@@ -33,6 +33,7 @@ class SegmentationData(DataSettings):
     path: str = setting("", "Folder of images and masks, or of images and COCO annotations.", free=True)
     batch_size: Count = setting(8, "Images per step and process.")
     eval_batch_size: Count | None = setting(1, "Images per evaluation step; null takes batch_size.", free=True)
+    grey: bool = setting(False, "Read pictures as grey: one channel instead of three. Scenes have the bands they have.")
     short_side: Count | None = setting(
         None, "Images are resized to this shorter side (the longer one at most 4 times it); null keeps their size."
     )
@@ -105,6 +106,9 @@ class SegmentationOptions(Section):
     stride: Count | None = setting(None, "Pixels between windows; null takes two thirds of the window.")
     scales: tuple[Positive, ...] = setting((1.0,), "Average over the image resized by these factors.")
     flips: bool = setting(False, "Average over the image and its mirror image.")
+    polygons: Literal["geojson", "gpkg"] | None = setting(
+        None, "Also write the areas of each class as polygons, beside its map in the folder of results."
+    )
 
 
 class SegmentationSettings(TaskSettings):
