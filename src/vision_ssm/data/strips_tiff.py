@@ -106,7 +106,7 @@ def unread_kind(page: TiffPage) -> DataError:
     """Return the error for pixels that are not read, by us or by Pillow."""
     if needs_packages(page):
         return DataError(f"this kind of TIFF needs {EXTRA}: it holds {page}")
-    more = "" if is_installed() else f"; classification and segmentation take all bands with {SCENES}"
+    more = "" if is_installed() else f"; where a task takes scenes, all bands are read with {SCENES}"
     return DataError(
         f"expected grey or RGB of 8 or 16 bits, and this TIFF holds {page}; scale what has no "
         f"defined white or choose bands, and convert the image to 8 or 16 bits{more}"
