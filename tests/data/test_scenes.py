@@ -82,5 +82,5 @@ def test_an_unread_kind_names_the_extra(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(scenes, "is_installed", lambda: False)
     monkeypatch.setattr("vision_ssm.data.strips_tiff.is_installed", lambda: False)
     monkeypatch.setattr(scenes, "_tell_of_loss", lambda: None)
-    with pytest.raises(DataError, match=r"32-bit floating-point.*all bands are read with pip install 'vision-ssm\[geo\]'"):
+    with pytest.raises(DataError, match=r"32-bit floating-point.*bands are read with pip install 'vision-ssm\[geo\]'"):
         read_any(path)

@@ -18,7 +18,7 @@ from vision_ssm.data.geo.raster import open_raster
 from vision_ssm.data.images import MAX_PIXELS
 from vision_ssm.data.scenes import is_scene
 from vision_ssm.device import autocast
-from vision_ssm.errors import ConfigError, DataError
+from vision_ssm.errors import ConfigError, DataError, ShapeError
 from vision_ssm.inference.inputs import (
     Failure,
     ImageLike,
@@ -175,7 +175,7 @@ def predict(
             native = is_native(img_size) or (img_size is None and task.native)
             if not (native and _streamed(named, task, loaded, amp, kept, on_progress)):
                 whole.append(named)
-        except DataError as error:
+        except (DataError, ShapeError) as error:  # ShapeError: windows of a size that this model refuses
             failures.append(Failure(named.name, str(error)))
     batches = prepare_images(
         whole,

@@ -118,6 +118,7 @@ def test_five_bands_from_training_to_prediction(folders: Path, tmp_path: Path) -
     assert "its first layer, of 5 channels, was adapted to 2" in log
 
 
+@pytest.mark.slow
 def test_grey_pictures_may_have_one_channel(tmp_path: Path) -> None:
     for name, level in (("dark", 40), ("light", 200)):
         (tmp_path / "data" / name).mkdir(parents=True)
