@@ -50,7 +50,7 @@ MOVED = {
     "data.strips_tiff.tiff_bands": "data.strips_tiff.open_tiff",
     "data.loader.seeded": "nothing used it; the loader seeds every sample, and the engine every step",
     "data.preprocessing.Augmentation": "tasks.classification.settings.AugmentSettings",
-    "data.preprocessing.SMALL_IMAGE_SIDE": "tasks.classification.transforms.SMALL_IMAGE_SIDE",
+    "data.preprocessing.SMALL_IMAGE_SIDE": "tasks.classification.bands.SMALL_IMAGE_SIDE",
     "data.preprocessing.INTERPOLATIONS": "data.preprocessing.Interpolation",
     "data.preprocessing.CROP_MODES": "data.preprocessing.CropMode",
     "tasks.classification.Classification": "tasks.classification.task.Classification",
