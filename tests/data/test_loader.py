@@ -187,7 +187,7 @@ def without_mask(image: Image.Image, target: int) -> tuple[Tensor, int]:
 
 
 def test_a_fault_that_the_transform_finds_comes_without_a_traceback() -> None:
-    with pytest.raises(DataError, match=r"\Ano mask for this image\Z"):
+    with pytest.raises(DataError, match=r"\Aimage '.+': no mask for this image\Z"):
         list(EpochLoader(Numbers(4), without_mask, batch_size=2, workers=1))
 
 
