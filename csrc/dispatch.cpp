@@ -1,5 +1,6 @@
 // Picks the compilation of the kernels that this machine can run.
 #include "include/conv.h"
+#include "include/gla.h"
 #include "include/library.h"
 #include "include/mlp.h"
 #include "include/patch_embed.h"
@@ -19,6 +20,8 @@
     int scan_backward(const vssm_scan&);   \
     int conv_forward(const vssm_conv&);    \
     int conv_backward(const vssm_conv&);   \
+    int gla_forward(const vssm_gla&);      \
+    int gla_backward(const vssm_gla&);     \
     int ssm_forward(const vssm_ssm&);      \
     int vim_blocks_forward(const vssm_vim_blocks&); \
     int vim_block_backward(const vssm_vim_block_gradients&); \
@@ -63,7 +66,7 @@ int32_t best_isa() {
 
 }  // namespace
 
-int32_t vssm_abi_version(void) { return 15; }
+int32_t vssm_abi_version(void) { return 16; }
 int32_t vssm_has_isa(int32_t isa) { return has_isa(isa) ? 1 : 0; }
 int32_t vssm_best_isa(void) { return best_isa(); }
 
@@ -102,6 +105,8 @@ int vssm_scan_forward(const vssm_scan* scan) { RUN(scan->isa, scan_forward(*scan
 int vssm_scan_backward(const vssm_scan* scan) { RUN(scan->isa, scan_backward(*scan)) }
 int vssm_conv_forward(const vssm_conv* conv) { RUN(conv->isa, conv_forward(*conv)) }
 int vssm_conv_backward(const vssm_conv* conv) { RUN(conv->isa, conv_backward(*conv)) }
+int vssm_gla_forward(const vssm_gla* gla) { RUN(gla->isa, gla_forward(*gla)) }
+int vssm_gla_backward(const vssm_gla* gla) { RUN(gla->isa, gla_backward(*gla)) }
 int vssm_ssm_forward(const vssm_ssm* ssm) { RUN(ssm->isa, ssm_forward(*ssm)) }
 int vssm_vim_blocks_forward(const vssm_vim_blocks* blocks) { RUN(blocks->isa, vim_blocks_forward(*blocks)) }
 int vssm_vim_block_backward(const vssm_vim_block_gradients* gradients) {

@@ -1,5 +1,6 @@
 // Tells how the C structures lie in memory and what the constants are, for whoever mirrors them.
 #include "include/conv.h"
+#include "include/gla.h"
 #include "include/library.h"
 #include "include/mlp.h"
 #include "include/patch_embed.h"
@@ -63,6 +64,9 @@ const char* vssm_layout(const char* name) {
            F(da), F(dskip), F(dbias))
     LAYOUT(vssm_conv, F(batch), F(directions), F(tokens), F(channels), F(taps), F(groups), F(threads), F(isa),
            F(activation), F(reverse), F(weight), F(bias), F(x), F(y), F(grad), F(dx), F(dparameters))
+    LAYOUT(vssm_gla, F(batch), F(directions), F(tokens), F(heads), F(keys), F(values), F(groups), F(threads), F(isa),
+           F(merge), F(cover), F(scale), F(walks), F(q), F(k), F(v), F(gates), F(y), F(grad), F(dq), F(dk), F(dv),
+           F(dgates))
     LAYOUT(vssm_ssm, F(batch), F(directions), F(tokens), F(channels), F(states), F(rank), F(taps), F(convolutions),
            F(projections), F(threads), F(isa), F(cover), F(parameter_dtype), F(product_dtype), F(walks), F(reverse),
            F(conv_weight), F(conv_bias), F(x_proj), F(dt_proj), F(dt_bias), F(a_log), F(skip), F(x), F(z), F(y), F(sum))

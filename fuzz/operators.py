@@ -291,6 +291,23 @@ def _add_norm(rng: random.Random, dtype: torch.dtype) -> Arguments:
     return tensors | {"weight": _randn(rng, dtype, c), "bias": rng.choice((None, _randn(rng, dtype, c)))}
 
 
+def _gla(rng: random.Random, dtype: torch.dtype) -> Arguments:
+    batch, k, heads, n, c = (rng.choice(sizes) for sizes in ((1, 2), (1, 2, 4), (1, 3), (1, 5, 16), (1, 8, 33)))
+    tokens, walks = _walks(rng, k)
+    q, key = (_randn(rng, dtype, batch, tokens, heads * n) for _ in range(2))
+    gates = -_randn(rng, torch.float32, batch, k, tokens, heads * n).abs()
+    v = _randn(rng, dtype, batch, tokens, heads * c)
+    return {
+        "q": q,
+        "k": key,
+        "v": v,
+        "log_gates": gates,
+        "heads": heads,
+        "traversals": walks,
+        "merge": rng.random() < 0.7,
+    }
+
+
 OPERATORS = {
     "selective_scan": Operator(_scan, lambda a: ops.selective_scan(**a)),
     "causal_conv1d": Operator(_conv, lambda a: ops.causal_conv1d(**a)),
@@ -300,6 +317,7 @@ OPERATORS = {
     "mlp_branch": Operator(_mlp, _run_mlp),
     "embed_patches": Operator(_embed, lambda a: ops.embed_patches(**a)),
     "add_norm": Operator(_add_norm, lambda a: ops.add_norm(**a)),
+    "gla": Operator(_gla, lambda a: ops.gla(**a)),
     "torch.ops.selective_scan": Operator(_scan_directly, _run_scan_directly),
     "torch.ops.causal_conv1d": Operator(_conv, _run_conv_directly),
     "torch.ops.selective_ssm": Operator(_ssm, _run_ssm_directly, lambda a: ops.selective_ssm(**a)),

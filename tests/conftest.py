@@ -1,13 +1,18 @@
 """Its presence puts the repository on the import path, so that tests find `tests.recorded`.
 
 Without a GPU the Triton kernels are tested in Triton's interpreter, which must be asked for before triton is imported.
+Processes that share the tests share the cores too, and so do the commands that the tests start.
 """
 
 from __future__ import annotations
 
 import os
 
-import torch
+_SHARED_BY = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+if _SHARED_BY > 1:
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // _SHARED_BY)))
+
+import torch  # noqa: E402 -- reads the number of threads when it is imported
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")

@@ -175,7 +175,13 @@ class EfficientVMambaRecording(HierarchicalRecording):
         }
 
 
-RECORDINGS = {"vim": Recording, "vmamba": VMambaRecording, "efficientvmamba": EfficientVMambaRecording}
+RECORDINGS = {
+    "vim": Recording,
+    "vig": Recording,
+    "vig_h": Recording,
+    "vmamba": VMambaRecording,
+    "efficientvmamba": EfficientVMambaRecording,
+}
 
 
 def load(name: str, family: str = "vim") -> Any:

@@ -1,6 +1,6 @@
 """README.md and docs/: what they point to exists, what they name resolves, what they show can be typed.
 
-The blocks of docs/integrations.md also run, in tests/integrations/test_how_to.py.
+That the blocks also run is tried in tests/test_docs_run.py and tests/integrations/test_how_to.py.
 """
 
 from __future__ import annotations
@@ -34,7 +34,6 @@ ROOMS = {path.stem for path in SRC.iterdir() if path.suffix == ".py" or (path / 
 SOURCE = (".py", ".cpp", ".h", ".md", ".toml")
 ELSEWHERE = {
     "classification/lib/models/local_vim.py": "LocalMamba's",
-    **dict.fromkeys(("csrc/gla", "tests/ops/gla"), "of the operator that ops/dispatch.py shows how to add"),
 }
 FOREIGN = {"--no-build-isolation": "pip's"}
 CARRIERS = {"segmentation_models_pytorch", "transformers"}  # slow to import, may be missing, tried by test_how_to

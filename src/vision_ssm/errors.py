@@ -15,6 +15,7 @@ __all__ = [
     "NotFetchedError",
     "ShapeError",
     "TrainingDiverged",
+    "UnreadableError",
     "VisionSSMError",
     "VisionSSMNotice",
     "notify",
@@ -69,6 +70,10 @@ class NotFetchedError(CheckpointError):
 
 class DataError(VisionSSMError, ValueError):
     """An image, a folder of images or a data set cannot be used."""
+
+
+class UnreadableError(DataError):
+    """One sample of a data set cannot be read; the others may be."""
 
 
 class TrainingDiverged(VisionSSMError, ArithmeticError):

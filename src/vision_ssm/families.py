@@ -67,6 +67,24 @@ FAMILIES: list[Family] = [
         dense="efficientvmamba_tiny",
         docs="docs/families/efficient_vmamba.md",
     ),
+    Family(
+        name="vig",
+        model="vision_ssm.models.vig:ViG",
+        variants="vision_ssm.models.vig_variants",
+        layout="vision_ssm.checkpoints.vig",
+        macs=None,
+        dense="vig_tiny_pyramid",
+        docs="docs/families/vig.md",
+    ),
+    Family(
+        name="vig_h",
+        model="vision_ssm.models.vig_h:HierarchicalViG",
+        variants="vision_ssm.models.vig_h_variants",
+        layout="vision_ssm.checkpoints.vig_h",
+        macs=None,
+        dense="vig_h_tiny",
+        docs="docs/families/vig_h.md",
+    ),
 ]
 
 

@@ -16,7 +16,7 @@ from vision_ssm.storage import whole_file
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["BLUE", "GREY", "INK", "ORANGE", "RED", "png_figure"]
+__all__ = ["BLUE", "GREY", "INK", "ORANGE", "RED", "png_figure", "shortened"]
 
 BLUE, ORANGE, RED, GREY, INK = "#2563a8", "#d97b12", "#c62f2f", "#8b929c", "#22262c"
 
@@ -59,3 +59,14 @@ def png_figure(path: str | Path, size: tuple[float, float], layout: str | None =
         yield figure
         with whole_file(path) as part:
             figure.savefig(part, format="png", dpi=130, bbox_inches="tight", pad_inches=0.12)
+
+
+def shortened(text: str, length: int) -> str:
+    """Return a name in at most ``length`` characters: the first of a list of synonyms, else its beginning and end."""
+    text = " ".join(text.split())
+    if len(text) > length:
+        text = text.split(",")[0]  # ImageNet's names are lists of synonyms
+    if len(text) <= length:
+        return text
+    end = (length - 1) // 3
+    return f"{text[: length - 1 - end].rstrip()}…{text[len(text) - end :].lstrip()}"

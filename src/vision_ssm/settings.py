@@ -95,6 +95,13 @@ class Section(BaseModel, metaclass=_Refusing):
         """The class that ``values`` are for, where it depends on them."""
         return cls
 
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        """Show what is not the default: of some ninety values those that somebody chose."""
+        for name, value in super().__repr_args__():
+            field = type(self).model_fields.get(str(name))
+            if field is None or value != field.get_default(call_default_factory=True):
+                yield name, value
+
     @model_validator(mode="before")
     @classmethod
     def _lists_are_tuples(cls, values: Any) -> Any:

@@ -57,7 +57,7 @@ def test_models_of_timm(name, params, macs):
 
 
 def test_batch_multiplies_and_size_is_taken():
-    one, four = cost("vim_nano"), cost("vim_nano", batch=4)
+    one, four = cost("vim_nano"), cost("vim_nano", batch_size=4)
     assert four.input_size == (4, 3, 32, 32)
     assert four.macs_all == 4 * one.macs_all
     assert four.params == one.params
@@ -81,7 +81,7 @@ def test_training_memory_is_what_autograd_really_keeps():
         def forward(self, x):
             return self.b(torch.tanh(self.a(x.flatten(2).mean(1))))
 
-    found = cost(Net(), (8, 8), batch=10)
+    found = cost(Net(), (8, 8), batch_size=10)
     # a keeps the mean; tanh keeps its result, which b keeps too. The mean itself keeps nothing.
     assert found.training_bytes == 4 * 10 * (64 + 256)
 
@@ -98,7 +98,7 @@ def test_inference_memory_counts_what_is_alive_at_once():
 
 
 def test_training_memory_of_a_scan_is_linear_in_length():
-    short, long = cost("vim_tiny_patch16_224", 512, batch=2), cost("vim_tiny_patch16_224", 1024, batch=2)
+    short, long = cost("vim_tiny_patch16_224", 512, batch_size=2), cost("vim_tiny_patch16_224", 1024, batch_size=2)
     assert long.training_bytes / short.training_bytes == pytest.approx(4097 / 1025, rel=0.02)
 
 
@@ -119,7 +119,7 @@ def test_a_module_is_measured_as_it_is_and_left_as_it_was():
     [
         ({"img_size": 0}, "img_size must be positive, got 0 x 0"),
         ({"img_size": (32, -1)}, "img_size must be positive, got 32 x -1"),
-        ({"batch": 0}, "batch must be at least 1, got 0"),
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
     ],
 )
 def test_wrong_sizes(arguments, message):

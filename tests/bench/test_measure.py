@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
 import pytest
 import torch
 
 from vision_ssm.bench import Settings, measure, run_benchmark
-from vision_ssm.errors import ConfigError
+from vision_ssm.errors import ConfigError, VisionSSMNotice
 
 SECONDS = {"test_vit": 0.25, "test_resnet": 0.05, "vim_nano": 0.125, "the matrix product": 0.5}
 
@@ -23,6 +24,13 @@ class Stage:
         monkeypatch.setattr(measure, "prepare", lambda case: self.actor(case.model))
         monkeypatch.setattr(measure, "_product", lambda case: self.actor("the matrix product"))
         monkeypatch.setattr(measure.time, "perf_counter", lambda: self.now)
+        monkeypatch.setattr(measure.time, "sleep", lambda seconds: None)
+        self.others = [0.0]
+        """Cores that others keep busy: before everything, and in one attempt after the other; the last one stays."""
+        monkeypatch.setattr(measure, "LoadWatch", lambda: self)
+
+    def cores_of_others(self) -> float:
+        return self.others.pop(0) if len(self.others) > 1 else self.others[0]
 
     def actor(self, name: str) -> Callable[[], None]:
         def act() -> None:
@@ -89,6 +97,58 @@ def test_a_drift_of_the_machine_cancels_in_the_ratio(stage, monkeypatch):
     stage.before = slower
     _, second = run_benchmark(settings(rounds=4)).to_dict()["rows"]
     assert second["time_ratio"] == pytest.approx(1, abs=0.005)
+
+
+def test_disturbed_rounds_are_taken_again_and_the_quietest_stay(stage, monkeypatch):
+    everywhere = float(os.cpu_count() or 1)
+    stage.others = [0.0, everywhere, everywhere / 2 + 0.6, everywhere]
+    pace = iter([1.0, 2.0, 4.0])
+    rounds = measure._take_rounds
+
+    def slower(*arguments):
+        factor = next(pace)
+        for name, seconds in {"test_vit": 0.25, "test_resnet": 0.05}.items():
+            monkeypatch.setitem(SECONDS, name, factor * seconds)
+        rounds(*arguments)
+
+    monkeypatch.setattr(measure, "_take_rounds", slower)
+    told = []
+    first, second = run_benchmark(
+        settings(threads=(os.cpu_count() or 1,)), on_step=lambda *at: told.append(at)
+    ).to_dict()["rows"]
+    assert (first["attempts"], first["others"]) == (3, everywhere / 2 + 0.6)
+    assert (first["seconds"]["median"], second["seconds"]["median"]) == pytest.approx((0.5, 0.1))
+    assert "other processes kept" in first["doubts"][0]
+    assert told[-1] == (2 + 3 * 3, 2 + 3 * 3)
+
+
+def test_a_quiet_second_attempt_is_the_last(stage):
+    stage.others = [0.0, 99.0, 0.0]
+    (row,) = run_benchmark(settings("test_vit")).to_dict()["rows"]
+    assert (row["attempts"], row["others"], row["doubts"]) == (2, 0.0, [])
+
+
+def test_a_share_above_the_ceiling_is_an_error_of_the_measurement(stage, monkeypatch):
+    monkeypatch.setitem(SECONDS, "the matrix product", 1e9)
+    (row,) = run_benchmark(settings("test_vit")).to_dict()["rows"]
+    assert row["share_of_ceiling"] > 1
+    assert row["attempts"] == measure.ATTEMPTS
+    assert "cannot be: an error of the measurement" in row["doubts"][0]
+
+
+def test_a_busy_machine_is_said_before_anything_runs(stage):
+    stage.others = [99.0, 0.0]
+    with pytest.warns(VisionSSMNotice, match=r"other processes keep 99\.0 cores at work"):
+        run_benchmark(settings("test_vit"))
+
+
+def test_peak_memory_is_the_middle_of_several_processes(monkeypatch):
+    peaks = iter([50, 10, 90, 30, 40])
+    found = measure._middle(lambda case: {"peak_bytes": next(peaks)}, settings().groups().__next__()[0])
+    assert found == {"peak_bytes": 40, "peak_least": 10, "peak_most": 90, "processes": 5}
+    asked = []
+    failed = measure._middle(lambda case: asked.append(case) or {"error": "no"}, settings().groups().__next__()[0])
+    assert (failed, len(asked)) == ({"error": "no"}, 1)
 
 
 def test_one_case_that_fails_leaves_the_others_alone(stage):

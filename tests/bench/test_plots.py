@@ -7,6 +7,7 @@ from pathlib import Path
 import matplotlib.colors
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from vision_ssm.bench import draw_memory, draw_speed
@@ -26,7 +27,12 @@ def report(models: int, sizes: tuple[int, ...], dtypes: tuple[str, ...] = ("floa
         for side in sizes
         for index, name in enumerate(names)
     ]
-    return {"settings": {"mode": "inference", "models": names}, "rows": rows}
+    about = {
+        "device": "A Processor",
+        "circumstances": {"started": "2026-01-02T03:04:05"},
+        "versions": {"torch": "2.11"},
+    }
+    return {"settings": {"mode": "inference", "models": names}, "rows": rows, **about}
 
 
 def colours(path: Path) -> set[str]:
@@ -42,6 +48,18 @@ def colours(path: Path) -> set[str]:
 def test_one_line_per_model(tmp_path, draw):
     draw(report(3, (224, 512, 1248), ("float32", "bfloat16", "float16")), tmp_path / "p.png")
     assert colours(tmp_path / "p.png") == set(COLOURS[:3])
+
+
+def test_machine_and_day_are_named_and_many_models_below(tmp_path, monkeypatch):
+    kept = []
+    write = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda self, *a, **k: (kept.append(self), write(self, *a, **k))[1])
+    draw_memory(report(9, (224, 512)), tmp_path / "p.png")
+    texts = [text.get_text() for text in kept[0].texts]
+    assert texts == ["Peak memory of inference beyond weights and\ninput, MiB", "A Processor; 2026-01-02; torch 2.11"]
+    (legend,) = kept[0].legends
+    assert len(legend.get_texts()) == 9
+    assert len({(line.get_color(), line.get_marker()) for line in kept[0].axes[0].lines}) == 9
 
 
 def test_a_model_without_points_is_left_out(tmp_path):

@@ -19,12 +19,15 @@ def quick(monkeypatch):
     monkeypatch.setattr(vision_ssm.bench.measure, "WARM_SECONDS", 0.0)
     monkeypatch.setattr(vision_ssm.bench.measure, "SAMPLE_SECONDS", 1e-9)
     monkeypatch.setattr(vision_ssm.bench.measure, "CEILING_SIDE", 64)
+    monkeypatch.setattr(vision_ssm.bench.measure, "MEMORY_PROCESSES", 1)
+    monkeypatch.setattr(vision_ssm.bench.measure, "LOOK_SECONDS", 0)
+    monkeypatch.setattr(vision_ssm.bench.measure.LoadWatch, "cores_of_others", lambda self: 0.0)
 
 
 def test_measure_write_draw_and_show_again(run, tmp_path):
     path = tmp_path / "r.json"
     memory = [] if CLEAR.exists() else ["--no-memory"]
-    outcome = run("bench", *MODELS, "--sizes", "64", "96x64", *BRIEF, *memory, "--output", path, "--plots")
+    outcome = run("bench", *MODELS, "--img-size", "64", "96x64", *BRIEF, *memory, "--output", path, "--plots")
     assert outcome.code == 0, outcome.err
     assert "inference, 96 x 64, batch 1, float32, 1 thread, cpu" in outcome.out
     found = json.loads(path.read_text())
@@ -34,6 +37,7 @@ def test_measure_write_draw_and_show_again(run, tmp_path):
     ]
     for row in found["rows"]:
         assert len(row["samples"]) == 2
+        assert row["others"] == 0
         assert min(row["samples"]) > 0
         assert row["share_of_ceiling"] > 0
         assert not CLEAR.exists() or row["memory"]["peak_bytes"] > 0
@@ -48,7 +52,7 @@ def test_measure_write_draw_and_show_again(run, tmp_path):
 
 
 def test_a_case_that_fails_is_a_row_and_exit_code_1(run, tmp_path):
-    arguments = ["--models", "vim_nano", "test_resnet+unfused", "--sizes", "2", "32", "--no-memory", *BRIEF]
+    arguments = ["--models", "vim_nano", "test_resnet+unfused", "--img-size", "2", "32", "--no-memory", *BRIEF]
     outcome = run("bench", *arguments, "--output", tmp_path / "r.json")
     assert outcome.code == 1
     assert "vim_nano: " in outcome.out
@@ -59,7 +63,7 @@ def test_a_case_that_fails_is_a_row_and_exit_code_1(run, tmp_path):
 
 def test_training_in_bfloat16_as_json(run):
     outcome = run(
-        *("bench", "--models", "vim_nano", "--sizes", "32", "--mode", "training", "--dtype", "bfloat16"),
+        *("bench", "--models", "vim_nano", "--img-size", "32", "--mode", "training", "--dtype", "bfloat16"),
         *("--no-memory", "--json", "--note", "only a test", *BRIEF),
     )
     assert outcome.code == 0, outcome.err
@@ -80,7 +84,7 @@ def test_ctrl_c_writes_what_there_is(run, tmp_path, monkeypatch):
         sample(self)
 
     monkeypatch.setattr(vision_ssm.bench.measure._Stopwatch, "sample", interrupted)
-    arguments = ["--models", "vim_nano", "test_vit", "--sizes", "32", "--no-memory", *BRIEF]
+    arguments = ["--models", "vim_nano", "test_vit", "--img-size", "32", "--no-memory", *BRIEF]
     outcome = run("bench", *arguments, "--output", tmp_path / "r.json")
     assert outcome.code == 130
     assert outcome.err.startswith("error: interrupted")
@@ -98,7 +102,7 @@ def test_ctrl_c_writes_what_there_is(run, tmp_path, monkeypatch):
         (["--models", "vim_nano", "--dtype", "bf16"], "--dtype must be one of float32, bfloat16, got 'bf16'."),
         (["--preset", "vims"], "--preset must be one of vim, vim-small, hierarchical, got 'vims'."),
         (["--models", "vim_nano", "--plots"], "--plots draws beside the results: give --output FILE.json too"),
-        (["--models", "vim_nano", "--plots", "--output", "r.json"], "give at least two --sizes"),
+        (["--models", "vim_nano", "--plots", "--output", "r.json"], "give two sizes or more (--img-size)"),
         (["--models", "vim_nano", "--output", "r.txt"], "expected a file name that ends in .json, got 'r.txt'"),
         (["--models", "vim_nano", "--show", "r.json"], "--show measures nothing"),
         (["--show", "missing.json"], "cannot read results 'missing.json': No such file or directory."),
@@ -117,6 +121,6 @@ def test_wrong_use(run, arguments, message):
 def test_plots_without_matplotlib_are_refused_before_measuring(run, monkeypatch):
     find = importlib.util.find_spec
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "matplotlib" else find(name))
-    outcome = run("bench", *MODELS, "--sizes", "64", "96", "--output", "r.json", "--plots")
+    outcome = run("bench", *MODELS, "--img-size", "64", "96", "--output", "r.json", "--plots")
     assert outcome.code == 2
     assert "--plots needs matplotlib: pip install matplotlib" in outcome.err

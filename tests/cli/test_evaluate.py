@@ -50,3 +50,15 @@ def test_classes_that_the_model_does_not_know(run, trained):
     outcome = run("evaluate", trained / "best.safetensors", "digits")
     assert outcome.code == 2
     assert "class" in outcome.err
+
+
+def test_pictures_lie_where_they_were_asked_for(run, trained, images, tmp_path):
+    outcome = run("evaluate", trained, images, "--pictures", tmp_path / "seen")
+    assert outcome.code == 0, outcome.err
+    for name in ("confusion", "predictions", "mistakes", "calibration"):
+        assert f"drew {tmp_path / 'seen' / name}.png" in outcome.out
+        assert (tmp_path / "seen" / f"{name}.png").is_file()
+    (tmp_path / "file").touch()
+    outcome = run("evaluate", trained, images, "--pictures", tmp_path / "file")
+    assert outcome.code == 2
+    assert "cannot write to output folder" in outcome.err

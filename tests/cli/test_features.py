@@ -13,7 +13,7 @@ import vision_ssm
 
 def test_vectors_and_maps_are_written_with_an_index(run, trained, images, tmp_path):
     output = tmp_path / "out"
-    outcome = run("features", trained / "best.safetensors", images / "dark", "--maps=-1", "--output", output)
+    outcome = run("features", trained / "best.safetensors", images / "dark", "--layers=-1", "--output", output)
     assert outcome.code == 0, outcome.err
     assert f"12 images, 32 numbers each, maps of layers 0: {output / 'index.json'}" in outcome.out
     index = json.loads((output / "index.json").read_text())
@@ -48,7 +48,7 @@ def test_the_shipped_weights(run, trained, images, tmp_path, monkeypatch):
 
 
 def test_a_layer_that_is_not_there(run, trained, images, tmp_path):
-    outcome = run("features", trained / "best.safetensors", images, "--maps", "4", "--output", tmp_path / "out")
+    outcome = run("features", trained / "best.safetensors", images, "--layers", "4", "--output", tmp_path / "out")
     assert outcome.code == 2
     assert "this model has maps of the layers 0 to 0 (or -1 to -1), got 4." in outcome.err
 
@@ -75,7 +75,7 @@ def test_large_images_at_their_own_size(run, trained, scans, tmp_path):
     results = [{e["class"]: e["probability"] for e in r["classes"]} for r in json.loads(outcome.out)["results"]]
     assert all(result == pytest.approx(results[0], abs=1e-6) for result in results)
     assert results[0] != pytest.approx(dict(vision_ssm.predict(weights, scans / "scan.png").results[0].classes))
-    outcome = run("features", weights, *files, "--img-size", "native", "--maps", "all", "--output", tmp_path)
+    outcome = run("features", weights, *files, "--img-size", "native", "--layers", "all", "--output", tmp_path)
     assert outcome.code == 0, outcome.err
     stride = vision_ssm.load_model(weights).model.patch_embed.stride
     maps = []

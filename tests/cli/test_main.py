@@ -49,7 +49,8 @@ def test_every_command_shows_examples_that_it_can_parse(name, monkeypatch):
     [
         (
             ["evalute"],
-            "one of train, evaluate, predict, features, data, models, cost, bench, doctor, got 'evalute'. "
+            "one of train, evaluate, predict, features, data, models, cost, bench, doctor, completion, "
+            "got 'evalute'. "
             "Did you mean 'evaluate'?",
         ),
         (["doctor", "--jsn"], "unknown option '--jsn'. Did you mean '--json'? See `vision-ssm doctor --help`."),
@@ -60,12 +61,20 @@ def test_every_command_shows_examples_that_it_can_parse(name, monkeypatch):
         (["predict", "w", "i", "--top-k", "many"], "--top-k: top_k must be a whole number, got 'many'"),
         (["features", "w.pth", "--output", "o"], "arguments are required: IMAGES. See `vision-ssm features --help`."),
         (["features", "i.png"], "the following arguments are required: --output"),
-        (["features", "i.png", "--output", "o", "--maps", "last"], "expected layers such as 5,11 or -1, or all; got"),
+        (["features", "i.png", "--output", "o", "--layers", "last"], "expected layers such as 5,11 or -1, or all; got"),
         (["predict", "w", "i", "--img-size", "big"], "expected a side such as 224 or HEIGHTxWIDTH"),
         (["predict", "w", "i", "--output", "p.txt"], "expected a file name that ends in .json or .csv, got 'p.txt'"),
         (["cost", "m", "--img-size", "-224"], "an image has at least one pixel per side, got -224"),
         (["cost", "m", "--img-size", "0x32"], "an image has at least one pixel per side, got 0x32"),
         (["cost", "m", "--img-size", "big"], "expected a side such as 224 or HEIGHTxWIDTH such as 224x320, got 'big'"),
+        (
+            ["cost", "m", "--batch", "8"],
+            "there is no --batch: here it is called --batch-size. See `vision-ssm cost --help`.",
+        ),
+        (["bench", "--sizes", "224", "--models", "m"], "there is no --sizes: here it is called --img-size."),
+        (["features", "i.png", "--output", "o", "--maps=-1"], "there is no --maps: here it is called --layers."),
+        (["cost", "m", "--layers", "2"], "there is no --layers: here it is called --depth."),
+        (["predict", "i.png", "--dtype", "bf16"], "there is no --dtype: here it is called --amp."),
         (["doctor", "now"], "unexpected argument 'now'"),
         (["models", "nonsense"], "no model of this library has 'nonsense' in its name"),
     ],

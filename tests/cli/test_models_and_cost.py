@@ -3,24 +3,44 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
+import torch
 
 import vision_ssm
 from tests.cli.commands import python
 from vision_ssm.analysis import model_table
-from vision_ssm.models.segmentors import SEGMENTORS
+from vision_ssm.models.registry import list_whole_models
+from vision_ssm.models.variant import all_variants
 
 
 def test_models_lists_every_registered_model_with_published_figures(run):
     outcome = run("models", "--json")
     assert outcome.code == 0
     rows = {row["name"]: row for row in json.loads(outcome.out)}
-    assert set(rows) == {*vision_ssm.list_models(), *SEGMENTORS}
+    assert set(rows) == {*vision_ssm.list_models(), *list_whole_models()}
     assert rows["vmamba_tiny_s1l8_upernet_ade20k"]["miou"] == 47.9
+    assert rows["vmamba_tiny_s1l8_mask_rcnn_coco"]["ap_box"] == 47.3
     assert rows["vim_tiny_patch16_224"]["params"] == 7_148_008
     assert rows["vim_tiny_patch16_224"]["top1"] == 76.1
     assert rows["vim_nano"]["top1"] is None
+
+
+def test_files_that_were_downloaded_are_shown(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    folder = tmp_path / "hub" / "checkpoints"
+    folder.mkdir(parents=True)
+    weights = all_variants()["vmamba_tiny_s1l8"].weights
+    (folder / weights.file).write_bytes(bytes(3 * 2**20))
+    rows = {row["name"]: row["file"] for row in json.loads(run("models", "--json").out)}
+    assert rows["vmamba_tiny_s1l8"] == str(folder / weights.file)
+    assert rows["vmamba_tiny_s2l5"] is None
+    assert rows["vmamba_tiny_s1l8_upernet_ade20k"] is None
+    outcome = run("models", "vmamba_tiny_s1l8")
+    assert "3.0 MiB" in outcome.out
+    assert f"Downloaded files are in {folder}" in outcome.out
+    assert Path(torch.hub.get_dir()) / "checkpoints" == folder
 
 
 def test_a_recount_says_the_same_as_the_table(run):
@@ -48,7 +68,7 @@ def test_models_table_can_be_narrowed(run):
 
 
 def test_cost_table(run):
-    outcome = run("cost", "vim_tiny_patch16_224", "--img-size", "224x320", "--batch", "2", "--layers", "1")
+    outcome = run("cost", "vim_tiny_patch16_224", "--img-size", "224x320", "--batch-size", "2", "--depth", "1")
     assert outcome.code == 0, outcome.err
     assert "vim_tiny_patch16_224, 2 x 3 x 224 x 320" in outcome.out
     assert "7,164,136" in outcome.out  # the published class built for that size

@@ -103,7 +103,8 @@ def test_run_leaves_what_it_promises_and_reports_it(run, images, tmp_path):
     assert "Effective configuration" in outcome.out
     assert "embed_dim: 32" in outcome.out
     assert "epoch 1/1" in outcome.out
-    assert str(tmp_path / "n" / "best.safetensors") in outcome.out
+    unwrapped = "".join(outcome.out.split())  # the table breaks a long path
+    assert str(tmp_path / "n" / "best.safetensors") in unwrapped
     assert "\x1b" not in outcome.out  # no terminal, no control sequences
 
 
@@ -149,6 +150,34 @@ def test_resume_without_a_name_continues_the_run_the_options_name(run, images, t
     resumed = run(*options, "--resume")
     assert resumed.code == 0, resumed.err
     assert "resumed after" in resumed.out
+
+
+def test_folds_are_run_in_turn_and_their_scores_come_to_a_mean(run, images, tmp_path):
+    options = ["train", images, "--output", tmp_path, "--name", "n", "--epochs", "1", *TINY, "--data.folds", "2"]
+    outcome = run(*options)
+    assert outcome.code == 0, outcome.err
+    for text in ("Best of each fold", "n-fold0", "n-fold1", "mean", "deviation", str(tmp_path / "n-folds.json")):
+        assert text in outcome.out
+    again = run(*options, "--resume", "--json")
+    assert again.code == 0, again.err
+    found = json.loads(again.out)
+    assert found["mean"] == json.loads((tmp_path / "n-folds.json").read_text())["mean"]
+    assert [Path(part["folder"]).name for part in found["runs"]] == ["n-fold0", "n-fold1"]
+    refused = run(*options, "--dry-run")
+    assert refused.code == 2
+    assert "--data.fold 0" in refused.err
+
+
+def test_an_unreadable_file_says_how_to_train_without_it(run, tmp_path):
+    folder = write_images(tmp_path / "data")
+    (folder / "dark" / "3.png").write_bytes(b"")
+    options = ["train", folder, "--output", tmp_path / "runs", "--name", "n", "--epochs", "1", *TINY]
+    refused = run(*options)
+    assert refused.code == 2
+    assert "3.png" in refused.err and "--skip-unreadable" in refused.err
+    outcome = run(*options, "--skip-unreadable")
+    assert outcome.code == 0, outcome.err
+    assert "Left out, as they cannot be read: 1 of the images to train on" in outcome.out + outcome.err
 
 
 def test_resume_of_nothing(run, tmp_path):

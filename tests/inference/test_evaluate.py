@@ -16,6 +16,7 @@ from vision_ssm.inference.evaluate import evaluate
 from vision_ssm.models.registry import create_model
 from vision_ssm.tasks.classification.classes import imagenet_names, match_classes
 from vision_ssm.tasks.classification.sources import open_dataset
+from vision_ssm.tasks.registry import find_task
 from vision_ssm.weights.files import Loaded
 from vision_ssm.weights.opening import open_model
 
@@ -35,6 +36,25 @@ def test_scores(weights: Path, colour_folder: Callable[..., Path], tmp_path: Pat
     assert seen == [(4, 13), (8, 13), (12, 13), (13, 13)]
     result.write(tmp_path / "scores.json")
     assert json.loads((tmp_path / "scores.json").read_text())["confusion"][2] == [0, 1, 4]
+
+
+def test_scores_of_classes_and_the_mistakes(weights: Path, colour_folder: Callable[..., Path], tmp_path: Path) -> None:
+    root = colour_folder()
+    Image.new("RGB", (8, 8), "green").save(root / "red" / "wrong.png")
+    result = evaluate(weights, root)
+    found = json.loads(json.dumps(result.to_dict(), allow_nan=False))
+    assert found["images"] == [4, 4, 5]
+    assert found["precision"] == [1, pytest.approx(4 / 5), 1]
+    assert found["recall"] == [1, 1, pytest.approx(4 / 5)]
+    assert found["f1"] == [1, pytest.approx(8 / 9), pytest.approx(8 / 9)]
+    assert found["means"]["f1"] == pytest.approx(25 / 27)
+    (mistake,) = found["mistakes"]
+    assert mistake["path"].endswith("wrong.png")
+    assert (mistake["true"], mistake["predicted"]) == ("red", "green")
+    assert sum(row["images"] for row in found["calibration"]["bins"]) == 13
+    drawn = result.draw(tmp_path / "pictures")
+    assert {path.name for path in drawn} == set(find_task("classification").pictures)
+    assert all(path.stat().st_size for path in drawn)
 
 
 def test_same_scores_with_workers_and_an_open_data_set(loaded: Loaded, colour_folder: Callable[..., Path]) -> None:

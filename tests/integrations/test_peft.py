@@ -14,6 +14,7 @@ FAMILIES = {
     "vim_nano": {"depth": 2},
     "vmamba_nano": {"depths": (1, 1, 1, 1)},
     "vmamba_nano gated": {"depths": (1, 1, 1, 1), "gate": True, "mlp_ratio": 0.0},
+    "vig_nano": {"depth": 2},
     "efficientvmamba_nano": {"depths": (1, 1, 1, 1)},
 }
 

@@ -75,4 +75,6 @@ def test_float64_agrees_to_float64_precision():
     recording = load("tiny_patch16_224")
     model = published(recording).double()
     with torch.no_grad():
-        assert relative(model(image(224, 224).double()), recording.arrays["logits_f64"]) < 1e-9
+        # float32 would be some 1e-6 away. The weights are made with NumPy's logarithms of float32, whose last bit
+        # depends on the processor's instructions; without AVX-512 that moves the logits by 1.4e-8.
+        assert relative(model(image(224, 224).double()), recording.arrays["logits_f64"]) < 1e-7

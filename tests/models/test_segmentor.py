@@ -160,6 +160,46 @@ def test_any_backbone_with_the_four_strides(backbone: str, options: dict[str, in
     assert not missing, "gradients reach every parameter"
 
 
+@pytest.mark.parametrize("tap", ["stream", "branch"])
+@pytest.mark.parametrize("last_norm", [False, True])
+def test_the_last_map_of_a_column_is_what_was_asked_for(tap: str, last_norm: bool) -> None:
+    options = {"patch_size": 32, "class_token": "none", "global_pool": "avg"}  # the map of stride 32 is the tap itself
+    heads = {"num_classes": 2, "channels": 8, "auxiliary_channels": 0, "tap": tap, "last_norm": last_norm}
+    built = build_segmentor("vim_nano", heads, img_size=64, **options).eval()
+    inner: Any = built.inner
+    plain = create_model("vim_nano", img_size=64, num_classes=0, **options).eval()
+    plain.load_state_dict(inner.state_dict(), strict=False)
+    norm = plain.norm
+    torch.nn.init.uniform_(norm.weight)
+    if last_norm:
+        built.backbone.last_norm.load_state_dict(norm.state_dict())
+    added = []
+    handle = plain.blocks[-1].mixer.register_forward_hook(lambda _module, _inputs, output: added.append(output))
+    images = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        (stream,) = plain.forward_intermediates(images, [7], intermediates_only=True, output_fmt="NLC")
+        handle.remove()
+        wanted = added[0] if tap == "branch" else stream
+        wanted = norm(wanted) if last_norm else wanted
+        found = built.maps(images, (64, 96))[-1]
+    assert relative(found.flatten(2).transpose(1, 2), wanted.numpy()) < 1e-5
+
+
+def test_a_published_column_has_the_published_parameters() -> None:
+    heads = {"num_classes": 150, "channels": 192, "auxiliary_channels": 256, "tap": "branch", "last_norm": True}
+    with torch.device("meta"):
+        built = build_segmentor("vim_tiny_patch16_224", heads, img_size=512, class_token="none", global_pool="avg")
+    assert sum(x.numel() for x in built.parameters()) == 12_311_276
+
+
+def test_taps_are_options_of_columns_alone() -> None:
+    heads = {"num_classes": 2, "tap": "branch"}
+    with pytest.raises(ConfigError, match="the maps of vmamba_nano are those of its stages: tap and last_norm"):
+        build_segmentor("vmamba_nano", heads, patch_size=4)
+    with pytest.raises(ConfigError, match="the first block has none"):
+        build_segmentor("vim_nano", heads, depth=4)
+
+
 def test_other_strides_are_refused() -> None:
     with pytest.raises(ConfigError, match="strides 4, 8, 16, 32, got"):
         build_segmentor("vmamba_nano", {"num_classes": 4})

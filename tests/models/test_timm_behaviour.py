@@ -225,7 +225,7 @@ torch.save(found, {str(tmp_path / "y.pt")!r})
     torch.testing.assert_close(torch.load(tmp_path / "y.pt"), model(x))
 
 
-@pytest.mark.parametrize("name", ["vim_nano", "vmamba_nano", "efficientvmamba_nano"])
+@pytest.mark.parametrize("name", ["vim_nano", "vmamba_nano", "efficientvmamba_nano", "vig_nano"])
 def test_torch_jit_trace_is_refused_plainly(name):
     model = create_model(name).eval()
     told = r"cannot be traced by torch\.jit\.trace.* torch\.export and torch\.compile see"

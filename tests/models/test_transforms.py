@@ -20,6 +20,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "vim, layer norm": ("vim_nano", {"depth": 2, "norm_layer": "layer"}),
     "vmamba": ("vmamba_nano", {}),
     "vmamba, gated": ("vmamba_nano", {"gate": True}),
+    "vig": ("vig_nano", {"depth": 2}),
     "efficientvmamba": ("efficientvmamba_nano", {}),
 }
 TARGETS = torch.tensor([0, 1, 2])

@@ -17,26 +17,34 @@ from triton.compiler import ASTSource
 
 from vision_ssm.ops.add_norm import triton as triton_norm
 from vision_ssm.ops.conv import triton as triton_conv
+from vision_ssm.ops.gla import triton_kernels as triton_gla
 from vision_ssm.ops.scan import triton_backward, triton_forward, triton_parts
 
 OPTIONS = ("z", "skip", "bias", "dz", "saved", "heads", "sums", "tails")
 STATE = ("a", "weight", "skip", "bias", "saved", "heads", "sums", "ends", "tails", "parts", "scratch", "db", "dc", "da")
 STREAM = ("stream", "grad_stream", "dweight")
-INPUT = ("x", "u", "delta", "b", "c", "z", "y", "grad", "dx", "du", "ddelta", "dz")
+GLA = ("gates", "states", "dq", "dk", "dv", "dgates")
+INPUT = ("q", "key", "v", "x", "u", "delta", "b", "c", "z", "y", "grad", "dx", "du", "ddelta", "dz")
 ADDED = ("added", "scale", "shift", "normalised", "dadded")
 
 
 def compiled(
-    kernel: Any, target: GPUTarget, dtype: str, constants: dict[str, Any], absent: Sequence[str] = (), warps: int = 1
+    kernel: Any,
+    target: GPUTarget,
+    dtype: str,
+    constants: dict[str, Any],
+    absent: Sequence[str] = (),
+    warps: int = 1,
+    wide: Sequence[str] = (),
 ) -> None:
     """Compile with the types of a call: pointers and strides aligned, last axes contiguous."""
     signature, values, aligned = {}, {}, {}
     for at, name in enumerate(inspect.signature(kernel.fn).parameters):
         if name in constants or name in absent or name.endswith(("_c", "_n")):
             signature[name], values[(at,)] = "constexpr", constants.get(name, None if name in absent else 1)
-        elif name == "eps":
+        elif name in ("eps", "factor"):
             signature[name] = "fp32"
-        elif name in (*STATE, *STREAM, "dskip", "dbias"):
+        elif name in (*STATE, *STREAM, *GLA, *wide, "dskip", "dbias"):
             signature[name] = "*fp32"
         elif name in ("walks", "table"):
             signature[name] = "*i32"
@@ -78,6 +86,12 @@ def main(where: str, dtype: str) -> None:
         for kernel in (triton_norm.add_norm_rows, triton_norm.add_norm_adjoint):
             taken = {n: c for n, c in constants.items() if n in inspect.signature(kernel.fn).parameters}
             compiled(kernel, target, dtype, taken, absent, shape["num_warps"])
+    for keys, values in ((32, 64), (16, 16)):
+        blocks = {"BLOCK_N": keys, "BLOCK_V": values}
+        for save in (False, True):
+            of = {**blocks, "SAVE": save, "OUTPUT": not save}
+            compiled(triton_gla.attend, target, dtype, of, warps=4, wide=("y",))
+        compiled(triton_gla.attend_adjoint, target, dtype, blocks, warps=4)
     compiled(triton_backward.adjoint_ends, target, dtype, scan)
     compiled(triton_backward.scan_adjoint, target, dtype, scan)
     compiled(triton_backward.scan_adjoint, target, dtype, bare, [name for name in OPTIONS if name != "saved"])

@@ -129,7 +129,7 @@ def test_a_row_is_all_that_a_new_operator_needs_to_be_known(monkeypatch: pytest.
     ]
 
 
-@pytest.mark.parametrize("operator", ["scan", "conv", "add_norm", "ssm"])
+@pytest.mark.parametrize("operator", ["scan", "conv", "gla", "add_norm", "ssm"])
 def test_every_backend_is_a_file_with_the_functions_of_the_others(operator: str) -> None:
     """Whatever a backend takes, the others of the operator take too, in the same order."""
     import inspect

@@ -26,7 +26,8 @@ from vision_ssm.ops.native import (
     disagreement,
     mirrors,
 )
-from vision_ssm.ops.scan.contract import CHUNK, Cover
+from vision_ssm.ops.scan.contract import CHUNK
+from vision_ssm.ops.traversal import Cover
 
 pytestmark = pytest.mark.skipif(LIBRARY is None, reason=str(MISSING))
 

@@ -64,6 +64,7 @@ NORM = ((B, L, C), (B, L, C), (C,), (C,))
 SSM = ((K, C, N), (K, C), (K, R + 2 * N, C), (K, C, R), (K, C), (K, C, 4), (K, C))
 BLOCK = ((B, L, 4), *SSM, (4,), (2 * C, 4), (4, C))
 MLP = ((B, L, C), (B, L, C), (C,), (C,), (6, C), (6,), (C, 6), (C,))
+GLA = ((B, L, 2 * N), (B, L, 2 * N), (B, L, 2 * C), (B, K, L, 2 * N))  # two heads
 PATCHES = ((B, C, 5, 4), (6, C, 2, 2), (6,), (1, 7, 6), (1, 1, 6))
 
 
@@ -79,6 +80,10 @@ def ssm(*x: Tensor) -> Tensor:
     return ops.selective_ssm(*x, traversals=WALKS, reverse=(False, True))
 
 
+def gla(q: Tensor, k: Tensor, v: Tensor, gates: Tensor) -> Tensor:
+    return ops.gla(q, k, v, -gates.square(), heads=2, traversals=WALKS)
+
+
 def add_norm(*x: Tensor) -> Tensor:
     return both(ops.add_norm(*x))
 
@@ -86,6 +91,7 @@ def add_norm(*x: Tensor) -> Tensor:
 CASES = {
     "scan": Case("selective_scan", scan, SCAN),
     "conv": Case("causal_conv1d", conv, CONV),
+    "gla": Case("gla", gla, GLA),
     "add_norm": Case("add_norm", add_norm, NORM),
     "ssm": Case("selective_ssm", ssm, ((B, L, C), (B, L, C), *SSM)),
     "vim_block": Case("vim_block", lambda x, *w: ops.vim_block(x, block_of(*w)), BLOCK),
@@ -96,6 +102,12 @@ CASES = {
     ),
     "conv, the kernel": Case(
         "vision_ssm::causal_conv1d", lambda *x: KERNEL.causal_conv1d(*x, [False, True], True), CONV, conv
+    ),
+    "gla, the kernel": Case(
+        "vision_ssm::gla",
+        lambda q, k, v, g: KERNEL.gla(q, k, v, -g.square(), 2, N**-0.5, flatten(WALKS), True, "auto"),
+        GLA,
+        gla,
     ),
     "add_norm, the kernel": Case(
         "vision_ssm::add_norm", lambda *x: both(KERNEL.add_norm(*x, 1e-5, "rms")), NORM, add_norm
@@ -110,8 +122,8 @@ CASES = {
 
 # A gradient of autograd's gradient; and what of the kernels called by name is for a GPU only, or for inference.
 REFUSED = {
-    **{(name, "twice"): "create_graph=True" for name in ("scan", "conv", "ssm", "vim_block")},
-    **{(f"{name}, the kernel", "twice"): "create_graph=True" for name in ("scan", "conv")},
+    **{(name, "twice"): "create_graph=True" for name in ("scan", "conv", "gla", "ssm", "vim_block")},
+    **{(f"{name}, the kernel", "twice"): "create_graph=True" for name in ("scan", "conv", "gla")},
     ("scan, the kernel", "autograd of vmap"): "ran with save_states=False",
     **{("ssm, the kernel", name): "is for inference" for name in ("twice", "many gradients", "autograd of vmap")},
     **{

@@ -52,6 +52,8 @@ def test_accuracies_have_one_axis_however_little_they_move(tmp_path: Path, monke
     lines = [
         line.replace('"top1": 0.5,', '"top1": 0.10,').replace('"top1": 0.75', '"top1": 0.13') for line in log_lines(2)
     ]
+    about = {"folder": "runs/pets", "model": "vim_nano", "train_images": 1200, "val_images": 30}
+    lines[0] = json.dumps({**json.loads(lines[0]), **about})
     (tmp_path / "log.jsonl").write_text("\n".join(lines))
     drawn: list[Figure] = []
 
@@ -63,7 +65,9 @@ def test_accuracies_have_one_axis_however_little_they_move(tmp_path: Path, monke
 
     monkeypatch.setattr("vision_ssm.training.curve.png_figure", seen)
     draw_curve(tmp_path / "log.jsonl", tmp_path / "curve.png")
-    _, axes, _ = drawn[0].axes
+    losses, axes, _ = drawn[0].axes
+    assert drawn[0].get_suptitle() == "pets: vim_nano, 1,200 images to learn from, 30 held out"
+    assert losses.get_legend_handles_labels()[1] == ["single updates", "their mean", "held-out"]
     assert axes.get_title(loc="left") == "Held-out top-1 (%)"
     assert axes.get_ylim() == (0, 101)
 

@@ -16,19 +16,22 @@ from vision_ssm.training.config import TrainConfig
 from vision_ssm.training.recipes import find_recipe, list_recipes, parse_value, read_recipe
 from vision_ssm.training.schedule import LearningRate, scaled_rate
 
-PUBLISHED = sorted(name for name in list_recipes() if name.startswith(("vim_", "vmamba_", "efficientvmamba_")))
+PUBLISHED = sorted(name for name in list_recipes() if name.startswith(("vim_", "vmamba_", "efficientvmamba_", "vig_")))
 
 
 def test_the_papers_recipes_are_there() -> None:
     vim = ["vim_base_imagenet", "vim_small_imagenet", "vim_tiny_imagenet"]
     vmamba = ["vmamba_base_imagenet", "vmamba_small_imagenet", "vmamba_tiny_imagenet", "vmamba_v0_imagenet"]
     efficient = [f"efficientvmamba_{size}_imagenet" for size in ("base", "small", "tiny")]
+    vig = [f"vig{kind}_{size}_imagenet" for kind in ("", "_h") for size in ("base", "small", "tiny")]
     finetuning = ["vim_small_stride8_finetune", "vim_tiny_stride8_finetune"]
     dense = [
         *(f"vim_{size}_ade20k" for size in ("small", "tiny")),
         *(f"vmamba_{s}_ade20k" for s in ("base", "small", "tiny")),
+        *("vim_tiny_cascade_coco", "efficientvmamba_base_mask_rcnn_coco"),
+        *("vmamba_tiny_mask_rcnn_coco", "vmamba_tiny_mask_rcnn_3x_coco"),
     ]
-    assert sorted([*vim, *finetuning, *vmamba, *efficient, *dense]) == PUBLISHED
+    assert sorted([*vim, *finetuning, *vmamba, *efficient, *vig, *dense]) == PUBLISHED
 
 
 @pytest.mark.parametrize("name", list_recipes())
@@ -54,9 +57,8 @@ def test_every_published_number_has_its_source(name: str) -> None:
     for line in find_recipe(name).read_text(encoding="utf-8").splitlines():
         value, _, comment = line.partition("#")
         if re.search(r"\w+: *(\d|\[|true|false)", value):
-            assert (
-                re.search(r"\[(script|default|config|log|paper|mmseg|inferred)\]", comment) or "epoch_lag" in value
-            ), line
+            source = re.search(r"\[(script|default|config|log|paper|mmseg|mmdet|d2|inferred)\]", comment)
+            assert source or "epoch_lag" in value, line
 
 
 @pytest.mark.parametrize(
@@ -70,6 +72,9 @@ def test_every_published_number_has_its_source(name: str) -> None:
         ("vim_tiny_imagenet", 1, 1.25e-4),
         ("vmamba_tiny_imagenet", 8, 1e-3),
         ("vmamba_v0_imagenet", 8, 1e-3),
+        ("vig_tiny_imagenet", 8, 2e-3),
+        ("vig_base_imagenet", 16, 2e-3),
+        ("vig_h_small_imagenet", 8, 1e-3),
     ],
 )
 def test_learning_rate_used(name: str, processes: int, rate: float) -> None:

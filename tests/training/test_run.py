@@ -43,7 +43,7 @@ def test_what_a_run_leaves(tiny: Tiny) -> None:
     folder = config.run_folder
     assert {path.name for path in folder.iterdir()} == {
         "config.yaml", "log.jsonl", "last.ckpt", "previous.ckpt", "best.safetensors", "last.safetensors",
-        "curve.png", "confusion.png", "predictions.png",
+        "curve.png", "log.csv", "confusion.png", "predictions.png", "mistakes.png", "calibration.png",
     }  # fmt: skip
     assert TrainConfig.load(folder / "config.yaml") == config
     events = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]

@@ -26,8 +26,8 @@ from vision_ssm.training.config import TrainConfig, config_class
         ({"optim.lr": float("nan")}, r"optim\.lr must be a number, got nan"),
         ({"optim.lr": 0}, r"optim\.lr must be above 0, got 0"),
         ({"data.batch_size": 0}, r"data\.batch_size must be at least 1, got 0"),
-        ({"data.batch_size": 1.5}, r"data\.batch_size must be a whole number, got 1\.5"),
-        ({"data.batch_size": True}, r"data\.batch_size must be a whole number, got True"),
+        ({"data.batch_size": 1.5}, r"data\.batch_size must be a whole number or auto, got 1\.5"),
+        ({"data.batch_size": True}, r"data\.batch_size must be a whole number or auto, got True"),
         ({"model.img_size": -4}, r"model\.img_size must be at least 1, got -4"),
         ({"model.img_size": [32, 0]}, r"model\.img_size must be at least 1"),
         ({"model.img_size": [1, 2, 3]}, r"a whole number or a list of 2 whole numbers or null, got \[1, 2, 3\]"),
@@ -106,7 +106,7 @@ def test_the_task_sees_its_own_part_and_the_general_class_is_that_of_the_task() 
     assert config.settings == ClassificationSettings(data=config.data, augment=config.augment)
     assert type(TrainConfig(task="classification")) is type(config) is config_class("classification")
     for task, message in (
-        (3, r"task must be the name of a task \(classification, segmentation\), got 3"),
+        (3, r"task must be the name of a task \(classification, segmentation, detection\), got 3"),
         ("x", "no task is called"),
     ):
         with pytest.raises(ConfigError, match=message):

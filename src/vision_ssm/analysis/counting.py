@@ -21,6 +21,7 @@ from vision_ssm.ops.traversal import unflatten
 __all__ = ["LiveBytes", "MacCounter", "Macs", "inner_path", "saved_bytes"]
 
 SCAN = torch.ops.vision_ssm.selective_scan
+GLA = torch.ops.vision_ssm.gla
 TAP = torch.ops.aten.addcmul
 NORM = torch.ops.aten.native_layer_norm
 # The counter takes the first apart into the second in some versions of torch (2.11 is one).
@@ -34,6 +35,12 @@ def _scan_flops(
     _, channels, states = A
     visited = sum(walk.length for walk in unflatten(walks))
     return 2 * int(u[0] * visited * channels * (9 * states + (D is not None)))
+
+
+def _gla_flops(q: Any, k: Any, v: Any, gates: Any, heads: int, scale: float, walks: Any, *_: Any, **__: Any) -> int:
+    """Twice the multiply-adds of gated linear attention: 3 N V per head and token visited."""
+    visited = sum(walk.length for walk in unflatten(walks))
+    return 2 * int(3 * q[0] * visited * q[2] * v[2] // heads)
 
 
 def _tap_flops(*_: Any, out_shape: Any = None, **__: Any) -> int:
@@ -55,8 +62,8 @@ def _batch_norm_flops(x: Any, *_: Any, **__: Any) -> int:
 class Macs:
     """Multiply-adds of one forward pass inside a module.
 
-    ``scans`` and ``taps`` are parts of ``total``. ``norms`` is not: no multiply-adds, but what fvcore counts for
-    LayerNorms and BatchNorms, and with it some papers.
+    ``scans`` (gated linear attention is one) and ``taps`` are parts of ``total``. ``norms`` is not: no multiply-adds,
+    but what fvcore counts for LayerNorms and BatchNorms, and with it some papers.
     """
 
     total: int
@@ -69,12 +76,14 @@ class MacCounter:
     """Multiply-adds of matrix products, convolutions, attention and scans, per module, while entered.
 
     A scan counts 9·L·C·N per direction, as Mamba's authors answer it (state-spaces/mamba, issue 110), and L·C for its
-    skip connection, as VMamba and EfficientVMamba publish. Element-wise operations and normalisations count nothing.
+    skip connection, as VMamba and EfficientVMamba publish. Gated linear attention counts 3·N·V per token, head and
+    direction: the state of N × V values decays, takes in a product, and is read. Element-wise operations and
+    normalisations count nothing.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self._root = type(model).__name__
-        mapping: dict[Any, Any] = {SCAN: _scan_flops, TAP: _tap_flops, NORM: _norm_flops}
+        mapping: dict[Any, Any] = {SCAN: _scan_flops, GLA: _gla_flops, TAP: _tap_flops, NORM: _norm_flops}
         mapping |= dict.fromkeys(BATCH_NORMS, _batch_norm_flops)
         self._counter = FlopCounterMode(display=False, custom_mapping=mapping)
 
@@ -89,9 +98,9 @@ class MacCounter:
         """Return what was counted inside the module of that dotted name, or in the whole model for ``''``."""
         counts = self._counter.get_flop_counts()
         by_operator = counts.get(f"{self._root}.{module}" if module else "Global", {})
-        scans, taps, *both = (by_operator.get(operator, 0) // 2 for operator in (SCAN, TAP, NORM, *BATCH_NORMS))
+        scan, gla, taps, *both = (by_operator.get(each, 0) // 2 for each in (SCAN, GLA, TAP, NORM, *BATCH_NORMS))
         norms = sum(both)
-        return Macs(sum(by_operator.values()) // 2 - norms, scans, taps, norms)
+        return Macs(sum(by_operator.values()) // 2 - norms, scan + gla, taps, norms)
 
     def within(self, path: str, module: nn.Module) -> Macs:
         """Return what :meth:`of` does; a mere container, which is never called itself, has the counts of its parts."""

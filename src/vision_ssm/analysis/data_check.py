@@ -6,7 +6,7 @@ import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,6 +37,7 @@ class SplitReport:
         amounts: how much of each class there is, in the task's unit (`Task.counted`).
         sizes: (width, height) of the smallest, the middle and the largest image, by pixels.
         duplicates: groups of files that show the same.
+        faults: (file, what is wrong) of the annotations.
     """
 
     split: str
@@ -46,6 +47,7 @@ class SplitReport:
     amounts: dict[str, int]
     sizes: tuple[tuple[int, int], ...]
     duplicates: tuple[tuple[str, ...], ...]
+    faults: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,8 @@ def check_data(
     for split, samples in _splits(opened):
         seen = list(_looked_at(opened, samples, workers, on_progress))
         digests[split] = {one.digest: one.path for one in reversed(seen) if one.fault is None}
-        reports.append(_report(split, seen, list(getattr(samples, "class_names", ()))))
+        faults = tuple(opened.faults(samples))
+        reports.append(replace(_report(split, seen, list(getattr(samples, "class_names", ()))), faults=faults))
     shared = tuple(_shared(digests))
     return DataReport(str(data), task, opened.counted, tuple(reports), shared, tuple(_problems(reports, shared)))
 
@@ -137,7 +140,7 @@ def _looked_at(
         try:
             image, target = samples[position]
             digest = hashlib.blake2b(f"{image.size}".encode(), digest_size=16)
-            digest.update(np.asarray(image).data if image.width * image.height else b"")
+            digest.update(np.ascontiguousarray(image).data if image.width * image.height else b"")
             return _Seen(path, None, image.size, digest.digest(), task.tally(samples, target))
         except (VisionSSMError, MemoryError, RuntimeError) as error:
             return _Seen(path, str(error) or type(error).__name__)
@@ -183,6 +186,8 @@ def _problems(reports: Sequence[SplitReport], shared: Sequence[tuple[str, str, s
     for report in reports:
         if report.unreadable:
             yield f"{report.split}: {len(report.unreadable)} of {_count(report)} images cannot be used."
+        if report.faults:
+            yield f"{report.split}: {len(report.faults):,} faults in the annotations."
         if not report.images:
             yield f"{report.split}: not one image can be used."
         if report.duplicates:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vision_ssm import moved
 from vision_ssm.analysis.counting import LiveBytes, MacCounter, saved_bytes
 from vision_ssm.errors import ConfigError, VisionSSMError
 from vision_ssm.families import family_of, named
@@ -61,20 +62,21 @@ class Cost:
         return asdict(self)
 
 
-def cost(model: str | nn.Module, img_size: int | tuple[int, int] | None = None, *, batch: int = 1) -> Cost:
+@moved.arguments
+def cost(model: str | nn.Module, img_size: int | tuple[int, int] | None = None, *, batch_size: int = 1) -> Cost:
     """Compute what a model costs.
 
     Args:
         model: the name of any model registered with timm, ours included, or a module taking images [B, C, H, W].
         img_size: side, or (height, width), in pixels; None takes the model's own. A model given by name is built for
             this size, so a position table has as many rows as that size needs.
-        batch: images per forward pass.
+        batch_size: images per forward pass.
 
     Raises:
         ConfigError: unknown model (with the nearest name), sizes below 1, or a size the model cannot take.
     """
-    if batch < 1:
-        raise ConfigError(f"batch must be at least 1, got {batch}")
+    if batch_size < 1:
+        raise ConfigError(f"batch_size must be at least 1, got {batch_size}")
     size = (img_size, img_size) if isinstance(img_size, int) else img_size
     if size is not None and min(size) < 1:
         raise ConfigError(f"img_size must be positive, got {size[0]} x {size[1]}")
@@ -84,7 +86,7 @@ def cost(model: str | nn.Module, img_size: int | tuple[int, int] | None = None, 
     channels = getattr(built, "in_chans", None) or config.get("input_size", (3,))[0]
     height, width = size or config.get("input_size", (3, 224, 224))[1:]
     try:
-        return _measure(name, built, torch.empty(batch, channels, height, width, device="meta"))
+        return _measure(name, built, torch.empty(batch_size, channels, height, width, device="meta"))
     except VisionSSMError:
         raise
     except (AssertionError, RuntimeError, ValueError) as error:  # timm's families refuse a size in these ways

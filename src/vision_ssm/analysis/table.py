@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from vision_ssm import moved
+from vision_ssm.models.downloaded import downloaded
 from vision_ssm.models.variant import Variant, all_variants
 
 __all__ = ["ModelRow", "model_table"]
@@ -21,7 +22,8 @@ moved.answer(__name__)
 class ModelRow:
     """One model at its own input size. ``macs`` as in `Cost`; accuracies in percent, None where none is published.
 
-    ``weights`` is the address of the file that the authors released, and ``licence`` theirs.
+    ``weights`` is the address of the file that the authors released, and ``licence`` theirs; ``file`` is where it was
+    downloaded to, None where it was not.
     """
 
     name: str
@@ -35,6 +37,7 @@ class ModelRow:
     source: str | None
     weights: str | None
     licence: str | None
+    file: str | None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -59,6 +62,7 @@ def _described(row: Variant, recount: bool) -> ModelRow:
         from vision_ssm.analysis.model_cost import own_size_cost
 
         (height, width), params, macs = own_size_cost(row.name)
+    here = downloaded(row.weights)
     return ModelRow(
         name=row.name,
         height=height,
@@ -71,4 +75,5 @@ def _described(row: Variant, recount: bool) -> ModelRow:
         source=row.source,
         weights=row.weights.address if row.weights else None,
         licence=row.origin.licence if row.weights else None,
+        file=None if here is None else str(here),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ __all__ = ["draw_memory", "draw_speed"]
 COLOURS = (BLUE, ORANGE, RED, "#2c8a57", "#7b4fa3", "#6b5138", "#c2588f", GREY)
 MARKERS = "osD^vPX*"
 PANEL = (4.6, 3.9)  # inches
+INSIDE = 5  # so many models are named inside the panels
 
 
 def draw_speed(report: dict[str, Any], path: str | Path) -> None:
@@ -56,9 +58,16 @@ def _draw(
     models = report["settings"]["models"]
     columns = min(len(panels), 2)
     lines = math.ceil(len(panels) / columns)
-    with png_figure(path, (PANEL[0] * columns, PANEL[1] * lines + 0.3)) as figure:
+    heading = textwrap.wrap(title, int(PANEL[0] * columns / 0.105))
+    where = textwrap.wrap(_where(report), int(PANEL[0] * columns / 0.075))
+    above = 0.2 * len(heading) + 0.16 * len(where)
+    below = 0.17 * math.ceil(len(models) / columns) if len(models) > INSIDE else 0
+    size = PANEL[0] * columns, PANEL[1] * lines + above + below
+    with png_figure(path, size) as figure:
+        figure.get_layout_engine().set(rect=(0, 0, 1, 1 - above / size[1]))  # type: ignore[union-attr,call-arg]
         grid = figure.subplots(lines, columns, squeeze=False, sharey=True).flat
-        figure.suptitle(title, fontsize=12, fontweight="bold", x=0.01, ha="left")
+        figure.text(0.01, 1, "\n".join(heading), fontsize=12, fontweight="bold", va="top")
+        figure.text(0.01, 1 - 0.22 * len(heading) / size[1], "\n".join(where), fontsize=8.5, color=GREY, va="top")
         for axes, ((dtype, threads, batch), rows) in zip(grid, panels.items(), strict=False):
             axes.set_title(f"{dtype}, batch {batch}, {threads} thread{'s' if threads > 1 else ''}", fontsize=10)
             for index, model in enumerate(models):
@@ -67,16 +76,27 @@ def _draw(
                     axes.plot(
                         *zip(*points, strict=True),
                         color=COLOURS[index % len(COLOURS)],
-                        marker=MARKERS[index % len(MARKERS)],
+                        marker=MARKERS[(index + index // len(COLOURS)) % len(MARKERS)],
                         markersize=5,
                         linewidth=1.8,
                         label=model,
                     )
             _scales(axes, rows)
             axes.set_xlabel("image side, pixels")
-            axes.legend(fontsize=8)
+            if len(models) <= INSIDE:
+                axes.legend(fontsize=8)
+        if len(models) > INSIDE:  # inside it would hide the lines
+            lines_of = {str(line.get_label()): line for axes in figure.axes for line in axes.lines}
+            figure.legend(lines_of.values(), lines_of.keys(), loc="outside lower left", ncols=columns, fontsize=8)
         for axes in list(grid):  # what is left of the last line
             axes.set_axis_off()
+
+
+def _where(report: dict[str, Any]) -> str:
+    """The machine, the day and the versions."""
+    versions = report["versions"]
+    packages = ", ".join(f"{name} {versions[name]}" for name in ("vision-ssm", "torch") if versions.get(name))
+    return f"{report['device']}; {report['circumstances']['started'][:10]}; {packages}"
 
 
 def _side(row: dict[str, Any]) -> float:

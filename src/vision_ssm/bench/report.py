@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vision_ssm.bench.load import doubts
 from vision_ssm.bench.settings import Case, Settings
 from vision_ssm.errors import DataError
 from vision_ssm.storage import whole_file
@@ -28,13 +29,17 @@ BACKWARD = 2  # a backward pass counts as two forward passes: one for the inputs
 DEFINITIONS = {
     "seconds": "per pass over one batch, from samples of at least 0.2 s each; models in turn, random weights",
     "time_ratio": "median of this model / median of the first model in the same group",
-    "memory": "peak_bytes: most memory in use beyond weights and input during a pass, in a process of its own; the "
+    "memory": "peak_bytes: most memory in use beyond weights and input during a pass, in a process of its own, the "
+    "median of several (processes), whose least and most are peak_least and peak_most; the "
     "sum of pass_bytes (while it runs) and kept_bytes (left behind by the first pass, such as prepared weights); "
     "gradients of the weights are in it when training. CPU: resident memory. CUDA: memory allocated by torch",
     "macs": "multiply-adds of a forward pass of the batch, as published figures count them; macs_all: everything "
     "that is executed",
     "operations_per_second": "operations / median: two per multiply-add, but nine per state update of a scan; three "
     "times that when training",
+    "others": "cores that other processes kept busy while samples were taken; attempts: how often those of the group "
+    "were taken, because others were busy or a share was above 1: the least disturbed ones are kept",
+    "doubts": "why a figure should not be believed",
     "share_of_ceiling": "operations_per_second / that of a 4096-sided square matrix product in the same dtype, timed "
     "in the same rounds",
     "slopes": "least-squares slope of log(median seconds) against log(pixels)",
@@ -49,6 +54,8 @@ class Measured:
     cost: Cost | None = None
     memory: dict[str, Any] | None = None
     calls: int = 0
+    others: float | None = None
+    attempts: int = 0
     samples: list[float] = field(default_factory=list)
     ceiling_samples: list[float] = field(default_factory=list)
     error: str | None = None
@@ -62,6 +69,24 @@ class Measured:
     def peak(self) -> int | None:
         """Peak memory in bytes, None where it was not measured."""
         return (self.memory or {}).get("peak_bytes")
+
+    @property
+    def rate(self) -> float | None:
+        """Operations per second, None where nothing was timed or they cannot be counted."""
+        if not self.median or not self.cost:
+            return None
+        # The nine that a state update counts are single operations, not multiply-adds.
+        forward = 2 * self.cost.macs_all - self.cost.scan_macs
+        return forward * (1 + BACKWARD if self.case.mode == "training" else 1) / self.median
+
+    def ceiling(self, side: int) -> float | None:
+        """Operations per second of the square matrix product of that side."""
+        return 2 * side**3 / statistics.median(self.ceiling_samples) if self.ceiling_samples else None
+
+    def share(self, side: int) -> float | None:
+        """Share of the ceiling."""
+        rate, ceiling = self.rate, self.ceiling(side)
+        return rate / ceiling if rate and ceiling else None
 
 
 @dataclass
@@ -154,13 +179,7 @@ def _group(case: Case) -> tuple[Any, ...]:
 
 def _row(row: Measured, first: Measured | None, ceiling_side: int) -> dict[str, Any]:
     median, case, cost = row.median, row.case, row.cost
-    rate = ceiling = None
-    if median and cost:
-        # The nine that a state update counts are single operations, not multiply-adds.
-        forward = 2 * cost.macs_all - cost.scan_macs
-        rate = forward * (1 + BACKWARD if case.mode == "training" else 1) / median
-    if row.ceiling_samples:
-        ceiling = 2 * ceiling_side**3 / statistics.median(row.ceiling_samples)
+    share = row.share(ceiling_side)
     return {
         **asdict(case),
         "params": cost.params if cost else None,
@@ -169,9 +188,12 @@ def _row(row: Measured, first: Measured | None, ceiling_side: int) -> dict[str, 
         "seconds": _spread(row.samples) if median else None,
         "images_per_second": case.batch / median if median else None,
         "time_ratio": median / first.median if median and first and first.median else None,
-        "operations_per_second": rate,
-        "ceiling_operations_per_second": ceiling,
-        "share_of_ceiling": rate / ceiling if rate and ceiling else None,
+        "operations_per_second": row.rate,
+        "ceiling_operations_per_second": row.ceiling(ceiling_side),
+        "share_of_ceiling": share,
+        "others": row.others,
+        "attempts": row.attempts,
+        "doubts": doubts(share, row.others, case.threads) if median else [],
         "memory": row.memory,
         "memory_ratio": row.peak / first.peak if row.peak and first and first.peak else None,
         "passes_per_sample": row.calls,

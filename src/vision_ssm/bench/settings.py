@@ -121,9 +121,9 @@ class Settings:
 
     def command(self) -> str:
         """Return the command line that asks for these settings, presets and defaults spelled out."""
-        words = ["vision-ssm", "bench", "--models", *self.models, "--sizes"]
+        words = ["vision-ssm", "bench", "--models", *self.models, "--img-size"]
         words += [str(h) if h == w else f"{h}x{w}" for h, w in self.sizes]
-        lists = {"--batch": self.batches, "--dtype": self.dtypes, "--threads": self.threads}
+        lists = {"--batch-size": self.batches, "--dtype": self.dtypes, "--threads": self.threads}
         for option, values in lists.items():
             words += [option, *map(str, values)]
         words += ["--mode", self.mode, "--rounds", str(self.rounds), "--device", self.device]

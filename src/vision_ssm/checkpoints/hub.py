@@ -5,7 +5,9 @@ from __future__ import annotations
 import socket
 import sys
 import urllib.request
+from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import huggingface_hub
@@ -20,20 +22,35 @@ __all__ = ["download", "download_url"]
 def download(repo: str, filename: str, revision: str | None = None, cache_dir: str | Path | None = None) -> Path:
     """Return the local path of a file of a hub repository, downloading it unless it is in the cache.
 
+    A ``filename`` with ``*`` is a pattern for the one file whose name it fits, in lower case.
+
     Raises:
-        NotFetchedError: offline and not cached, or the hub refuses; names the repository, the file and what to do.
+        NotFetchedError: offline and not cached, the hub refuses, or a pattern fits no file or several; names the
+            repository, the file and what to do.
     """
     reachable = _reachable()
+    place = f"huggingface.co/{repo}{f' at {revision}' if revision else ''}"
+    where: dict[str, Any] = {"revision": revision, "cache_dir": cache_dir, "local_files_only": not reachable}
     try:
-        found = huggingface_hub.hf_hub_download(
-            repo, filename, revision=revision, cache_dir=cache_dir, local_files_only=not reachable
-        )
+        names = _names(repo, where) if "*" in filename else [filename]
+        fitting = [name for name in names if name == filename or fnmatchcase(name.lower(), filename)]
+        if len(fitting) != 1:
+            told = f"{len(fitting)} of its files fit that: {', '.join(fitting or names)}"
+            raise NotFetchedError(f"could not get {filename} from {place} ({told}).", file=filename)
+        found = huggingface_hub.hf_hub_download(repo, fitting[0], **where)
     except OSError as error:  # every hub error is one, "not in the cache" included
         told = str(error).splitlines()[0] if str(error) else type(error).__name__
         reason = told if reachable else "there is no network, and the cache does not hold it"
-        place = f"huggingface.co/{repo}{f' at {revision}' if revision else ''}"
         raise NotFetchedError(f"could not get {filename} from {place} ({reason}).", file=filename) from None
     return Path(found)
+
+
+def _names(repo: str, where: dict[str, Any]) -> list[str]:
+    """Return the names of a repository's files: all of them, or those in the cache without a network."""
+    if not where["local_files_only"]:
+        return list(huggingface_hub.list_repo_files(repo, revision=where["revision"]))
+    folder = Path(huggingface_hub.snapshot_download(repo, **where))
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 
 def download_url(url: str, cache_dir: str | Path | None = None) -> Path:

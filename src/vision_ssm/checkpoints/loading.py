@@ -110,12 +110,15 @@ def _convert_whole(
 ) -> dict[str, Tensor]:
     """Convert a model around a backbone, such as a segmentor: the published ones call that part ``backbone``.
 
-    What is around it has the published names.
+    What is around it has the published names, or its class names the module of their layout, ``published_layout``.
     """
     inside = [(name, module) for name, module in model.named_modules() if family_of(module) is not None]
     if len(inside) != 1:
         raise ConfigError(f"{type(model).__name__} has no published checkpoints to load")
     (prefix, backbone), own = inside[0], model.state_dict()
+    layout, shown = getattr(model, "published_layout", None), dict
+    if layout is not None and named(layout).is_published(state):
+        state, shown = named(layout).to_ours(state), named(layout).to_published
     if any(name.startswith(f"{prefix}.") for name in state):  # ours
         around, converted = dict(state), {}
     else:
@@ -124,7 +127,8 @@ def _convert_whole(
         converted = {f"{prefix}.{name}": x for name, x in found.items()}
         around = {name: x for name, x in state.items() if not name.startswith("backbone.")}
     expected = {name: x for name, x in own.items() if name not in converted}
-    if problems := _differences(expected, around, set(replaceable)):
+    skip = shown(dict.fromkeys(replaceable, torch.empty(0)))
+    if problems := _differences(shown(expected), shown(around), skip.keys()):
         raise CheckpointError(f"these weights do not fit {type(model).__name__}: {'; '.join(problems)}")
     return converted | around
 

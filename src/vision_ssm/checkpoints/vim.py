@@ -45,9 +45,10 @@ def to_ours(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     rotary = sorted(name for name in state if name.startswith("rope."))
     if rotary:
         raise CheckpointError(
-            f"these weights belong to an older Vim with rotary position embeddings (they hold {', '.join(rotary)}). "
-            "That model turns the tokens before every block and none of the released classifiers uses it; it is not "
-            "built here. Use a released file, such as vim_t_midclstok_76p1acc.pth."
+            f"these weights belong to a Vim with rotary position embeddings (they hold {', '.join(rotary)}), which no "
+            "released classifier has. If this is the model that you mean, build it with class_token='none' and "
+            "rotary=True and leave these tables out, which it computes; else use a released file, such as "
+            "vim_t_midclstok_76p1acc.pth."
         )
     ours: dict[str, Tensor] = {}
     stacks: dict[str, dict[int, Tensor]] = {}

@@ -35,6 +35,20 @@ __all__ = [
 ]
 
 
+# What an option was called, or is called elsewhere, and the names of the same thing: a command has at most one of them.
+CALLED = {
+    "--sizes": ("--img-size",),
+    "--size": ("--img-size",),
+    "--batch": ("--batch-size",),
+    "--maps": ("--layers",),
+    "--layers": ("--depth",),
+    "--dtype": ("--amp",),
+    "--amp": ("--dtype",),
+    "--plots": ("--pictures",),
+    "--pictures": ("--plots",),
+}
+
+
 class Parser(argparse.ArgumentParser):
     """An argument parser that raises ConfigError, names the nearest option, and never guesses abbreviations.
 
@@ -50,12 +64,16 @@ class Parser(argparse.ArgumentParser):
         self._declare = declare
         self.given: Sequence[str] = ()
 
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
-        """As in argparse, after the arguments have been declared."""
+    def declare(self, given: Sequence[str] = ()) -> None:
+        """Add the arguments, if they are not there yet, for the command line ``given``."""
         if self._declare is not None:
             declare, self._declare = self._declare, None
-            self.given = list(args or ())
+            self.given = given
             declare(self)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        """As in argparse, after the arguments have been declared."""
+        self.declare(list(args or ()))
         return super().parse_known_args(args, namespace)
 
     def print_help(self, file: Any = None) -> None:
@@ -80,11 +98,13 @@ class Parser(argparse.ArgumentParser):
             )
 
     def refuse_unknown(self, unknown: Sequence[str]) -> None:
-        """Raise ConfigError naming the nearest option if ``unknown`` holds anything."""
+        """Raise ConfigError naming the right or the nearest option if ``unknown`` holds anything."""
         options = [text for action in self._actions for text in action.option_strings]
         for text in unknown:
             name = text.partition("=")[0]
             if name.startswith("-") and not re.fullmatch(r"-\d.*", name):
+                if called := next((new for new in CALLED.get(name, ()) if new in options), None):
+                    raise ConfigError(f"there is no {name}: here it is called {called}. See `{self.prog} --help`.")
                 raise ConfigError(f"unknown option {name!r}.{suggestion(name, options)} See `{self.prog} --help`.")
         if unknown:
             raise ConfigError(f"unexpected argument {unknown[0]!r}. See `{self.prog} --help`.")
@@ -122,9 +142,12 @@ def image_size(text: str) -> tuple[int, int]:
     return height, width
 
 
-def image_size_or_native(text: str) -> tuple[int, int] | Literal["native"]:
-    """Parse ``native``, or a size as `image_size` does."""
-    return "native" if text == "native" else image_size(text)
+def image_size_or_native(text: str) -> int | tuple[int, int] | Literal["native"]:
+    """Parse ``native``, or a size as `image_size` does; one side alone stays one number, which may mean the shorter."""
+    if text == "native":
+        return "native"
+    height, width = image_size(text)
+    return (height, width) if re.search("[xX×]", text) else height
 
 
 def layer_list(text: str) -> list[int] | None:

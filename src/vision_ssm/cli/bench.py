@@ -23,10 +23,10 @@ EXAMPLES = """Models are timed in turn, one sample of each per round, after warm
 NAME+unfused is a timm model with its fused attention turned off. See docs/bench.md for what exactly is measured.
 
 examples:
-  vision-ssm bench --models vim_tiny_patch16_224 deit_tiny_patch16_224 --sizes 224 512 1024
+  vision-ssm bench --models vim_tiny_patch16_224 deit_tiny_patch16_224 --img-size 224 512 1024
   vision-ssm bench --preset vim --threads 2 --output results/vim.json --plots
-  vision-ssm bench --preset vim --sizes 1024 --dtype float32 --mode training
-  vision-ssm bench --models vim_nano resnet18 --sizes 224 224x320 --batch 1 16 --dtype float32 bfloat16
+  vision-ssm bench --preset vim --img-size 1024 --dtype float32 --mode training
+  vision-ssm bench --models vim_nano resnet18 --img-size 224 224x320 --batch-size 1 16
   vision-ssm bench --show results/vim.json --plots"""
 
 SOME_FAILED, INTERRUPTED = 1, 130
@@ -39,10 +39,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--models", **many, metavar="NAME", help="names registered with timm, ours or not")
     parser.add_argument("--preset", choices=tuple(PRESETS), help="models, sizes and dtypes; other options go before it")
     parser.add_argument(
-        "--sizes", **many, type=image_size, metavar="N|HxW", help="side, or height x width, in pixels (default: 224)"
+        "--img-size",
+        **many,
+        type=image_size,
+        metavar="N|HxW",
+        dest="sizes",
+        help="side, or height x width, in pixels (default: 224)",
     )
     parser.add_argument(
-        "--batch", **many, type=whole_number(1), metavar="N", help="images per pass (default: 1)", dest="batches"
+        "--batch-size", **many, type=whole_number(1), metavar="N", help="images per pass (default: 1)", dest="batches"
     )
     parser.add_argument(
         "--dtype", **many, choices=DTYPES, dest="dtypes", help="of weights and activations alike (default: float32)"
@@ -121,7 +126,7 @@ def _measure(options: argparse.Namespace) -> int:
 
     settings = settings_of(options)
     if options.plots and len(settings.sizes) < 2:
-        raise ConfigError("--plots draws against resolution: give at least two --sizes")
+        raise ConfigError("--plots draws against resolution: give two sizes or more (--img-size)")
     if options.output:
         require_writable(options.output.parent)
 
@@ -231,6 +236,8 @@ def _print_group(rows: Sequence[dict[str, Any]]) -> None:
         missing = row["error"] or (row["memory"] or {}).get("unmeasured")
         if missing:
             say(f"{row['model']}: {missing}")
+        for doubt in row.get("doubts", ()):  # files of before have none
+            say(f"{row['model']}: {doubt}.")
 
 
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:
@@ -243,9 +250,17 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
         _ratio(row["time_ratio"]),
         amount(row["macs_all"]),
         percent(row["share_of_ceiling"]) if row["share_of_ceiling"] else "-",
-        memory((row["memory"] or {}).get("peak_bytes")),
+        _peak(row["memory"] or {}),
         _ratio(row["memory_ratio"]),
     )
+
+
+def _peak(found: dict[str, Any]) -> str:
+    """The median of several processes with the least and the most of them."""
+    text = memory(found.get("peak_bytes"))
+    if found.get("processes", 1) == 1:
+        return text
+    return f"{text} ({memory(found['peak_least'])} to {memory(found['peak_most'])})"
 
 
 def _ratio(value: float | None) -> str:

@@ -16,8 +16,8 @@ NAME = "cost"
 SUMMARY = "Compute parameters, multiply-adds and activation memory of a model, without running it."
 EXAMPLES = """examples:
   vision-ssm cost vim_tiny_patch16_224
-  vision-ssm cost vim_base_patch16_224 --img-size 1248 --batch 8
-  vision-ssm cost vim_tiny_patch16_224 --img-size 512x2048 --layers 2
+  vision-ssm cost vim_base_patch16_224 --img-size 1248 --batch-size 8
+  vision-ssm cost vim_tiny_patch16_224 --img-size 512x2048 --depth 2
   vision-ssm cost resnet50 --json"""
 
 
@@ -30,9 +30,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N|HxW",
         help="side, or height x width, in pixels; default: the model's own",
     )
-    parser.add_argument("--batch", type=whole_number(1), default=1, metavar="N", help="images per pass (default: 1)")
     parser.add_argument(
-        "--layers", type=whole_number(1), metavar="DEPTH", help="also list the modules down to this depth, 1 or more"
+        "--batch-size", type=whole_number(1), default=1, metavar="N", help="images per pass (default: 1)"
+    )
+    parser.add_argument(
+        "--depth", type=whole_number(1), metavar="N", help="also list the modules down to this depth, 1 or more"
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
 
@@ -46,7 +48,7 @@ def run(options: argparse.Namespace) -> int:
     """Compute and print."""
     from vision_ssm.analysis import cost
 
-    found = cost(options.model, options.img_size, batch=options.batch)
+    found = cost(options.model, options.img_size, batch_size=options.batch_size)
     if options.json:
         print_json(found.to_dict())
         return 0
@@ -66,8 +68,8 @@ def run(options: argparse.Namespace) -> int:
         ("activations, inference", memory(found.inference_bytes), "most alive at once, float32"),
     ]
     print_table(f"{found.model}, {batch} x {channels} x {height} x {width}", ("", "", ""), rows)
-    if options.layers:
-        _print_layers(found, options.layers)
+    if options.depth:
+        _print_layers(found, options.depth)
     return 0
 
 

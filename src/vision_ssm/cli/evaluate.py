@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vision_ssm.cli.arguments import add_task_options, image_size_or_native, output_file, task_options, whole_number
-from vision_ssm.cli.console import note, print_json, print_table, progress_bar
+from vision_ssm.cli.console import note, print_json, print_table, progress_bar, say
+from vision_ssm.errors import ConfigError
 from vision_ssm.storage import require_writable
 
 if TYPE_CHECKING:
@@ -21,7 +23,7 @@ class, with or without train/ and val/ above them), or a name such as digits.
 examples:
   vision-ssm evaluate runs/demo/best.safetensors digits
   vision-ssm evaluate vim_nano_cifar10 cifar10
-  vision-ssm evaluate runs/pets/best.safetensors images/ --split val --output scores.json
+  vision-ssm evaluate runs/pets images/ --split val --output scores.json --pictures scores/
   vision-ssm evaluate vim_t_midclstok_76p1acc.pth imagenet/ --model vim_tiny_patch16_224"""
 
 
@@ -61,6 +63,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output", type=output_file(".json"), metavar="FILE", help="also write the scores to this .json file"
     )
+    parser.add_argument(
+        "--pictures",
+        type=Path,
+        metavar="DIR",
+        help="also draw the evaluation into this folder: which classes are taken for which, the worst mistakes, ...",
+    )
     add_task_options(parser, evaluating=True)
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
 
@@ -72,12 +80,16 @@ def accept(_: argparse.Namespace, unknown: Sequence[str]) -> Sequence[str]:
 
 def run(options: argparse.Namespace) -> int:
     """Evaluate and print."""
-    from vision_ssm.inference.evaluate import evaluate
+    from vision_ssm.inference.evaluate import draws, evaluate
     from vision_ssm.weights.opening import open_model
 
     if options.output:  # found out now rather than after the work
         require_writable(options.output.parent)
     loaded = open_model(options.weights, model=options.model, device=options.device)
+    if options.pictures:
+        if not draws(loaded.info.task):
+            raise ConfigError(f"the task {loaded.info.task} draws no pictures of an evaluation; leave --pictures out.")
+        require_writable(options.pictures)
     with progress_bar("evaluating", shown=not options.json) as on_progress:
         found = evaluate(
             loaded,
@@ -95,6 +107,7 @@ def run(options: argparse.Namespace) -> int:
         )
     if options.output:
         found.write(options.output)
+    drawn = found.draw(options.pictures) if options.pictures else []
     if options.json:
         print_json(found.to_dict())
         return 0
@@ -104,6 +117,8 @@ def run(options: argparse.Namespace) -> int:
     scores = [(score.title, score.text(found.scores[score.name])) for score in found.named]
     title = f"{found.weights} on {options.data} ({found.split})"
     print_table(title, ("", ""), [("images", f"{found.count:,}"), *scores])
+    for picture in drawn:
+        say(f"drew {picture}")
     return 0
 
 

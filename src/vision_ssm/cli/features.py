@@ -27,8 +27,8 @@ to what.
 
 examples:
   vision-ssm features photos/ --output features
-  vision-ssm features runs/scans/best.safetensors scan.tif --img-size native --maps=-1 --output features
-  vision-ssm features vim_t_midclstok_76p1acc.pth photos/ --model vim_tiny_patch16_224 --maps 5,11,17,23 --output maps
+  vision-ssm features runs/scans/best.safetensors scan.tif --img-size native --layers=-1 --output features
+  vision-ssm features vim_t_midclstok_76p1acc.pth photos/ --model vim_tiny_patch16_224 --layers 5,11,17,23 --output maps
 
 Files that cannot be read are listed at the end, and the exit code is then 1."""
 
@@ -38,11 +38,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_inputs(parser)
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder for the results")
     parser.add_argument(
-        "--maps",
+        "--layers",
         type=layer_list,
         default=[],
         metavar="LAYERS",
-        help="also the maps of these layers: 5,11, counted from the end if negative (--maps=-1), or all",
+        help="also the maps of these layers: 5,11, counted from the end if negative (--layers=-1), or all",
     )
     add_image_options(parser)
     parser.add_argument("--json", action="store_true", help="print the index as JSON")
@@ -65,7 +65,7 @@ def run(options: argparse.Namespace) -> int:
         found = features(
             loaded,
             images,
-            layers=options.maps,
+            layers=options.layers,
             output=options.output,
             on_progress=on_progress,
             **image_options(options),

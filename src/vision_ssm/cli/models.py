@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vision_ssm.cli.console import amount, print_json, print_table
+from vision_ssm.cli.console import amount, memory, print_json, print_table, say
 from vision_ssm.errors import ConfigError
 
 if TYPE_CHECKING:
     from vision_ssm.analysis.table import ModelRow
+    from vision_ssm.models.variant import WithHeads
 
 NAME = "models"
-SUMMARY = "List the models of this library with parameters, multiply-adds and published accuracy."
+SUMMARY = "List the models of this library with parameters, multiply-adds, published accuracy, and what was downloaded."
 EXAMPLES = """examples:
   vision-ssm models
   vision-ssm models small
@@ -37,12 +39,16 @@ def accept(_: argparse.Namespace, unknown: Sequence[str]) -> Sequence[str]:
 def run(options: argparse.Namespace) -> int:
     """Print the table."""
     from vision_ssm.analysis import model_table
+    from vision_ssm.models.detectors import DETECTORS
+    from vision_ssm.models.downloaded import downloaded
     from vision_ssm.models.segmentors import SEGMENTORS
 
     rows = model_table(options.filter, recount=options.recount)
-    whole = [row for name, row in SEGMENTORS.items() if options.filter in name]
+    whole: list[WithHeads] = [row for row in (*SEGMENTORS.values(), *DETECTORS.values()) if options.filter in row.name]
+    files = {row.name: downloaded(row.weights) for row in whole}
     if options.json:
-        print_json([row.to_dict() for row in rows] + [row.to_dict() for row in whole])
+        known = [{**row.to_dict(), "file": files[row.name] and str(files[row.name])} for row in whole]
+        print_json([row.to_dict() for row in rows] + known)
         return 0
     if not rows and not whole:
         raise ConfigError(
@@ -51,10 +57,20 @@ def run(options: argparse.Namespace) -> int:
     if rows:
         _print_backbones(rows)
     if whole:
-        shown = [(row.name, row.task, amount(row.params), f"{row.miou:.1f} %", row.source) for row in whole]
-        columns = ("with heads", "task", "parameters", "published mIoU", "source")
-        print_table(None, columns, shown, numeric=("parameters", "published mIoU"))
+        shown = [
+            (row.name, row.task, amount(row.params), row.published, row.source, _size(files[row.name])) for row in whole
+        ]
+        columns = ("with heads", "task", "parameters", "published", "source", "downloaded")
+        print_table(None, columns, shown, numeric=("parameters",))
+    here = [*(row.file for row in rows), *map(str, filter(None, files.values()))]
+    if folders := sorted({str(Path(file).parent) for file in here if file}):
+        say(f"Downloaded files are in {', '.join(folders)}")
     return 0
+
+
+def _size(file: str | Path | None) -> str:
+    """Size of a file that was downloaded."""
+    return "-" if file is None else memory(Path(file).stat().st_size)
 
 
 def _print_backbones(rows: Sequence[ModelRow]) -> None:
@@ -63,7 +79,7 @@ def _print_backbones(rows: Sequence[ModelRow]) -> None:
     short = {full: alias for alias, full in list_aliases().items()}
     print_table(
         None,
-        ("model", "input", "parameters", "multiply-adds", "published top-1", "source"),
+        ("model", "input", "parameters", "multiply-adds", "published top-1", "source", "downloaded"),
         [
             (
                 f"{row.name} ({short[row.name]})" if row.name in short else row.name,
@@ -72,6 +88,7 @@ def _print_backbones(rows: Sequence[ModelRow]) -> None:
                 amount(row.macs),
                 "-" if row.top1 is None else f"{row.top1:.1f} %",
                 row.source or "-",
+                _size(row.file),
             )
             for row in rows
         ],

@@ -20,6 +20,7 @@ from vision_ssm.cli.arguments import (
 )
 from vision_ssm.cli.console import print_json, print_table, progress_bar, say
 from vision_ssm.cli.images import open_weights, print_failures, warn_of_memory
+from vision_ssm.errors import ConfigError
 from vision_ssm.storage import require_writable
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ examples:
   find photos/ -newer last.csv -name '*.jpg' | vision-ssm predict runs/demo -
   vision-ssm predict vim_t_midclstok_76p1acc.pth photos/ --model vim_tiny_patch16_224
   vision-ssm predict runs/scans/best.safetensors scan.tif --img-size native
+  vision-ssm predict runs/land scenes/ --results maps/ --polygons gpkg
 
 Files that cannot be read are listed at the end, and the exit code is then 1."""
 
@@ -56,9 +58,48 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--pictures", type=Path, metavar="DIR", help="also write each image with its result drawn on it"
     )
+    parser.add_argument(
+        "--export",
+        type=export_target,
+        action="append",
+        default=[],
+        metavar="FORMAT=PATH",
+        help=f"also write them for another program, may be given again: {formats()}",
+    )
+    parser.add_argument(
+        "--results",
+        type=Path,
+        metavar="DIR",
+        help="also write each result as a file: maps as GeoTIFF or PNG, else JSON",
+    )
     add_image_options(parser)
     add_task_options(parser)
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+
+
+def export_target(text: str) -> tuple[str, Path]:
+    """Parse ``FORMAT=PATH``."""
+    form, sign, path = text.partition("=")
+    if not (form and sign and path):
+        raise argparse.ArgumentTypeError(f"expected FORMAT=PATH such as {next(iter(_formats()))}=found/, got {text!r}")
+    return form, Path(path)
+
+
+def formats() -> str:
+    """What the tasks can write, in words."""
+    return "; ".join(f"{name}, {text}" for name, text in _formats().items())
+
+
+def _formats() -> dict[str, str]:
+    from vision_ssm.tasks.registry import find_task, task_names
+
+    known: dict[str, str] = {}
+    for name in task_names():
+        try:
+            known |= find_task(name).formats
+        except ConfigError:  # of a broken package; said as soon as weights of its task are opened
+            continue
+    return known
 
 
 def accept(options: argparse.Namespace, unknown: Sequence[str]) -> Sequence[str]:
@@ -68,32 +109,38 @@ def accept(options: argparse.Namespace, unknown: Sequence[str]) -> Sequence[str]
 
 def run(options: argparse.Namespace) -> int:
     """Predict and print; 1 when some of the images could not be used."""
-    from vision_ssm.inference.predict import predict
+    from vision_ssm.inference.predict import predict, require_format
 
     weights, images = split_inputs(options)
     if options.output:  # found out now rather than after the work
         require_writable(options.output.parent)
     loaded = open_weights(weights, options)
+    for form, path in options.export:
+        require_format(loaded.info.task, form)
+        require_writable(path.parent if path.suffix else path)
     warn_of_memory(images, loaded, options)
     with progress_bar("predicting", shown=not options.json) as on_progress:
         found = predict(
             loaded,
             images,
             pictures=options.pictures,
+            results=options.results,
             on_progress=on_progress,
             **image_options(options),
             **task_options(options, loaded.info.task),
         )
     if options.output:
         found.write(options.output)
+    for form, path in options.export:
+        found.export(form, path)
     if options.json:
         print_json(found.to_dict())
     else:
-        _print(found, options.output)
+        _print(found, [*([options.output] if options.output else []), *(path for _, path in options.export)])
     return 1 if found.failures else 0
 
 
-def _print(found: Predictions, output: Path | None) -> None:
+def _print(found: Predictions, written: Sequence[Path]) -> None:
     rows = [{"image": prediction.path, **prediction.result.row()} for prediction in found.results]
     if rows:
         columns = list(dict.fromkeys(column for row in rows for column in row))
@@ -104,6 +151,6 @@ def _print(found: Predictions, output: Path | None) -> None:
             [tuple(row.get(name, "") for name in columns) for row in rows],
             numeric=numeric,
         )
-    if output:
-        say(f"written to {output}")
+    for path in written:
+        say(f"written to {path}")
     print_failures(found.failures, len(found.results))

@@ -105,6 +105,8 @@ class TrainingDisplay:
         done = event.resumed_at or 0
         if event.resumed_at is not None:
             self._say(f"resumed after {done} updates")
+        if self._training is not None:  # one run after another
+            self._progress.remove_task(self._training)
         self._training = self._progress.add_task("training", total=event.updates, completed=done)
 
     def _step(self, event: StepDone) -> None:
@@ -128,6 +130,7 @@ class TrainingDisplay:
             f"{label}{score.title} {score.text(group[score.name])}"
             for label, group in (("", event.scores), ("EMA ", event.ema_scores))
             for score in self._scores
+            if not score.minor
             if group is not None and score.name in group
         ]
         self._say(

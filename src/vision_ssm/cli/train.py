@@ -19,7 +19,7 @@ from vision_ssm.errors import ConfigError
 if TYPE_CHECKING:
     from vision_ssm.settings import Setting
     from vision_ssm.tasks.registry import TaskInfo
-    from vision_ssm.training import TrainConfig, TrainResult
+    from vision_ssm.training import FoldsResult, TrainConfig, TrainResult
 
 NAME = "train"
 SUMMARY = "Train a model on a folder of images or a named data set."
@@ -55,6 +55,7 @@ SHORT = {
     "download": "data.download",
     "pretrained": "model.pretrained",
     "overwrite": "run.overwrite",
+    "skip-unreadable": "data.skip_unreadable",
 }
 METAVARS = {"model": "NAME", "checkpoint": "FILE", "device": "DEVICE", "name": "NAME", "output": "FOLDER", "lr": "RATE"}
 FREE_FORM = re.compile(r"--(model\.options\.\w+)(?:=(.*))?", re.DOTALL)
@@ -218,6 +219,10 @@ def run(options: argparse.Namespace) -> int:
         return 0
     config = configuration(options)
     _refuse_data_of_another_task(options, config)
+    if config.data.folds is not None and config.data.fold is None:
+        if options.dry_run:
+            raise ConfigError("a dry run is of one run: say which fold, for instance --data.fold 0.")
+        return _train_folds(config, options)
     return _estimate(config, options) if options.dry_run else _train(config, options)
 
 
@@ -273,6 +278,45 @@ def _train(config: TrainConfig, options: argparse.Namespace) -> int:
             result = train(config, on_event=display)
     _report(result, options)
     return 128 + signal.Signals[result.interrupted] if result.interrupted else 0
+
+
+def _train_folds(config: TrainConfig, options: argparse.Namespace) -> int:
+    from vision_ssm.training import train_folds
+
+    speaks = os.environ.get("RANK", "0") == "0"
+    if options.json or not speaks:
+        result = train_folds(config)
+    else:
+        from vision_ssm.cli.progress import TrainingDisplay
+
+        with TrainingDisplay(on_start=_print_configuration) as display:
+            result = train_folds(config, on_event=display)
+    if options.json and speaks:
+        print_json(result.to_dict())
+    elif speaks:
+        _report_folds(result)
+    return 128 + signal.Signals[result.interrupted] if result.interrupted else 0
+
+
+def _report_folds(result: FoldsResult) -> None:
+    columns = ("", *(named.title for named in result.named))
+    rows = [
+        (
+            run.folder.name,
+            *(named.text(run.best_scores[named.name]) if run.best_scores else "-" for named in result.named),
+        )
+        for run in result.runs
+    ]
+    if not result.interrupted:
+        rows += [
+            (name, *(named.text(values[named.name]) for named in result.named))
+            for name, values in (("mean", result.mean), ("deviation", result.deviation))
+        ]
+    print_table("Interrupted" if result.interrupted else "Best of each fold", columns, rows, numeric=columns[1:])
+    if result.interrupted:
+        say("continue with the same command and --resume at its end")
+    else:
+        say(f"also in {result.file}")
 
 
 def _print_configuration(config: TrainConfig) -> None:

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
-from PIL import Image
 from torch import Tensor
+
+from vision_ssm.data.bands import AnyImage
 
 __all__ = ["Batch", "Sample", "Samples", "Transform", "stack"]
 
@@ -36,13 +37,13 @@ class Samples(Protocol):
         """Return the number of samples."""
 
     def __getitem__(self, index: int) -> tuple[Any, Any]:
-        """Decode one sample: (RGB image, target). Raises DataError naming the file if that fails."""
+        """Decode one sample: (RGB picture or scene, target). Raises DataError naming the file if that fails."""
 
 
 class Transform(Protocol):
     """From an image and its target to what the model and its loss take; both move together."""
 
-    def __call__(self, image: Image.Image, target: Any) -> tuple[Tensor, Any]:
+    def __call__(self, image: AnyImage, target: Any) -> tuple[Tensor, Any]:
         """Return the image as float32 [C, H, W] and the target that belongs to it; ``target`` may be None."""
 
 
@@ -63,16 +64,19 @@ class Batch(NamedTuple):
         targets: what is to be predicted, as the task's `collate` puts it; nested tensors are moved between devices.
         sizes: (height, width) of each image in its file, [B, 2] int64.
         indices: positions in the data set, [B] int64.
+        valid: for each image bool [H, W], in pixels of its file, where it holds data, or None for everywhere; None
+            where nobody asked.
     """
 
     images: Any
     targets: Any
     sizes: Tensor
     indices: Tensor
+    valid: Sequence[Tensor | None] | None = None
 
     def to(self, device: torch.device) -> Batch:
-        """Move images and targets; sizes and indices stay where files are looked up."""
-        return Batch(_moved(self.images, device), _moved(self.targets, device), self.sizes, self.indices)
+        """Move images and targets; what is about the files stays where they are looked up."""
+        return self._replace(images=_moved(self.images, device), targets=_moved(self.targets, device))
 
 
 def stack(samples: Sequence[Sample]) -> Batch:

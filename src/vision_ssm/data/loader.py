@@ -23,9 +23,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from vision_ssm import moved
+from vision_ssm.data.balance import balanced_order
 from vision_ssm.data.batches import Batch, Sample, Samples, Transform, stack
 from vision_ssm.data.images import decoding
-from vision_ssm.errors import ConfigError, DataError
+from vision_ssm.errors import ConfigError, DataError, UnreadableError
 
 __all__ = ["EpochLoader", "epoch_order", "worker_failures"]
 
@@ -61,10 +62,13 @@ class EpochLoader:
         rank: of this process.
         world_size: number of processes.
         repeats: repeated augmentation, as in DeiT: see `epoch_order`.
+        groups: a group per sample; when training every group comes equally often, see `epoch_order`. None: every
+            sample comes once.
 
     Raises:
         ConfigError: a number is out of its range, or the epoch would have no batch.
-        DataError: while iterating, naming the file that could not be read, or saying why the decoding processes
+        UnreadableError: while iterating, naming the file that could not be read.
+        DataError: while iterating, saying why the decoding processes
             cannot go on. See `worker_failures` for those that end while nobody waits for them.
     """
 
@@ -82,6 +86,7 @@ class EpochLoader:
         rank: int = 0,
         world_size: int = 1,
         repeats: int = 1,
+        groups: Sequence[int] | None = None,
     ) -> None:
         for name, value, least in (
             ("batch_size", batch_size, 1),
@@ -103,6 +108,7 @@ class EpochLoader:
             seed=seed,
             shuffle=train,
             repeats=repeats,
+            groups=None if groups is None else torch.tensor(groups),
             rank=rank,
             world_size=world_size,
         )
@@ -151,7 +157,7 @@ class EpochLoader:
             if loaded is None:
                 return
             if isinstance(loaded, DataError):
-                raise DataError(*loaded.args)  # a new one: a local variable would tie this frame into a cycle
+                raise type(loaded)(*loaded.args)  # a new one: a local variable would tie this frame into a cycle
             yield loaded
 
 
@@ -195,9 +201,13 @@ class _Samples(Dataset[object]):
                     image, target = self._dataset[draw.sample]
                     _seed_all(self._seed, *draw)
                     with decoding():
-                        samples.append(Sample(*self._transform(image, target), image.size[::-1], draw.sample))
+                        try:
+                            prepared = self._transform(image, target)
+                        except DataError as error:  # transforms know images, not files
+                            raise DataError(f"image {self._dataset.paths[draw.sample]!r}: {error}") from error
+                    samples.append(Sample(*prepared, image.size[::-1], draw.sample))
                 except DataError as error:
-                    return DataError(*error.args)  # returned, as DataLoader would bury it in a worker's traceback
+                    return UnreadableError(*error.args)  # returned, as DataLoader would bury it in a worker's traceback
         return samples
 
     def __getitem__(self, draw: _Draw) -> object:
@@ -275,7 +285,15 @@ def _first_line(error: BaseException) -> str:
 
 
 def epoch_order(
-    length: int, *, seed: int, epoch: int, shuffle: bool, repeats: int = 1, rank: int = 0, world_size: int = 1
+    length: int,
+    *,
+    seed: int,
+    epoch: int,
+    shuffle: bool,
+    repeats: int = 1,
+    groups: Tensor | None = None,
+    rank: int = 0,
+    world_size: int = 1,
 ) -> Tensor:
     """Return what one process loads in one epoch: rows of (index, repeat), int64 [M, 2].
 
@@ -284,14 +302,21 @@ def epoch_order(
     is rounded down to a multiple of 256 samples where there are as many. When training on several processes without
     repeats, the order wraps around so that all processes get equally many; when evaluating, none comes twice.
 
+    With ``groups`` [length] a shuffled epoch keeps its length and every group comes equally often in it, see
+    `vision_ssm.data.balance.balanced_order`. What comes again has a repeat of its own, so it is augmented anew.
+
     Source: repeated augmentation as in DeiT (arXiv:2012.12877), timm.data.distributed_sampler.RepeatAugSampler. The
     order here depends on the seed as well as on the epoch.
     """
     if shuffle:
         generator = torch.Generator().manual_seed(_hash(seed, epoch)[0])
-        order = torch.randperm(length, generator=generator)
+        order, again = (
+            (torch.randperm(length, generator=generator), torch.zeros(length, dtype=torch.int64))
+            if groups is None
+            else balanced_order(groups, generator)
+        )
     else:
-        order = torch.arange(length)
+        order, again = torch.arange(length), torch.zeros(length, dtype=torch.int64)
     if repeats > 1:
         rounded = length // 256 * 256 if length >= 256 else length
         taken = rounded // world_size if length >= 256 else -(-length // world_size)
@@ -300,7 +325,8 @@ def epoch_order(
     else:
         taken = len(range(rank, length, world_size))
     positions = (rank + world_size * torch.arange(taken)) % (length * repeats)
-    return torch.stack([order[positions // repeats], positions % repeats], dim=1)
+    at = positions // repeats
+    return torch.stack([order[at], again[at] * repeats + positions % repeats], dim=1)
 
 
 @contextmanager

@@ -17,6 +17,8 @@ from PIL import Image, UnidentifiedImageError
 
 from vision_ssm import moved
 from vision_ssm.data.budget import check_bytes, check_pixels
+from vision_ssm.data.geo.library import EXTRA as SCENES
+from vision_ssm.data.geo.library import is_installed
 from vision_ssm.data.pixels import eight_bits, to_rgb
 from vision_ssm.data.tiff_header import Photometric, TiffPage, read_page
 from vision_ssm.errors import DataError
@@ -104,9 +106,10 @@ def unread_kind(page: TiffPage) -> DataError:
     """Return the error for pixels that are not read, by us or by Pillow."""
     if needs_packages(page):
         return DataError(f"this kind of TIFF needs {EXTRA}: it holds {page}")
+    more = "" if is_installed() else f"; where a task takes scenes, all bands are read with {SCENES}"
     return DataError(
         f"expected grey or RGB of 8 or 16 bits, and this TIFF holds {page}; scale what has no "
-        "defined white or choose bands, and convert the image to 8 or 16 bits"
+        f"defined white or choose bands, and convert the image to 8 or 16 bits{more}"
     )
 
 

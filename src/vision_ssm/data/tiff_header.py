@@ -25,6 +25,8 @@ _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _FILL_ORDER = 256, 257, 258,
 _STRIP_OFFSETS, _ORIENTATION, _SAMPLES, _ROWS_PER_STRIP, _STRIP_COUNTS = 273, 274, 277, 278, 279
 _PLANAR, _PREDICTOR, _TILE_WIDTH, _TILE_HEIGHT, _TILE_OFFSETS, _TILE_COUNTS = 284, 317, 322, 323, 324, 325
 _EXTRA_SAMPLES, _SAMPLE_FORMAT, _XMP, _DEPTH = 338, 339, 700, 32997
+# Of GeoTIFF 1.1: the scale of a pixel, tie points, a transformation, keys; and GDAL's value of pixels without data.
+_OF_SCENES = (33550, 33922, 34264, 34735, 42113)
 
 
 class Photometric(IntEnum):
@@ -70,6 +72,7 @@ class TiffPage:
         big_endian: byte order of samples.
         columns, rows: of a segment, cut to the image where it is a strip.
         offsets, counts: where each segment begins and how many bytes it has.
+        located: whether it says where on the ground its pixels are, or which of them hold no data.
     """
 
     width: int
@@ -88,6 +91,7 @@ class TiffPage:
     rows: int
     offsets: Sequence[int]
     counts: Sequence[int]
+    located: bool = False
 
     @property
     def samples(self) -> int:
@@ -178,6 +182,7 @@ def read_page(file: BinaryIO) -> TiffPage:
         rows=rows,
         offsets=tags.numbers(_TILE_OFFSETS if _TILE_OFFSETS in tags else _STRIP_OFFSETS),
         counts=tags.numbers(_TILE_COUNTS if _TILE_COUNTS in tags else _STRIP_COUNTS),
+        located=any(tag in tags for tag in _OF_SCENES),
     )
 
 

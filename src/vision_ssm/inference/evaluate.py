@@ -6,9 +6,9 @@ import json
 import math
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -17,21 +17,23 @@ from vision_ssm import moved
 from vision_ssm.data.batches import Samples
 from vision_ssm.data.loader import EpochLoader, worker_failures
 from vision_ssm.device import autocast
-from vision_ssm.errors import CheckpointError, DataError, VisionSSMNotice
+from vision_ssm.errors import CheckpointError, ConfigError, DataError, VisionSSMNotice
 from vision_ssm.inference.inputs import ImageSize, is_native
 from vision_ssm.storage import whole_file
+from vision_ssm.tasks.folds import open_fold
 from vision_ssm.tasks.meters import read_scores
+from vision_ssm.tasks.registry import find_task
 from vision_ssm.tasks.scores import Score
 from vision_ssm.tasks.task import Meter, Task
 from vision_ssm.weights.files import Loaded, WeightsInfo, require_command
 from vision_ssm.weights.opening import open_model
 
-__all__ = ["Evaluation", "evaluate"]
+__all__ = ["Evaluation", "draws", "evaluate"]
 
 moved.answer(__name__)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Evaluation:
     """The scores of a model.
 
@@ -46,6 +48,8 @@ class Evaluation:
         found: what the data were, in a line for people, where the data can say.
         split: which part of the data was scored.
         of: number of images that this part was cut from, None where it is a part of the data's own, or all of them.
+        samples: what was scored.
+        by: the task as it was asked, which tells more of the meter and draws it.
     """
 
     task: str
@@ -57,6 +61,12 @@ class Evaluation:
     found: str = ""
     split: str = "all"
     of: int | None = None
+    samples: Samples | None = field(default=None, compare=False)
+    by: Task | None = field(default=None, compare=False)
+
+    def __repr__(self) -> str:
+        scores = ", ".join(f"{score.title} {score.text(self.scores[score.name])}" for score in self.named)
+        return f"Evaluation({self.task} by {self.weights!r} on {self.count:,} images ({self.split}): {scores})"
 
     def __getattr__(self, name: str) -> Any:
         """Say where a score or a detail is that was an attribute before evaluations knew of tasks."""
@@ -68,10 +78,31 @@ class Evaluation:
         raise AttributeError(f"an Evaluation has no attribute {name!r}")
 
     def to_dict(self) -> dict[str, Any]:
-        """Return count, scores (None where there is nothing to score) and the meter's details as plain JSON values."""
+        """Return count, scores (None where there is nothing to score) and the task's details as plain JSON values.
+
+        For classification these are precision, recall and F1 per class, the confusion matrix, calibration, and the
+        files of the surest mistakes.
+        """
         scores = {name: value if math.isfinite(value) else None for name, value in self.scores.items()}
         about = {"task": self.task, "weights": self.weights, "split": self.split, "count": self.count, "of": self.of}
-        return {**about, **scores, **self.meter.details()}
+        return {**about, **scores, **self.details()}
+
+    def details(self) -> dict[str, Any]:
+        """Return what else is worth keeping, as plain JSON values."""
+        if self.by is None or self.samples is None:
+            return dict(self.meter.details())
+        return self.by.details(self.meter, self.samples)
+
+    def draw(self, folder: str | Path) -> list[Path]:
+        """Draw what the task draws of an evaluation, such as ``confusion.png``, into a folder; return the files.
+
+        Raises:
+            ConfigError: the task draws nothing; DataError: a picture cannot be written.
+        """
+        if self.by is None or self.samples is None or not draws(self.task):
+            raise ConfigError(f"the task {self.task} draws no pictures of an evaluation; it tells the scores only.")
+        name = f"{_called(self.weights)} on {self.samples.name}"
+        return self.by.pictures(self.meter, self.samples, Path(folder), title=name)
 
     def write(self, path: str | Path) -> None:
         """Write `to_dict` as JSON, whole or not at all.
@@ -160,7 +191,18 @@ def evaluate(
                 on_progress(meter.count, loader.samples)
     scores, found = read_scores(meter, task), getattr(samples, "found", "")
     about = loaded.info.task, loaded.info.source
-    return Evaluation(*about, scores, task.scores, meter.count, meter, found, split, cut_from)
+    return Evaluation(*about, scores, task.scores, meter.count, meter, found, split, cut_from, samples, task)
+
+
+def draws(task: str) -> bool:
+    """Whether a task draws pictures of its evaluations."""
+    return bool(find_task(task).pictures)
+
+
+def _called(weights: str) -> str:
+    """The weights in a heading: a file with its folder, which is that of its run."""
+    path = Path(weights)
+    return f"{path.parent.name}/{path.name}" if path.suffix and path.parent.name else path.name
 
 
 def _part(
@@ -168,6 +210,11 @@ def _part(
 ) -> tuple[Samples, str, int | None]:
     """Open what is to be scored; returns (samples, split, number of images that it was cut from or None)."""
     own = task.own_splits()
+    if info.fold is not None and split != "all" and not own and not may_cut:
+        part: Literal["train", "val"] = "train" if split == "train" else "val"
+        fold = open_fold(task, part, *info.fold)
+        if fold.whole.fingerprint == info.trained_on:
+            return fold.samples, part, len(fold.whole)
     if split == "all" or (split or "val") in own:
         split = split or "val"
         return task.open(split), split, None

@@ -38,7 +38,7 @@ INDEX = "index.json"
 """Name of the file in the output folder that says which file belongs to which image."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Feature:
     """What the model makes of one image.
 
@@ -55,8 +55,12 @@ class Feature:
     maps: Mapping[int, NDArray[np.float32]] = field(default_factory=dict)
     file: str | None = None
 
+    def __repr__(self) -> str:
+        maps = "".join(f", map {layer}: {' x '.join(map(str, found.shape))}" for layer, found in self.maps.items())
+        return f"Feature({self.path!r}, {len(self.embedding)} numbers{maps}{f', in {self.file}' if self.file else ''})"
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class Features:
     """What `features` returns: ``results`` in the order asked for, and ``failures``.
 
@@ -73,6 +77,10 @@ class Features:
     layers: tuple[int, ...]
     results: tuple[Feature, ...]
     failures: tuple[Failure, ...]
+
+    def __repr__(self) -> str:
+        failed = f", {len(self.failures)} failures" if self.failures else ""
+        return f"Features({self.model} by {self.weights!r}: {len(self.results)} results{failed})"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the content of the index as plain values; the arrays stay out."""

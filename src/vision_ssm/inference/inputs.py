@@ -16,9 +16,14 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
+from vision_ssm.data.bands import AnyImage, samples_of, valid_pixels
 from vision_ssm.data.batches import Batch, Sample, Transform
+from vision_ssm.data.budget import check_pixels
 from vision_ssm.data.files import search, skipped_files
+from vision_ssm.data.geo.raster import open_raster
 from vision_ssm.data.images import decoding, picture_in_memory, read_image
+from vision_ssm.data.preprocessing import Preprocessing
+from vision_ssm.data.scenes import is_scene, read_any
 from vision_ssm.data.strips import open_strips
 from vision_ssm.device import autocast
 from vision_ssm.errors import ConfigError, DataError, ShapeError, notify
@@ -52,6 +57,8 @@ ImageSize = int | tuple[int, int] | Literal["native"] | None
 """A side or (height, width) to resize to, 'native' for every image at its own size, None for the size of training."""
 
 _NO_MEMORY = ("DefaultCPUAllocator", "not enough memory", "bad_alloc")
+
+_Prepared = tuple[Sample, Tensor | None]  # an image, and where it holds data
 
 ModelInput = Tensor | Patches
 """Images [B, 3, H, W], or patches that were embedded in strips; `Batch.images` is one of them."""
@@ -160,7 +167,7 @@ def prepare_images(
     """
     if batch_size < 1:
         raise ConfigError(f"batch_size must be at least 1, got {batch_size}.")
-    prepare: Callable[[ImageLike], Sample]
+    prepare: Callable[[ImageLike], _Prepared]
     native = is_native(img_size) or (img_size is None and task.native)
     size = 1 if native else batch_size
     own = loaded.info.preprocessing
@@ -168,26 +175,30 @@ def prepare_images(
     backbone = task.backbone(loaded.model)
     prepare_rows = task.transform_rows(own) if native and isinstance(backbone, EmbedsStrips) else None
     if prepare_rows is not None:
-        prepare = partial(_embedded, backbone=backbone, prepare_rows=prepare_rows, amp=amp, max_pixels=max_pixels)
+        rows = _Rows(prepare_rows, own, task.scenes)
+        prepare = partial(_embedded, backbone=backbone, rows=rows, amp=amp, max_pixels=max_pixels)
         collate = _alone
     else:
         transform = task.transform(prepared, train=False, native=native)
-        prepare = partial(_transformed, transform=transform, max_pixels=max_pixels)
+        prepare = partial(_transformed, transform=transform, scenes=task.scenes, max_pixels=max_pixels)
         collate = task.collate
     device = next(loaded.model.parameters()).device
     for start in range(0, len(found), size):
         used: list[Named] = []
         samples: list[Sample] = []
+        valid: list[Tensor | None] = []
         for named in found[start : start + size]:
             try:
-                samples.append(prepare(named.image)._replace(position=len(used)))
+                sample, known = prepare(named.image)
+                samples.append(sample._replace(position=len(used)))
+                valid.append(known)
                 used.append(named)
             except (DataError, ShapeError) as error:  # ShapeError: smaller than a patch, or not the one size allowed
                 failures.append(Failure(named.name, str(error)))
             except (MemoryError, RuntimeError) as error:
                 failures.append(_without_memory(named, error))
         if samples:
-            yield used, collate(samples).to(device)
+            yield used, collate(samples)._replace(valid=valid).to(device)
         if on_progress is not None:
             on_progress(min(start + size, len(found)), len(found))
 
@@ -224,16 +235,29 @@ def is_native(img_size: ImageSize) -> bool:
 
 
 def read_picture(image: ImageLike, max_pixels: int) -> Image.Image:
-    """Return an image, given as a file or in memory, as an RGB picture. Raises DataError when that is not possible."""
+    """Return an image, given as a file or in memory, as an RGB picture; of a large scene a smaller one.
+
+    Raises:
+        DataError: that is not possible.
+    """
+    if isinstance(image, (str, Path)) and is_scene(image):
+        with open_raster(image) as scene:
+            return scene.preview().picture()
     if isinstance(image, (str, Path)):
         return read_image(image, max_pixels=max_pixels)
     return picture_in_memory(image, max_pixels=max_pixels)
 
 
-def _transformed(image: ImageLike, transform: Transform, max_pixels: int) -> Sample:
-    picture = read_picture(image, max_pixels)
+def _transformed(image: ImageLike, transform: Transform, scenes: bool, max_pixels: int) -> _Prepared:
+    read: AnyImage
+    if isinstance(image, (str, Path)):
+        read = read_any(image, max_pixels=max_pixels) if scenes else read_image(image, max_pixels=max_pixels)
+    else:
+        read = picture_in_memory(image, max_pixels=max_pixels)
     with decoding():  # transforms of large images meet Pillow's own pixel limit
-        return Sample(*transform(picture, None), picture.size[::-1], 0)
+        sample = Sample(*transform(read, None), read.size[::-1], 0)
+    valid = valid_pixels(read)
+    return sample, None if valid is None else torch.from_numpy(valid)
 
 
 def _alone(samples: Sequence[Sample]) -> Batch:
@@ -242,21 +266,52 @@ def _alone(samples: Sequence[Sample]) -> Batch:
     return Batch(sample.image, [None], torch.tensor([sample.size]), torch.tensor([sample.position]))
 
 
+class _Rows(NamedTuple):
+    """How rows of an image are prepared, and whether scenes have all their bands."""
+
+    prepare: Callable[[NDArray[np.uint8] | NDArray[np.float32]], Tensor]
+    preprocessing: Preprocessing
+    scenes: bool
+
+    def channels(self, band: NDArray[np.uint8]) -> NDArray[np.uint8] | NDArray[np.float32]:
+        """Rows of a picture, uint8 [r, W, 3], as the model takes them."""
+        wanted = self.preprocessing
+        if wanted.input_size[0] == 3 and wanted.samples == "uint8":
+            return band
+        return samples_of(Image.fromarray(np.ascontiguousarray(band)), wanted)
+
+
 @torch.inference_mode()
-def _embedded(
-    image: ImageLike,
-    backbone: nn.Module,
-    prepare_rows: Callable[[NDArray[np.uint8]], Tensor],
-    amp: str,
-    max_pixels: int,
-) -> Sample:
+def _embedded(image: ImageLike, backbone: nn.Module, rows: _Rows, amp: str, max_pixels: int) -> _Prepared:
     """Embed an image in strips at its own size."""
     device = next(backbone.parameters()).device
+    if rows.scenes and isinstance(image, (str, Path)) and is_scene(image):
+        return _embedded_scene(image, backbone, rows, amp, max_pixels)
     with open_strips(image, max_pixels=max_pixels) as opened:
         if opened.note is not None:
             notify(opened.note)
         size = (opened.height, opened.width)
-        strips = (prepare_rows(band)[None].to(device) for band in opened.bands)
+        strips = (rows.prepare(rows.channels(band))[None].to(device) for band in opened.bands)
         with autocast(device, amp):
             patches = backbone.embed_strips(strips, size)  # type: ignore[operator]
-    return Sample(patches, None, size, 0)
+    return Sample(patches, None, size, 0), None
+
+
+def _embedded_scene(image: str | Path, backbone: nn.Module, rows: _Rows, amp: str, max_pixels: int) -> _Prepared:
+    device = next(backbone.parameters()).device
+    with open_raster(image) as scene:
+        size = (scene.height, scene.width)
+        check_pixels(*size, max_pixels)
+        valid = torch.ones(size, dtype=torch.bool)
+
+        def strips() -> Iterator[Tensor]:
+            top = 0
+            for stripe in scene.stripes():
+                if stripe.valid is not None:
+                    valid[top : top + stripe.height] = torch.from_numpy(stripe.valid)
+                top += stripe.height
+                yield rows.prepare(samples_of(stripe, rows.preprocessing))[None].to(device)
+
+        with autocast(device, amp):
+            patches = backbone.embed_strips(strips(), size)  # type: ignore[operator]
+    return Sample(patches, None, size, 0), valid

@@ -16,7 +16,7 @@ from vision_ssm.errors import ConfigError, ShapeError
 from vision_ssm.layers.strips import Patches, convolved_strips, gather_patches
 from vision_ssm.layers.untouched import built_of
 
-__all__ = ["PatchEmbed", "as_size"]
+__all__ = ["PatchEmbed", "PatchGrid", "as_size"]
 
 
 def as_size(name: str, value: int | Sequence[int]) -> tuple[int, int]:
@@ -27,8 +27,61 @@ def as_size(name: str, value: int | Sequence[int]) -> tuple[int, int]:
     return size
 
 
+class PatchGrid(nn.Module):
+    """The size of the images that a column of patches is made for, and the grid of patches of any size.
+
+    Attributes:
+        patch_size: (height, width) of a patch.
+        stride: pixels between patches.
+        img_size: nominal (height, width), that of the position table.
+        grid_size: patches of that size per column and row.
+        num_patches: patches of that size.
+        strict_img_size: refuse images of any other size.
+    """
+
+    patch_size: tuple[int, int]
+    stride: int
+    strict_img_size: bool
+
+    def set_input_size(self, img_size: int | Sequence[int]) -> None:
+        """Set the nominal size; the caller resizes what depends on it."""
+        size = as_size("img_size", img_size)
+        if min(size) < self.patch_size[0]:
+            raise ConfigError(f"img_size must be at least one patch of {self.patch_size[0]} pixels, got {size}")
+        self.img_size = size
+        self.grid_size = self.dynamic_feat_size(size)
+        self.num_patches = self.grid_size[0] * self.grid_size[1]
+
+    def dynamic_feat_size(self, img_size: tuple[int, int]) -> tuple[int, int]:
+        """Patches per column and row for an image of (height, width)."""
+        patch, stride = self.patch_size[0], self.stride
+        height, width = ((size - patch + stride - 1) // stride + 1 for size in img_size)
+        return height, width
+
+    def feat_ratio(self, as_scalar: bool = True) -> int | tuple[int, int]:
+        """Pixels per token along each side."""
+        return self.stride if as_scalar else (self.stride, self.stride)
+
+    def embed_strips(self, strips: Iterable[Tensor], size: tuple[int, int]) -> Patches:
+        """Embed images that come in strips [B, C, r, W] of any heights, top to bottom; ``size`` is the whole (H, W)."""
+        raise TypeError(f"{type(self).__name__} does not say how it embeds strips")
+
+    def _check(self, height: int, width: int) -> None:
+        """Raise ShapeError for images that are smaller than a patch, or not of the one size that is taken."""
+        if height < self.patch_size[0] or width < self.patch_size[0]:
+            raise ShapeError(
+                f"an image of {height}x{width} is smaller than a patch of {self.patch_size[0]}x{self.patch_size[0]}; "
+                "enlarge it first"
+            )
+        if self.strict_img_size and (height, width) != self.img_size:
+            raise ShapeError(
+                f"an image of {height}x{width} came to a model with dynamic_img_size=False and img_size="
+                f"{self.img_size}; resize the image, call set_input_size, or allow dynamic_img_size"
+            )
+
+
 @built_of(proj=nn.Conv2d)
-class PatchEmbed(nn.Module):
+class PatchEmbed(PatchGrid):
     """One strided convolution; patches may overlap (stride < patch).
 
     Sizes that are not a whole number of strides past the first patch are padded with zeros at the bottom and right,
@@ -66,25 +119,6 @@ class PatchEmbed(nn.Module):
         self.strict_img_size = strict
         self.proj = nn.Conv2d(in_chans, embed_dim, height, self.stride)
         self.set_input_size(img_size)
-
-    def set_input_size(self, img_size: int | Sequence[int]) -> None:
-        """Set the nominal size; the caller resizes what depends on it."""
-        size = as_size("img_size", img_size)
-        if min(size) < self.patch_size[0]:
-            raise ConfigError(f"img_size must be at least one patch of {self.patch_size[0]} pixels, got {size}")
-        self.img_size = size
-        self.grid_size = self.dynamic_feat_size(size)
-        self.num_patches = self.grid_size[0] * self.grid_size[1]
-
-    def dynamic_feat_size(self, img_size: tuple[int, int]) -> tuple[int, int]:
-        """Patches per column and row for an image of (height, width)."""
-        patch, stride = self.patch_size[0], self.stride
-        height, width = ((size - patch + stride - 1) // stride + 1 for size in img_size)
-        return height, width
-
-    def feat_ratio(self, as_scalar: bool = True) -> int | tuple[int, int]:
-        """Pixels per token along each side."""
-        return self.stride if as_scalar else (self.stride, self.stride)
 
     def grid_of(self, x: Tensor) -> tuple[int, int]:
         """Return the (h, w) patches of images x [B, C, H, W].
@@ -130,15 +164,3 @@ class PatchEmbed(nn.Module):
             (count - 1) * self.stride + self.patch_size[0] - size for count, size in ((rows, height), (columns, width))
         )
         return (rows, columns), (bottom, right)
-
-    def _check(self, height: int, width: int) -> None:
-        if height < self.patch_size[0] or width < self.patch_size[0]:
-            raise ShapeError(
-                f"an image of {height}x{width} is smaller than a patch of {self.patch_size[0]}x{self.patch_size[0]}; "
-                "enlarge it first"
-            )
-        if self.strict_img_size and (height, width) != self.img_size:
-            raise ShapeError(
-                f"an image of {height}x{width} came to a model with dynamic_img_size=False and img_size="
-                f"{self.img_size}; resize the image, call set_input_size, or allow dynamic_img_size"
-            )

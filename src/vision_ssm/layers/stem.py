@@ -13,7 +13,7 @@ from vision_ssm.layers.options import check_choice
 from vision_ssm.layers.strips import Patches, convolved_strips, gather_patches
 from vision_ssm.ops.transforms import transformed
 
-__all__ = ["STEMS", "ConvStem", "PatchStem", "make_stem"]
+__all__ = ["STEMS", "ConvStem", "PatchStem", "convolved", "make_stem"]
 
 STEMS = ("v1", "v2")
 
@@ -43,7 +43,7 @@ class PatchStem(nn.Module):
         bottom, right = -x.shape[2] % self.patch_size, -x.shape[3] % self.patch_size
         if bottom or right:
             x = F.pad(x, (0, right, 0, bottom))
-        result: Tensor = self.norm1(_convolved(self.conv1, x))
+        result: Tensor = self.norm1(convolved(self.conv1, x))
         return result
 
     def embed_strips(self, strips: Iterable[Tensor], size: tuple[int, int]) -> Patches:
@@ -89,8 +89,8 @@ class ConvStem(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Embed images x [B, in_chans, H, W]; returns [B, ceil(H / p), ceil(W / p), C]."""
-        x = self.act(self.norm1(_convolved(self.conv1, x)))
-        result: Tensor = self.norm2(_convolved(self.conv2, x.permute(0, 3, 1, 2)))
+        x = self.act(self.norm1(convolved(self.conv1, x)))
+        result: Tensor = self.norm2(convolved(self.conv2, x.permute(0, 3, 1, 2)))
         return result
 
     def embed_strips(self, strips: Iterable[Tensor], size: tuple[int, int]) -> Patches:
@@ -114,7 +114,7 @@ def make_stem(version: str, in_chans: int, channels: int, patch_size: int = 4) -
     return (PatchStem if version == "v1" else ConvStem)(in_chans, channels, patch_size)
 
 
-def _convolved(conv: nn.Conv2d, x: Tensor) -> Tensor:
+def convolved(conv: nn.Conv2d, x: Tensor) -> Tensor:
     """Convolve x [B, C, H, W]; the result is channel-last, [B, h, w, C'], and so is its memory."""
     # Under vmap a tensor has no memory format to ask for.
     result: Tensor = conv(x if transformed() else x.contiguous(memory_format=torch.channels_last))

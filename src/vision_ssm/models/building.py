@@ -14,12 +14,12 @@ from timm.models import build_model_with_cfg, resolve_pretrained_cfg
 
 from vision_ssm import moved
 from vision_ssm.errors import CheckpointError, ConfigError, NotFetchedError, suggestion
-from vision_ssm.models.variant import Variant
+from vision_ssm.models.variant import Variant, Weights
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-__all__ = ["build", "checkpoint_filter_fn"]
+__all__ = ["build", "checkpoint_filter_fn", "load_whole"]
 
 moved.answer(__name__)
 
@@ -96,6 +96,30 @@ def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: nn.Module) -> dic
     if getattr(model, "in_chans", None) != source.get("input_size", (3,))[0]:
         replaceable.append(f"{source.get('first_conv')}.weight")
     return kept | convert(model, select_weights(state_dict), replaceable=tuple(replaceable))
+
+
+def load_whole(model: nn.Module, name: str, weights: Weights, anew: tuple[str, ...] = ()) -> None:
+    """Load the published weights of a model with its heads, from the cache or from where the authors keep them.
+
+    Args:
+        model: built from its row of a table.
+        name: of the row.
+        weights: of the row.
+        anew: parameters in whose names one of these occurs stay as they are: those of another number of classes.
+
+    Raises:
+        CheckpointError: they cannot be had or do not fit.
+    """
+    from vision_ssm.checkpoints import convert, download_url, read_checkpoint
+
+    try:
+        path = download_url(weights.address)
+    except NotFetchedError as error:
+        raise NotFetchedError(error.reason, file=error.file, folder=error.folder, model=name) from None
+    own = model.state_dict()
+    kept = {key: tensor for key, tensor in own.items() if any(part in key for part in anew)}
+    found = convert(model, read_checkpoint(path).weights, replaceable=tuple(kept))
+    model.load_state_dict({**found, **kept}, strict=True)
 
 
 def _check_names(model_class: type[nn.Module], variant: str, given: Mapping[str, Any]) -> None:

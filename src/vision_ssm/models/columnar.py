@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -12,9 +12,9 @@ from timm.models._input import update_model_input_size
 from torch import Tensor, nn
 
 from vision_ssm.errors import CheckpointError, ConfigError
-from vision_ssm.layers import PatchEmbed
 from vision_ssm.layers.initial import truncated_normal_
 from vision_ssm.layers.options import check_choice, check_count
+from vision_ssm.layers.patch_embed import PatchGrid
 from vision_ssm.layers.positions import (
     insert_rows,
     published_interpolation,
@@ -23,6 +23,7 @@ from vision_ssm.layers.positions import (
     split_rows,
 )
 from vision_ssm.layers.strips import Patches
+from vision_ssm.models.in_words import in_words
 
 __all__ = ["POOLS", "Columnar", "init_head"]
 
@@ -35,7 +36,7 @@ class Columnar(nn.Module):
     A family's constructor makes what is named below; this class has what does not depend on the blocks.
     """
 
-    patch_embed: PatchEmbed
+    patch_embed: PatchGrid
     pos_embed: nn.Parameter
     blocks: nn.ModuleList
     norm: nn.Module
@@ -52,6 +53,18 @@ class Columnar(nn.Module):
     def _layers_per_step(self) -> int:
         """Blocks that transform the stream together."""
         return 1
+
+    def extra_repr(self) -> str:
+        """What a printed model begins with."""
+        return in_words(self)
+
+    def _embed(self, x: Tensor | Patches) -> tuple[Tensor, tuple[int, int]]:
+        """Images or patches to the stream [B, M + T, D] before the first block, and the grid of patches."""
+        raise TypeError(f"{type(self).__name__} does not say how it embeds images")
+
+    def _runner(self, tokens: Tensor, grid: tuple[int, int]) -> Callable[[Tensor, int, int], Tensor]:
+        """Return a function of (stream, start, stop): a stream like ``tokens`` after so many blocks or groups."""
+        raise TypeError(f"{type(self).__name__} does not say how it runs its blocks")
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Patterns that assign parameters to layers, for layer-wise learning rates."""
@@ -122,7 +135,7 @@ class Columnar(nn.Module):
         return insert_rows(resized, rows, self.class_token)
 
     def embed_strips(self, strips: Iterable[Tensor], size: tuple[int, int]) -> Patches:
-        """Embed images that come in strips, see :meth:`PatchEmbed.embed_strips`.
+        """Embed images that come in strips, see :meth:`PatchGrid.embed_strips`.
 
         All forward methods take the result in the place of the images.
         """
@@ -143,6 +156,50 @@ class Columnar(nn.Module):
         elif self.global_pool == "last":
             x = x[:, -1]
         return x if pre_logits else self.head(x)
+
+    def forward_intermediates(
+        self,
+        x: Tensor | Patches,
+        indices: int | list[int] | None = None,
+        return_prefix_tokens: bool = False,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> Any:
+        """Return the final tokens and the stream after chosen blocks (or groups of blocks that go together).
+
+        Args:
+            x: images [B, in_chans, H, W], or patches.
+            indices: the last n if a number, all if None, else those.
+            return_prefix_tokens: give (map, class tokens) pairs; maps alone if there is no class token.
+            norm: apply the final norm to each.
+            stop_early: do not run the blocks after the last chosen one.
+            output_fmt: 'NCHW' for maps [B, D, h, w], 'NLC' for patch tokens [B, M, D].
+            intermediates_only: leave the final tokens out.
+
+        Returns:
+            (tokens as :meth:`forward_features`, list), or the list.
+        """
+        if output_fmt not in ("NCHW", "NLC"):
+            raise ConfigError(f"output_fmt must be NCHW or NLC, got {output_fmt!r}")
+        steps = len(self.blocks) // self._layers_per_step
+        taken, _ = feature_take_indices(steps, indices)
+        tokens, (height, width) = self._embed(x)
+        taps = []
+        run, start = self._runner(tokens, (height, width)), 0
+        for j in sorted(set(taken)):
+            tokens, start = run(tokens, start, j + 1), j + 1
+            taps.append(split_rows(self.norm(tokens) if norm else tokens, self.class_token))
+        if not stop_early:
+            tokens = run(tokens, start, steps)
+        patches = [tap for tap, _ in taps]
+        if output_fmt == "NCHW":
+            patches = [p.transpose(1, 2).reshape(p.shape[0], -1, height, width) for p in patches]
+        found: list[Any] = list(patches)
+        if return_prefix_tokens and self.num_prefix_tokens:
+            found = [(patch, prefix) for patch, (_, prefix) in zip(patches, taps, strict=True)]
+        return found if intermediates_only else (self._prefix_first(self.norm(tokens)), found)
 
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True

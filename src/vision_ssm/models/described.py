@@ -22,7 +22,7 @@ from torch import nn
 
 from vision_ssm.errors import ConfigError, suggestion
 from vision_ssm.families import FAMILIES, named
-from vision_ssm.models.registry import is_ours, require_model
+from vision_ssm.models.registry import WHOLE, is_ours, require_model
 from vision_ssm.models.variant import all_variants
 
 __all__ = ["check_described", "without_sources"]
@@ -71,7 +71,7 @@ def check_described(name: str, options: Mapping[str, Any], tensors: int) -> None
         raise ConfigError(f"{name!r} is no registered model's name; a file may give no address and no path.")
     require_model(name)
     model_class = _class_of(name)
-    known = _parameters(model_class)
+    known = _parameters(model_class) | set(WHOLE[name].options_of_heads() if name in WHOLE else ())
     for option, value in options.items():
         if option not in known:
             raise ConfigError(f"{name} has no option {option!r} that a file may set.{suggestion(option, known)}")
@@ -82,6 +82,8 @@ def check_described(name: str, options: Mapping[str, Any], tensors: int) -> None
 
 
 def _class_of(name: str) -> type[nn.Module]:
+    """The class of the model; of one with heads, that of its backbone."""
+    name = WHOLE[name].backbone if name in WHOLE else name
     if is_ours(name):
         row = all_variants()[name.partition(".")[0]]
         family = next(family for family in FAMILIES if row in named(family.variants).VARIANTS)

@@ -19,6 +19,7 @@ from vision_ssm.layers.options import check_choice, check_count, check_flags, ch
 from vision_ssm.layers.patch_embed import as_size
 from vision_ssm.layers.stem import PatchStem
 from vision_ssm.layers.strips import Patches
+from vision_ssm.models.in_words import in_words
 from vision_ssm.ops.transforms import transformed
 
 __all__ = ["POOLS", "Hierarchical", "Stage", "check_depths", "drop_path_rates"]
@@ -146,6 +147,10 @@ class Hierarchical(nn.Module):
         stages: Any = self.stages
         for stage in stages:
             stage.grad_checkpointing = enable
+
+    def extra_repr(self) -> str:
+        """What a printed model begins with."""
+        return in_words(self)
 
     def get_classifier(self) -> nn.Module:
         """Return the linear head."""

@@ -11,11 +11,13 @@ from timm.models._features import FeatureGetterNet
 from torch import Tensor, nn
 
 from vision_ssm.errors import ConfigError, ShapeError
+from vision_ssm.layers.options import check_choice, check_flags
 from vision_ssm.layers.strips import Patches
 
-__all__ = ["REDUCTIONS", "FeaturePyramid", "quarter_taps"]
+__all__ = ["REDUCTIONS", "TAPS", "FeaturePyramid", "quarter_taps"]
 
 REDUCTIONS = (4, 8, 16, 32)
+TAPS = ("stream", "branch")
 
 
 def quarter_taps(steps: int) -> tuple[int, ...]:
@@ -33,16 +35,31 @@ class FeaturePyramid(nn.Module):
         model: backbone with ``forward_intermediates`` and maps of one stride.
         out_indices: which of the four maps to return.
         taps: four blocks to read; default: the ends of the quarters.
+        tap: 'stream', the residual stream after the block, or 'branch', what the block added to it (the mixer's output
+            in Vim).
+        last_norm: put the last tap through the model's final norm.
 
-    Source: the segmentation backbone of hustvl/Vim at dd0358a; SyncBN there, BatchNorm here (torch converts it).
+    Source: the segmentation backbone of hustvl/Vim at dd0358a, whose options `use_residual_as_feature` and
+    `last_layer_process` these are; SyncBN there, BatchNorm here (torch converts it).
+
+    Raises:
+        ConfigError: an option is unknown or does not go with the model.
     """
 
     output_fmt = "NCHW"
 
     def __init__(
-        self, model: nn.Module, out_indices: Sequence[int] = (0, 1, 2, 3), taps: Sequence[int] | None = None
+        self,
+        model: nn.Module,
+        out_indices: Sequence[int] = (0, 1, 2, 3),
+        taps: Sequence[int] | None = None,
+        *,
+        tap: str = "stream",
+        last_norm: bool = False,
     ) -> None:
         super().__init__()
+        check_choice("tap", tap, TAPS)
+        check_flags(last_norm=last_norm)
         infos: Any = model.feature_info
         chosen = list(taps) if taps is not None else _four(quarter_taps(len(infos)))
         channels, stride = int(infos[0]["num_chs"]), int(infos[0]["reduction"])
@@ -58,8 +75,13 @@ class FeaturePyramid(nn.Module):
                 f"a pyramid needs patches that do not overlap, got patch_size={patches.patch_size[0]} and "
                 f"stride={stride}: their maps are shorter than size / stride and lie off its cells"
             )
-        self.wanted = sorted({chosen[index] for index in indices})
-        self.places = [self.wanted.index(chosen[index]) for index in indices]
+        self.taps, self.branch = [chosen[index] for index in indices], tap == "branch"
+        if self.branch and 0 in self.taps:
+            raise ConfigError("tap='branch' reads what a block added to the one before it; the first block has none")
+        self.wanted = sorted({*self.taps, *(block - 1 for block in self.taps if self.branch)})
+        # Kept before the blocks' getter drops it from the model; None where it is not used.
+        self.last_norm: Any = model.norm if last_norm else None
+        self.last_tap = chosen[-1]
         self.strides = [REDUCTIONS[index] for index in indices]
         self.ops = nn.ModuleList(_resize(channels, stride, target) for target in self.strides)
         self.body = FeatureGetterNet(model, out_indices=tuple(self.wanted))
@@ -81,8 +103,12 @@ class FeaturePyramid(nn.Module):
             raise ShapeError("the maps of embedded images are cut to the images' size; give it as (height, width)")
         height, width = size or tokens.shape[-2:]
         out = []
-        for op, place, stride in zip(self.ops, self.places, self.strides, strict=True):
-            tap = maps[place].to(tokens.dtype)  # the residual stream stays in float32 where weights and images are half
+        stream = dict(zip(self.wanted, maps, strict=True))
+        for op, block, stride in zip(self.ops, self.taps, self.strides, strict=True):
+            tap = stream[block] - stream[block - 1] if self.branch else stream[block]
+            if self.last_norm is not None and block == self.last_tap:
+                tap = self.last_norm(tap.movedim(1, -1)).movedim(-1, 1)
+            tap = tap.to(tokens.dtype)  # the residual stream stays in float32 where weights and images are half
             out.append(op(tap)[..., : -(-height // stride), : -(-width // stride)])
         return out
 

@@ -10,12 +10,16 @@ from torch import nn
 
 from vision_ssm import moved
 from vision_ssm.errors import ConfigError, suggestion
+from vision_ssm.models.detectors import DETECTORS, detector
 from vision_ssm.models.segmentors import SEGMENTORS, segmentor
-from vision_ssm.models.variant import all_variants, full_name, list_aliases
+from vision_ssm.models.variant import WithHeads, all_variants, full_name, list_aliases
 
-__all__ = ["create_model", "is_ours", "list_models", "list_whole_models", "require_model", "takes_size"]
+__all__ = ["WHOLE", "create_model", "is_ours", "list_models", "list_whole_models", "require_model", "takes_size"]
 
 moved.answer(__name__)
+
+WHOLE: dict[str, WithHeads] = {**SEGMENTORS, **DETECTORS}
+"""Published models of other tasks than classification, a backbone with its heads, by their names."""
 
 
 def list_models() -> list[str]:
@@ -25,7 +29,7 @@ def list_models() -> list[str]:
 
 def list_whole_models() -> list[str]:
     """Names of published models of other tasks than classification, a backbone with its heads."""
-    return sorted(SEGMENTORS)
+    return sorted(WHOLE)
 
 
 def is_ours(name: str) -> bool:
@@ -35,7 +39,7 @@ def is_ours(name: str) -> bool:
 
 def require_model(name: str) -> None:
     """Raise ConfigError, with the nearest name, unless a model of that name is registered with timm."""
-    if name not in SEGMENTORS and not timm.is_model(full_name(name)):
+    if name not in WHOLE and not timm.is_model(full_name(name)):
         ours = [*list_models(), *list_whole_models(), *list_aliases()]
         near = suggestion(name, ours) or suggestion(name, timm.list_models())
         raise ConfigError(f"there is no model {name!r}.{near} `vision-ssm models` lists this library's models.")
@@ -70,7 +74,7 @@ def create_model(
     in_chans: int | None = None,
     **options: Any,
 ) -> nn.Module:
-    """Build a model: one of this library's, a published segmentor, or any that timm has.
+    """Build a model: one of this library's, a published segmentor or detector, or any that timm has.
 
     Args:
         name: for example 'vim_tiny_patch16_224' or, for short, 'vim_tiny'; a pretrained tag may follow a dot.
@@ -91,6 +95,8 @@ def create_model(
     try:
         if name in SEGMENTORS:
             return segmentor(name, pretrained=pretrained, **chosen)
+        if name in DETECTORS:
+            return detector(name, pretrained=pretrained, **chosen)
         model: nn.Module = timm.create_model(full_name(name), pretrained=pretrained, **chosen)
     except TypeError as error:  # how timm's own models answer an unknown option
         raise ConfigError(f"{name}: {error}") from error

@@ -19,6 +19,7 @@ from vision_ssm.errors import ConfigError
 from vision_ssm.layers.resize import resize
 from vision_ssm.layers.strips import Patches
 from vision_ssm.layers.uper_head import FCNHead, UPerHead
+from vision_ssm.models.in_words import in_words
 from vision_ssm.models.pyramid import REDUCTIONS, FeaturePyramid
 
 __all__ = ["Segmentor"]
@@ -63,6 +64,10 @@ class Segmentor(nn.Module):
         self.auxiliary_head = (
             FCNHead(widths[2], auxiliary_channels, num_classes, drop_rate) if auxiliary_channels else None
         )
+
+    def extra_repr(self) -> str:
+        """What a printed model begins with."""
+        return in_words(self)
 
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, ...]:
         """Return logits [B, classes, H, W] of images [B, C, H, W]; in training (logits, those of the auxiliary head).

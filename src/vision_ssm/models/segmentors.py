@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from vision_ssm.errors import NotFetchedError
-from vision_ssm.models.variant import Origin, Weights
+from vision_ssm.errors import ConfigError
+from vision_ssm.models.variant import Weights, WithHeads
 from vision_ssm.models.vmamba_variants import ORIGIN as VMAMBA
 from vision_ssm.models.vmamba_variants import README
 
@@ -25,24 +26,27 @@ RELEASE = "https://github.com/MzeroMiko/VMamba/releases/download/%23v2seg"
 
 
 @dataclass(frozen=True)
-class PublishedSegmentor:
+class PublishedSegmentor(WithHeads):
     """One published segmentor.
 
     Scores are those that the authors report for ADE20K validation, mean IoU in percent, of the whole image at one scale
     and of six scales with flips; they have not been measured with this library.
     """
 
-    name: str
-    backbone: str
-    backbone_options: Mapping[str, Any]
-    heads: Mapping[str, Any]  # options of `vision_ssm.models.segmentor.Segmentor`
-    params: int
+    task = "segmentation"  # and the heads are options of `vision_ssm.models.segmentor.Segmentor`
+
     miou: float
     miou_many_scales: float
-    source: str  # of the scores
     weights: Weights
-    origin: Origin
-    task: str = "segmentation"
+
+    @property
+    def published(self) -> str:
+        """The scores in words."""
+        return f"{self.miou:.1f} % mIoU"
+
+    def options_of_heads(self) -> tuple[str, ...]:
+        """Names of the options that are not the backbone's."""
+        return OF_HEADS
 
     def to_dict(self) -> dict[str, Any]:
         """Return the facts as plain JSON values."""
@@ -101,7 +105,7 @@ def build_segmentor(
     Args:
         backbone: registered name; a model whose maps all have one stride becomes a pyramid
             (`vision_ssm.models.pyramid`).
-        heads: options of `vision_ssm.models.segmentor.Segmentor`.
+        heads: options of `vision_ssm.models.segmentor.Segmentor`, and ``tap`` and ``last_norm`` of such a pyramid.
         pretrained: load the backbone's published weights.
         backbone_options: of the backbone.
 
@@ -112,16 +116,20 @@ def build_segmentor(
     import torch
 
     from vision_ssm.models.pyramid import REDUCTIONS, FeaturePyramid
-    from vision_ssm.models.registry import create_model, is_ours
+    from vision_ssm.models.registry import create_model
     from vision_ssm.models.segmentor import Segmentor
 
+    heads = dict(heads)
+    pyramid = {option: heads.pop(option) for option in ("tap", "last_norm") if option in heads}
     options = {"features_only": True, **backbone_options}
     with torch.device("meta"):
         infos: Any = create_model(backbone, **options).feature_info
     reductions = infos.reduction()
     if len(set(reductions)) == 1:
-        options["feature_cls"] = "pyramid" if is_ours(backbone) else FeaturePyramid
+        options["feature_cls"] = partial(FeaturePyramid, **pyramid)
         options["out_indices"] = (0, 1, 2, 3)
+    elif pyramid.get("tap", "stream") != "stream" or pyramid.get("last_norm"):
+        raise ConfigError(f"the maps of {backbone} are those of its stages: tap and last_norm have no meaning for it.")
     elif set(REDUCTIONS) <= set(reductions):
         options["out_indices"] = tuple(infos.out_indices[reductions.index(stride)] for stride in REDUCTIONS)
     return Segmentor(create_model(backbone, pretrained=pretrained, **options), **heads)
@@ -146,15 +154,8 @@ def segmentor(name: str, *, pretrained: bool = False, **options: Any) -> nn.Modu
     chosen = {option: value for option, value in heads.items() if value is not None}
     model = build_segmentor(row.backbone, chosen, **{**row.backbone_options, **options})
     if pretrained:
-        from vision_ssm.checkpoints import convert, download_url, read_checkpoint
+        from vision_ssm.models.building import load_whole
 
-        try:
-            path = download_url(row.weights.address)
-        except NotFetchedError as error:
-            raise NotFetchedError(error.reason, file=error.file, folder=error.folder, model=name) from None
-        weights = read_checkpoint(path).weights
-        own = model.state_dict()
-        anew = [] if model.num_classes == row.heads["num_classes"] else [key for key in own if ".conv_seg." in key]
-        found = convert(model, weights, replaceable=tuple(anew))
-        model.load_state_dict({**found, **{key: own[key] for key in anew}}, strict=True)
+        same = model.num_classes == row.heads["num_classes"]
+        load_whole(model, name, row.weights, anew=() if same else (".conv_seg.",))
     return model

@@ -5,9 +5,10 @@ Light on purpose: neither torch nor timm is imported, so that the tables can be 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 from vision_ssm.families import FAMILIES, named
 
@@ -18,9 +19,12 @@ __all__ = [
     "Origin",
     "Variant",
     "Weights",
+    "WithHeads",
     "all_variants",
     "full_name",
     "list_aliases",
+    "maps_of_a_column",
+    "pyramid_form",
 ]
 
 
@@ -53,7 +57,10 @@ class Origin:
 
 @dataclass(frozen=True)
 class Weights:
-    """Where the authors keep a file: on a ``page``, or in a repository of the Hugging Face hub, OWNER/NAME[@COMMIT]."""
+    """Where the authors keep a file: on a ``page``, or in a repository of the Hugging Face hub, OWNER/NAME[@COMMIT].
+
+    In a repository a pattern with ``*`` stands for the one file whose name it fits, in lower case.
+    """
 
     file: str
     page: str = ""
@@ -65,7 +72,38 @@ class Weights:
         if not self.hub:
             return f"{self.page}/{self.file}"
         repository, _, commit = self.hub.partition("@")
+        if "*" in self.file:
+            return f"https://huggingface.co/{repository}/tree/{commit or 'main'}"
         return f"https://huggingface.co/{repository}/resolve/{commit or 'main'}/{self.file}"
+
+
+@dataclass(frozen=True)
+class WithHeads(ABC):
+    """A published model of another task than classification: a backbone and its heads."""
+
+    task: ClassVar[str]
+
+    name: str
+    backbone: str
+    backbone_options: Mapping[str, Any]
+    heads: Mapping[str, Any]
+    params: int
+    source: str  # of the scores
+    weights: Weights | None
+    origin: Origin
+
+    @property
+    @abstractmethod
+    def published(self) -> str:
+        """The scores in words."""
+
+    @abstractmethod
+    def options_of_heads(self) -> tuple[str, ...]:
+        """Names of the options that are not the backbone's."""
+
+    @abstractmethod
+    def to_dict(self) -> dict[str, Any]:
+        """Return the facts as plain JSON values."""
 
 
 @dataclass(frozen=True)
@@ -125,3 +163,23 @@ def list_aliases() -> dict[str, str]:
 def all_variants() -> dict[str, Variant]:
     """Every registered model of this library by its name."""
     return {row.name: row for family in FAMILIES for row in named(family.variants).VARIANTS}
+
+
+def pyramid_form(row: Variant) -> Variant:
+    """The same model under a name whose ``features_only`` form has maps at strides 4, 8, 16 and 32.
+
+    Code that takes a model by its name alone (segmentation_models_pytorch's 'tu-...', transformers' TimmBackbone) finds
+    the pyramid so. With features_only=False it is the classifier.
+    """
+    summary = f"{row.summary} whose ``features_only`` form is a 4/8/16/32 pyramid"
+    return replace(row, name=f"{row.name}_pyramid", summary=summary, feature_cls="pyramid")
+
+
+def maps_of_a_column(options: Mapping[str, Any], steps: int) -> dict[str, Any]:
+    """Which maps ``features_only`` gives of a column of so many steps with these options: timm's ``feature_cfg``."""
+    from vision_ssm.models.pyramid import REDUCTIONS, FeaturePyramid, quarter_taps
+
+    asked = options.get("feature_cls", "getter")
+    if asked in ("pyramid", FeaturePyramid):
+        return {"feature_cls": FeaturePyramid, "out_indices": tuple(range(len(REDUCTIONS)))}
+    return {"feature_cls": asked, "out_indices": quarter_taps(steps)}

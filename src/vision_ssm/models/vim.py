@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from timm.layers.weight_init import lecun_normal_
 from timm.models import checkpoint, register_notrace_function, register_notrace_module
-from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from vision_ssm import moved
@@ -40,8 +39,8 @@ from vision_ssm.layers.positions import (
     class_rows,
     insert_rows,
     resample_table,
-    split_rows,
 )
+from vision_ssm.layers.rotary import rotary_table, rotated
 from vision_ssm.layers.strips import Patches
 from vision_ssm.layers.untouched import built_of, untouched
 from vision_ssm.models.columnar import Columnar, init_head
@@ -57,6 +56,7 @@ DIRECTIONS = ("bidirectional", "shared", "forward", "layerwise")
 register_notrace_module(PatchEmbed)
 register_notrace_module(VimMixer)
 register_notrace_function(resample_table)  # type: ignore[no-untyped-call]
+register_notrace_function(rotary_table)  # type: ignore[no-untyped-call]
 
 
 @built_of(norm=(RMSNorm, StreamLayerNorm))
@@ -86,10 +86,14 @@ class Vim(Columnar):
         drop_rate: dropout after the position embedding, as published.
         drop_path_rate: p; the mixer output of block j is dropped with probability p * j / (depth - 1).
         dynamic_img_size: accept other sizes than ``img_size``.
+        rotary: turn the stream by the tokens' places before every block (layers/rotary.py), as the published detectors
+            do; only without a class token.
 
     Raises:
         ConfigError: a value is unknown or out of range, or two options contradict each other.
     """
+
+    patch_embed: PatchEmbed
 
     def __init__(  # noqa: PLR0913 -- timm passes every option by name; each is described above
         self,
@@ -112,6 +116,7 @@ class Vim(Columnar):
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
         dynamic_img_size: bool = True,
+        rotary: bool = False,
     ) -> None:
         super().__init__()
         check_choice("class_token", class_token, CLASS_TOKENS)
@@ -119,7 +124,12 @@ class Vim(Columnar):
         for option, value, least in (("embed_dim", embed_dim, 1), ("depth", depth, 1), ("num_classes", num_classes, 0)):
             check_count(option, value, least)
         check_rates(drop_rate=drop_rate, drop_path_rate=drop_path_rate)
-        check_flags(halve_output=halve_output, dynamic_img_size=dynamic_img_size)
+        check_flags(halve_output=halve_output, dynamic_img_size=dynamic_img_size, rotary=rotary)
+        if rotary and (class_token != "none" or embed_dim % 4):
+            raise ConfigError(
+                f"rotary=True turns patches in groups of four channels: it needs class_token='none' and an embed_dim "
+                f"that 4 divides, got class_token={class_token!r} and embed_dim={embed_dim}"
+            )
         if direction == "layerwise" and depth % 2:
             raise ConfigError(f"direction='layerwise' pairs the layers, so depth must be even, got {depth}")
         self.class_token, self.direction = class_token, direction
@@ -129,7 +139,7 @@ class Vim(Columnar):
         self.num_features = self.head_hidden_size = self.embed_dim = embed_dim
         self.global_pool = self._checked_pool(global_pool)
         self.grad_checkpointing = False
-        self.dynamic_img_size = dynamic_img_size
+        self.dynamic_img_size, self.rotary = dynamic_img_size, rotary
 
         self.patch_embed = PatchEmbed(
             img_size, patch_size, stride or patch_size, in_chans, embed_dim, strict=not dynamic_img_size
@@ -197,56 +207,12 @@ class Vim(Columnar):
         """Classify images [B, in_chans, H, W], or what :meth:`embed_strips` returned; logits [B, num_classes]."""
         if self.global_pool == "token" and untouched(self, inside=True):
             # The norm takes each token by itself, so that the others need not be normalised, nor put in order.
-            return self.forward_head(self._normalised_class_rows(self._embed(x)[0]))
+            return self.forward_head(self._normalised_class_rows(*self._embed(x)))
         return self.forward_head(self.forward_features(x))
 
     def forward_features(self, x: Tensor | Patches) -> Tensor:
         """Return the normalised tokens [B, T + M, D], class tokens first, then the patches row by row."""
-        return self._prefix_first(self.norm(self._after_blocks(self._embed(x)[0])))
-
-    def forward_intermediates(
-        self,
-        x: Tensor | Patches,
-        indices: int | list[int] | None = None,
-        return_prefix_tokens: bool = False,
-        norm: bool = False,
-        stop_early: bool = False,
-        output_fmt: str = "NCHW",
-        intermediates_only: bool = False,
-    ) -> Any:
-        """Return the final tokens and the stream after chosen blocks (after chosen pairs with 'layerwise').
-
-        Args:
-            x: images [B, in_chans, H, W], or patches.
-            indices: the last n if a number, all if None, else those.
-            return_prefix_tokens: give (map, class tokens) pairs; maps alone if there is no class token.
-            norm: apply the final norm to each.
-            stop_early: do not run the blocks after the last chosen one.
-            output_fmt: 'NCHW' for maps [B, D, h, w], 'NLC' for patch tokens [B, M, D].
-            intermediates_only: leave the final tokens out.
-
-        Returns:
-            (tokens as :meth:`forward_features`, list), or the list.
-        """
-        if output_fmt not in ("NCHW", "NLC"):
-            raise ConfigError(f"output_fmt must be NCHW or NLC, got {output_fmt!r}")
-        steps = len(self.blocks) // self._layers_per_step
-        taken, _ = feature_take_indices(steps, indices)
-        tokens, (height, width) = self._embed(x)
-        taps = []
-        run, start = self._segments(tokens) or self._step_by_step, 0
-        for j in sorted(set(taken)):
-            tokens, start = run(tokens, start, j + 1), j + 1
-            taps.append(split_rows(self.norm(tokens) if norm else tokens, self.class_token))
-        if not stop_early:
-            tokens = run(tokens, start, steps)
-        patches = [tap for tap, _ in taps]
-        if output_fmt == "NCHW":
-            patches = [p.transpose(1, 2).reshape(p.shape[0], -1, height, width) for p in patches]
-        found: list[Any] = list(patches)
-        if return_prefix_tokens and self.num_prefix_tokens:
-            found = [(patch, prefix) for patch, (_, prefix) in zip(patches, taps, strict=True)]
-        return found if intermediates_only else (self._prefix_first(self.norm(tokens)), found)
+        return self._prefix_first(self.norm(self._after_blocks(*self._embed(x))))
 
     # -------------------------------------------------------------------------------------------------- internals
 
@@ -259,9 +225,18 @@ class Vim(Columnar):
         in_order = self._layers_per_step == 1 and not self.grad_checkpointing
         return self.column.segments(self.blocks, tokens, norm) if in_order else None
 
-    def _step_by_step(self, tokens: Tensor, start: int, stop: int) -> Tensor:
+    def _runner(self, tokens: Tensor, grid: tuple[int, int]) -> Callable[[Tensor, int, int], Tensor]:
+        if self.rotary:
+            return partial(self._step_by_step, table=rotary_table(grid, self.embed_dim, tokens))
+        return self._segments(tokens) or self._step_by_step
+
+    def _step_by_step(
+        self, tokens: Tensor, start: int, stop: int, table: tuple[Tensor, Tensor] | None = None
+    ) -> Tensor:
         for step in list(self._steps())[start:stop]:
-            tokens = checkpoint(step, tokens) if self.grad_checkpointing and not transformed() else step(tokens)
+            # The published code turns hidden and residual, the sum of which is the stream: the same, for it is linear.
+            x = tokens if table is None else rotated(tokens, table)
+            tokens = checkpoint(step, x) if self.grad_checkpointing and not transformed() else step(x)
         return tokens
 
     def _steps(self) -> Iterator[Callable[[Tensor], Tensor]]:
@@ -273,17 +248,16 @@ class Vim(Columnar):
         for there, back in zip(layers[::2], layers[1::2], strict=True):
             yield partial(run_mirrored_pair, there, back)
 
-    def _after_blocks(self, tokens: Tensor) -> Tensor:
+    def _after_blocks(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
         """The stream [B, M + T, D] after the last block."""
-        run = self._segments(tokens) or self._step_by_step
-        return run(tokens, 0, len(self.blocks) // self._layers_per_step)
+        return self._runner(tokens, grid)(tokens, 0, len(self.blocks) // self._layers_per_step)
 
-    def _normalised_class_rows(self, tokens: Tensor) -> Tensor:
+    def _normalised_class_rows(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
         """The class tokens [B, T, D] after the last block and the norm."""
         norm: Any = self.norm
         run = self._segments(tokens, self.norm)
         if run is None:
-            normalised: Tensor = self.norm(class_rows(self._after_blocks(tokens), self.class_token))
+            normalised: Tensor = self.norm(class_rows(self._after_blocks(tokens, grid), self.class_token))
             return normalised
         places = class_indices(self.class_token, tokens.shape[1] - self.num_prefix_tokens)
         return run(tokens, 0, len(self.blocks), places).to(norm.weight.dtype)

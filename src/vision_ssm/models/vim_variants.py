@@ -6,10 +6,9 @@ Light on purpose: this is read without torch; the model itself is imported when 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
-from vision_ssm.models.variant import SMALL_IMAGES, Origin, Variant, Weights
+from vision_ssm.models.variant import SMALL_IMAGES, Origin, Variant, Weights, maps_of_a_column, pyramid_form
 
 __all__ = ["TIMM", "VARIANTS", "features"]
 
@@ -36,7 +35,7 @@ CLASSIFIERS = (
         {
             "patch_size": 4, "stride": None, "embed_dim": 128, "depth": 8, "d_state": 16,
             "class_token": "middle", "global_pool": None, "direction": "bidirectional", "halve_output": True,
-            "norm_layer": "rms", "layer_scale": None, "backward_step": "published",
+            "norm_layer": "rms", "layer_scale": None, "backward_step": "published", "rotary": False,
         },
         params=1_094_410, macs=80_266_496, origin=ORIGIN, inputs=SMALL_IMAGES,
     ),
@@ -45,7 +44,7 @@ CLASSIFIERS = (
         {
             "patch_size": 16, "stride": None, "embed_dim": 192, "depth": 24, "d_state": 16,
             "class_token": "middle", "global_pool": None, "direction": "bidirectional", "halve_output": True,
-            "norm_layer": "rms", "layer_scale": None, "backward_step": "published",
+            "norm_layer": "rms", "layer_scale": None, "backward_step": "published", "rotary": False,
         },
         alias="vim_tiny",
         params=7_148_008, macs=1_481_534_976, origin=ORIGIN, published_macs=1.5e9, macs_source=LOCAL_MAMBA,
@@ -62,7 +61,7 @@ CLASSIFIERS = (
         {
             "patch_size": 16, "stride": 8, "embed_dim": 192, "depth": 24, "d_state": 16,
             "class_token": "middle", "global_pool": None, "direction": "bidirectional", "halve_output": True,
-            "norm_layer": "rms", "layer_scale": None, "backward_step": "published",
+            "norm_layer": "rms", "layer_scale": None, "backward_step": "published", "rotary": False,
         },
         params=7_250_344, macs=5_489_831_424, origin=ORIGIN,
         top1=78.3, top5=94.2, source=README,
@@ -73,7 +72,7 @@ CLASSIFIERS = (
         {
             "patch_size": 16, "stride": None, "embed_dim": 384, "depth": 24, "d_state": 16,
             "class_token": "middle", "global_pool": None, "direction": "bidirectional", "halve_output": True,
-            "norm_layer": "rms", "layer_scale": None, "backward_step": "published",
+            "norm_layer": "rms", "layer_scale": None, "backward_step": "published", "rotary": False,
         },
         alias="vim_small",
         params=25_796_584, macs=5_141_732_352, origin=ORIGIN, published_macs=5.1e9, macs_source=LOCAL_MAMBA,
@@ -86,7 +85,7 @@ CLASSIFIERS = (
         {
             "patch_size": 16, "stride": 8, "embed_dim": 384, "depth": 24, "d_state": 16,
             "class_token": "middle", "global_pool": None, "direction": "bidirectional", "halve_output": True,
-            "norm_layer": "rms", "layer_scale": None, "backward_step": "published",
+            "norm_layer": "rms", "layer_scale": None, "backward_step": "published", "rotary": False,
         },
         params=26_001_256, macs=19_052_878_848, origin=ORIGIN,
         # The figure of the released file; the paper prints 81.4.
@@ -98,7 +97,7 @@ CLASSIFIERS = (
         {
             "patch_size": 16, "stride": None, "embed_dim": 768, "depth": 24, "d_state": 16,
             "class_token": "middle", "global_pool": None, "direction": "bidirectional", "halve_output": True,
-            "norm_layer": "rms", "layer_scale": None, "backward_step": "published",
+            "norm_layer": "rms", "layer_scale": None, "backward_step": "published", "rotary": False,
         },
         alias="vim_base",
         params=97_598_440, macs=18_998_114_304, origin=ORIGIN,
@@ -110,7 +109,7 @@ CLASSIFIERS = (
         {
             "patch_size": 16, "stride": 8, "embed_dim": 768, "depth": 24, "d_state": 16,
             "class_token": "middle", "global_pool": None, "direction": "bidirectional", "halve_output": True,
-            "norm_layer": "rms", "layer_scale": None, "backward_step": "published",
+            "norm_layer": "rms", "layer_scale": None, "backward_step": "published", "rotary": False,
         },
         params=98_007_784, macs=70_398_621_696, origin=ORIGIN,
         # No weights were released for this one, only the paper's figure.
@@ -118,16 +117,6 @@ CLASSIFIERS = (
     ),
 )
 # fmt: on
-
-
-def pyramid_form(row: Variant) -> Variant:
-    """The same model under a name whose ``features_only`` form has maps at strides 4, 8, 16 and 32.
-
-    Code that takes a model by its name alone (segmentation_models_pytorch's 'tu-...', transformers' TimmBackbone) finds
-    the pyramid so. With features_only=False it is the classifier.
-    """
-    summary = f"{row.summary} whose ``features_only`` form is a 4/8/16/32 pyramid"
-    return replace(row, name=f"{row.name}_pyramid", summary=summary, feature_cls="pyramid")
 
 
 # A pyramid needs patches of 16 pixels that do not overlap.
@@ -139,10 +128,4 @@ VARIANTS = (
 
 def features(options: Mapping[str, Any]) -> dict[str, Any]:
     """Which maps ``features_only`` gives of a model with these options: timm's ``feature_cfg``."""
-    from vision_ssm.models.pyramid import REDUCTIONS, FeaturePyramid, quarter_taps
-
-    asked = options.get("feature_cls", "getter")
-    if asked in ("pyramid", FeaturePyramid):
-        return {"feature_cls": FeaturePyramid, "out_indices": tuple(range(len(REDUCTIONS)))}
-    steps = options["depth"] // (2 if options["direction"] == "layerwise" else 1)
-    return {"feature_cls": asked, "out_indices": quarter_taps(steps)}
+    return maps_of_a_column(options, options["depth"] // (2 if options["direction"] == "layerwise" else 1))

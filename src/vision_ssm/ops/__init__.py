@@ -8,6 +8,7 @@ from vision_ssm.ops.add_norm.op import add_norm
 from vision_ssm.ops.add_norm.op import applies as add_norm_applies
 from vision_ssm.ops.conv.op import causal_conv1d
 from vision_ssm.ops.dispatch import BackendStatus, available_backends, explain, operators
+from vision_ssm.ops.gla.op import gla
 from vision_ssm.ops.mlp.contract import MlpWeights
 from vision_ssm.ops.mlp.op import applies as mlp_branch_applies
 from vision_ssm.ops.mlp.op import mlp_branch
@@ -39,6 +40,7 @@ __all__ = [
     "embed_patches",
     "embed_patches_applies",
     "explain",
+    "gla",
     "mlp_branch",
     "mlp_branch_applies",
     "operators",

@@ -9,13 +9,13 @@ An operator is a folder of the same few files; a backend of it is one of them, l
     triton.py     kernels in Triton, for GPUs (gpu.py); parts of it in files beside it
     contract.py   what all of them are given, where that is more than tensors
 
-To add an operator, say ``gla``:
+To add an operator, say ``NAME``:
 
-1. ``ops/gla/`` with ``op.py``, ``reference.py`` and what else it has; no backend imports another.
+1. ``ops/NAME/`` with ``op.py``, ``reference.py`` and what else it has; no backend imports another.
 2. A row in ``_TABLE`` below: its backends, fastest first, the reference last. ``explain`` and ``vision-ssm doctor``
    then know it.
-3. ``csrc/gla/``, if it has kernels in C++.
-4. ``tests/ops/gla/``: every backend against the reference in float64, outputs and gradients.
+3. ``csrc/NAME/``, if it has kernels in C++.
+4. ``tests/ops/NAME/``: every backend against the reference in float64, outputs and gradients.
 
 All of it is new but the row.
 """
@@ -89,6 +89,7 @@ _TABLE: dict[str, tuple[Backend, ...]] = {
     for operator, names in {
         "scan": ("triton", "cpu", "chunked", REFERENCE),
         "conv": ("triton", "cpu", REFERENCE),
+        "gla": ("triton", "cpu", "chunked", REFERENCE),
         "add_norm": ("triton", REFERENCE),
         "ssm": ("cpu", REFERENCE),
         "vim_block": ("cpu", REFERENCE),

@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from enum import IntEnum
+from functools import lru_cache
 
+import torch
 from torch import Tensor
 
 from vision_ssm.errors import ShapeError
 
-__all__ = ["Traversal", "check_within", "flatten", "unflatten"]
+__all__ = ["Cover", "Traversal", "check_within", "checked_traversals", "cover_of", "flatten", "unflatten"]
 
 WORDS = 9  # integers per traversal in the operator's schema
 
@@ -176,3 +179,41 @@ def _revisits(walk: Traversal) -> bool:
     if divisor == 0:
         return walk.length > 1
     return abs(walk.outer_stride) // divisor < inner_steps and abs(walk.inner_stride) // divisor < rows
+
+
+class Cover(IntEnum):
+    """Which tokens the walks visit and write, by the numbers of csrc/include/types.h."""
+
+    EACH = 0  # every walk visits all tokens
+    ONCE = 1  # all walks together visit every token once
+    SOME = 2  # neither
+
+
+@lru_cache(maxsize=256)
+def cover_of(traversals: tuple[Traversal, ...], tokens: int) -> Cover:
+    """Tell which tokens the walks visit and write; of walks that leave the tokens or visit one twice, SOME."""
+    try:
+        check_within(traversals, tokens)
+    except ShapeError:
+        return Cover.SOME
+    if all(walk.length == tokens for walk in traversals):
+        return Cover.EACH
+    if sum(walk.length for walk in traversals) != tokens:
+        return Cover.SOME
+    for walks in (traversals, tuple(walk.writes() for walk in traversals)):
+        visited = torch.zeros(tokens, dtype=torch.bool)
+        for walk in walks:
+            visited[walk.tokens(torch.arange(walk.length))] = True
+        if not visited.all():
+            return Cover.SOME
+    return Cover.ONCE
+
+
+@lru_cache(maxsize=256)
+def checked_traversals(words: tuple[int, ...], tokens: int) -> tuple[Traversal, ...]:
+    """Unpack the operator's walk words; ShapeError unless every walk stays within ``tokens`` tokens."""
+    if not words or len(words) % WORDS:
+        raise ShapeError(f"walks take {WORDS} numbers each, and there is one at least, got {len(words)} numbers")
+    traversals = tuple(unflatten(words))
+    check_within(traversals, tokens)
+    return traversals

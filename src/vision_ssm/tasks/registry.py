@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["BUILT_IN", "DEFAULT", "TaskInfo", "find_task", "looks_like", "task_names", "task_of"]
 
-BUILT_IN = ("classification", "segmentation")
+BUILT_IN = ("classification", "segmentation", "detection")
 """Folders of `vision_ssm.tasks`; each holds its `TaskInfo` as ``TASK``."""
 
 DEFAULT = "classification"
@@ -57,6 +57,8 @@ class TaskInfo:
         pictures: names of the files that `vision_ssm.tasks.task.Task.pictures` may write into a run folder.
         recognise: ``module:function`` from a folder's path to why it can hardly be anything but data of this task, such
             as ``"masks/ beside images/"``, or None. As light as the settings, and it looks at names, not into images.
+        formats: other programs' formats of predictions that `vision_ssm.tasks.task.Task.export` writes: name -> what it
+            is, in a line for the help.
     """
 
     name: str
@@ -69,6 +71,7 @@ class TaskInfo:
     commands: tuple[str, ...] = ("train", "evaluate", "predict", "features")
     pictures: tuple[str, ...] = ()
     recognise: str | None = None
+    formats: Mapping[str, str] = field(default_factory=dict)
 
     def load_settings(self) -> type[TaskSettings]:
         """The class of its settings."""

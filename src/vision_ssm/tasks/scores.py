@@ -18,15 +18,19 @@ class Score:
         title: for people, such as ``top-1``.
         unit: ``%`` for a share of one, which is shown in percent; else it follows the number; ``""`` for none.
         higher_is_better: whether more of it is better.
+        minor: one of many, which is left out where there is a line for all of them.
     """
 
     name: str
     title: str
     unit: str = ""
     higher_is_better: bool = True
+    minor: bool = False
 
     def text(self, value: float) -> str:
-        """Write a value: 0.9731 in ``%`` is '97.31 %', 0.0312 in ``px`` is '0.0312 px'."""
+        """Write a value: 0.9731 in ``%`` is '97.31 %', 0.0312 in ``px`` is '0.0312 px', nan is '-'."""
+        if math.isnan(value):
+            return "-"
         number = f"{100 * value:.2f}" if self.unit == "%" else f"{value:.4g}"
         return f"{number} {self.unit}".rstrip()
 

@@ -16,13 +16,15 @@ from typing import Any, ClassVar, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor, nn
 
 from vision_ssm.data.batches import Batch, Sample, Samples, Transform, stack
+from vision_ssm.data.geo.raster import RasterFile
 from vision_ssm.data.preprocessing import Preprocessing
+from vision_ssm.data.subset import Subset
 from vision_ssm.errors import ConfigError
 from vision_ssm.settings import Section, from_mapping
+from vision_ssm.tasks.result import Result
 from vision_ssm.tasks.scores import Score, Table
 from vision_ssm.tasks.settings import TaskSettings
 
@@ -55,26 +57,6 @@ class Meter(Protocol):
         """The same for people, shown above the scores."""
 
 
-class Result(ABC):
-    """What was found in one image, in pixels of its file."""
-
-    @abstractmethod
-    def to_dict(self) -> dict[str, Any]:
-        """All of it as plain JSON values."""
-
-    def row(self) -> dict[str, str]:
-        """One line of the table on the terminal: column -> text."""
-        return {key: str(value) for key, value in self.to_dict().items()}
-
-    def records(self) -> list[dict[str, Any]]:
-        """Lines of a CSV file: column -> value."""
-        return [self.to_dict()]
-
-    def draw(self, image: Image.Image) -> Image.Image:
-        """Return a copy of the RGB image with what was found drawn on it."""
-        return image.copy()
-
-
 class Task(ABC):
     """One kind of problem: its data, model, losses, scores and results.
 
@@ -94,7 +76,9 @@ class Task(ABC):
         sync_batch_norm: whether batch norms take their statistics over all processes (GPUs only).
         unused_parameters: whether a step may leave parameters without a gradient.
         batch_multiple: training batches must be a multiple of this.
+        scenes: whether it takes scenes with all their bands (`vision_ssm.data.geo.raster.Raster`), not only pictures.
         repeats: how often an epoch's samples come each, see `vision_ssm.data.loader.epoch_order`.
+        balanced: whether every group of `groups` comes equally often in training, instead of every sample once.
     """
 
     name: ClassVar[str]
@@ -107,7 +91,9 @@ class Task(ABC):
     sync_batch_norm: bool = False
     unused_parameters: bool = False
     batch_multiple: int = 1
+    scenes: bool = False
     repeats: int = 1
+    balanced: bool = False
 
     def __init__(self, settings: TaskSettings) -> None:
         if not isinstance(settings, self.Settings):
@@ -171,6 +157,30 @@ class Task(ABC):
         """
         return samples
 
+    def subset(self, samples: Samples, positions: Sequence[int], found: str | None = None) -> Samples:
+        """Return some of the samples of a split, as usable as all of them.
+
+        The default keeps every other attribute as it is; a task whose samples have further entries per sample, or
+        methods that take a position, says so here (see `vision_ssm.data.subset.Subset`).
+
+        Args:
+            samples: of `open`.
+            positions: of those to keep.
+            found: what they are, in a line for people; None makes one.
+        """
+        return Subset(samples, positions, found=found)
+
+    def groups(self, samples: Samples) -> Sequence[int] | None:
+        """Return a group per sample, such as its class, from what is known without reading any; None without groups.
+
+        Folds are cut evenly within each group.
+        """
+        return None
+
+    def remarks(self, train: Samples, val: Samples) -> list[str]:
+        """Say in sentences what is odd about the data of a run, from what is known without reading them."""
+        return []
+
     def prepare(self, train: Samples) -> None:  # noqa: B027 -- most tasks learn something from their data, not all
         """Take over from the training samples what model and weights file must know, such as names of classes."""
 
@@ -178,11 +188,26 @@ class Task(ABC):
         """Say how much of which class a target of ``samples`` is, for `vision_ssm.analysis.check_data`."""
         return {}
 
+    def faults(self, samples: Samples) -> Sequence[tuple[str, str]]:
+        """Return what is wrong with the annotations of ``samples``, for `vision_ssm.analysis.check_data`.
+
+        What shows only as a sample is decoded is left to that.
+
+        Returns:
+            pairs of a file and what is wrong in it.
+        """
+        return ()
+
     def preprocessing(self, model: nn.Module) -> Preprocessing:
-        """Return how images are prepared for ``model``: what it declares, changed by the settings."""
+        """Return how pictures in colour are prepared for ``model``: what it declares, changed by the settings.
+
+        For images of other bands training puts their number, and what it has measured, into the place of the colours'.
+        """
         from timm.data.config import resolve_model_data_config
 
-        return Preprocessing.from_dict(resolve_model_data_config(model))  # type: ignore[no-untyped-call]
+        declared = resolve_model_data_config(model)  # type: ignore[no-untyped-call]
+        # Mean and deviation are declared for three colours, whatever channels the model was built for.
+        return Preprocessing.from_dict({**declared, "input_size": (3, *declared["input_size"][1:])})
 
     def sized(self, preprocessing: Preprocessing, size: int | tuple[int, int]) -> Preprocessing:
         """Return how images are prepared where another size is asked for than that of training.
@@ -206,8 +231,10 @@ class Task(ABC):
         Loading processes may have to unpickle it, so no lambda.
         """
 
-    def transform_rows(self, preprocessing: Preprocessing) -> Callable[[NDArray[np.uint8]], Tensor] | None:
-        """Return what prepares some rows of an image at its own size, uint8 [r, W, 3] -> float32 [3, r, W].
+    def transform_rows(
+        self, preprocessing: Preprocessing
+    ) -> Callable[[NDArray[np.uint8] | NDArray[np.float32]], Tensor] | None:
+        """Return what prepares some rows of an image at its own size, [r, W, C] -> float32 [C, r, W].
 
         For images that a model embeds as they are read. None, unless told otherwise, where ``transform`` with
         ``native`` does more than look at each pixel: such images are read whole.
@@ -253,6 +280,32 @@ class Task(ABC):
     def predict(self, model: nn.Module, batch: Batch) -> Any:
         """Outputs of a model in evaluation mode, as `Meter.update` and `results` take them. Targets are not read."""
 
+    def predict_scene(
+        self,
+        model: nn.Module,
+        scene: RasterFile,
+        preprocessing: Preprocessing,
+        stem: Path | None,
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> Result | None:
+        """Predict a scene at its own size as it is read from its file, in memory that does not grow with it.
+
+        Args:
+            model: in evaluation mode.
+            scene: open.
+            preprocessing: as trained.
+            stem: of the files that `Result.save` will be asked for, so that they may be written now; None for none.
+            on_progress: called with (done, in all).
+
+        Returns:
+            None where a scene of this size is taken whole, by `predict`.
+        """
+        return None
+
+    def wants_files(self) -> str:
+        """Say which of the options makes files, which need a folder; empty where none does."""
+        return ""
+
     # ---------------------------------------------------------------------------------------------------- results
 
     @abstractmethod
@@ -267,6 +320,25 @@ class Task(ABC):
             outputs: of `predict`.
             batch: whose ``sizes`` are those of the files.
         """
+
+    def export(self, form: str, found: Sequence[tuple[str, Result]]) -> dict[str, str]:
+        """Return what was found as another program reads it: the text of each file by its name.
+
+        Args:
+            form: one of the formats that the registry's entry names (`TaskInfo.formats`).
+            found: the path of each image, and its result.
+
+        Raises:
+            ConfigError: there is no such format.
+        """
+        raise ConfigError(f"predictions of the task {self.name} have no format {form!r}.")
+
+    def details(self, meter: Meter, samples: Samples) -> dict[str, Any]:
+        """Return what of an evaluation of ``samples`` is worth keeping beside its scores, as plain JSON values.
+
+        What the meter tells; a task adds what needs the samples, such as the files of the worst mistakes.
+        """
+        return meter.details()
 
     def pictures(self, meter: Meter, samples: Samples, folder: Path, *, title: str = "") -> list[Path]:
         """Draw an evaluation of ``samples`` into PNG files in ``folder`` and return them.

@@ -14,11 +14,16 @@ from vision_ssm.training.config import TrainConfig
 if TYPE_CHECKING:
     from vision_ssm.training.dry_run import estimate as estimate
     from vision_ssm.training.events import TrainResult as TrainResult
+    from vision_ssm.training.folds import FoldsResult as FoldsResult
+    from vision_ssm.training.folds import train_folds as train_folds
     from vision_ssm.training.run import train as train
 
-__all__ = ["TrainConfig", "TrainResult", "estimate", "train"]
+__all__ = ["FoldsResult", "TrainConfig", "TrainResult", "estimate", "train", "train_folds"]
 
-_HOMES = {"train": "run", "estimate": "dry_run", "DryRun": "dry_run", "TrainResult": "events"}
+_HOMES = {
+    **{"train": "run", "estimate": "dry_run", "DryRun": "dry_run", "TrainResult": "events"},
+    **{"train_folds": "folds", "FoldsResult": "folds"},
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -20,16 +20,20 @@ from torch import nn
 from vision_ssm.data.batches import Samples
 from vision_ssm.data.contents import contents_digest
 from vision_ssm.data.loader import EpochLoader
+from vision_ssm.data.measuring import Bands, measure_bands
 from vision_ssm.data.preprocessing import Preprocessing
-from vision_ssm.errors import ConfigError, DataError, suggestion
+from vision_ssm.errors import ConfigError, suggestion
 from vision_ssm.models.registry import takes_size
 from vision_ssm.models.variant import full_name
-from vision_ssm.tasks.registry import find_task, looks_like
+from vision_ssm.tasks.registry import find_task
 from vision_ssm.tasks.task import Task
+from vision_ssm.training.batch_size import with_batch_size
 from vision_ssm.training.config import TrainConfig
 from vision_ssm.training.distributed import Processes
+from vision_ssm.training.opening import open_data
 from vision_ssm.training.randomness import seed_everything
 from vision_ssm.training.schedule import scaled_rate
+from vision_ssm.training.sinks import require_installed
 from vision_ssm.training.starting import load_start
 
 __all__ = ["Parts", "assemble", "make_optimizer"]
@@ -46,6 +50,8 @@ class Parts:
         model_options: keyword arguments of `Task.build` that rebuild the model.
         started_from: "scratch", "published weights" or a file.
         data: what there is to train on and what is held out, in a line for people.
+        trained_on: fingerprint of the data that the training images were cut from, see `WeightsInfo.trained_on`.
+        skipped: files that were left out, see `vision_ssm.training.opening.Opened`.
     """
 
     config: TrainConfig
@@ -57,6 +63,8 @@ class Parts:
     val: EpochLoader
     started_from: str
     data: str
+    trained_on: str = ""
+    skipped: dict[str, dict[str, str]] | None = None
     notices: list[str] = field(default_factory=list)
 
     @functools.cached_property
@@ -71,19 +79,21 @@ class Parts:
         return [str(self.train.dataset.paths[index]) for index in indices]
 
 
-def assemble(config: TrainConfig, processes: Processes, *, resuming: bool) -> Parts:
+def assemble(config: TrainConfig, processes: Processes, *, resuming: bool, look: bool = True) -> Parts:
     """Open the data, make the model with its start weights, and the loaders.
 
     Args:
         config: of the run.
         processes: for the share of the data and the device.
         resuming: start weights are about to be replaced by a checkpoint, so none are read.
+        look: look through the files first, see `vision_ssm.training.opening.open_data`.
 
     Raises:
         ConfigError, DataError, CheckpointError: with what is wrong and what to do.
     """
     if not config.data.path:
         raise ConfigError("no data: give a folder, or the name of a data set such as digits (data.path).")
+    require_installed(config.run.log_to)
     if config.run.amp == "fp16" and processes.device.type != "cuda":
         raise ConfigError(f"run.amp fp16 needs a CUDA device, and this run is on {processes.device}; use bf16 or none.")
     if config.model.start_required and not (config.model.pretrained or config.model.checkpoint or resuming):
@@ -94,16 +104,21 @@ def assemble(config: TrainConfig, processes: Processes, *, resuming: bool) -> Pa
         )
     config = config.replace(**{"model.name": full_name(config.model.name)})
     task: Task = find_task(config.task).load()(config.settings)
-    train_set = _training_data(config, task)
-    task.prepare(train_set)
-    val_set = task.open("val")
-    model, options = _model(config, task, resuming=resuming)
+    opened = open_data(config, task, processes, resuming=resuming, look=look)
+    train_set, val_set = opened.train, opened.val
+    if config.data.batch_size == "auto":
+        config, told = with_batch_size(config, task, len(train_set), processes, resuming=resuming)
+        opened.notices.append(told)
+    bands = _bands(config, task, train_set)
+    model, options = _model(config, task, bands, resuming=resuming)
     preprocessing = task.preprocessing(model)
+    if bands is not None:
+        preprocessing = bands.applied(preprocessing)
     if config.model.img_size is not None:
         preprocessing = preprocessing.with_size(config.model.img_size)
     found = [getattr(samples, "found", f"{len(samples):,} images") for samples in (train_set, val_set)]
     data = f"to train on, {found[0]}; held out, {found[1]}"
-    notices: list[str] = []
+    notices = [*opened.notices, *_told_of(bands, pretrained=config.model.pretrained and not resuming)]
     started_from = "published weights" if config.model.pretrained else "scratch"
     if config.model.checkpoint and not resuming:
         started_from = config.model.checkpoint
@@ -118,7 +133,7 @@ def assemble(config: TrainConfig, processes: Processes, *, resuming: bool) -> Pa
         val_set,
         task.transform(preprocessing, train=False, native=task.native),
         collate=task.collate,
-        batch_size=config.data.eval_batch_size or config.data.batch_size,
+        batch_size=config.data.eval_batch_size or config.batch_size,
         workers=config.data.workers,
         rank=processes.rank,
         world_size=processes.world,
@@ -126,25 +141,46 @@ def assemble(config: TrainConfig, processes: Processes, *, resuming: bool) -> Pa
     if task.sync_batch_norm and processes.world > 1 and processes.device.type != "cuda":
         notices.append("Batch norms take each process's own statistics: PyTorch synchronises them on GPUs only.")
     model.to(processes.device)
-    return Parts(config, task, model, options, preprocessing, train, val, started_from, data, notices)
+    about = opened.identity, opened.skipped, notices
+    return Parts(config, task, model, options, preprocessing, train, val, started_from, data, *about)
 
 
-def _training_data(config: TrainConfig, task: Task) -> Samples:
-    try:
-        return task.open("train")
-    except DataError as error:
-        alike = looks_like(config.data.path, task.name)
-        if not alike:
-            raise
-        raise DataError(f"{error} {alike}") from error
+def _bands(config: TrainConfig, task: Task, samples: Samples) -> Bands | None:
+    """What the images are made of, where they are not pictures in colour."""
+    if not task.scenes:
+        return None
+    bands = measure_bands(samples, grey=getattr(config.data, "grey", False), seed=config.run.seed)
+    said = [f"data.{name}" for name in ("mean", "std") if getattr(config.data, name, None) is not None]
+    if bands is not None and said:
+        raise ConfigError(f"{' and '.join(said)} are for pictures in colour; those of other images are measured.")
+    return bands
 
 
-def _model(config: TrainConfig, task: Task, *, resuming: bool) -> tuple[nn.Module, dict[str, Any]]:
+def _told_of(bands: Bands | None, *, pretrained: bool) -> list[str]:
+    if bands is None:
+        return []
+    adapted = [
+        f"The pretrained first layer, of 3 channels, was repeated for {bands.count} and scaled by 3/{bands.count}."
+        if bands.count > 1
+        else "The pretrained first layer, of 3 channels, was summed to one."
+    ]
+    return [str(bands), *(adapted if pretrained and bands.count != 3 else [])]
+
+
+def _model(config: TrainConfig, task: Task, bands: Bands | None, *, resuming: bool) -> tuple[nn.Module, dict[str, Any]]:
     wanted = config.model
     pretrained = wanted.pretrained and not resuming
     options = dict(wanted.options)
     if resuming:  # what timm would load into the model, before the checkpoint replaces it
         options = {name: value for name, value in options.items() if name not in ("checkpoint_path", "pretrained")}
+    channels = 3 if bands is None else bands.count
+    if options.get("in_chans", channels) != channels:
+        raise ConfigError(
+            f"model.options.in_chans is {options['in_chans']}, and the images have {channels} channels; leave it out, "
+            "it is taken from them."
+        )
+    if channels != 3:
+        options["in_chans"] = channels
     if wanted.img_size is not None and takes_size(wanted.name):
         options["img_size"] = wanted.img_size
     extra: dict[str, Any] = {"pretrained": True} if pretrained else {}
@@ -181,11 +217,12 @@ def _train_loader(
             rank=processes.rank,
             world_size=processes.world,
             repeats=task.repeats,
+            groups=task.groups(samples) if task.balanced else None,
         )
 
     available = loader(1).samples
-    if config.data.batch_size <= available:
-        return config, loader(config.data.batch_size)
+    if config.batch_size <= available:
+        return config, loader(config.batch_size)
     reduced = available - available % task.batch_multiple
     if reduced < 1:
         raise ConfigError(
@@ -193,7 +230,7 @@ def _train_loader(
             "multiple of it."
         )
     notices.append(
-        f"data.batch_size is {reduced} instead of {config.data.batch_size}: there are only {available} training images"
+        f"data.batch_size is {reduced} instead of {config.batch_size}: there are only {available} training images"
         f"{' per process' if processes.world > 1 else ''}."
     )
     return config.replace(**{"data.batch_size": reduced}), loader(reduced)

@@ -204,10 +204,20 @@ class RunConfig(Section):
     device: str = setting("auto", "auto, cpu, cuda, cuda:1, mps ...", free=True)
     amp: Literal["none", "bf16", "fp16"] = setting("none", "Autocast; fp16 scales the loss and needs a GPU.")
     log_every: Count = setting(10, "Updates between two step lines of log.jsonl.", free=True)
+    log_to: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = setting(
+        (), "Programs that show the numbers as well, where installed: tensorboard, wandb, mlflow.", free=True
+    )
     eval_every: Count = setting(1, "Epochs between two evaluations; the last epoch is always evaluated.")
     checkpoint_minutes: NotNegative = setting(
         5.0, "Minutes between two checkpoints inside an epoch; 0 writes one after every update.", free=True
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_name_is_a_list(cls, values: Any) -> Any:
+        if isinstance(values, Mapping) and isinstance(values.get("log_to"), str):
+            return {**values, "log_to": tuple(name.strip() for name in values["log_to"].split(","))}
+        return values
 
     @model_validator(mode="after")
     def _resume_or_overwrite(self) -> Self:
@@ -249,12 +259,21 @@ class TrainConfig(TaskSettings, _Start):
         return kind(**{name: getattr(self, name) for name in kind.model_fields})
 
     @property
+    def batch_size(self) -> int:
+        """``data.batch_size``, which is a number once a run is assembled. Raises ConfigError while it is ``auto``."""
+        if self.data.batch_size == "auto":
+            raise ConfigError("data.batch_size is still to be found (auto); a run that has begun knows its number.")
+        return self.data.batch_size
+
+    @property
     def run_folder(self) -> Path:
-        """Where the run's files go: the resumed run's folder, else ``output/name``."""
+        """Where the run's files go: the resumed run's folder, else ``output/name``, and ``-foldN`` of a fold."""
         if self.run.resume:
             resumed = Path(self.run.resume)
             return resumed.parent if resumed.suffix == ".ckpt" else resumed
-        return Path(self.run.output) / (self.run.name or f"{self.model.name}-{Path(self.data.path).name or 'run'}")
+        name = self.run.name or f"{self.model.name}-{Path(self.data.path).name or 'run'}"
+        fold = "" if self.data.fold is None else f"-fold{self.data.fold}"
+        return Path(self.run.output) / f"{name}{fold}"
 
     @classmethod
     def load(cls, recipe: str | Path | None = None, overrides: Mapping[str, Any] | Iterable[str] = ()) -> TrainConfig:

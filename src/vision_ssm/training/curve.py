@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vision_ssm.errors import DataError
-from vision_ssm.plots import BLUE, GREY, INK, ORANGE, RED, png_figure
-from vision_ssm.storage import what_else
+from vision_ssm.plots import BLUE, GREY, INK, ORANGE, RED, png_figure, shortened
 from vision_ssm.tasks.scores import Score
+from vision_ssm.training.log import read_log
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,14 +35,17 @@ def draw_curve(log: str | Path, path: str | Path) -> None:
     Raises:
         DataError: the log cannot be read or has no step yet, or the picture cannot be written.
     """
-    primary, steps, epochs = _read_log(Path(log))
+    found = read_log(Path(log))
+    primary, steps, epochs, about = found.scores[0], found.steps, found.epochs, _about(found.started)
     if not steps:
         raise DataError(f"log {str(log)!r} holds no training step yet, so there is no curve to draw.")
     # Steps carry their update number over the whole run; finished epochs tell how many updates make one.
     per_epoch = epochs[-1]["update"] / epochs[-1]["epoch"] if epochs else steps[-1]["update"] / steps[-1]["epoch"]
     at = [step["update"] / per_epoch for step in steps]
     done = [epoch["epoch"] for epoch in epochs]
-    with png_figure(path, (11.0, 3.6)) as figure:
+    with png_figure(path, (11.0, 3.9 if about else 3.6)) as figure:
+        if about:
+            figure.suptitle(about, fontsize=12, fontweight="bold", x=0.01, ha="left")
         loss, score, rate = figure.subplots(1, 3, width_ratios=(5, 5, 3.2))
         _plot_losses(loss, at, steps, epochs)
         factor = 100 if primary.unit == "%" else 1
@@ -71,8 +73,8 @@ def _plot_losses(
 ) -> None:
     done = [epoch["epoch"] for epoch in epochs]
     losses = [step["loss"] for step in steps]
-    axes.plot(at, losses, color=BLUE, linewidth=0.8, alpha=0.4 if done else 1)
-    axes.plot(done, [epoch["train_loss"] for epoch in epochs], color=BLUE, **_marked(done), label="training")
+    axes.plot(at, losses, color=BLUE, linewidth=0.8, alpha=0.4 if done else 1, label="single updates")
+    axes.plot(done, [epoch["train_loss"] for epoch in epochs], color=BLUE, **_marked(done), label="their mean")
     parts = steps[-1].get("losses") or {}
     for name, colour in zip(parts if len(parts) > 1 else (), COLOURS, strict=False):
         values = [(step.get("losses") or {}).get(name, math.nan) for step in steps]
@@ -85,58 +87,14 @@ def _plot_losses(
         axes.set_ylim(0, 1.15 * float(np.quantile(finite, 0.98)))
 
 
-def _read_log(log: Path) -> tuple[Score, list[dict[str, Any]], list[dict[str, Any]]]:
-    """Return the primary score, the steps and the epochs."""
-    primary: Score | None = None
-    steps: dict[int, dict[str, Any]] = {}
-    epochs: dict[int, dict[str, Any]] = {}
-    try:
-        if other := what_else(log):
-            raise DataError(f"cannot read log {str(log)!r}: it is {other}.")
-        # Not splitlines, which also ends a line at characters that may be in a class's name.
-        lines = log.read_text(encoding="utf-8", errors="replace").rstrip("\n").split("\n")
-    except OSError as error:
-        raise DataError(f"cannot read log {str(log)!r}: {error.strerror or error}.") from error
-    for number, line in enumerate(lines, start=1):
-        try:
-            event = json.loads(line)
-            kind = event.get("event")
-            if kind == "run_started" and event.get("scores"):
-                primary = Score(**event["scores"][0])
-            elif kind == "step_done":
-                steps[event["update"]] = _checked(event, ("update", "epoch", "learning_rate"), ("loss",), ("losses",))
-            elif kind == "epoch_done":
-                epochs[event["epoch"]] = _checked(event, ("update", "epoch"), ("train_loss",), ("scores", "ema_scores"))
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
-            if number == len(lines):  # a run that was killed while writing
-                break
-            raise DataError(f"log {str(log)!r} is damaged in line {number}: {error}.") from error
-    if primary is None:  # a log from before runs said it: the first score is the primary one
-        first = next((name for epoch in epochs.values() for name in epoch.get("scores") or {}), "score")
-        primary = Score(first, first)
-    return primary, [steps[key] for key in sorted(steps)], [epochs[key] for key in sorted(epochs)]
-
-
-def _checked(
-    event: dict[str, Any], finite: Sequence[str], numbers: Sequence[str], mappings: Sequence[str]
-) -> dict[str, Any]:
-    """The event, if it has these numbers and, where they are there, mappings of names to numbers.
-
-    Raises TypeError or ValueError; KeyError for a number that is not there.
-    """
-    for name in (*finite, *numbers):
-        value = event[name]
-        if isinstance(value, bool) or not isinstance(value, int | float | None if name in numbers else int | float):
-            raise TypeError(f"{name} is {str(value)[:50]!r}")
-        if name in finite and not (math.isfinite(value) and value >= 0):
-            raise ValueError(f"{name} is {value!r}")
-    for name in mappings:
-        values = event.get(name) or {}
-        if not isinstance(values, dict) or not all(isinstance(value, int | float | None) for value in values.values()):
-            raise TypeError(f"{name} is {str(values)[:50]!r}")
-    if min(event["epoch"], event["update"]) < 1:
-        raise ValueError(f"epoch {event['epoch']}, update {event['update']}")
-    return event
+def _about(event: dict[str, Any]) -> str:
+    """Run, model and how many images there are; empty in a log from before runs said it."""
+    kinds = {"folder": str, "model": str, "train_images": int, "val_images": int}
+    if not all(isinstance(event.get(name), kind) for name, kind in kinds.items()):
+        return ""
+    run = Path(event["folder"]).name
+    name = shortened(f"{run}: {event['model']}" if event["model"] not in run else run, 70)
+    return f"{name}, {event['train_images']:,} images to learn from, {event['val_images']:,} held out"
 
 
 def _plot_scores(

@@ -102,12 +102,12 @@ class Engine:
     @property
     def images_per_update(self) -> int:
         """Images of a full update, over all processes."""
-        return self.config.data.batch_size * self.config.optim.accumulate * self.processes.world
+        return self.config.batch_size * self.config.optim.accumulate * self.processes.world
 
     def images_in(self, updates: int) -> int:
         """Images of the first so many updates of an epoch, over all processes."""
         batches = min(updates * self.config.optim.accumulate, len(self.parts.train))
-        return batches * self.config.data.batch_size * self.processes.world
+        return batches * self.config.batch_size * self.processes.world
 
     def batches_in(self, step: int) -> int:
         """Batches of an update; the last one of an epoch may have fewer than the others."""

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from vision_ssm.data.loader import worker_failures
-from vision_ssm.errors import TrainingDiverged
+from vision_ssm.errors import DataError, TrainingDiverged, UnreadableError
 from vision_ssm.tasks.meters import read_scores
 from vision_ssm.training import results
 from vision_ssm.training import state as checkpoint
@@ -35,9 +35,14 @@ from vision_ssm.training.events import (
     TrainResult,
 )
 from vision_ssm.training.interruption import StopRequest
+from vision_ssm.training.opening import WAYS_OUT, write_skipped
 from vision_ssm.training.run_folder import RunFolder
+from vision_ssm.training.sinks import Opening, Outcome, Sinks
 
 __all__ = ["train"]
+
+PROGRESS_SECONDS = 10.0
+"""Between two drawings of the curve while training runs: short epochs would else spend their time on it."""
 
 
 def train(config: TrainConfig, *, on_event: Listener | None = None) -> TrainResult:
@@ -86,7 +91,8 @@ class _Run:
         self.stop = stop
         self._listener = listener
         self._is_main = engine.processes.is_main
-        self._started_at = self._saved_at = time.monotonic()
+        self._sinks: Sinks | None = None
+        self._started_at = self._saved_at = self._drawn_at = time.monotonic()
 
     def carry_out(self, source: Path | None) -> TrainResult:
         """Train from the beginning, or from the checkpoint at ``source``, to the end or until a signal."""
@@ -102,15 +108,35 @@ class _Run:
                 notices.append(f"Continuing from {file}.")
         elif self.config.run.resume:
             notices.append("The run had written no checkpoint yet, so it starts from the beginning.")
+        resumed_at = engine.progress.update if source is not None else None
         if self._is_main:
             self.folder.start(self.config, log_bytes)
-        self.emit(self._introduction(resumed=source is not None))
-        for message in notices:
-            self.emit(Notice(message))
+            if engine.parts.skipped is not None:
+                write_skipped(self.folder.path, engine.parts.skipped)
+            primary = f"held_out/{engine.task.primary.name}"
+            self._sinks = Sinks(Opening(self.config, self.folder.path, primary, resumed_at))
+        outcome: Outcome = "failed"
+        try:
+            self.emit(self._introduction(resumed_at))
+            for message in notices:
+                self.emit(Notice(message))
+            result = self._to_the_end()
+            outcome = "finished" if result.interrupted is None else "interrupted"
+            return result
+        finally:
+            for problem in self._sinks.close(outcome) if self._sinks is not None else []:
+                self.emit(Notice(problem))
+
+    def _to_the_end(self) -> TrainResult:
+        engine = self.engine
         try:
             while engine.progress.epoch < engine.length.epochs and not self._is_out_of_patience():
                 if not self._train_epoch() or not self._close_epoch():
                     return self._interrupted()
+        except UnreadableError as error:
+            if self.config.data.skip_unreadable:  # it could be read before the run
+                raise
+            raise DataError(f"{error} {WAYS_OUT}") from error
         except TrainingDiverged as error:
             self.emit(Diverged(str(error), error.epoch, error.update, error.learning_rate, error.files))
             raise
@@ -134,6 +160,8 @@ class _Run:
             return
         if self._is_logged(event):
             self.folder.record(event)
+            for problem in self._sinks.record(event) if self._sinks is not None else []:
+                self.emit(Notice(problem))
         if self._listener is not None:
             self._listener(event)
 
@@ -209,7 +237,17 @@ class _Run:
         )
         at.epoch, at.step, at.loss_sum, at.seconds = epoch, 0, 0.0, 0.0
         self._save()
+        if scores and epoch < engine.length.epochs:  # after the last one everything is drawn
+            self._show_progress()
         return True
+
+    def _show_progress(self) -> None:
+        if not self._is_main or time.monotonic() - self._drawn_at < PROGRESS_SECONDS:
+            return
+        problem = results.write_progress(self.folder)
+        self._drawn_at = time.monotonic()
+        if problem is not None:
+            self.emit(Notice(f"The curve could not be drawn: {problem}"))
 
     def _scores(self, name: str, model: nn.Module) -> dict[str, float] | None:
         batches = len(self.engine.parts.val)
@@ -230,7 +268,7 @@ class _Run:
         self.emit(CheckpointWritten(path, self.engine.progress.epoch, self.engine.progress.update))
         return path
 
-    def _introduction(self, *, resumed: bool) -> RunStarted:
+    def _introduction(self, resumed_at: int | None) -> RunStarted:
         engine, parts = self.engine, self.engine.parts
         return RunStarted(
             folder=self.folder.path,
@@ -250,7 +288,7 @@ class _Run:
             device=str(engine.processes.device),
             processes=engine.processes.world,
             started_from=parts.started_from,
-            resumed_at=engine.progress.update if resumed else None,
+            resumed_at=resumed_at,
         )
 
     def _interrupted(self) -> TrainResult:

@@ -25,6 +25,9 @@ _LEFT_BY_A_RUN = (
     "best.safetensors",
     "last.safetensors",
     "curve.png",
+    "log.csv",
+    "skipped.json",
+    "tracking.json",
 )
 
 

@@ -22,7 +22,7 @@ def scaled_rate(config: TrainConfig, processes: int) -> float:
     optim = config.optim
     if optim.lr_base_batch is None:
         return optim.lr
-    return optim.lr * config.data.batch_size * optim.accumulate * processes / optim.lr_base_batch
+    return optim.lr * config.batch_size * optim.accumulate * processes / optim.lr_base_batch
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
 from vision_ssm.checkpoints import convert, read_checkpoint
@@ -22,9 +23,10 @@ def load_start(
 ) -> list[str]:
     """Load weights from a published or own file into ``model``.
 
-    A head of another number of outputs is left as the model initialised it. Anything else that does not fit is an
-    error. Where ``model`` is built around a backbone, a file of the whole model loads whole; from any other one, be it
-    of the backbone alone or of another task's model around it, the backbone is taken.
+    A head of another number of outputs is left as the model initialised it. A first layer of other channels is repeated
+    and scaled as timm does for pretrained weights, see `timm.models.adapt_input_conv`. Anything else that does not fit
+    is an error. Where ``model`` is built around a backbone, a file of the whole model loads whole; from any other one,
+    be it of the backbone alone or of another task's model around it, the backbone is taken.
 
     Args:
         model: as the task built it.
@@ -76,10 +78,13 @@ def _load(
     elif within:
         parts = {name.partition(".")[0] for name in own}
         left_out += tuple(name for name in weights if name.partition(".")[0] not in parts)
+    first = _first_layers(model)
     try:
         if family_of(model) is not None:
-            weights = of_maps | convert(model, weights, positions=positions, replaceable=(*head, *left_out, *of_maps))
+            replaceable = (*head, *left_out, *of_maps, *first)
+            weights = of_maps | convert(model, weights, positions=positions, replaceable=replaceable)
         weights = {name: value for name, value in weights.items() if name not in left_out}
+        told = _adapt_channels(weights, {name: own[name] for name in first if name in own}, path)
         mismatched = [name for name in head if name not in weights or weights[name].shape != own[name].shape]
         kept = {name: own[name] for name in head} if mismatched else {}
         if kinds := wrong_kinds(own, {**weights, **kept}):
@@ -88,9 +93,27 @@ def _load(
     except (CheckpointError, RuntimeError) as error:
         raise CheckpointError(str(error)) from error
     if not mismatched:
-        return []
+        return told
     was = next((f" with {len(weights[name])} outputs" for name in mismatched if name in weights), "")
-    return [f"{path}: its head{was} does not fit here; a new one starts from random weights."]
+    return [*told, f"{path}: its head{was} does not fit here; a new one starts from random weights."]
+
+
+def _first_layers(model: nn.Module) -> tuple[str, ...]:
+    """Names of the weights that see the channels of the images."""
+    names = getattr(model, "pretrained_cfg", {}).get("first_conv") or ()
+    return tuple(f"{name}.weight" for name in ([names] if isinstance(names, str) else names))
+
+
+def _adapt_channels(weights: dict[str, Tensor], own: Mapping[str, Tensor], path: Path) -> list[str]:
+    """Make first layers of other channels fit, in ``weights``; returns what is to be told."""
+    told = []
+    for name, wanted in own.items():
+        found = weights.get(name)
+        if found is None or found.dim() != 4 or found.shape[1] == wanted.shape[1]:
+            continue
+        weights[name] = adapt_input_conv(wanted.shape[1], found, found.shape[1])
+        told.append(f"{path}: its first layer, of {found.shape[1]} channels, was adapted to {wanted.shape[1]}.")
+    return told
 
 
 def _within(weights: Mapping[str, Tensor], names: Iterable[str]) -> Mapping[str, Tensor]:

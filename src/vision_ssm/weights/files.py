@@ -23,6 +23,7 @@ from vision_ssm.checkpoints.tensors import wrong_kinds
 from vision_ssm.data.preprocessing import Preprocessing
 from vision_ssm.errors import CheckpointError, ConfigError, VisionSSMError
 from vision_ssm.models.described import check_described
+from vision_ssm.models.in_words import in_words
 from vision_ssm.settings import from_mapping
 from vision_ssm.storage import whole_file
 from vision_ssm.tasks.registry import TaskInfo, find_task
@@ -54,7 +55,7 @@ _CLASS_NAMES = "weights.files.WeightsInfo(class_names)"
 
 
 @moved.arguments
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class WeightsInfo:
     """What a weights file knows about its weights, besides the numbers.
 
@@ -67,9 +68,10 @@ class WeightsInfo:
         metrics: such as ``{"top1": 0.97}``.
         val_fraction: share that training held out of a data folder without a val/ of its own, so that evaluation
             holds out the same images; None where the data had its own.
-        trained_on: fingerprint of the training images, by which evaluation knows the data of training again; empty
-            where nobody can tell.
+        trained_on: fingerprint of the training images (with ``fold``, of all of them), by which evaluation knows the
+            data of training again; empty where nobody can tell.
         version: of the library that wrote the file.
+        fold: (which, of how many) folds training held out; None where the data were not cut into folds.
         source: the file, or the name, that the weights came from; not stored.
     """
 
@@ -82,11 +84,18 @@ class WeightsInfo:
     val_fraction: float | None = None
     trained_on: str = ""
     version: str = ""
+    fold: tuple[int, int] | None = None
     source: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.task, str):  # names of classes once stood there
             raise TypeError(f"task must be the name of a task, got {self.task!r}. {moved.told(_CLASS_NAMES)}")
+
+    def __repr__(self) -> str:
+        options = "".join(f", {name}={value!r}" for name, value in self.model_options.items())
+        classes = f", {len(self.class_names)} classes" if self.class_names else ""
+        scores = "".join(f", {name}: {value}" for name, value in self.metrics.items())
+        return f"WeightsInfo({self.source or 'unsaved'}: {self.model}{options} for {self.task}{classes}{scores})"
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -109,6 +118,7 @@ class WeightsInfo:
             "metrics": self.metrics,
             "val_fraction": self.val_fraction,
             "trained_on": self.trained_on,
+            "fold": self.fold,
             "version": self.version,
         }
         try:
@@ -144,6 +154,7 @@ class WeightsInfo:
                 val_fraction=_share(fields["val_fraction"]),
                 trained_on=str(fields.get("trained_on", "")),  # files of before do not say it
                 version=str(fields["version"]),
+                fold=_fold(fields.get("fold")),
             )
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise CheckpointError(f"its description is damaged ({type(error).__name__}: {error})") from error
@@ -161,11 +172,22 @@ def _share(value: object) -> float | None:
     raise ValueError(f"val_fraction must be in [0, 1), got {value!r}")
 
 
+def _fold(value: object) -> tuple[int, int] | None:
+    if value is None:
+        return None
+    if isinstance(value, list) and [type(part) for part in value] == [int, int] and 0 <= value[0] < value[1]:
+        return value[0], value[1]
+    raise ValueError(f"fold must be [which, of how many], got {value!r}")
+
+
 class Loaded(NamedTuple):
     """A model in evaluation mode and what is known about it; what prediction and evaluation accept for a file."""
 
     model: nn.Module
     info: WeightsInfo
+
+    def __repr__(self) -> str:
+        return f"Loaded({in_words(self.model)}; {self.info!r})"
 
     def task(self, **data: Any) -> Task:
         """Return the task as the model was trained for it.

@@ -287,7 +287,7 @@ def test_the_kernels_compile_for_gpus(target: str, dtype: str, tmp_path: Path) -
     assert done.returncode == 0, done.stderr[-4000:]
     *names, last = done.stdout.split()
     expected = {"fill_walk", "scan_segments", "link_segments", "sum_directions", "adjoint_ends", "scan_adjoint"}
-    expected |= {"conv_tiles", "conv_adjoint", "add_norm_rows", "add_norm_adjoint"}
+    expected |= {"conv_tiles", "conv_adjoint", "add_norm_rows", "add_norm_adjoint", "attend", "attend_adjoint"}
     assert set(names) == expected and last == "scan_adjoint"
 
 

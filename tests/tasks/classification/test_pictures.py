@@ -14,7 +14,14 @@ from PIL import Image
 from vision_ssm.data.batches import Batch
 from vision_ssm.errors import DataError
 from vision_ssm.tasks.classification.meter import ClassificationMeter
-from vision_ssm.tasks.classification.pictures import Tile, draw_confusion, draw_predictions, draw_sheet
+from vision_ssm.tasks.classification.pictures import (
+    Tile,
+    draw_calibration,
+    draw_confusion,
+    draw_mistakes,
+    draw_predictions,
+    draw_sheet,
+)
 
 
 def scored(names: list[str], count: int = 60, wrong: int = 10) -> ClassificationMeter:
@@ -84,6 +91,40 @@ def test_mistakes_are_framed(tmp_path: Path, size: tuple[int, int]) -> None:
     draw_predictions(scored(["a", "b"], wrong=10), Plain(size), tmp_path / "wrong.png")
     assert red_pixels(tmp_path / "right.png") == 0
     assert red_pixels(tmp_path / "wrong.png") > 1000
+
+
+class Numbered(Plain):
+    """Remembers which images were asked for."""
+
+    def __init__(self) -> None:
+        super().__init__((9, 9))
+        self.asked: list[int] = []
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        self.asked.append(index)
+        return super().__getitem__(index)
+
+
+def test_no_image_is_shown_twice(tmp_path: Path) -> None:
+    images = Numbered()
+    draw_predictions(scored(["a", "b"], count=40, wrong=20), images, tmp_path / "a.png", columns=3)
+    assert len(images.asked) == len(set(images.asked)) == 9 + 3
+
+
+def test_mistakes_are_those_it_was_surest_of(tmp_path: Path) -> None:
+    meter, images = scored(["a", "b"], count=30, wrong=20), Numbered()
+    meter.update(torch.tensor([[0.0, 9.0]]), Batch(None, torch.tensor([0]), None, torch.tensor([30])))
+    draw_mistakes(meter, images, tmp_path / "a.png", columns=2)
+    assert images.asked == [30, *range(9)]
+    draw_mistakes(scored(["a", "b"], wrong=0), images, tmp_path / "none.png")
+    assert len(images.asked) == 10
+    assert red_pixels(tmp_path / "none.png") == 0
+
+
+def test_the_reliability_diagram(tmp_path: Path) -> None:
+    draw_calibration(scored(["a", "b"]), tmp_path / "a.png", title="$x" * 60)
+    draw_calibration(ClassificationMeter(["a", "b"]), tmp_path / "empty.png")
+    assert picture(tmp_path / "a.png").std() > picture(tmp_path / "empty.png").std()
 
 
 def test_sheet_of_unlabelled_images(tmp_path: Path) -> None:

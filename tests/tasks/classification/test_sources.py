@@ -223,8 +223,8 @@ def test_torchvision_classes_are_sorted_by_name(tmp_path: Path, monkeypatch: pyt
 def test_small_data_sets_are_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fill(tmp_path, {"a": 2})
     reads = []
-    real = folders.read_image
-    monkeypatch.setattr(folders, "read_image", lambda path, **options: reads.append(path) or real(path, **options))
+    real = folders.read_any
+    monkeypatch.setattr(folders, "read_any", lambda path, **options: reads.append(path) or real(path, **options))
     cached = open_dataset(tmp_path, "all")
     first, again = cached[1][0], cached[1][0]
     assert np.array_equal(np.asarray(first), np.asarray(again))
@@ -259,5 +259,5 @@ def test_workers_keep_a_data_set_about_once(tmp_path: Path, workers: int, monkey
         assert len(list(loader)) == 12
     decoded = 12 * 64 * 64 * 3
     assert decoded <= data._kept.kept_bytes < 1.3 * decoded  # an image that two of them decode at a time counts twice
-    monkeypatch.setattr(folders, "read_image", lambda *_, **__: pytest.fail("decoded again"))
+    monkeypatch.setattr(folders, "read_any", lambda *_, **__: pytest.fail("decoded again"))
     assert data[7][0].getpixel((0, 0)) == (1, 1, 0)

@@ -160,7 +160,7 @@ def test_records_survive_json() -> None:
     [
         ({"input_size": (3, -8, 8)}, "at least 1 pixel"),
         ({"input_size": (3, 0, 8)}, "at least 1 pixel"),
-        ({"input_size": (1, 8, 8)}, "3 colour channels"),
+        ({"input_size": (17, 8, 8)}, "1 to 16 channels"),
         ({"input_size": (8, 8)}, "three integers"),
         ({"input_size": (3, 8.5, 8)}, "three integers"),
         ({"mean": (0.5, 0.5)}, "mean must be 3 finite numbers"),

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from vision_ssm.errors import DataError
-from vision_ssm.tasks.segmentation.classes import ClassList, ade20k, default_palette, numbered, read_classes
+from vision_ssm.tasks.legend import default_palette
+from vision_ssm.tasks.segmentation.classes import ClassList, ade20k, numbered, read_classes
 
 
 def read(folder: Path, content: Any) -> ClassList:

@@ -9,8 +9,9 @@ import torch.nn.functional as F
 
 from vision_ssm.models.segmentor import Segmentor
 from vision_ssm.models.segmentors import build_segmentor
+from vision_ssm.tasks.fitting import window_starts
 from vision_ssm.tasks.segmentation import inference
-from vision_ssm.tasks.segmentation.inference import Testing, segment, window_logits, window_starts
+from vision_ssm.tasks.segmentation.inference import Testing, segment, window_logits
 
 
 @pytest.fixture(scope="module")

@@ -47,9 +47,9 @@ def test_confusion_is_in_percent_of_the_labelled_class(
     axes, scale = figures[0].axes
     assert np.asarray(axes.images[0].get_array()).tolist() == [[0, 100], [0, 100]]
     assert axes.images[0].get_clim() == (0, 100)
-    assert [label.get_text() for label in axes.get_yticklabels()] == ["sky", "road"]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["sky (184)", "road (192)"]
     assert scale.get_ylabel() == "% of the pixels of each labelled class"
-    assert axes.get_title(loc="left") == "town: mIoU 25.5 % over 8 images"
+    assert axes.get_title(loc="left") == "town\nmIoU 25.5 % over 8 images"
     with Image.open(tmp_path / "confusion.png") as picture:
         assert min(picture.size) > 200
 
@@ -80,7 +80,7 @@ def test_predictions_show_image_labels_and_prediction(
     assert {tuple(colour) for colour in predicted.reshape(-1, 3).tolist()} == {(90, 90, 90)}
     legend = [text.get_text() for text in figures[0].axes[-1].texts]
     assert legend == ["sky", "road", "not labelled"]
-    assert figures[0].texts[0].get_text() == "mIoU 25.5 % over 8 held-out images"
+    assert figures[0].texts[0].get_text() == "mIoU 25.5 % over 8 images"
 
 
 @pytest.mark.filterwarnings("error")

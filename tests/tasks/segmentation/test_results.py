@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vision_ssm.tasks.segmentation.legend import blended, with_legend
+from vision_ssm.tasks.legend import with_legend
+from vision_ssm.tasks.segmentation.legend import blended
 from vision_ssm.tasks.segmentation.results import Segments
 
 NAMES = ("sky", "road", "car", "tree", "pole", "sign")

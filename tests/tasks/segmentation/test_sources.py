@@ -14,7 +14,7 @@ from tests.tasks.segmentation.scenes import CLASSES, folder, halves, image, mask
 from vision_ssm.data.loader import EpochLoader
 from vision_ssm.data.preprocessing import Preprocessing
 from vision_ssm.errors import DataError, VisionSSMNotice
-from vision_ssm.tasks.segmentation.sources import matched, open_masks
+from vision_ssm.tasks.segmentation.sources import ChosenMasks, matched, open_masks
 from vision_ssm.tasks.segmentation.transforms import Augment, TrainTransform
 
 
@@ -35,6 +35,18 @@ def test_a_sample_is_an_image_and_class_indices(tmp_path: Path) -> None:
     assert target.dtype == torch.uint8
     assert target.tolist() == halves().tolist() == samples.mask(1).tolist()
     assert samples.found == f"2 images of 2 classes (sky, road) in {tmp_path / 'town'}, train"
+
+
+def test_some_of_the_samples_keep_their_masks(tmp_path: Path) -> None:
+    whole = open_masks(folder(tmp_path, ["train/a", "train/b", "train/c", "val/d"]))
+    part = ChosenMasks(whole, [2, 0])
+    assert (names(part), part.class_names) == (["c", "a"], ("sky", "road"))
+    assert [Path(path).stem for path in part.mask_paths] == ["c", "a"]
+    for position, of_whole in enumerate((2, 0)):
+        assert part.mask(position).tolist() == whole.mask(of_whole).tolist() == part[position][1].tolist()
+    assert part.found == f"2 of {whole.found}"
+    renamed = [matched(samples, ("road", "sky"), whole.palette) for samples in (part, whole)]
+    assert renamed[0].mask(0).tolist() == renamed[1].mask(2).tolist() != part.mask(0).tolist()
 
 
 def test_parts_are_what_the_folder_says(tmp_path: Path) -> None:

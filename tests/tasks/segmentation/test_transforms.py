@@ -13,7 +13,8 @@ from torchvision import tv_tensors
 
 from vision_ssm.data.preprocessing import Preprocessing
 from vision_ssm.errors import ConfigError
-from vision_ssm.tasks.segmentation.transforms import Augment, EvalTransform, TrainTransform, fitted_size
+from vision_ssm.tasks.fitting import fitted_size
+from vision_ssm.tasks.segmentation.transforms import Augment, EvalTransform, TrainTransform
 
 PLAIN = Preprocessing(mean=(0.0, 0.0, 0.0), std=(1 / 255, 1 / 255, 1 / 255))
 """Leaves pixels in 0..255."""

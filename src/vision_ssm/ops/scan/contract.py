@@ -8,24 +8,18 @@ gradient of the output, from the states that ``forward`` saved.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import IntEnum
-from functools import lru_cache
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
-from vision_ssm.errors import ShapeError
-from vision_ssm.ops.traversal import WORDS, Traversal, check_within, unflatten
+from vision_ssm.ops.traversal import Traversal
 
 __all__ = [
     "CHUNK",
-    "Cover",
     "ScanCall",
     "ScanGradients",
     "chunk_count",
     "chunks_of",
-    "cover_of",
     "saved_states_shape",
 ]
 
@@ -118,41 +112,3 @@ def saved_states_shape(call: ScanCall) -> tuple[int, int, int, int, int]:
     """Return [B, K, chunks, N, C]: the state before the first step of every chunk of every direction."""
     longest = max(chunk_count(walk.length, walk.inner_count, walk.reset) for walk in call.traversals)
     return (call.batch, len(call.traversals), longest, call.states, call.channels)
-
-
-class Cover(IntEnum):
-    """Which tokens the walks visit and write, by the numbers of csrc/include/types.h."""
-
-    EACH = 0  # every walk visits all tokens
-    ONCE = 1  # all walks together visit every token once
-    SOME = 2  # neither
-
-
-@lru_cache(maxsize=256)
-def cover_of(traversals: tuple[Traversal, ...], tokens: int) -> Cover:
-    """Tell which tokens the walks visit and write; of walks that leave the tokens or visit one twice, SOME."""
-    try:
-        check_within(traversals, tokens)
-    except ShapeError:
-        return Cover.SOME
-    if all(walk.length == tokens for walk in traversals):
-        return Cover.EACH
-    if sum(walk.length for walk in traversals) != tokens:
-        return Cover.SOME
-    for walks in (traversals, tuple(walk.writes() for walk in traversals)):
-        visited = torch.zeros(tokens, dtype=torch.bool)
-        for walk in walks:
-            visited[walk.tokens(torch.arange(walk.length))] = True
-        if not visited.all():
-            return Cover.SOME
-    return Cover.ONCE
-
-
-@lru_cache(maxsize=256)
-def checked_traversals(words: tuple[int, ...], tokens: int) -> tuple[Traversal, ...]:
-    """Unpack the operator's walk words; ShapeError unless every walk stays within ``tokens`` tokens."""
-    if not words or len(words) % WORDS:
-        raise ShapeError(f"walks take {WORDS} numbers each, and there is one at least, got {len(words)} numbers")
-    traversals = tuple(unflatten(words))
-    check_within(traversals, tokens)
-    return traversals

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -13,23 +12,11 @@ from vision_ssm.errors import ShapeError
 from vision_ssm.ops import native
 from vision_ssm.ops.gate import check_sizes, memory
 from vision_ssm.ops.native import KernelCall, TensorArgument, mirrors, task_groups
-from vision_ssm.ops.scan.contract import Cover, ScanCall, ScanGradients, chunk_count, cover_of, saved_states_shape
-from vision_ssm.ops.traversal import WORDS, Traversal, flatten
+from vision_ssm.ops.scan.contract import ScanCall, ScanGradients, saved_states_shape
+from vision_ssm.ops.traversal import Cover, cover_of
+from vision_ssm.ops.walks import Walk, kernel_walks
 
-__all__ = ["Walk", "backward", "forward", "kernel_walks"]
-
-
-@mirrors("vssm_walk")
-class Walk(ctypes.Structure):
-    """A traversal in the kernel's form (vssm_walk)."""
-
-    _fields_ = tuple(
-        (name, ctypes.c_int64)
-        for name in (
-            *("start", "inner_count", "inner_stride", "outer_stride", "length", "reset"),
-            *("write_start", "write_inner_stride", "write_outer_stride"),
-        )
-    )
+__all__ = ["backward", "forward"]
 
 
 @mirrors("vssm_scan")
@@ -123,7 +110,7 @@ def _describe(call: ScanCall) -> KernelCall:
         raise ShapeError(
             f"the scan expects a walk for each of {scan.directions} directions, got {len(call.traversals)}"
         )
-    scan.walks, scan.chunks = kernel_walks(call.traversals)
+    scan.walks, scan.chunks = kernel_walks(call.traversals), saved_states_shape(call)[2]
     scan.groups = task_groups(call.batch, -(-call.channels // 16))
     scan.threads, scan.isa = torch.get_num_threads(), native.ISA
     scan.softplus, scan.merge = call.delta_softplus, call.merge
@@ -136,14 +123,6 @@ def _describe(call: ScanCall) -> KernelCall:
     kernel.set(_output_shape(call), call.u.dtype, u=call.u, delta=call.delta, z=call.z)
     kernel.set((call.batch, scan.directions, call.tokens, scan.states), call.u.dtype, b=call.B, c=call.C)
     return kernel
-
-
-@lru_cache(maxsize=256)
-def kernel_walks(traversals: tuple[Traversal, ...]) -> tuple[ctypes.Array[Walk], int]:
-    """Return the walks in the kernel's form, and the most chunks that any of them has."""
-    words = flatten(traversals)
-    walks = (Walk * len(traversals))(*(Walk(*words[at : at + WORDS]) for at in range(0, len(words), WORDS)))
-    return walks, max(chunk_count(walk.length, walk.inner_count, walk.reset) for walk in traversals)
 
 
 def _output_shape(call: ScanCall) -> tuple[int, int, int, int]:

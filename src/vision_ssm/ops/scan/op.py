@@ -23,9 +23,9 @@ from vision_ssm.ops.dispatch import AUTO, choose, refuse_tracing
 from vision_ssm.ops.gate import check_tensors
 from vision_ssm.ops.registration import Operator, register
 from vision_ssm.ops.scan import composite
-from vision_ssm.ops.scan.contract import ScanCall, checked_traversals, chunk_count, saved_states_shape
+from vision_ssm.ops.scan.contract import ScanCall, chunk_count, saved_states_shape
 from vision_ssm.ops.transforms import transformed
-from vision_ssm.ops.traversal import WORDS, Traversal, flatten
+from vision_ssm.ops.traversal import WORDS, Traversal, checked_traversals, flatten
 
 __all__ = ["selective_scan"]
 

@@ -17,8 +17,9 @@ from torch import Tensor
 
 from vision_ssm.errors import BackendError
 from vision_ssm.ops.gpu import on_device_of, processors
-from vision_ssm.ops.scan.contract import CHUNK, Cover, ScanCall, ScanGradients, cover_of, saved_states_shape
+from vision_ssm.ops.scan.contract import CHUNK, ScanCall, ScanGradients, saved_states_shape
 from vision_ssm.ops.scan.triton_schedule import Schedule, plan
+from vision_ssm.ops.traversal import Cover, cover_of
 
 __all__ = ["backward", "forward"]
 

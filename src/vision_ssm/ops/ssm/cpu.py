@@ -13,10 +13,9 @@ from torch import Tensor
 from vision_ssm.errors import ShapeError
 from vision_ssm.ops import native
 from vision_ssm.ops.native import DTYPES, KernelCall, TensorArgument, held_by_kernel, mirrors
-from vision_ssm.ops.scan.contract import Cover, cover_of
-from vision_ssm.ops.scan.cpu import Walk, kernel_walks
 from vision_ssm.ops.ssm.contract import SsmWeights, misfit_of
-from vision_ssm.ops.traversal import Traversal
+from vision_ssm.ops.traversal import Cover, Traversal, cover_of
+from vision_ssm.ops.walks import Walk, kernel_walks
 
 __all__ = ["forward"]
 
@@ -89,7 +88,7 @@ def _template(
     ssm.cover = cover_of(traversals, tokens)
     if ssm.cover == Cover.SOME:
         raise ShapeError("the one-pass SSM expects walks that visit every token each, or once between them")
-    ssm.walks, _ = kernel_walks(traversals)
+    ssm.walks = kernel_walks(traversals)
     if of["conv_weight"] is not None:
         ssm.convolutions, _, ssm.taps = of["conv_weight"]
         ssm.reverse = (ctypes.c_int32 * len(traversals))(*(reverse * (len(traversals) // len(reverse))))

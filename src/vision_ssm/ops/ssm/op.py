@@ -21,11 +21,10 @@ from vision_ssm.ops.dispatch import choose, refuse_tracing
 from vision_ssm.ops.gate import check_tensors, show
 from vision_ssm.ops.native import DTYPES
 from vision_ssm.ops.registration import Operator, register
-from vision_ssm.ops.scan.contract import Cover, checked_traversals, cover_of
 from vision_ssm.ops.ssm import reference
 from vision_ssm.ops.ssm.contract import SsmWeights, misfit_of
 from vision_ssm.ops.transforms import transformed
-from vision_ssm.ops.traversal import WORDS, Traversal, flatten
+from vision_ssm.ops.traversal import WORDS, Cover, Traversal, checked_traversals, cover_of, flatten
 
 __all__ = ["applies", "selective_ssm"]
 

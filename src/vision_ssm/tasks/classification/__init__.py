@@ -13,6 +13,6 @@ TASK = TaskInfo(
     settings="vision_ssm.tasks.classification.settings:ClassificationSettings",
     task="vision_ssm.tasks.classification.task:Classification",
     options="vision_ssm.tasks.classification.settings:ClassificationOptions",
-    pictures=("confusion.png", "predictions.png"),
+    pictures=("confusion.png", "predictions.png", "mistakes.png", "calibration.png"),
     recognise="vision_ssm.tasks.classification.layout:recognise",
 )

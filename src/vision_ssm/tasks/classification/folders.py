@@ -9,10 +9,12 @@ from pathlib import Path
 
 from PIL import Image
 
+from vision_ssm.data.bands import AnyImage
 from vision_ssm.data.files import image_files, search, skipped_files
-from vision_ssm.data.images import MAX_PIXELS, check_image, read_image
+from vision_ssm.data.images import MAX_PIXELS
 from vision_ssm.data.kept import KeptImages
 from vision_ssm.data.parts import is_held_out, visible_folders
+from vision_ssm.data.scenes import check_any, read_any
 from vision_ssm.data.splits import held_out
 from vision_ssm.errors import DataError, notify, suggestion
 from vision_ssm.tasks.classification.fingerprints import fingerprint
@@ -61,12 +63,12 @@ class ImageFolder:
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+    def __getitem__(self, index: int) -> tuple[AnyImage, int]:
         kept = None if self._kept is None else self._kept.get(index)
         if kept is not None:
             return kept, self.targets[index]
-        image = read_image(self.paths[index], max_pixels=self._max_pixels)
-        if self._kept is not None:
+        image = read_any(self.paths[index], max_pixels=self._max_pixels)
+        if self._kept is not None and isinstance(image, Image.Image):
             self._kept.put(index, image)
         return image, self.targets[index]
 
@@ -75,7 +77,7 @@ class ImageFolder:
         step = max(1, len(self.paths) // 16)
         sample = self.paths[::step]
         try:
-            areas = [width * height for width, height in (check_image(path) for path in sample)]
+            areas = [width * height for width, height in (check_any(path) for path in sample)]
         except DataError:
             return False  # reported, with the file's name, when its turn comes
         return 3 * sum(areas) / len(areas) * len(self.paths) < CACHE_BYTES
@@ -220,7 +222,7 @@ def _require_readable(folder: Path, files: Sequence[Path], max_pixels: int, skip
     reason = None
     for file in files:
         try:
-            check_image(file, max_pixels=max_pixels)
+            check_any(file, max_pixels=max_pixels)
         except DataError as error:
             reason = reason or error
         else:

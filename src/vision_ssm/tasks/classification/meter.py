@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vision_ssm.data.batches import Batch
+from vision_ssm.tasks.classification.calibration import Calibration, calibration
 from vision_ssm.tasks.scores import Score, Table
 
 __all__ = ["TOP_K", "ClassificationMeter", "Guess"]
@@ -31,7 +32,7 @@ class Guess(NamedTuple):
 
 
 class ClassificationMeter:
-    """Top-1, top-5, loss, accuracy per class and the confusion matrix, from exact counts, and every single guess.
+    """Top-1, top-5, loss, scores per class and the confusion matrix, from exact counts, and every single guess.
 
     Of five classes or fewer top-5 is no score: it would always be 100 %.
 
@@ -102,20 +103,83 @@ class ClassificationMeter:
         top5 = {"top5": self.top5} if len(self.class_names) > TOP_K else {}
         return {"top1": self.top1, **top5, "loss": self._loss / self.count if self.count else math.nan}
 
+    @property
+    def precision(self) -> list[float]:
+        """Share of the images taken for each class that are of it, in [0, 1]; nan for one never predicted."""
+        return (self.confusion.diagonal().double() / self.confusion.sum(0)).tolist()
+
+    @property
+    def f1(self) -> list[float]:
+        """Harmonic mean of precision and recall of each class; nan for one that is neither seen nor predicted.
+
+        In counts, 2 right / (images of the class + images taken for it), which is 0 where either is 0.
+        """
+        both = self.confusion.sum(0) + self.confusion.sum(1)
+        return (2 * self.confusion.diagonal().double() / both).tolist()
+
+    def means(self) -> dict[str, float]:
+        """Precision, recall and F1, each the mean over the classes that have images (macro average).
+
+        A class with images that is never predicted has precision 0 there.
+        """
+        seen = [at for at, count in enumerate(self.confusion.sum(1).tolist()) if count]
+        columns = {"precision": self.precision, "recall": self.per_class, "f1": self.f1}
+        return {
+            name: math.fsum(_or_zero(values[at]) for at in seen) / len(seen) if seen else math.nan
+            for name, values in columns.items()
+        }
+
+    @property
+    def calibration(self) -> Calibration:
+        """How far the probabilities of the first guesses can be believed."""
+        guesses = self.guesses
+        return calibration([g.probability for g in guesses], [g.predicted == g.true for g in guesses])
+
+    def mistakes(self) -> list[Guess]:
+        """The wrong guesses, the surest first."""
+        wrong = [guess for guess in self._guesses if guess.predicted != guess.true]
+        return sorted(wrong, key=lambda guess: (-guess.probability, guess.position))
+
     def details(self) -> dict[str, Any]:
-        """The top-1 share per class (None for a class without images) and the counts [true class][predicted class]."""
+        """Scores per class (None where a class has none), counts [true class][predicted class] and calibration.
+
+        ``per_class`` is the recall: the share of the images of a class that are recognised.
+        """
+        per_class = {"per_class": self.per_class, "precision": self.precision, "recall": self.per_class, "f1": self.f1}
         return {
             "class_names": list(self.class_names),
-            "per_class": [None if math.isnan(share) else share for share in self.per_class],
+            "images": self.confusion.sum(1).tolist(),
+            **{name: [None if math.isnan(value) else value for value in found] for name, found in per_class.items()},
+            "means": {name: None if math.isnan(value) else value for name, value in self.means().items()},
+            "calibration": self.calibration.to_dict(),
             "confusion": self.confusion.tolist(),
         }
 
     def tables(self) -> list[Table]:
-        """Accuracy per class that has images."""
+        """Scores per class that has images, their means, and how far the probabilities can be believed."""
+        columns = ("class", "images", "precision", "recall", "F1")
         counts = self.confusion.sum(1).tolist()
         rows = [
-            (name, str(count), SHARE.text(share))
-            for name, count, share in zip(self.class_names, counts, self.per_class, strict=True)
+            (name, f"{count:,}", *(SHARE.text(_or_zero(value)) for value in values))
+            for name, count, *values in zip(
+                self.class_names, counts, self.precision, self.per_class, self.f1, strict=True
+            )
             if count
         ]
-        return [Table("Accuracy per class", ("class", "images", "top-1"), rows, numeric=("images", "top-1"))]
+        rows.append(("mean of the classes", f"{self.count:,}", *(SHARE.text(mean) for mean in self.means().values())))
+        return [Table("Scores per class", columns, rows, numeric=columns[1:]), _calibration_table(self.calibration)]
+
+
+def _or_zero(value: float) -> float:
+    return 0.0 if math.isnan(value) else value
+
+
+def _calibration_table(found: Calibration) -> Table:
+    columns = ("probability", "images", "mean", "right")
+    rows = [
+        (f"{100 * row.lower:.0f} to {100 * row.upper:.0f} %", f"{row.images:,}", SHARE.text(row.confidence),
+         SHARE.text(row.accuracy))
+        for row in found.bins if row.images
+    ]  # fmt: skip
+    title = f"Calibration: the first guess is right as often as it is probable, but for {SHARE.text(found.ece)} (ECE)"
+    return Table(title, columns, rows, numeric=columns)

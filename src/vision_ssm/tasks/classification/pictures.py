@@ -1,8 +1,9 @@
-"""Pictures of an evaluated classifier as PNG files: the confusion matrix, and a sheet of predicted images."""
+"""Pictures of an evaluated classifier as PNG files: the confusion matrix, calibration, and sheets of images."""
 
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -10,57 +11,69 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from vision_ssm.data.bands import as_picture
 from vision_ssm.data.batches import Samples
 from vision_ssm.errors import DataError
-from vision_ssm.plots import BLUE, GREY, INK, RED, png_figure
+from vision_ssm.plots import BLUE, GREY, INK, ORANGE, RED, png_figure, shortened
+from vision_ssm.tasks.classification.calibration import BINS
 from vision_ssm.tasks.classification.meter import ClassificationMeter, Guess
+from vision_ssm.tasks.confusion import draw_matrix
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["Tile", "draw_confusion", "draw_predictions", "draw_sheet"]
+__all__ = ["Tile", "draw_calibration", "draw_confusion", "draw_mistakes", "draw_predictions", "draw_sheet"]
 
 
 def draw_confusion(evaluation: ClassificationMeter, path: str | Path, *, title: str = "") -> None:
     """Draw which classes are taken for which; each row shows how the images of one class were spread.
 
-    Up to 20 classes have their percentages written in; larger matrices come with a list of the commonest confusions.
+    Classes that do not occur are left out; see `vision_ssm.tasks.confusion.draw_matrix`.
 
     Raises:
         DataError: the picture cannot be written.
     """
-    counts = evaluation.confusion.numpy()
-    # A model of a thousand classes evaluated on ten of them: show what occurs.
-    used = np.flatnonzero((counts.sum(0) > 0) | (counts.sum(1) > 0))
-    counts = counts[np.ix_(used, used)]
-    names = [evaluation.class_names[index] for index in used]
-    total = len(names)
-    side = 1.6 + 0.55 * total if total <= 20 else min(8 + 0.04 * total, 12)  # inches
-    font = 9 if total <= 40 else max(4.5, 44 * side / total)
-    step = math.ceil(total / 140)
-    labels = [_short(name, 24) for name in names[::step]]
-    # The axes are exactly `side` inches wide; the picture is cut to whatever the labels need around them.
-    with png_figure(path, (side, side), layout=None) as figure:
-        axes = figure.add_axes((0, 0, 1, 1))
-        axes.grid(visible=False)
-        # The root makes rare confusions visible beside a strong diagonal.
-        shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-        axes.imshow(np.sqrt(shares), cmap=_blues(), vmin=0, vmax=1, interpolation="nearest")
-        upright = max(len(label) for label in labels) * 0.075 < side / total
-        axes.set_xticks(range(0, total, step), labels, rotation=0 if upright else 90, fontsize=font)
-        axes.set_yticks(range(0, total, step), labels, fontsize=font)
-        axes.tick_params(length=0)
-        axes.set_xlabel("predicted (% of each true class)" if total <= 20 else "predicted", labelpad=8)
-        axes.set_ylabel("true", labelpad=8)
-        score = f"{_percent(evaluation.top1)} of {evaluation.count:,} images right"
-        axes.set_title(f"{_short(title, 40)}: {score}" if title else score, pad=10)
-        for spine in axes.spines.values():
-            spine.set_visible(True)
-        if total <= 20:
-            _write_shares(axes, shares)
-        else:
-            _list_confusions(axes, counts, names, side)
+    score = _score(evaluation)
+    heading = f"{shortened(title, 40)}: {score}" if title else score
+    draw_matrix(evaluation.confusion.numpy(), evaluation.class_names, path, title=heading, unit="images")
+
+
+def draw_calibration(evaluation: ClassificationMeter, path: str | Path, *, title: str = "") -> None:
+    """Draw the share of right guesses against their probability, and below how many there are of each.
+
+    Raises:
+        DataError: the picture cannot be written.
+    """
+    found = evaluation.calibration
+    filled = [row for row in found.bins if row.images]
+    with png_figure(path, (5.2, 5.6), layout=None) as figure:
+        share, amount = figure.subplots(2, 1, height_ratios=(3.2, 1), sharex=True)
+        width = 1 / BINS
+        centres = [100 * (row.lower + width / 2) for row in filled]
+        share.plot(
+            [0, 100], [0, 100], color=GREY, linewidth=1, linestyle=(0, (4, 3)), label="right as often as probable"
+        )
+        share.bar(centres, [100 * row.accuracy for row in filled], 94 * width, color=BLUE, label="right")
+        for row in filled:  # from what was claimed to what came
+            at = 100 * row.confidence
+            share.plot([at, at], [100 * row.accuracy, at], color=ORANGE, linewidth=1.6)
+        share.plot(
+            [100 * row.confidence for row in filled],
+            [100 * row.confidence for row in filled],
+            "_",
+            color=ORANGE,
+            markersize=9,
+            markeredgewidth=2,
+            label="mean probability",
+        )
+        share.set(ylim=(0, 101), xlim=(0, 100), ylabel="right, % of the images")
+        share.legend(loc="upper left", fontsize=8.5, frameon=True, framealpha=0.85, edgecolor="none")
+        amount.bar(centres, [row.images for row in filled], 94 * width, color=GREY)
+        amount.set(ylabel="images", xlabel="probability of the predicted class, %")
+        amount.yaxis.get_major_locator().set_params(integer=True)
+        error = "-" if math.isnan(found.ece) else f"{100 * found.ece:.1f} %"
+        score = f"calibration error {error} over {evaluation.count:,} images"
+        share.set_title(f"{shortened(title, 50)}\n{score}" if title else score)
 
 
 def draw_predictions(
@@ -69,7 +82,7 @@ def draw_predictions(
     """Draw images of an evaluation with their true and predicted classes.
 
     The first rows are spread evenly over the data, in its order, whatever was predicted; the last row shows the
-    mistakes that the model was surest of.
+    mistakes that the model was surest of, those in the first rows aside.
 
     Args:
         evaluation: of ``dataset``.
@@ -84,16 +97,33 @@ def draw_predictions(
     guesses = evaluation.guesses
     picked = [guesses[(2 * i + 1) * len(guesses) // (6 * columns)] for i in range(3 * columns)]
     picked = list(dict.fromkeys(picked))
-    mistakes = sorted((guess for guess in guesses if guess.predicted != guess.true), key=_surest_first)[:columns]
-    sections = [("Spread evenly over the held-out images", picked)]
-    if mistakes:
-        sections.append(("The mistakes made with most confidence", mistakes))
+    mistakes = [guess for guess in evaluation.mistakes() if guess not in picked][:columns]
+    sections = [("Spread evenly over the images", picked), ("Other mistakes, the surest first", mistakes)]
     draw_sheet(
         [(heading, [_tile(guess, dataset, evaluation) for guess in chosen]) for heading, chosen in sections],
         path,
         columns=columns,
-        title=title or f"{_percent(evaluation.top1)} of {evaluation.count:,} held-out images right",
+        title=f"{shortened(title, 60)}: {_score(evaluation)}" if title else _score(evaluation),
     )
+
+
+def draw_mistakes(
+    evaluation: ClassificationMeter, dataset: Samples, path: str | Path, *, columns: int = 8, title: str = ""
+) -> None:
+    """Draw the mistakes that the model was surest of, in up to five rows; arguments and errors as `draw_predictions`.
+
+    Without a mistake the picture says so.
+    """
+    mistakes = evaluation.mistakes()
+    shown = mistakes[: 5 * columns]
+    which = "all, the surest first" if len(shown) == len(mistakes) else f"the {len(shown)} that it was surest of"
+    found = f"{len(mistakes):,} mistakes in {evaluation.count:,} images"
+    heading = f"{shortened(title, 60)}: {found}" if title else found
+    if not shown:
+        with png_figure(path, (6.0, 0.6), layout=None) as figure:
+            figure.text(0, 0.5, heading, fontsize=13, fontweight="bold")
+        return
+    draw_sheet([(which, [_tile(guess, dataset, evaluation) for guess in shown])], path, columns=columns, title=heading)
 
 
 class Tile(NamedTuple):
@@ -118,12 +148,13 @@ def draw_sheet(
         raise DataError("no predicted images to draw.")
     columns = min(columns, max(len(tiles) for _, tiles in sections))
     rows = [math.ceil(len(tiles) / columns) for _, tiles in sections]
-    cell, caption, heading_height, top = 1.3, 0.46, 0.42, 0.4 if title else 0.0
+    cell, heading_height, top = 1.3, 0.42, 0.4 if title else 0.0
+    caption = 0.16 + 0.135 * max(len(_caption(tile)) for _, tiles in sections for tile in tiles)
     width = max(columns, 4) * cell
     height = top + sum(rows) * (cell + caption) + len(sections) * heading_height
     with png_figure(path, (width + 0.2, height), layout=None) as figure:
         if title:
-            figure.text(0.1 / width, 1 - 0.12 / height, _short(title, 90), va="top", fontsize=13, fontweight="bold")
+            figure.text(0.1 / width, 1 - 0.12 / height, title, va="top", fontsize=13, fontweight="bold")
         edge = top
         for (heading, tiles), count in zip(sections, rows, strict=True):
             figure.text(0.1 / width, 1 - (edge + 0.16) / height, heading, va="top", fontsize=10, color=GREY)
@@ -150,46 +181,36 @@ def _draw_tile(figure: Figure, box: tuple[float, float, float, float], tile: Til
         spine.set_visible(True)
         spine.set_color(RED if wrong else "#d5d9de")
         spine.set_linewidth(2.4 if wrong else 0.8)
-    caption = f"{_short(tile.predicted, 13)} · {100 * tile.probability:.0f} %"
-    axes.text(
-        0.5, -0.05, caption, transform=axes.transAxes, ha="center", va="top", fontsize=8, color=RED if wrong else INK
-    )
-    if wrong:
-        truth = f"true: {_short(str(tile.true), 15)}"
-        axes.text(0.5, -0.2, truth, transform=axes.transAxes, ha="center", va="top", fontsize=8, color=INK)
+    for line, (text, colour) in enumerate(_caption(tile)):
+        axes.annotate(
+            text, (0.5, 0), xycoords="axes fraction", xytext=(0, -4 - 9.7 * line), textcoords="offset points",
+            ha="center", va="top", fontsize=8, color=colour,
+        )  # fmt: skip
 
 
-def _write_shares(axes: Axes, shares: np.ndarray[Any, Any]) -> None:
-    for row, column in zip(*np.nonzero(shares), strict=True):
-        share = shares[row, column]
-        text = f"{100 * share:.0f}" if share >= 0.005 else "<1"
-        axes.text(column, row, text, ha="center", va="center", fontsize=8.5, color="white" if share > 0.35 else INK)
+def _caption(tile: Tile) -> list[tuple[str, str]]:
+    """Lines below an image with their colours: predicted class and probability, and the true class of a mistake."""
+    wrong = tile.true is not None and tile.true != tile.predicted
+    lines = _wrapped(f"{_brief(tile.predicted)} · {100 * tile.probability:.0f} %")
+    truth = _wrapped(f"true: {_brief(str(tile.true))}") if wrong else []
+    return [*((line, RED if wrong else INK) for line in lines), *((line, INK) for line in truth)]
 
 
-def _list_confusions(axes: Axes, counts: np.ndarray[Any, Any], names: Sequence[str], side: float) -> None:
-    off = counts.copy()
-    np.fill_diagonal(off, 0)
-    order = np.argsort(off, axis=None, kind="stable")[::-1][:20]
-    pairs = [divmod(int(cell), len(names)) for cell in order if off.flat[cell] > 0]
-    lines = [
-        f"{off[true, predicted]} ×  {_short(names[true], 24)}  as  {_short(names[predicted], 24)}"
-        for true, predicted in pairs
-    ]
-    left = 1 + 0.3 / side
-    axes.text(left, 1, "Commonest confusions", transform=axes.transAxes, va="top", fontsize=11, fontweight="bold")
-    axes.text(left, 1 - 0.35 / side, "\n".join(lines), transform=axes.transAxes, va="top", fontsize=9, linespacing=1.7)
+def _brief(name: str) -> str:
+    return shortened(name.split(",", maxsplit=1)[0] if len(name) > 20 else name, 34)
+
+
+def _wrapped(text: str) -> list[str]:
+    """As many lines as fit below an image, broken between words, or inside a word that is too long."""
+    return textwrap.wrap(text.replace(" %", "\xa0%").replace(" · ", " ·\xa0"), 20)
 
 
 def _tile(guess: Guess, dataset: Samples, evaluation: ClassificationMeter) -> Tile:
     names = evaluation.class_names
     image, _ = dataset[guess.position]
-    image = image.copy()
+    image = as_picture(image).copy()
     image.thumbnail((256, 256))
     return Tile(image, names[guess.predicted], guess.probability, names[guess.true])
-
-
-def _surest_first(guess: Guess) -> tuple[float, int]:
-    return -guess.probability, guess.position
 
 
 def _square(image: Image.Image) -> np.ndarray[Any, Any]:
@@ -198,18 +219,5 @@ def _square(image: Image.Image) -> np.ndarray[Any, Any]:
     return np.asarray(image.convert("RGB").crop((left, top, left + side, top + side)))
 
 
-def _blues() -> Any:
-    from matplotlib.colors import LinearSegmentedColormap
-
-    return LinearSegmentedColormap.from_list("blues", ["#ffffff", "#cfe0f1", "#6fa3d3", BLUE, "#123d6d"])
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
-
-
-def _short(text: str, length: int) -> str:
-    text = " ".join(text.split())
-    if len(text) > length:
-        text = text.split(",")[0]  # ImageNet's names are lists of synonyms
-    return text if len(text) <= length else text[: length - 1].rstrip() + "…"
+def _score(evaluation: ClassificationMeter) -> str:
+    return f"{100 * evaluation.top1:.1f} % of {evaluation.count:,} images right"

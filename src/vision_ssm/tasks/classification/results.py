@@ -15,7 +15,7 @@ __all__ = ["Classes"]
 SMALLEST = 128  # pixels of the longer side, in a picture with a text below
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Classes(Result):
     """The classes found, most probable first: (class name, probability in [0, 1])."""
 

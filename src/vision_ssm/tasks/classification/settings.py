@@ -21,7 +21,13 @@ from vision_ssm.settings import (
 )
 from vision_ssm.tasks.settings import DataSettings, TaskSettings
 
-__all__ = ["AugmentSettings", "ClassificationData", "ClassificationOptions", "ClassificationSettings"]
+__all__ = [
+    "AugmentSettings",
+    "ClassificationData",
+    "ClassificationLoss",
+    "ClassificationOptions",
+    "ClassificationSettings",
+]
 
 
 class ClassificationData(DataSettings):
@@ -30,6 +36,10 @@ class ClassificationData(DataSettings):
     path: str = setting(
         "", "Folder of class folders (with or without train/ and val/), or a name such as digits.", free=True
     )
+    balanced: bool = setting(
+        False, "Draw every class equally often in training; the images of rare classes come again and again."
+    )
+    grey: bool = setting(False, "Read pictures as grey: one channel instead of three. Scenes have the bands they have.")
     crop_pct: Share | None = setting(
         None, "Share of the resized image that evaluation crops; null takes the model's own."
     )
@@ -95,6 +105,16 @@ class AugmentSettings(Section):
         return self
 
 
+class ClassificationLoss(Section):
+    """The loss."""
+
+    class_weights: Literal["balanced"] | tuple[NotNegative, ...] | None = setting(
+        None,
+        "Factor of the loss of each class's images, in the order of the classes; balanced takes the inverse of their "
+        "shares of the training images.",
+    )
+
+
 class ClassificationOptions(Section):
     """What a prediction may be asked for."""
 
@@ -106,10 +126,19 @@ class ClassificationSettings(TaskSettings):
 
     data: ClassificationData = Field(default_factory=ClassificationData)
     augment: AugmentSettings = Field(default_factory=AugmentSettings)
+    loss: ClassificationLoss = Field(default_factory=ClassificationLoss)
+
+    @model_validator(mode="after")
+    def _balanced_once(self) -> Self:
+        if self.data.balanced and self.loss.class_weights == "balanced":
+            raise ConfigError(
+                "data.balanced and loss.class_weights balanced both make up for rare classes; give one of them."
+            )
+        return self
 
     @model_validator(mode="after")
     def _pairs_fill_a_batch(self) -> Self:
-        if self.augment.mixes and self.data.batch_size % 2:
+        if self.augment.mixes and self.data.batch_size != "auto" and self.data.batch_size % 2:
             raise ConfigError(
                 f"mixup and cutmix pair the images of a batch, so data.batch_size must be even, "
                 f"got {self.data.batch_size}."

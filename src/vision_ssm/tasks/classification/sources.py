@@ -1,7 +1,7 @@
 """Labelled images: a folder of class folders, or a well-known data set by name.
 
-Every data set here is map-style: ``dataset[i]`` is ``(RGB image, class index)``, in an order that is the same on every
-machine. Nothing is decoded before it is asked for.
+Every data set here is map-style: ``dataset[i]`` is ``(picture or scene, class index)``, in an order that is the same on
+every machine. Nothing is decoded before it is asked for.
 """
 
 from __future__ import annotations
@@ -10,8 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-from PIL import Image
-
+from vision_ssm.data.bands import AnyImage
 from vision_ssm.data.files import looked_up
 from vision_ssm.data.images import MAX_PIXELS
 from vision_ssm.data.splits import VAL_FRACTION
@@ -49,8 +48,8 @@ class ClassSamples(Protocol):
     def __len__(self) -> int:
         """Return the number of samples."""
 
-    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        """Decode one sample: (RGB image, class index). Raises DataError naming the file if that fails."""
+    def __getitem__(self, index: int) -> tuple[AnyImage, int]:
+        """Decode one sample: (RGB picture or scene, class index). Raises DataError naming the file if that fails."""
 
 
 def open_dataset(
@@ -138,7 +137,7 @@ class _Renumbered:
     def __len__(self) -> int:
         return len(self._samples)
 
-    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+    def __getitem__(self, index: int) -> tuple[AnyImage, int]:
         image, target = self._samples[index]
         return image, self._outputs[target]
 

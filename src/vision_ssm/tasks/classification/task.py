@@ -7,20 +7,30 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-import torch.nn.functional as F
 from PIL import Image
 from timm.data.mixup import Mixup
 from torch import Tensor, nn
 
 from vision_ssm import moved
+from vision_ssm.data.bands import AnyImage, described_bands, samples_of
 from vision_ssm.data.batches import Batch, Samples, Transform
+from vision_ssm.data.geo.raster import Raster
 from vision_ssm.data.normalise import Normalise
 from vision_ssm.data.preprocessing import Preprocessing
-from vision_ssm.errors import CheckpointError, DataError, ShapeError
+from vision_ssm.data.subset import Subset
+from vision_ssm.errors import CheckpointError, DataError, ShapeError, notify
 from vision_ssm.models.registry import create_model
+from vision_ssm.tasks.classification.bands import BandTransform, are_colours, left_out
 from vision_ssm.tasks.classification.classes import IMAGENET_CLASSES, imagenet_names, match_classes
+from vision_ssm.tasks.classification.losses import class_weights, weighted_cross_entropy
 from vision_ssm.tasks.classification.meter import TOP_K, ClassificationMeter
-from vision_ssm.tasks.classification.pictures import draw_confusion, draw_predictions
+from vision_ssm.tasks.classification.pictures import (
+    draw_calibration,
+    draw_confusion,
+    draw_mistakes,
+    draw_predictions,
+)
+from vision_ssm.tasks.classification.remarks import remarks_on_classes
 from vision_ssm.tasks.classification.results import Classes
 from vision_ssm.tasks.classification.settings import AugmentSettings, ClassificationOptions, ClassificationSettings
 from vision_ssm.tasks.classification.sources import ClassSamples, open_dataset, own_splits, renumbered
@@ -32,6 +42,9 @@ __all__ = ["Classification"]
 
 PREPROCESSING = ("mean", "std", "interpolation", "crop_pct", "crop_mode")  # that the settings may say otherwise
 
+MISTAKES = 100
+"""So many are listed by name."""
+
 
 @moved.arguments
 class Classification(Task):
@@ -41,6 +54,7 @@ class Classification(Task):
     """
 
     name = "classification"
+    scenes = True
     Settings = ClassificationSettings
     Options = ClassificationOptions
     settings: ClassificationSettings
@@ -56,9 +70,11 @@ class Classification(Task):
         super().__init__(settings)
         self.class_names: tuple[str, ...] = ()
         self.repeats = settings.augment.repeats
+        self.balanced = settings.data.balanced
         self.batch_multiple = 2 if settings.augment.mixes else 1  # mixup pairs the images of a batch
         self._mirror_safe = True
         self._mixup: Mixup | None = None
+        self._class_weights: Tensor | None = None
 
     # ------------------------------------------------------------------------------------------------------- data
 
@@ -87,6 +103,20 @@ class Classification(Task):
             )
         self.class_names, self._mirror_safe = train.class_names, train.mirror_safe
         self._mixup = _mixup(self.settings.augment, len(self.class_names)) if self.settings.augment.mixes else None
+        asked = self.settings.loss.class_weights
+        self._class_weights = None if asked is None else class_weights(asked, train.targets, len(self.class_names))
+
+    def subset(self, samples: Samples, positions: Sequence[int], found: str | None = None) -> Samples:
+        """Some of the samples with their classes."""
+        return Subset(samples, positions, ("targets",), found)
+
+    def groups(self, samples: ClassSamples) -> tuple[int, ...]:  # type: ignore[override]
+        """The classes."""
+        return samples.targets
+
+    def remarks(self, train: ClassSamples, val: ClassSamples) -> list[str]:  # type: ignore[override]
+        """Classes of few images, and of very different numbers of them."""
+        return remarks_on_classes(train, val, balanced=self.balanced or self.settings.loss.class_weights is not None)
 
     def tally(self, samples: ClassSamples, target: int) -> dict[str, int]:  # type: ignore[override]
         """An image of its class."""
@@ -100,12 +130,20 @@ class Classification(Task):
 
     def transform(self, preprocessing: Preprocessing, *, train: bool, native: bool = False) -> Transform:
         """Transform the image; its class stays."""
+        augment = self.settings.augment
+        if not are_colours(preprocessing):
+            unused = left_out(preprocessing, augment) if train else []
+            if unused:
+                told = described_bands(preprocessing.input_size[0], preprocessing.samples)
+                notify(f"{' and '.join(unused)} left out: for three colours of 8 bits, and these images have {told}.")
+            chosen = augment if train else None
+            return _ImageOnly(BandTransform(preprocessing, chosen, mirror_safe=self._mirror_safe, native=native))
         if native:
-            return _ImageOnly(to_tensor(preprocessing))
+            return _ImageOnly(to_tensor(preprocessing), preprocessing)
         if train:
-            augment = self.settings.augment
-            return _ImageOnly(build_train_transform(preprocessing, augment, mirror_safe=self._mirror_safe))
-        return _ImageOnly(build_eval_transform(preprocessing))
+            chain = build_train_transform(preprocessing, augment, mirror_safe=self._mirror_safe)
+            return _ImageOnly(chain, preprocessing)
+        return _ImageOnly(build_eval_transform(preprocessing), preprocessing)
 
     def transform_rows(self, preprocessing: Preprocessing) -> Normalise:
         """At its own size an image is only normalised."""
@@ -118,12 +156,12 @@ class Classification(Task):
         return create_model(backbone, **{**options, "num_classes": len(self.class_names)})
 
     def losses(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """Mean cross-entropy. With mixing on, ``batch.images`` is overwritten."""
+        """Mean cross-entropy, each class's part times its weight. With mixing on, ``batch.images`` is overwritten."""
+        images, targets, smoothing = batch.images, batch.targets, self.settings.augment.label_smoothing
         if self._mixup is not None:  # the smoothing is in the mixed targets already
-            images, targets = self._mixup(batch.images, batch.targets)
-            return {"loss": F.cross_entropy(model(images).float(), targets)}
-        smoothing = self.settings.augment.label_smoothing
-        return {"loss": F.cross_entropy(model(batch.images).float(), batch.targets, label_smoothing=smoothing)}
+            (images, targets), smoothing = self._mixup(images, targets), 0.0
+        logits = model(images).float()
+        return {"loss": weighted_cross_entropy(logits, targets, self._class_weights, smoothing)}
 
     def predict(self, model: nn.Module, batch: Batch) -> Tensor:
         """Logits [B, classes] in float32."""
@@ -154,14 +192,32 @@ class Classification(Task):
             )
         ]
 
+    def details(self, meter: Meter, samples: Samples) -> dict[str, Any]:
+        """What the meter knows, and the files of up to `MISTAKES` mistakes, the surest first."""
+        wrong = self._own(meter).mistakes()[:MISTAKES]
+        names = self.class_names
+        mistakes = [
+            {"path": samples.paths[guess.position], "true": names[guess.true], "predicted": names[guess.predicted],
+             "probability": guess.probability}
+            for guess in wrong
+        ]  # fmt: skip
+        return {**meter.details(), "mistakes": mistakes}
+
     def pictures(self, meter: Meter, samples: Samples, folder: Path, *, title: str = "") -> list[Path]:
-        """``confusion.png`` and ``predictions.png``."""
-        paths = [folder / "confusion.png", folder / "predictions.png"]
+        """``confusion.png``, ``predictions.png``, ``mistakes.png`` and ``calibration.png``."""
+        found = self._own(meter)
+        paths = [folder / f"{name}.png" for name in ("confusion", "predictions", "mistakes", "calibration")]
+        draw_confusion(found, paths[0], title=title)
+        draw_predictions(found, samples, paths[1], title=title)
+        draw_mistakes(found, samples, paths[2], title=title)
+        draw_calibration(found, paths[3], title=title)
+        return paths
+
+    @staticmethod
+    def _own(meter: Meter) -> ClassificationMeter:
         if not isinstance(meter, ClassificationMeter):
             raise TypeError(f"expected the meter of this task, got {type(meter).__name__}")
-        draw_confusion(meter, paths[0], title=title)
-        draw_predictions(meter, samples, paths[1])
-        return paths
+        return meter
 
     # ----------------------------------------------------------------------------------------------- weights file
 
@@ -208,10 +264,20 @@ def _mixup(augment: AugmentSettings, classes: int) -> Mixup:
 
 
 class _ImageOnly:
-    """Transform images and hand their targets on."""
+    """Transform images and hand their targets on.
 
-    def __init__(self, transform: Any) -> None:
-        self._transform = transform
+    Args:
+        transform: of images; with ``pictures`` of RGB pictures only.
+        pictures: what they are prepared for, so that scenes of three bands become some.
+    """
 
-    def __call__(self, image: Image.Image, target: Any) -> tuple[Tensor, Any]:
+    def __init__(self, transform: Any, pictures: Preprocessing | None = None) -> None:
+        self._transform, self._pictures = transform, pictures
+
+    def __call__(self, image: AnyImage, target: Any) -> tuple[Tensor, Any]:
+        if isinstance(image, Raster):
+            if image.valid is not None and not image.valid.any():
+                raise DataError("not one of its pixels holds data, so there is nothing to classify")
+            if self._pictures is not None:
+                image = Image.fromarray(samples_of(image, self._pictures))
         return self._transform(image), target

@@ -23,15 +23,13 @@ from torchvision import transforms
 from vision_ssm import moved
 from vision_ssm.data.normalise import Normalise
 from vision_ssm.data.preprocessing import Preprocessing
+from vision_ssm.tasks.classification.bands import crop_kind
 from vision_ssm.tasks.classification.settings import AugmentSettings
 
 __all__ = ["Transform", "build_eval_transform", "build_train_transform", "to_tensor"]
 
 Transform = Callable[[Image.Image], Tensor]
 """RGB image of any size -> float32 tensor [3, H, W], normalised."""
-
-SMALL_IMAGE_SIDE = 64
-"""Up to this input side, ``augment.crop: auto`` shifts images by a few pixels instead of rescaling them."""
 
 
 def build_eval_transform(preprocessing: Preprocessing) -> Transform:
@@ -80,17 +78,11 @@ def build_train_transform(
     )
     _accept_zero_bits(chain)
     steps = _with_fast_tensors(chain.transforms, preprocessing)
-    crop = _crop_kind(preprocessing, augment)
+    crop = crop_kind(preprocessing, augment)
     if crop == "resized":
         return cast(Transform, transforms.Compose(steps))
     # timm puts the random resized crop first; the rest of its chain serves the other crops as it is.
     return cast(Transform, transforms.Compose([*_fixed_scale_crop(preprocessing, augment, crop), *steps[1:]]))
-
-
-def _crop_kind(preprocessing: Preprocessing, augment: AugmentSettings) -> str:
-    if augment.crop != "auto":
-        return augment.crop
-    return "padded" if max(preprocessing.input_size[1:]) <= SMALL_IMAGE_SIDE else "resized"
 
 
 def _fixed_scale_crop(preprocessing: Preprocessing, augment: AugmentSettings, crop: str) -> list[object]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import colorsys
 import functools
 import json
 import re
@@ -13,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from vision_ssm.errors import DataError
-from vision_ssm.tasks.segmentation.masks import IGNORE, Colour
+from vision_ssm.tasks.legend import Colour, default_palette
+from vision_ssm.tasks.segmentation.masks import IGNORE
 
-__all__ = ["MOST_CLASSES", "ClassList", "ade20k", "default_palette", "numbered", "read_classes"]
+__all__ = ["MOST_CLASSES", "ClassList", "ade20k", "numbered", "read_classes"]
 
 MOST_CLASSES = 255
 """Labels are kept in bytes, and one of them is `IGNORE`."""
@@ -192,17 +192,3 @@ def _list(given: object, key: str, where: str) -> list[Any]:
     if not isinstance(given, list):
         raise DataError(f"{where}: {key} must be a list, got {given!r}.")
     return given
-
-
-def default_palette(count: int) -> tuple[Colour, ...]:
-    """Return colours that differ, for classes without any: hues a golden section apart, in turns light and dark."""
-    lightness, saturation = (0.52, 0.38, 0.68), (0.75, 0.55, 0.9)
-    return tuple(
-        _bytes(colorsys.hls_to_rgb((0.58 + 0.618034 * i) % 1, lightness[i % 3], saturation[i // 3 % 3]))
-        for i in range(count)
-    )
-
-
-def _bytes(colour: tuple[float, float, float]) -> Colour:
-    red, green, blue = (round(255 * part) for part in colour)
-    return red, green, blue

@@ -6,10 +6,8 @@ on top, and of equal ones that which comes later in the file: a hole cut by draw
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from hashlib import blake2b
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,9 +15,9 @@ from numpy.typing import NDArray
 
 from vision_ssm.data.images import MAX_PIXELS
 from vision_ssm.errors import DataError
+from vision_ssm.tasks.coco_files import CocoPart, image_file, read_json
+from vision_ssm.tasks.outlines import fill_polygons, run_lengths
 from vision_ssm.tasks.segmentation.classes import MOST_CLASSES
-from vision_ssm.tasks.segmentation.layouts import CocoPart
-from vision_ssm.tasks.segmentation.outlines import fill_polygons, run_lengths
 
 __all__ = ["CocoImages", "Outline", "fill", "read_coco"]
 
@@ -62,13 +60,7 @@ def read_coco(part: CocoPart, *, max_pixels: int = MAX_PIXELS) -> CocoImages:
         DataError: naming the file; unreadable, of another form, without any outline, or an image file is missing.
     """
     path = part.annotations
-    try:
-        raw = path.read_bytes()
-        content = json.loads(raw)
-    except OSError as error:
-        raise DataError(f"cannot read {str(path)!r}: {error.strerror}.") from error
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{str(path)!r} is no JSON text ({error}).") from error
+    content, digest = read_json(path)
     try:
         names = {entry["id"]: str(entry["name"]).strip() for entry in content["categories"]}
         outlines: dict[Any, list[Outline]] = {image["id"]: [] for image in content["images"]}
@@ -82,8 +74,7 @@ def read_coco(part: CocoPart, *, max_pixels: int = MAX_PIXELS) -> CocoImages:
             )
             outlines[entry["image_id"]].append(outline)
         images = [
-            (_image_file(part, image["file_name"]), _size(image, max_pixels), image["id"])
-            for image in content["images"]
+            (image_file(part, image["file_name"]), _size(image, max_pixels), image["id"]) for image in content["images"]
         ]
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise DataError(
@@ -95,7 +86,6 @@ def read_coco(part: CocoPart, *, max_pixels: int = MAX_PIXELS) -> CocoImages:
             f"{str(path)!r} holds {without:,} boxes and no outline (segmentation); masks cannot be made from boxes."
         )
     listed = sorted((file, size, tuple(outlines[key])) for file, size, key in images)
-    digest = blake2b(raw, digest_size=16).hexdigest()
     return CocoImages(path, digest, _class_names(path, names), tuple(listed), without)
 
 
@@ -117,18 +107,6 @@ def _class_names(path: Path, names: Mapping[Any, str]) -> tuple[str, ...]:
             f"{str(path)!r} has {len(things)} categories; expected 1 to {MOST_CLASSES - 1}, and background."
         )
     return next((name for name in listed if name.lower() == _BACKGROUND), _BACKGROUND), *things
-
-
-def _image_file(part: CocoPart, name: str) -> Path:
-    relative = PurePosixPath(name.replace("\\", "/"))
-    if relative.is_absolute() or ".." in relative.parts:
-        raise DataError(f"{str(part.annotations)!r} names the image {name!r}, which is not in the data folder.")
-    candidates = [folder / inner for inner in (relative, relative.name) for folder in part.folders]
-    found = next((path for path in candidates if path.is_file()), None)
-    if found is None:
-        places = " or ".join(f"{str(folder)!r}" for folder in part.folders)
-        raise DataError(f"image {name!r} of {str(part.annotations)!r} is missing; looked for it in {places}.")
-    return found
 
 
 def fill(

@@ -20,8 +20,10 @@ from vision_ssm.layers.resize import resize, resize_rows, source_rows
 from vision_ssm.layers.strips import Patches
 from vision_ssm.layers.uper_head import Merged, UPerHead
 from vision_ssm.models.segmentor import Segmentor
+from vision_ssm.tasks.fitting import window_starts
+from vision_ssm.tasks.segmentation.masks import IGNORE
 
-__all__ = ["ClassMap", "Testing", "segment", "window_logits", "window_starts"]
+__all__ = ["ClassMap", "Testing", "image_logits", "segment", "window_logits"]
 
 _VALUES = 2**26  # numbers that a strip may take at a time
 _LEAST_ROWS = 32  # of a strip at stride 4, of which four are decoded twice
@@ -31,9 +33,9 @@ class ClassMap(NamedTuple):
     """What was found in one image.
 
     Attributes:
-        classes: [H, W] at the size of the file, uint8.
-        confidence: mean over the pixels of the probability of their class, a scalar; not finite where the logits are
-            not.
+        classes: [H, W] at the size of the file, uint8; 255 where it holds no data.
+        confidence: mean over the pixels with data of the probability of their class, a scalar; not finite where the
+            logits are not, and 0 without such pixels.
     """
 
     classes: Tensor
@@ -107,7 +109,9 @@ class _Mirrored:
         return self.of.rows(start, stop).flip(3)
 
 
-def segment(model: Segmentor, x: Tensor | Patches, size: tuple[int, int], testing: Testing) -> ClassMap:
+def segment(
+    model: Segmentor, x: Tensor | Patches, size: tuple[int, int], testing: Testing, valid: Tensor | None = None
+) -> ClassMap:
     """Segment one image.
 
     Args:
@@ -115,6 +119,7 @@ def segment(model: Segmentor, x: Tensor | Patches, size: tuple[int, int], testin
         x: prepared image [1, C, h, w]; or patches of an image at its own ``size``, which are taken whole.
         size: (H, W) of the file, which the classes are for.
         testing: how.
+        valid: bool [H, W], where the file holds data; None for everywhere.
     """
     if isinstance(x, Patches):
         found: list[Logits] = [_whole(model, x, size, size)]
@@ -123,7 +128,7 @@ def segment(model: Segmentor, x: Tensor | Patches, size: tuple[int, int], testin
         found = [_logits(model, image, size, testing) for image in images]
         if testing.flips:
             found += [_Mirrored(_logits(model, image.flip(3), size, testing)) for image in images]
-    return _classified(found, size, model)
+    return _classified(found, size, model, valid)
 
 
 def _resized(image: Tensor, scales: Sequence[float]) -> Iterator[Tensor]:
@@ -156,7 +161,23 @@ def _whole_logits(model: Segmentor, crop: Tensor) -> Tensor:
     return resize(model.decode_head(model.maps(crop, (height, width))), (height, width)).float()
 
 
-def _classified(found: Sequence[Logits], size: tuple[int, int], model: Segmentor) -> ClassMap:
+def image_logits(model: Segmentor, crop: Tensor, testing: Testing) -> Tensor:
+    """Return logits [1, classes, h, w] of a prepared image [1, C, h, w] taken whole, over all scales and mirror images.
+
+    Of several they are the logarithm of the mean of their probabilities.
+    """
+    size = int(crop.shape[2]), int(crop.shape[3])
+    if testing.scales == (1.0,) and not testing.flips:
+        return _whole_logits(model, crop)
+    probabilities = crop.new_zeros(())
+    for image in _resized(crop, testing.scales):
+        probabilities = probabilities + resize(_whole_logits(model, image), size).softmax(1)
+        if testing.flips:
+            probabilities = probabilities + resize(_whole_logits(model, image.flip(3)), size).flip(3).softmax(1)
+    return (probabilities / (len(testing.scales) * (1 + testing.flips))).clamp_min(1e-30).log()
+
+
+def _classified(found: Sequence[Logits], size: tuple[int, int], model: Segmentor, valid: Tensor | None) -> ClassMap:
     height, width = size
     values = width * max(model.num_classes, model.decode_head.joined_channels // 16)
     step = max(4 * _LEAST_ROWS, _VALUES // values)
@@ -170,18 +191,17 @@ def _classified(found: Sequence[Logits], size: tuple[int, int], model: Segmentor
             probabilities = probabilities + each.softmax(0)
         # Of a single image the classes are those of the logits: a softmax makes ties of close ones.
         best = logits[0].argmax(0) if len(logits) == 1 else probabilities.argmax(0)
-        certain.append(probabilities.amax(0).double().sum() / len(logits))
+        sure = probabilities.amax(0).double()
+        if valid is not None:
+            known = valid[start:stop].to(best.device)
+            best, sure = best.where(known, IGNORE), sure.where(known, 0.0)
+        certain.append(sure.sum() / len(logits))
         classes[start:stop] = best.to(torch.uint8)
-    return ClassMap(classes, torch.stack(certain).sum() / (height * width))
+    count = height * width if valid is None else max(1, int(valid.sum()))
+    return ClassMap(classes, torch.stack(certain).sum() / count)
 
 
 # ------------------------------------------------------------------------------------------------------------ windows
-
-
-def window_starts(length: int, window: int, stride: int) -> list[int]:
-    """Where windows begin on an axis: every ``stride``, the last one moved back inside. Source: mmsegmentation."""
-    count = max(length - window + stride - 1, 0) // stride + 1
-    return [max(min(index * stride, length - window), 0) for index in range(count)]
 
 
 def window_logits(

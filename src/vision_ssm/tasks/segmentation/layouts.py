@@ -13,27 +13,26 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from vision_ssm.data.files import search
 from vision_ssm.data.images import ARRAY_SUFFIX
-from vision_ssm.data.parts import EXACT, is_called, visible_folders
+from vision_ssm.data.parts import EXACT, IMAGE_FOLDERS, named_folder, part_folder, visible_folders
 from vision_ssm.data.stored import STORED_SUFFIXES
 from vision_ssm.errors import DataError
+from vision_ssm.tasks.coco_files import CocoPart, find_coco
 
-__all__ = ["CocoPart", "Layout", "Pair", "find_layout", "recognise"]
+__all__ = ["Layout", "Pair", "find_layout", "recognise"]
 
 CLASSES_FILES = ("classes.json", "palette.json")
 
-_IMAGES = ("images", "image", "imgs", "img", "jpegimages", "pictures", "photos", "rgb")
 _MASKS = (
     *("annotations", "annotation", "masks", "mask", "labels", "label", "gt", "groundtruth"),
     *("segmentations", "segmentation", "segmentationclass"),
 )
 _BESIDE = re.compile(r"[_-](mask|masks|label|labels|gt|seg|segmentation)$", re.IGNORECASE)
-_OF_COCO = re.compile(r"instances|annotations|annotation|coco", re.IGNORECASE)
 
 _EXPECTED = (
     "expected images/ and annotations/ (or masks/, labels/) with files of the same names, both with train/ and val/ in "
@@ -48,13 +47,6 @@ class Pair(NamedTuple):
     name: str
     image: Path
     mask: Path
-
-
-class CocoPart(NamedTuple):
-    """A COCO file and the folders in which its images may be."""
-
-    annotations: Path
-    folders: tuple[Path, ...]
 
 
 class Layout(NamedTuple):
@@ -86,7 +78,7 @@ def find_layout(root: Path) -> Layout:
     place = root
     for _ in range(8):  # a link may lead to a folder above
         folders = visible_folders(place)
-        coco = _coco(place, folders)
+        coco = find_coco(place, folders)
         left_out: list[str] = []
         parts = {} if coco else _mask_parts(place, folders, left_out)
         if coco or parts:
@@ -111,21 +103,21 @@ def recognise(folder: Path) -> str | None:
 
 
 def _mask_parts(place: Path, folders: Sequence[Path], left_out: list[str]) -> dict[str, Sequence[Pair]]:
-    images, masks = _named(folders, _IMAGES, place), _named(folders, _MASKS, place)
+    images, masks = named_folder(folders, IMAGE_FOLDERS, place), named_folder(folders, _MASKS, place)
     if images and masks:
-        inner = {part: _part(visible_folders(images), part) for part in EXACT}
+        inner = {part: part_folder(visible_folders(images), part) for part in EXACT}
         if not any(inner.values()):
             return {"all": _paired(place, images, masks, left_out)}
         found: dict[str, Sequence[Pair]] = {}
         for part, folder in inner.items():
-            other = _part(visible_folders(masks), part)
+            other = part_folder(visible_folders(masks), part)
             if folder and other:
                 found[part] = _paired(place, folder, other, left_out)
             for alone, missing in ((folder, masks), (other, images)):
                 if alone and not (folder and other):
                     left_out.append(f"{_short(alone, place)}/, as {missing.name}/ has no such folder")
         return _with_training(place, found)
-    parts = {part: _part(folders, part) for part in EXACT}
+    parts = {part: part_folder(folders, part) for part in EXACT}
     found = {part: _one_part(place, folder, left_out) for part, folder in parts.items() if folder}
     found = {part: pairs for part, pairs in found.items() if pairs}
     if found:
@@ -136,7 +128,7 @@ def _mask_parts(place: Path, folders: Sequence[Path], left_out: list[str]) -> di
 
 def _one_part(place: Path, folder: Path, left_out: list[str]) -> Sequence[Pair]:
     folders = visible_folders(folder)
-    images, masks = _named(folders, _IMAGES, folder), _named(folders, _MASKS, folder)
+    images, masks = named_folder(folders, IMAGE_FOLDERS, folder), named_folder(folders, _MASKS, folder)
     return _paired(place, images, masks, left_out) if images and masks else _beside(place, folder, left_out)
 
 
@@ -146,27 +138,6 @@ def _with_training(place: Path, found: dict[str, Sequence[Pair]]) -> dict[str, S
             f"{str(place)!r} has {' and '.join(found)} images with masks but none to train on: {_EXPECTED}."
         )
     return found
-
-
-def _named(folders: Iterable[Path], names: Sequence[str], place: Path) -> Path | None:
-    found = [folder for folder in folders if re.sub(r"[\W\d_]", "", folder.name.lower()) in names]
-    exact = [folder for folder in found if folder.name.lower() in names[:1]]
-    if len(found) > 1 and not exact:
-        listed = " and ".join(f"{folder.name}/" for folder in found)
-        raise DataError(f"{str(place)!r} has {listed}, and each could be meant; move all but one away.")
-    return next(iter([*exact, *found]), None)
-
-
-def _part(folders: Sequence[Path], part: str) -> Path | None:
-    exact = next((folder for name in EXACT[part] for folder in folders if folder.name == name), None)
-    found = [folder for folder in folders if is_called(folder.name, part)]
-    if exact is None and len(found) > 1:
-        listed = " and ".join(f"{folder.name}/" for folder in found)
-        raise DataError(
-            f"{str(found[0].parent)!r} has {listed}, and each could be its {part} images; rename the one to use to "
-            f"{part}/ and move the others away."
-        )
-    return exact or next(iter(found), None)
 
 
 def _paired(place: Path, images: Path, masks: Path, left_out: list[str]) -> list[Pair]:
@@ -254,29 +225,6 @@ def _exact_files(folder: Path, files: Sequence[Path]) -> list[Path]:
             "index per pixel, from their source."
         )
     return exact
-
-
-def _coco(place: Path, folders: Sequence[Path]) -> dict[str, CocoPart]:
-    """COCO's files by part, for each the folders in which its images may be."""
-    found: dict[str, CocoPart] = {}
-    listed = _named(folders, ("annotations",), place)
-    images = _named(folders, _IMAGES, place)
-    for file in sorted(listed.glob("*.json")) if listed else []:
-        for part in EXACT:
-            if is_called(_OF_COCO.sub("", file.stem), part):
-                if part in found:
-                    raise DataError(f"{str(found[part].annotations)!r} and {file.name!r} are both of {part}; keep one.")
-                inner = [_part(folders, part), _part(visible_folders(images), part) if images else None, images, place]
-                found[part] = CocoPart(file, tuple(folder for folder in inner if folder))
-    for part in EXACT:  # the file beside the images
-        folder = _part(folders, part)
-        beside = sorted(folder.glob("*coco*.json")) if folder and not listed else []
-        if folder and beside:
-            found[part] = CocoPart(beside[0], (folder,))
-    if found and "train" not in found:
-        listing = ", ".join(str(part.annotations) for part in found.values())
-        raise DataError(f"{str(place)!r} has {listing} and nothing to train on; expected train.json beside it.")
-    return found
 
 
 def _is_ade20k(place: Path, parts: Mapping[str, Sequence[Pair]]) -> bool:

@@ -14,14 +14,12 @@ from vision_ssm.data.budget import MAX_PIXELS
 from vision_ssm.data.stored import read_stored
 from vision_ssm.errors import DataError
 from vision_ssm.storage import whole_file
+from vision_ssm.tasks.legend import Colour
 
-__all__ = ["IGNORE", "Colour", "paletted", "read_mask", "write_mask"]
+__all__ = ["IGNORE", "paletted", "read_mask", "write_mask"]
 
 IGNORE = 255
 """The label of pixels that nobody has labelled, or that do not count."""
-
-Colour = tuple[int, int, int]
-"""Red, green and blue, 0 to 255."""
 
 
 def read_mask(

@@ -5,15 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vision_ssm.plots import BLUE, INK, png_figure
+from vision_ssm.data.bands import as_picture
+from vision_ssm.plots import INK, png_figure, shortened
+from vision_ssm.tasks.confusion import draw_matrix
+from vision_ssm.tasks.legend import Colour
 from vision_ssm.tasks.segmentation.legend import coloured
-from vision_ssm.tasks.segmentation.masks import IGNORE, Colour
+from vision_ssm.tasks.segmentation.masks import IGNORE
 from vision_ssm.tasks.segmentation.meter import SegmentationMeter, shrunk
 from vision_ssm.tasks.segmentation.sources import MaskSamples
 
@@ -22,7 +25,6 @@ if TYPE_CHECKING:
 
 __all__ = ["draw_confusion", "draw_predictions"]
 
-_WRITTEN = 20  # classes of a matrix whose percentages are written into its cells
 _UNLABELLED: Colour = (222, 225, 230)
 _COLUMNS = ("image", "labelled", "predicted")
 
@@ -30,39 +32,15 @@ _COLUMNS = ("image", "labelled", "predicted")
 def draw_confusion(meter: SegmentationMeter, path: str | Path, *, title: str = "") -> None:
     """Draw which classes are taken for which; each row shows how the pixels of one class were spread.
 
-    Classes that occur neither in labels nor in predictions are left out, unless none occurs.
+    Classes that occur neither in labels nor in predictions are left out, unless none occurs; see
+    `vision_ssm.tasks.confusion.draw_matrix`.
 
     Raises:
         DataError: the picture cannot be written.
     """
-    counts = meter.confusion.numpy()
-    used = np.flatnonzero((counts.sum(0) > 0) | (counts.sum(1) > 0))
-    used = used if len(used) else np.arange(len(counts))
-    counts = counts[np.ix_(used, used)]
-    names = [_short(meter.class_names[index], 24) for index in used]
-    total = len(names)
-    side = 1.8 + 0.55 * total if total <= _WRITTEN else 4 + 0.12 * total  # inches, the axes alone
-    font = 9.0 if total <= _WRITTEN else 7.0
-    with png_figure(path, (side, side), layout=None) as figure:
-        axes = figure.add_axes((0, 0, 1, 1))
-        axes.grid(visible=False)
-        shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-        shown = axes.imshow(100 * shares, cmap=_blues(), vmin=0, vmax=100, interpolation="nearest")
-        upright = max(len(name) for name in names) * 0.075 < side / total
-        axes.set_xticks(range(total), names, rotation=0 if upright else 90, fontsize=font)
-        axes.set_yticks(range(total), names, fontsize=font)
-        axes.tick_params(length=0)
-        axes.set_xlabel("predicted", labelpad=8)
-        axes.set_ylabel("labelled", labelpad=8)
-        for spine in axes.spines.values():
-            spine.set_visible(True)
-        scale = figure.colorbar(shown, cax=figure.add_axes((1 + 0.25 / side, 0, 0.18 / side, 1)))
-        scale.set_label("% of the pixels of each labelled class")
-        scale.outline.set_visible(False)
-        score = f"mIoU {_percent(meter.scores()['miou'])} over {meter.count:,} images"
-        axes.set_title(f"{_short(title, 40)}: {score}" if title else score, pad=10)
-        if total <= _WRITTEN:
-            _write_shares(axes, shares)
+    score = f"mIoU {_percent(meter.scores()['miou'])} over {meter.count:,} images"
+    heading = f"{shortened(title, 40)}: {score}" if title else score
+    draw_matrix(meter.confusion.numpy(), meter.class_names, path, title=heading, unit="pixels", asked="labelled")
 
 
 def draw_predictions(meter: SegmentationMeter, samples: MaskSamples, path: str | Path, *, title: str = "") -> None:
@@ -92,7 +70,7 @@ def draw_predictions(meter: SegmentationMeter, samples: MaskSamples, path: str |
     below = 0.3 + 0.24 * math.ceil(len(names) / columns)
     height = top + sum(heights) + down * gap + below
     with png_figure(path, (width, height), layout=None) as figure:
-        figure.text(0, 1, _short(title, 90) or _heading(meter), va="top", fontsize=13, fontweight="bold")
+        figure.text(0, 1, _heading(meter, title), va="top", fontsize=13, fontweight="bold")
         for number, row in enumerate(rows):
             line, place = divmod(number, across)
             edge = top + sum(heights[:line]) + line * gap
@@ -125,7 +103,7 @@ class _Row(NamedTuple):
 def _row(samples: MaskSamples, position: int, predicted: NDArray[np.uint8]) -> _Row:
     image, mask = samples[position]
     size = predicted.shape[1], predicted.shape[0]
-    return _Row(np.asarray(image.resize(size)), shrunk(mask.as_subclass(torch.Tensor)).numpy(), predicted)
+    return _Row(np.asarray(as_picture(image).resize(size)), shrunk(mask.as_subclass(torch.Tensor)).numpy(), predicted)
 
 
 def _pictures(row: _Row, palette: Sequence[Colour]) -> tuple[NDArray[np.uint8], ...]:
@@ -149,30 +127,13 @@ def _legend(axes: Axes, names: Sequence[tuple[str, Colour]], columns: int, size:
         left, top = column * size[0] / columns, 0.25 + 0.24 * row
         face = tuple(part / 255 for part in colour)
         axes.add_patch(Rectangle((left, top), 0.15, 0.15, facecolor=face, edgecolor=INK, linewidth=0.4))
-        axes.text(left + 0.23, top + 0.085, _short(name, 20), va="center", fontsize=8.5)
+        axes.text(left + 0.23, top + 0.085, shortened(name, 20), va="center", fontsize=8.5)
 
 
-def _write_shares(axes: Axes, shares: NDArray[Any]) -> None:
-    for row, column in zip(*np.nonzero(shares), strict=True):
-        share = shares[row, column]
-        text = f"{100 * share:.0f}" if share >= 0.005 else "<1"
-        axes.text(column, row, text, ha="center", va="center", fontsize=8.5, color="white" if share > 0.55 else INK)
-
-
-def _blues() -> Any:
-    from matplotlib.colors import LinearSegmentedColormap
-
-    return LinearSegmentedColormap.from_list("blues", ["#ffffff", "#cfe0f1", "#6fa3d3", BLUE, "#123d6d"])
-
-
-def _heading(meter: SegmentationMeter) -> str:
-    return f"mIoU {_percent(meter.scores()['miou'])} over {meter.count:,} held-out images"
+def _heading(meter: SegmentationMeter, title: str) -> str:
+    score = f"mIoU {_percent(meter.scores()['miou'])} over {meter.count:,} images"
+    return f"{shortened(title, 60)}: {score}" if title else score
 
 
 def _percent(share: float) -> str:
     return "-" if math.isnan(share) else f"{100 * share:.1f} %"
-
-
-def _short(text: str, length: int) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= length else text[: length - 1].rstrip() + "…"

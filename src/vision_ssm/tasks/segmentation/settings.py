@@ -31,8 +31,11 @@ class SegmentationData(DataSettings):
     """Which images and masks, and how they are read."""
 
     path: str = setting("", "Folder of images and masks, or of images and COCO annotations.", free=True)
-    batch_size: Count = setting(8, "Images per step and process.")
+    batch_size: Count | Literal["auto"] = setting(
+        8, "Images per step and process; auto finds what fits into memory before training."
+    )
     eval_batch_size: Count | None = setting(1, "Images per evaluation step; null takes batch_size.", free=True)
+    grey: bool = setting(False, "Read pictures as grey: one channel instead of three. Scenes have the bands they have.")
     short_side: Count | None = setting(
         None, "Images are resized to this shorter side (the longer one at most 4 times it); null keeps their size."
     )
@@ -61,6 +64,10 @@ class HeadSettings(Section):
     channels: Count = setting(512, "Width of the decode head.")
     auxiliary_channels: Natural = setting(256, "Width of the auxiliary head of training; 0 for none.")
     drop_rate: Fraction = setting(0.1, "Share of channels dropped before the classifiers in training.")
+    tap: Literal["stream", "branch"] = setting(
+        "stream", "Of backbones with maps of one stride: the residual stream after a block, or what the block added."
+    )
+    last_norm: bool = setting(False, "Of such backbones: put the last map through the backbone's final norm.")
 
 
 class LossSettings(Section):
@@ -105,6 +112,9 @@ class SegmentationOptions(Section):
     stride: Count | None = setting(None, "Pixels between windows; null takes two thirds of the window.")
     scales: tuple[Positive, ...] = setting((1.0,), "Average over the image resized by these factors.")
     flips: bool = setting(False, "Average over the image and its mirror image.")
+    polygons: Literal["geojson", "gpkg"] | None = setting(
+        None, "Also write the areas of each class as polygons, beside its map in the folder of results."
+    )
 
 
 class SegmentationSettings(TaskSettings):

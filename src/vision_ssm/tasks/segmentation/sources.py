@@ -1,6 +1,6 @@
 """Images with masks: folders of both in the usual layouts, and COCO files.
 
-Every data set here is map-style: ``dataset[i]`` is ``(RGB image, mask)``, in an order that is the same on every
+Every data set here is map-style: ``dataset[i]`` is ``(picture or scene, mask)``, in an order that is the same on every
 machine. Nothing is decoded before it is asked for, but where no file lists the classes: then the masks are searched.
 """
 
@@ -15,23 +15,26 @@ from typing import Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torchvision import tv_tensors
 
+from vision_ssm.data.bands import AnyImage, valid_pixels
 from vision_ssm.data.contents import contents_digest
 from vision_ssm.data.files import looked_up
-from vision_ssm.data.images import MAX_PIXELS, read_image
+from vision_ssm.data.images import MAX_PIXELS
 from vision_ssm.data.parts import is_held_out
+from vision_ssm.data.scenes import read_any
 from vision_ssm.data.splits import VAL_FRACTION, held_out
+from vision_ssm.data.subset import Subset
 from vision_ssm.errors import DataError, VisionSSMNotice, suggestion
+from vision_ssm.tasks.legend import Colour, default_palette
 from vision_ssm.tasks.matching import match_names
-from vision_ssm.tasks.segmentation.classes import ClassList, ade20k, default_palette, numbered, read_classes
+from vision_ssm.tasks.segmentation.classes import ClassList, ade20k, numbered, read_classes
 from vision_ssm.tasks.segmentation.coco import CocoImages, fill, read_coco
 from vision_ssm.tasks.segmentation.labels import FoundLabels, LabelTable
 from vision_ssm.tasks.segmentation.layouts import Layout, Pair, find_layout
-from vision_ssm.tasks.segmentation.masks import IGNORE, Colour, read_mask
+from vision_ssm.tasks.segmentation.masks import IGNORE, read_mask
 
-__all__ = ["SPLITS", "CocoMasks", "MaskFolder", "MaskSamples", "matched", "open_masks", "own_splits"]
+__all__ = ["SPLITS", "ChosenMasks", "CocoMasks", "MaskFolder", "MaskSamples", "matched", "open_masks", "own_splits"]
 
 SPLITS = ("train", "val", "test", "all")
 
@@ -62,8 +65,10 @@ class MaskSamples(Protocol):
     def __len__(self) -> int:
         """Return the number of samples."""
 
-    def __getitem__(self, index: int) -> tuple[Image.Image, tv_tensors.Mask]:
-        """Decode one sample: (RGB image, class indices uint8 [H, W] of its size, 255 where none counts).
+    def __getitem__(self, index: int) -> tuple[AnyImage, tv_tensors.Mask]:
+        """Decode one sample: (RGB picture or scene, class indices uint8 [H, W] of its size, 255 where none counts).
+
+        Where a scene holds no data, no class counts.
 
         Raises:
             DataError: naming the file: unreadable, of another size than its image, or with labels out of range.
@@ -168,7 +173,7 @@ class MaskFolder:
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, index: int) -> tuple[Image.Image, tv_tensors.Mask]:
+    def __getitem__(self, index: int) -> tuple[AnyImage, tv_tensors.Mask]:
         return _sample(self, index, self._max_pixels)
 
     def mask(self, index: int) -> NDArray[np.uint8]:
@@ -201,13 +206,25 @@ class CocoMasks:
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, index: int) -> tuple[Image.Image, tv_tensors.Mask]:
+    def __getitem__(self, index: int) -> tuple[AnyImage, tv_tensors.Mask]:
         return _sample(self, index, self._max_pixels)
 
     def mask(self, index: int) -> NDArray[np.uint8]:
         """Fill the outlines of one image."""
         source, _, size, outlines = self._images[index]
         return fill(outlines, size, self.class_names, source)
+
+
+class ChosenMasks(Subset):
+    """Some of the samples of a data set; attributes as in `MaskSamples`."""
+
+    def __init__(self, samples: MaskSamples, positions: Sequence[int], found: str | None = None) -> None:
+        super().__init__(samples, positions, ("mask_paths",), found)
+
+    def mask(self, index: int) -> NDArray[np.uint8]:
+        """Decode one mask."""
+        labels: NDArray[np.uint8] = self._samples.mask(self._positions[index])  # type: ignore[attr-defined]
+        return labels
 
 
 class _Renumbered:
@@ -228,7 +245,7 @@ class _Renumbered:
     def __len__(self) -> int:
         return len(self._samples)
 
-    def __getitem__(self, index: int) -> tuple[Image.Image, tv_tensors.Mask]:
+    def __getitem__(self, index: int) -> tuple[AnyImage, tv_tensors.Mask]:
         image, mask = self._samples[index]
         return image, tv_tensors.Mask(torch.from_numpy(self._table[mask.numpy()]))
 
@@ -236,13 +253,16 @@ class _Renumbered:
         return self._table[self._samples.mask(index)]
 
 
-def _sample(samples: MaskSamples, index: int, max_pixels: int) -> tuple[Image.Image, tv_tensors.Mask]:
-    image, mask = read_image(samples.paths[index], max_pixels=max_pixels), samples.mask(index)
+def _sample(samples: MaskSamples, index: int, max_pixels: int) -> tuple[AnyImage, tv_tensors.Mask]:
+    image, mask = read_any(samples.paths[index], max_pixels=max_pixels), samples.mask(index)
     if image.size[::-1] != mask.shape:
         raise DataError(
             f"image {samples.paths[index]!r} has {image.height} x {image.width} pixels and its mask, from "
             f"{samples.mask_paths[index]!r}, {mask.shape[0]} x {mask.shape[1]}; export both at the same size."
         )
+    valid = valid_pixels(image)
+    if valid is not None:
+        mask = np.where(valid, mask, np.uint8(IGNORE))
     return image, tv_tensors.Mask(torch.from_numpy(mask))
 
 

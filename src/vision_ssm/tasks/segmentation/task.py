@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -10,21 +11,25 @@ import torch
 from torch import Tensor, nn
 
 from vision_ssm.data.batches import Batch, Sample, Samples, Transform
+from vision_ssm.data.geo.library import EXTRA, is_installed
+from vision_ssm.data.geo.raster import RasterFile
 from vision_ssm.data.normalise import Normalise
 from vision_ssm.data.preprocessing import Preprocessing
-from vision_ssm.errors import CheckpointError, ConfigError, DataError
+from vision_ssm.errors import CheckpointError, ConfigError, DataError, notify
 from vision_ssm.models.registry import create_model, list_whole_models
 from vision_ssm.models.segmentors import build_segmentor
+from vision_ssm.tasks.legend import default_palette
+from vision_ssm.tasks.photometric import Distortion
 from vision_ssm.tasks.scores import Score
-from vision_ssm.tasks.segmentation.classes import ade20k, default_palette
+from vision_ssm.tasks.segmentation.classes import ade20k
 from vision_ssm.tasks.segmentation.inference import ClassMap, Testing, segment
 from vision_ssm.tasks.segmentation.losses import pixel_cross_entropy
 from vision_ssm.tasks.segmentation.meter import SegmentationMeter
-from vision_ssm.tasks.segmentation.photometric import Distortion
 from vision_ssm.tasks.segmentation.pictures import draw_confusion, draw_predictions
 from vision_ssm.tasks.segmentation.results import Segments
+from vision_ssm.tasks.segmentation.scenes import WHOLE, segment_scene
 from vision_ssm.tasks.segmentation.settings import SegmentationOptions, SegmentationSettings, TestSettings
-from vision_ssm.tasks.segmentation.sources import MaskSamples, matched, open_masks, own_splits
+from vision_ssm.tasks.segmentation.sources import ChosenMasks, MaskSamples, matched, open_masks, own_splits
 from vision_ssm.tasks.segmentation.transforms import Augment, EvalTransform, TrainTransform
 from vision_ssm.tasks.task import Meter, Result, Task
 
@@ -43,6 +48,7 @@ class Segmentation(Task):
         Score("aacc", "pixel accuracy", "%"),
     )
     counted = "pixels"
+    scenes = True
     sync_batch_norm = True
     unused_parameters = True  # a backbone's last norm, and stages' norms whose maps nobody reads
 
@@ -93,6 +99,10 @@ class Segmentation(Task):
                 f"loss.class_weights must have a factor for each of the {len(self.class_names)} classes, got "
                 f"{len(weights)}."
             )
+
+    def subset(self, samples: MaskSamples, positions: Sequence[int], found: str | None = None) -> ChosenMasks:  # type: ignore[override]
+        """Some of the samples with their masks."""
+        return ChosenMasks(samples, positions, found)
 
     def tally(self, samples: MaskSamples, target: Tensor) -> dict[str, int]:  # type: ignore[override]
         """The pixels of each class."""
@@ -168,10 +178,52 @@ class Segmentation(Task):
         """A map of classes per image, at the size of its file."""
         testing = self._testing()
         images = [batch.images] if not isinstance(batch.images, list | Tensor) else [x[None] for x in batch.images]
+        valid = batch.valid or [None] * len(images)
         return [
-            segment(model, image, (int(height), int(width)), testing)  # type: ignore[arg-type]
-            for image, (height, width) in zip(images, batch.sizes.tolist(), strict=True)
+            segment(model, image, (int(height), int(width)), testing, known)  # type: ignore[arg-type]
+            for image, (height, width), known in zip(images, batch.sizes.tolist(), valid, strict=True)
         ]
+
+    def predict_scene(
+        self,
+        model: nn.Module,
+        scene: RasterFile,
+        preprocessing: Preprocessing,
+        stem: Path | None,
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> Result | None:
+        """Window by window where windows are asked for, or where the scene is larger than `WHOLE` and nobody said."""
+        testing = self._testing()
+        if testing.window is None:
+            if scene.height * scene.width <= WHOLE or self.options.window == "none":
+                return None
+            side = max(256, *preprocessing.input_size[1:])
+            notify(
+                f"{scene.path} has {scene.width:,} x {scene.height:,} pixels, more than are taken in one piece unless "
+                f"asked for: it is read in windows of {side}. --window says otherwise; none takes it whole."
+            )
+            testing = replace(testing, window=side)
+        return segment_scene(
+            model,  # type: ignore[arg-type]
+            scene,
+            preprocessing,
+            testing,
+            self.class_names,
+            self.palette,
+            path=None if stem is None else Path(f"{stem}.tif"),
+            polygons=self.options.polygons,
+            on_progress=on_progress,
+        )
+
+    def ask(self, options: Mapping[str, Any]) -> None:
+        """See `Task.ask`. Raises ConfigError as well where polygons need the extra ``geo``."""
+        super().ask(options)
+        if self.options.polygons and not is_installed():
+            raise ConfigError(f"polygons need {EXTRA}.")
+
+    def wants_files(self) -> str:
+        """Polygons are files."""
+        return "polygons" if self.options.polygons else ""
 
     def _testing(self) -> Testing:
         asked, own = self.options, self.testing
@@ -193,7 +245,13 @@ class Segmentation(Task):
     def results(self, outputs: list[ClassMap], batch: Batch) -> list[Result | None]:
         """The classes of each image, and how much of it they cover."""
         return [
-            Segments(found.classes.cpu().numpy(), self.class_names, self.palette, confidence=float(found.confidence))
+            Segments(
+                found.classes.cpu().numpy(),
+                self.class_names,
+                self.palette,
+                confidence=float(found.confidence),
+                polygons=self.options.polygons,
+            )
             if bool(found.confidence.isfinite())
             else None
             for found in outputs

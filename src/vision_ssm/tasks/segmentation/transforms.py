@@ -13,19 +13,20 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2.functional import crop, horizontal_flip, resize, vertical_flip
 
+from vision_ssm.data.bands import AnyImage, samples_of
 from vision_ssm.data.normalise import Normalise
 from vision_ssm.data.preprocessing import Preprocessing
 from vision_ssm.errors import ConfigError
+from vision_ssm.tasks.fitting import fitted_size
+from vision_ssm.tasks.photometric import Distortion, distorted, varied
 from vision_ssm.tasks.segmentation.masks import IGNORE
-from vision_ssm.tasks.segmentation.photometric import Distortion, distorted
 
-__all__ = ["LONG_SIDE", "Augment", "EvalTransform", "TrainTransform", "fitted_size"]
+__all__ = ["LONG_SIDE", "Augment", "EvalTransform", "TrainTransform"]
 
 LONG_SIDE = 4
 """The longer side of an image is resized to at most so many times what the shorter one may have."""
@@ -47,7 +48,7 @@ class Augment:
         hflip: probability of mirroring left-right.
         vflip: probability of mirroring top-bottom.
         turns: whether to turn by a random multiple of 90 degrees, for images without an upright.
-        distortion: of the colours; None for none.
+        distortion: of colours of 8 bits; other bands get `varied` in its place. None for neither.
 
     Raises:
         ConfigError: a number is out of its range.
@@ -72,16 +73,6 @@ class Augment:
                 raise ConfigError(f"{name} must lie in 0..1, got {getattr(self, name)}.")
 
 
-def fitted_size(height: int, width: int, short: int, long: int) -> tuple[int, int]:
-    """Return the (height, width) to which an image is resized: no side above its limit, one of them at it.
-
-    s = min(long / max(height, width), short / min(height, width)); each side becomes int(side · s + 0.5), at least 1.
-    Source: `imrescale` of mmcv 2.1.0.
-    """
-    s = min(long / max(height, width), short / min(height, width))
-    return max(1, int(height * s + 0.5)), max(1, int(width * s + 0.5))
-
-
 class EvalTransform:
     """The deterministic transform of evaluation and prediction; the mask stays at its own size.
 
@@ -92,11 +83,15 @@ class EvalTransform:
     """
 
     def __init__(self, preprocessing: Preprocessing, short: int | None) -> None:
-        self._normalise, self._short = Normalise(preprocessing), short
+        self._preprocessing, self._normalise, self._short = preprocessing, Normalise(preprocessing), short
 
-    def __call__(self, image: Image.Image, target: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """RGB image and class indices [H, W] -> float32 [3, h, w], int64 [H, W]; a mask of None stays None."""
-        pixels = _pixels(image)
+    def __call__(self, image: AnyImage, target: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Image and class indices [H, W] -> float32 [C, h, w], int64 [H, W]; a mask of None stays None.
+
+        Raises:
+            DataError: the image has other bands or samples than the model.
+        """
+        pixels = _pixels(image, self._preprocessing)
         if self._short is not None:
             size = fitted_size(image.height, image.width, self._short, LONG_SIDE * self._short)
             pixels = _resized(pixels, size)
@@ -113,15 +108,19 @@ class TrainTransform:
     """
 
     def __init__(self, preprocessing: Preprocessing, augment: Augment) -> None:
-        self._normalise, self._augment = Normalise(preprocessing), augment
+        self._preprocessing, self._normalise, self._augment = preprocessing, Normalise(preprocessing), augment
+        self._in_colour = preprocessing.input_size[0] == 3 and preprocessing.samples == "uint8"
 
-    def __call__(self, image: Image.Image, target: Tensor) -> tuple[Tensor, Tensor]:
-        """RGB image and class indices [H, W] -> float32 [3, h, w] and int64 [h, w] of the size of a crop.
+    def __call__(self, image: AnyImage, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Image and class indices [H, W] -> float32 [C, h, w] and int64 [h, w] of the size of a crop.
 
         Pixels beyond a smaller image are 0 after normalisation, and `IGNORE`.
+
+        Raises:
+            DataError: the image has other bands or samples than the model.
         """
         augment = self._augment
-        pixels, labels = _pixels(image), tv_tensors.Mask(target)
+        pixels, labels = _pixels(image, self._preprocessing), tv_tensors.Mask(target)
         factor = random.uniform(*augment.scale)
         if augment.size is None:
             size = max(1, round(image.height * factor)), max(1, round(image.width * factor))
@@ -139,9 +138,11 @@ class TrainTransform:
             if random.random() < probability:
                 pixels, labels = flip(pixels), flip(labels)
         planes = pixels.as_subclass(Tensor).float()
-        if augment.distortion is not None:
+        if augment.distortion is not None and self._in_colour:
             planes = distorted(planes, augment.distortion)
         planes = (planes - self._normalise.mean) * self._normalise.scale
+        if augment.distortion is not None and not self._in_colour:
+            planes = varied(planes)
         below, right = (side - given for side, given in zip(augment.crop, labels.shape, strict=True))
         return (
             F.pad(planes, (0, right, 0, below)),
@@ -163,8 +164,8 @@ class TrainTransform:
         return top, left, height, width
 
 
-def _pixels(image: Image.Image) -> tv_tensors.Image:
-    return tv_tensors.Image(torch.from_numpy(np.array(image)).permute(2, 0, 1))
+def _pixels(image: AnyImage, preprocessing: Preprocessing) -> tv_tensors.Image:
+    return tv_tensors.Image(torch.from_numpy(samples_of(image, preprocessing)).permute(2, 0, 1))
 
 
 def _resized(pixels: tv_tensors.Image, size: tuple[int, int]) -> tv_tensors.Image:

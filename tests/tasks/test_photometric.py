@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from vision_ssm.errors import ConfigError
-from vision_ssm.tasks.segmentation.photometric import Distortion, distorted
+from vision_ssm.tasks.photometric import Distortion, distorted
 
 NOTHING = {"brightness": 0.0, "contrast": (1.0, 1.0), "saturation": (1.0, 1.0), "hue": 0.0}
 

@@ -6,21 +6,7 @@ import numpy as np
 import pytest
 
 from vision_ssm.errors import DataError
-from vision_ssm.tasks.segmentation.outlines import fill_polygons, run_lengths, unpacked_counts
-
-
-def packed(lengths: list[int]) -> str:
-    """Pack run lengths as COCO does: what `unpacked_counts` undoes."""
-    text = ""
-    for number, length in enumerate(lengths):
-        value = length - lengths[number - 2] if number > 2 else length
-        while True:
-            code, value = value & 31, value >> 5
-            more = value != (-1 if code & 16 else 0)
-            text += chr(48 + code + 32 * more)
-            if not more:
-                break
-    return text
+from vision_ssm.tasks.outlines import fill_polygons, pack_counts, run_lengths, runs_of, unpacked_counts
 
 
 def test_a_rectangle_is_the_pixels_between_its_corners() -> None:
@@ -72,7 +58,7 @@ def test_run_lengths_give_the_mask_back(seed: int, as_text: bool) -> None:
     edges = np.flatnonzero(np.diff(columns)) + 1
     lengths = np.diff([0, *edges, len(columns)]).tolist()
     lengths = [0, *lengths] if columns[0] else lengths
-    counts = packed(lengths) if as_text else lengths
+    counts = pack_counts(lengths) if as_text else lengths
     assert (run_lengths(counts, *mask.shape) == mask).all()
 
 
@@ -88,3 +74,29 @@ def test_packed_lengths_by_hand() -> None:
 def test_wrong_run_lengths_are_refused(counts: list[int] | str, reason: str) -> None:
     with pytest.raises(DataError, match=reason):
         run_lengths(counts, 2, 4)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.6, 1.0])
+def test_masks_become_run_lengths_and_masks_again(share: float) -> None:
+    numbers = np.random.default_rng(1)
+    for height, width in ((1, 1), (1, 7), (9, 1), (23, 17)):
+        mask = numbers.random((height, width)) < share
+        lengths = runs_of(mask, 0, 0, height, width)
+        assert (run_lengths(lengths, height, width) == mask).all()
+        assert (run_lengths(pack_counts(lengths), height, width) == mask).all()
+        assert all(length > 0 for length in lengths[1:])
+
+
+def test_a_part_of_a_mask_becomes_the_run_lengths_of_all_of_it() -> None:
+    part = np.random.default_rng(2).random((5, 4)) < 0.5
+    whole = np.zeros((12, 9), bool)
+    whole[7:12, 3:7] = part  # down to the last row: runs there may go on in the next column
+    assert runs_of(part, 7, 3, 12, 9) == runs_of(whole, 0, 0, 12, 9)
+
+
+def test_packed_run_lengths_are_cocos() -> None:
+    coco = pytest.importorskip("pycocotools.mask")
+    mask = np.random.default_rng(3).random((300, 211)) < 0.02
+    mask[40:200, 50:120] = True
+    known = coco.encode(np.asfortranarray(mask.astype(np.uint8)))["counts"].decode()
+    assert pack_counts(runs_of(mask, 0, 0, 300, 211)) == known

@@ -1,0 +1,166 @@
+"""Speed of gated linear attention on the CPU: the C++ kernel beside plain-torch chunked forms, both directions.
+
+    python benchmarks/gla.py --output results/gla_cpu.json
+    python benchmarks/gla.py --threads 1 2 --tokens 196 1024
+
+3 heads of 32 key and 64 value channels, one image, as in ViG-T. The plain-torch forms run under torch.no_grad():
+
+    halves        the library's 'chunked' backend, with chunks of 32, 64 and 128 tokens; stable for every gate
+    exp(b)exp(-b) the usual form with chunks of 16 and 32 tokens, both directions as one batch; right for gates near 1,
+                  as here, and not in general
+
+Contenders of a row run in turn and the medians of the rounds are kept, so that a machine whose speed drifts treats them
+alike. Every contender is checked against the float64 reference on a short sequence first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vision_ssm.analysis.machine import environment
+from vision_ssm.ops import Traversal, gla
+from vision_ssm.ops.gla import chunked
+
+HEADS, KEYS, VALUES = 3, 32, 64
+
+
+def inputs(tokens: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Random q, k, v and log-gates whose gates have the spread of a network's first steps."""
+    torch.manual_seed(0)
+    q, k = (torch.randn(1, tokens, HEADS * KEYS) for _ in range(2))
+    gates = F.logsigmoid(torch.randn(1, 2, tokens, HEADS * KEYS)) / 16
+    return q, k, torch.randn(1, tokens, HEADS * VALUES), gates
+
+
+def walks(tokens: int) -> list[Traversal]:
+    return [Traversal.sequence(tokens), Traversal.sequence(tokens, reverse=True)]
+
+
+def operator(backend: str, chunk: int, *x: Tensor) -> Tensor:
+    """The public function, its chunks of so many tokens where the backend has some."""
+    chunked.CHUNK = chunk
+    return gla(*x, heads=HEADS, traversals=walks(x[0].shape[1]), backend=backend)
+
+
+def plain(chunk: int, q: Tensor, k: Tensor, v: Tensor, gates: Tensor) -> Tensor:
+    """The usual chunked form: q exp(b) and k exp(-b), b summed from a chunk's start."""
+    tokens = q.shape[1]
+
+    def split(x: Tensor) -> Tensor:  # [2, H, J, T, C]
+        both = x if x.dim() == 4 else torch.stack([x, x], 1)
+        both = torch.stack([both[0, 0], both[0, 1].flip(0)])
+        both = F.pad(both, (0, 0, 0, -tokens % chunk)).unflatten(-1, (HEADS, -1))
+        return both.unflatten(1, (-1, chunk)).movedim(3, 1)
+
+    q, k, v, g = split(q) * KEYS**-0.5, split(k), split(v), split(gates)
+    b = g.cumsum(-2)
+    q_in, k_in, total = q * b.exp(), k * (-b).exp(), b[..., -1, :].exp()
+    added = ((k_in * total[..., None, :]).mT @ v).unbind(2)
+    state, states = torch.zeros_like(added[0]), []
+    for new, decay in zip(added, total.unbind(2), strict=True):
+        states.append(state)
+        state = torch.addcmul(new, decay[..., None], state)
+    o = (q_in @ k_in.mT).tril() @ v + q_in @ torch.stack(states, 2)
+    o = o.movedim(1, 3).flatten(3).flatten(1, 2)[:, :tokens]
+    return (o[0] + o[1].flip(0))[None]
+
+
+CONTENDERS: dict[str, Callable[..., Tensor]] = {
+    "cpu": partial(operator, "cpu", 64),
+    **{f"halves, {chunk}": partial(operator, "chunked", chunk) for chunk in (32, 64, 128)},
+    **{f"exp(b)exp(-b), {chunk}": partial(plain, chunk) for chunk in (16, 32)},
+}
+
+
+def check() -> None:
+    """Refuse to time what is wrong."""
+    x = inputs(100)
+    exact = operator("reference", 64, *(each.double() for each in x))
+    for name, run in CONTENDERS.items():
+        error = float((run(*x).double() - exact).norm() / exact.norm())
+        if error > 1e-5:
+            raise SystemExit(f"{name} is off by {error:.1e}: fix it before timing it")
+
+
+def timed(run: Callable[[], Any], least: float = 0.03) -> float:
+    """Seconds per call, over calls that take at least ``least`` seconds together."""
+    started = time.perf_counter()
+    run()
+    calls = max(1, round(least / (time.perf_counter() - started)))
+    started = time.perf_counter()
+    for _ in range(calls):
+        run()
+    return (time.perf_counter() - started) / calls
+
+
+def gradients(run: Callable[..., Tensor], x: tuple[Tensor, ...]) -> Callable[[], Any]:
+    """A forward and a backward pass."""
+    leaves = [each.clone().requires_grad_() for each in x]
+
+    def step() -> Any:
+        y = run(*leaves)
+        return torch.autograd.grad(y, leaves, torch.ones_like(y))
+
+    return step
+
+
+def main() -> None:
+    """Measure, print a table and write the results."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path)
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--tokens", type=int, nargs="+", default=[196, 1024, 4096])
+    parser.add_argument("--rounds", type=int, default=9)
+    options = parser.parse_args()
+    check()
+    rows = []
+    for tokens in options.tokens:
+        x = inputs(tokens)
+        for threads in options.threads:
+            torch.set_num_threads(threads)
+            seconds: dict[str, list[float]] = {f"{way}, {n}": [] for n in CONTENDERS for way in ("forward", "training")}
+            for _ in range(options.rounds):
+                for name, run in CONTENDERS.items():
+                    with torch.no_grad():
+                        seconds[f"forward, {name}"].append(timed(partial(run, *x)))
+                    seconds[f"training, {name}"].append(timed(gradients(run, x)))
+            medians = {name: statistics.median(values) for name, values in seconds.items()}
+            rows.append({"tokens": tokens, "threads": threads, "seconds": medians})
+            for way in ("forward", "training"):
+                best = min((s, n) for n, s in medians.items() if n.startswith(way) and not n.endswith("cpu"))
+                own = medians[f"{way}, cpu"]
+                print(
+                    f"{tokens:5} tokens, {threads} threads, {way:8}: cpu {own * 1e3:7.3f} ms, "
+                    f"best plain torch {best[0] * 1e3:7.3f} ms ({best[1]}), {best[0] / own:.1f} times",
+                    flush=True,
+                )
+    if options.output:
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+        machine = environment().to_dict()
+        report = {
+            "command": "python benchmarks/gla.py",
+            "commit": commit.stdout.strip() or None,
+            "machine": {k: machine[k] for k in ("processor", "cores", "system", "versions", "kernel")},
+            "heads": HEADS,
+            "keys": KEYS,
+            "values": VALUES,
+            "rows": rows,
+        }
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        options.output.write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

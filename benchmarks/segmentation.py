@@ -1,0 +1,139 @@
+"""Small segmentors from scratch at equal budget: ours beside timm's, the same head, images, updates and augmentation.
+
+    python benchmarks/segmentation.py path/to/camvid --output results/segmentation_camvid.json --epochs 30
+
+Every run is the command ``vision-ssm train`` in a process of its own with the recipe `segmentation_nano`, or the one
+that ``--recipe`` names; only the backbone differs. Finished runs in the output file are kept and interrupted ones are
+resumed, as long as the run folder stays. Times are those of training updates as the log has them, so run this on an
+otherwise idle machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A backbone that the head is put on, by its registered name and its options, and what is on the disk for it."""
+
+    model: str
+    options: dict[str, Any]
+    about: str
+
+
+VIT = {"patch_size": 8, "embed_dim": 128, "depth": 6, "num_heads": 4, "class_token": False, "global_pool": ""}
+PEERS = {
+    "vim": Peer("vim_nano", {"patch_size": 8, "class_token": "none", "global_pool": "avg"}, "vim_nano, patches of 8"),
+    "vmamba": Peer("vmamba_nano", {"patch_size": 4, "embed_dim": 48}, "vmamba_nano, patches of 4, 48 channels wide"),
+    "resnet18": Peer("resnet18", {}, "ResNet-18"),
+    "vit": Peer("vit_tiny_patch16_224", {**VIT, "dynamic_img_size": True}, "ViT of vim_nano's size, patches of 8"),
+}
+FIRST_UPDATES = 10  # not timed: memory is taken from the system, kernels are chosen
+
+
+def run(name: str, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Train one segmentor to the end and return what its log and the system say about it."""
+    peer = PEERS[name]
+    place = folder / name
+    command = [sys.executable, "-m", "vision_ssm", "train"]
+    if (place / "log.jsonl").exists():
+        command += ["--resume", str(place)]
+    else:
+        command += [
+            options.data,
+            "--recipe",
+            options.recipe,
+            "--model",
+            peer.model,
+            "--run.output",
+            str(folder),
+            "--run.name",
+            name,
+        ]
+        command += ["--model.options", json.dumps(peer.options), "--schedule.epochs", str(options.epochs)]
+        command += [*options.settings]
+    process = subprocess.Popen(command, stdout=sys.stderr)
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        raise SystemExit(f"training of {name} ended with status {os.waitstatus_to_exitcode(status)}")
+    log = [json.loads(line) for line in (place / "log.jsonl").read_text().splitlines()]
+    started = next(event for event in log if event["event"] == "run_started")
+    finished = next(event for event in log if event["event"] == "finished")
+    steps = [event for event in log if event["event"] == "step_done"][FIRST_UPDATES:]
+    seconds = [started["images_per_update"] / step["images_per_second"] for step in steps]
+    return {
+        "name": name,
+        "about": peer.about,
+        "parameters": started["parameters"],
+        "updates": finished["updates"],
+        "images_per_update": started["images_per_update"],
+        "milliseconds_per_update": round(1000 * statistics.median(seconds), 1),
+        "peak_memory_mib": round(usage.ru_maxrss / 1024),
+        "minutes": round(finished["seconds"] / 60, 1),
+        "best": finished["best_scores"],
+        "best_epoch": finished["best_epoch"],
+        "curve": [
+            [event["epoch"], (event["ema_scores"] or event["scores"])["miou"]]
+            for event in log
+            if event["event"] == "epoch_done" and (event["ema_scores"] or event["scores"])
+        ],
+    }
+
+
+def table(runs: list[dict[str, Any]]) -> str:
+    """The runs as Markdown."""
+    lines = ["| backbone | parameters | updates | ms per update | peak MiB | mIoU % | pixel accuracy % |"]
+    lines.append("|---|---|---|---|---|---|---|")
+    for found in runs:
+        lines.append(
+            f"| {found['about']} | {found['parameters'] / 1e6:.2f} M | {found['updates']} | "
+            f"{found['milliseconds_per_update']:.0f} | {found['peak_memory_mib']} | "
+            f"{100 * found['best']['miou']:.1f} | {100 * found['best']['aacc']:.1f} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Run what is missing and write the results after every run."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data")
+    parser.add_argument("--output", type=Path, default=Path("results/segmentation_camvid.json"))
+    parser.add_argument("--recipe", default="segmentation_nano")
+    parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--models", nargs="+", default=list(PEERS), choices=list(PEERS))
+    parser.add_argument("--folder", type=Path, default=Path("runs/segmentation"), help="where the runs are kept")
+    parser.epilog = "What follows -- are settings of every run, such as --model.img_size 224."
+    end = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
+    options = parser.parse_args(sys.argv[1:end])
+    options.settings = sys.argv[end + 1 :]
+
+    from vision_ssm.analysis.machine import environment
+
+    report: dict[str, Any] = json.loads(options.output.read_text()) if options.output.exists() else {"runs": []}
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    machine = environment()
+    report |= {
+        "commit": commit or None,
+        "command": " ".join(sys.argv[1:]).replace(options.data, Path(options.data).name),
+        "machine": {"processor": machine.processor, "cores": machine.cores, "versions": machine.versions},
+    }
+    done = {found["name"] for found in report["runs"]}
+    for name in options.models:
+        if name not in done:
+            report["runs"].append(run(name, options.folder, options))
+            options.output.parent.mkdir(parents=True, exist_ok=True)
+            options.output.write_text(json.dumps(report, indent=1) + "\n")
+    print(table(report["runs"]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Parts of detectors: pyramids, anchors, proposals, heads on regions, and what published ones do differently."""
