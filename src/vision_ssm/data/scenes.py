@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from vision_ssm.data.bands import AnyImage
-from vision_ssm.data.geo.library import EXTRA, is_installed
+from vision_ssm.data.geo.gdal import EXTRA, is_installed
 from vision_ssm.data.geo.raster import open_raster, read_raster
 from vision_ssm.data.images import MAX_PIXELS, check_image, read_image
 from vision_ssm.data.tiff_header import Photometric, TiffPage, read_page

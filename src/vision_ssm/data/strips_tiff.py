@@ -17,8 +17,8 @@ from PIL import Image, UnidentifiedImageError
 
 from vision_ssm import moved
 from vision_ssm.data.budget import check_bytes, check_pixels
-from vision_ssm.data.geo.library import EXTRA as SCENES
-from vision_ssm.data.geo.library import is_installed
+from vision_ssm.data.geo.gdal import EXTRA as SCENES
+from vision_ssm.data.geo.gdal import is_installed
 from vision_ssm.data.pixels import eight_bits, to_rgb
 from vision_ssm.data.tiff_header import Photometric, TiffPage, read_page
 from vision_ssm.errors import DataError

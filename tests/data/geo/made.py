@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vision_ssm.data.geo.library import quietly
+from vision_ssm.data.geo.gdal import quietly
 
 rasterio = pytest.importorskip("rasterio", reason="needs the extra geo: pip install 'vision-ssm[geo]'")
 

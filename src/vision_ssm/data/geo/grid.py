@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vision_ssm.data.geo.library import part
+from vision_ssm.data.geo.gdal import part
 from vision_ssm.errors import DataError
 
 __all__ = ["LON_LAT", "Grid", "ellipsoid_area"]

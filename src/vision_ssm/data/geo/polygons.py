@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from vision_ssm.data.geo.gdal import at_work, part, quietly, rasterio
 from vision_ssm.data.geo.geopackage import Feature, write_geopackage
 from vision_ssm.data.geo.grid import Grid
-from vision_ssm.data.geo.library import at_work, part, quietly, rasterio
 from vision_ssm.data.geo.maps import NO_CLASS
 from vision_ssm.errors import DataError
 from vision_ssm.storage import whole_file

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vision_ssm.data.budget import MAX_PIXELS, check_bytes, check_pixels
+from vision_ssm.data.geo.gdal import at_work, part, quietly, rasterio
 from vision_ssm.data.geo.grid import Grid
-from vision_ssm.data.geo.library import at_work, part, quietly, rasterio
 from vision_ssm.data.preprocessing import MOST_BANDS
 from vision_ssm.errors import DataError, notify
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vision_ssm.data.batches import Batch, Sample, Samples, Transform
-from vision_ssm.data.geo.library import EXTRA, is_installed
+from vision_ssm.data.geo.gdal import EXTRA, is_installed
 from vision_ssm.data.geo.raster import RasterFile
 from vision_ssm.data.normalise import Normalise
 from vision_ssm.data.preprocessing import Preprocessing
