@@ -89,7 +89,7 @@ def check_same(model: nn.Module, monkeypatch: pytest.MonkeyPatch, x: Tensor, *, 
     "options",
     [
         {"norm_layer": "layer", "class_token": "none", "global_pool": "avg"},
-        {"drop_path_rate": 0.5, "layer_scale": 0.5, "direction": "shared"},
+        pytest.param({"drop_path_rate": 0.5, "layer_scale": 0.5, "direction": "shared"}, marks=pytest.mark.slow),
     ],
 )
 def test_vim_gives_the_same(
@@ -113,7 +113,7 @@ def test_vim_gives_the_same_in_half_precision(
     assert len(fused) == 1
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.slow)])
 def test_mixed_precision_trains_without_nan(dtype: torch.dtype, fused: list[tuple[int, ...]]) -> None:
     """Convolution, scan and norms together, as a trainer runs them; float16 with a scaled loss."""
     model, target = column(depth=2), torch.tensor([0, 2], device=DEVICE)
@@ -132,7 +132,7 @@ def test_mixed_precision_trains_without_nan(dtype: torch.dtype, fused: list[tupl
     assert losses[-1] < 0.9 * losses[0] and len(fused) == 4
 
 
-@pytest.mark.parametrize(("family", "calls"), [(VMamba, 4), (EfficientVMamba, 2)])
+@pytest.mark.parametrize(("family", "calls"), [pytest.param(VMamba, 4, marks=pytest.mark.slow), (EfficientVMamba, 2)])
 def test_the_pyramids_give_the_same(
     family: type[nn.Module], calls: int, monkeypatch: pytest.MonkeyPatch, fused: list[tuple[int, ...]]
 ) -> None:

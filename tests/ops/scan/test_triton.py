@@ -61,7 +61,7 @@ def test_lengths(tokens: int) -> None:
     ("walks", "segment_chunks"),
     [
         (both_ways(CHUNK + 2)[1:], 1),
-        (both_ways(2 * CHUNK + 2)[:1], 2),
+        pytest.param(both_ways(2 * CHUNK + 2)[:1], 2, marks=pytest.mark.slow),
         # Two runs of two chunks each: a segment in which the state starts anew lets nothing through.
         (one_row_after_the_other(2, CHUNK + 2), 3),
         (one_row_after_the_other(7, 3), 2),
@@ -106,6 +106,7 @@ def test_numbers_of_channels(channels: int) -> None:
     check_against_reference(random_case(5, both_ways(5), batch=1, channels=channels), torch.float32, "triton")
 
 
+@pytest.mark.slow
 def test_programs_that_take_several_tasks_and_blocks_of_channels() -> None:
     case = random_case(2, both_ways(2), batch=13, channels=9, states=64)
     schedule = plan(_call(case), 2, backward=True)
@@ -135,6 +136,7 @@ def test_walks_that_share_out_the_tokens_but_write_elsewhere(shared: tuple[str, 
     check_against_reference(random_case(10, swapped, batch=1, shared=shared), torch.float32, "triton")
 
 
+@pytest.mark.slow
 def test_strided_and_expanded_inputs() -> None:
     case = random_case(5, both_ways(5), channels=7, states=4).to(torch.float32)
     strided: dict[str, Tensor | None] = {}
@@ -177,7 +179,7 @@ def test_small_steps_keep_their_digits() -> None:
     check_against_reference(Case({**case.tensors, "delta": delta - 10}, case.traversals), torch.float32, "triton")
 
 
-@pytest.mark.parametrize("segment_chunks", [None, 1])
+@pytest.mark.parametrize("segment_chunks", [None, pytest.param(1, marks=pytest.mark.slow)])
 def test_the_same_call_gives_the_same_bits_also_under_autocast(
     segment_chunks: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
