@@ -12,13 +12,15 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
+import sys
 import tempfile
 import time
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
+
+from results_file import provenance, write
 
 # The first two compare directions as the paper's table 4 does, without a class token; the others as its table 5.
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -83,22 +85,15 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="threads of each run")
     options = parser.parse_args()
 
-    from vision_ssm.analysis.machine import environment
-
     report: dict[str, Any] = {"runs": []}
     if options.output.exists():
         report = json.loads(options.output.read_text())
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
-    machine = environment()
-    report |= {
-        "commit": commit or None,
-        "machine": {"processor": machine.processor, "cores": machine.cores, "versions": machine.versions},
+    report |= provenance(" ".join(["python", "benchmarks/cifar10_ablation.py", *sys.argv[1:]])) | {
         "epochs": options.epochs,
         "network": NETWORK,
         "recipe": "cifar10_nano",
     }
     done = {(r["variant"], r["seed"]) for r in report["runs"]}
-    options.output.parent.mkdir(parents=True, exist_ok=True)
     with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
         pending: list[Future[dict[str, Any]]] = [
             pool.submit(run, options.data, variant, seed, options.epochs, options.threads)
@@ -109,7 +104,7 @@ def main() -> None:
         for future in as_completed(pending):
             report["runs"].append(future.result())
             report["runs"].sort(key=lambda r: (list(VARIANTS).index(r["variant"]), r["seed"]))
-            options.output.write_text(json.dumps(report, indent=1) + "\n")
+            write(options.output, report)
             print(future.result(), flush=True)
     print(table(report["runs"]))
 

@@ -16,9 +16,7 @@ alike. Every contender is checked against the float64 reference on a short seque
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
-import subprocess
 import time
 from collections.abc import Callable
 from functools import partial
@@ -27,9 +25,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from results_file import provenance, write
 from torch import Tensor
 
-from vision_ssm.analysis.machine import environment
 from vision_ssm.ops import Traversal, gla
 from vision_ssm.ops.gla import chunked
 
@@ -147,19 +145,10 @@ def main() -> None:
                     flush=True,
                 )
     if options.output:
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-        machine = environment().to_dict()
-        report = {
-            "command": "python benchmarks/gla.py",
-            "commit": commit.stdout.strip() or None,
-            "machine": {k: machine[k] for k in ("processor", "cores", "system", "versions", "kernel")},
-            "heads": HEADS,
-            "keys": KEYS,
-            "values": VALUES,
-            "rows": rows,
-        }
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(json.dumps(report, indent=1) + "\n")
+        write(
+            options.output,
+            provenance("python benchmarks/gla.py") | {"heads": HEADS, "keys": KEYS, "values": VALUES, "rows": rows},
+        )
 
 
 if __name__ == "__main__":

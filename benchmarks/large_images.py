@@ -29,11 +29,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from results_file import provenance, write
 
 import vision_ssm
-from vision_ssm.analysis.machine import environment
 from vision_ssm.models.registry import is_ours
-from vision_ssm.storage import whole_file
 from vision_ssm.tasks.registry import find_task
 from vision_ssm.weights.files import WeightsInfo, load_weights, save_weights
 
@@ -122,11 +121,8 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         rows = measure(arguments, Path(folder))
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
     result = {
-        "command": "python " + " ".join(["benchmarks/large_images.py", *sys.argv[1:]]),
-        "commit": commit,
-        "machine": environment().to_dict(),
+        **provenance(" ".join(["python", "benchmarks/large_images.py", *sys.argv[1:]])),
         "threads": arguments.threads,
         "task": arguments.task,
         "rows": rows,
@@ -134,8 +130,7 @@ def main() -> None:
     }
     print(f"slope {result['slope']}")
     if arguments.output:
-        with whole_file(arguments.output) as part:
-            part.write_text(json.dumps(result, indent=1) + "\n")
+        write(arguments.output, result)
 
 
 if __name__ == "__main__":

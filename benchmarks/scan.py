@@ -14,18 +14,16 @@ may come from the system page by page. The cpu backend's kernel is also timed al
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from results_file import provenance, write
 from torch import Tensor
 
-from vision_ssm.analysis.machine import environment
 from vision_ssm.ops import Traversal, selective_scan
 from vision_ssm.ops.scan import cpu
 from vision_ssm.ops.scan.contract import ScanCall
@@ -170,18 +168,10 @@ def main() -> None:
                         flush=True,
                     )
     if options.output:
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-        machine = environment().to_dict()
-        report = {
-            "command": "python benchmarks/scan.py",
-            "commit": commit.stdout.strip() or None,
-            "machine": {k: machine[k] for k in ("processor", "cores", "system", "versions", "kernel")},
-            "channels": CHANNELS,
-            "states": STATES,
-            "rows": rows,
-        }
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(json.dumps(report, indent=1) + "\n")
+        write(
+            options.output,
+            provenance("python benchmarks/scan.py") | {"channels": CHANNELS, "states": STATES, "rows": rows},
+        )
 
 
 if __name__ == "__main__":

@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from results_file import provenance, write
+
 
 @dataclass(frozen=True)
 class Peer:
@@ -116,22 +118,14 @@ def main() -> None:
     options = parser.parse_args(sys.argv[1:end])
     options.settings = sys.argv[end + 1 :]
 
-    from vision_ssm.analysis.machine import environment
-
     report: dict[str, Any] = json.loads(options.output.read_text()) if options.output.exists() else {"runs": []}
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
-    machine = environment()
-    report |= {
-        "commit": commit or None,
-        "command": " ".join(sys.argv[1:]).replace(options.data, Path(options.data).name),
-        "machine": {"processor": machine.processor, "cores": machine.cores, "versions": machine.versions},
-    }
+    typed = " ".join(sys.argv[1:]).replace(options.data, Path(options.data).name)
+    report |= provenance(f"python benchmarks/segmentation.py {typed}")
     done = {found["name"] for found in report["runs"]}
     for name in options.models:
         if name not in done:
             report["runs"].append(run(name, options.folder, options))
-            options.output.parent.mkdir(parents=True, exist_ok=True)
-            options.output.write_text(json.dumps(report, indent=1) + "\n")
+            write(options.output, report)
     print(table(report["runs"]))
 
 
