@@ -181,6 +181,13 @@ def test_the_first_stage_of_a_cascade_can_answer_alone() -> None:
         assert torch.equal(model([image])[0]["scores"], alone["scores"])
 
 
+def test_the_heads_learn_from_as_many_boxes_of_an_image_as_asked_for() -> None:
+    model, seen = small(kind="faster", samples=12).train(), []
+    model.stages.box_heads[0].register_forward_pre_hook(lambda _m, given: seen.append(len(given[0])))
+    model([torch.randn(3, 64, 64)] * 2, [target([[8, 16, 40, 48]], (64, 64))] * 2)
+    assert seen == [24]
+
+
 def test_a_square_holds_every_image() -> None:
     model, seen = small("vim_nano", "faster", square=64), []
     model.backbone.register_forward_pre_hook(lambda _m, given: seen.append(tuple(given[0].shape)))

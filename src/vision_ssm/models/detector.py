@@ -67,6 +67,7 @@ class Detector(nn.Module):
         anchor_scale: side of a square anchor over the stride of its map: 8 means 32 to 512 pixels.
         anchor_ratios: height over width of the anchors of a position.
         proposals: boxes that the first stage hands on.
+        samples: of them, what the heads learn from, per image; up to a quarter are boxes that find an object.
         square: side of the square that every image is padded to; None pads to multiples of 32. An image that is larger
             is padded to the next larger square whose side is a multiple of 32.
         score_threshold: what is less probable is no detection.
@@ -99,6 +100,7 @@ class Detector(nn.Module):
         anchor_scale: float = 8.0,
         anchor_ratios: Sequence[float] = RATIOS,
         proposals: int = 1000,
+        samples: int = 512,
         square: int | None = None,
         score_threshold: float = 0.05,
         nms_threshold: float = 0.5,
@@ -107,7 +109,7 @@ class Detector(nn.Module):
         super().__init__()
         check_choice("kind", kind, KINDS)
         counts = {"num_classes": num_classes, "channels": channels, "fc_channels": fc_channels, "box_fcs": box_fcs}
-        for option, value in {**counts, "proposals": proposals, "detections": detections}.items():
+        for option, value in {**counts, "proposals": proposals, "samples": samples, "detections": detections}.items():
             check_count(option, value)
         for option, value in {"rpn_convs": rpn_convs, "box_convs": box_convs, "mask_convs": mask_convs}.items():
             check_count(option, value, 0)
@@ -150,6 +152,7 @@ class Detector(nn.Module):
             rules,
             overlaps=overlaps,
             weights=WEIGHTS[: len(overlaps)],
+            samples=samples,
             score_threshold=score_threshold,
             nms_threshold=nms_threshold,
             detections=detections,

@@ -64,6 +64,7 @@ class RegionStages(nn.Module):
         convention: see `conventions.py`.
         overlaps: IoU from which a box is to find an object, per stage.
         weights: of the deltas, per stage.
+        samples: proposals per image that the heads learn from.
         score_threshold: what is less probable is no detection.
         nms_threshold: IoU of two detections of a class above which the less probable one goes.
         detections: the most of an image.
@@ -72,7 +73,7 @@ class RegionStages(nn.Module):
     the others add.
     """
 
-    samples, share = 512, 0.25
+    share = 0.25  # of the samples, at most so many find an object
 
     def __init__(
         self,
@@ -83,6 +84,7 @@ class RegionStages(nn.Module):
         *,
         overlaps: Sequence[float],
         weights: Sequence[Sequence[float]],
+        samples: int,
         score_threshold: float,
         nms_threshold: float,
         detections: int,
@@ -90,6 +92,7 @@ class RegionStages(nn.Module):
         super().__init__()
         self.box_heads, self.mask_heads = nn.ModuleList(box_heads), nn.ModuleList(mask_heads)
         self.num_classes, self.convention, self.used = num_classes, convention, len(box_heads)
+        self.samples = samples
         self.overlaps, self.weights = tuple(overlaps), tuple(map(tuple, weights))
         self.score_threshold, self.nms_threshold, self.detections = score_threshold, nms_threshold, detections
 

@@ -109,6 +109,7 @@ class HeadSettings(Section):
     anchor_scale: Positive = setting(8.0, "Side of an anchor over the stride of its map; smaller for small objects.")
     anchor_ratios: tuple[Positive, ...] = setting((0.5, 1.0, 2.0), "Height over width of the anchors.")
     proposals: Count = setting(1000, "Boxes that the first stage hands on.")
+    samples: Count = setting(512, "Of them, those per image that the heads learn from.")
     square: Count | None = setting(None, "Pad images to squares of this side; null pads to multiples of 32.")
 
 
