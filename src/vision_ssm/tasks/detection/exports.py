@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from vision_ssm.data.geo.grid import Grid
 from vision_ssm.errors import ConfigError, suggestion
 from vision_ssm.tasks.detection.masks import Patch
 from vision_ssm.tasks.detection.results import Detections
@@ -23,8 +26,10 @@ def export(form: str, found: Sequence[tuple[str, Detections]]) -> dict[str, str]
     ``coco``: one file of images, annotations (with ``score``) and categories, numbered from 1. ``yolo``: per image a
     text file of lines ``class x y width height score``, or of a class and the corners of the largest piece of its mask,
     in shares of the image; and ``classes.txt``. ``labelstudio``: one file of tasks with predictions, whose labels are
-    called ``label`` on an image called ``image``. ``geojson``: a collection of features per image, in pixels from the
-    image's upper left corner, rows counted downwards.
+    called ``label`` on an image called ``image``. ``geojson``: a collection of features per image. Of a scene it is in
+    the coordinates of its file, whose reference system ``crs`` names where that has an EPSG number, as GDAL writes it;
+    ``x`` and ``y`` are the middle of the box. Of a picture it is in pixels from the upper left corner, rows counted
+    downwards.
 
     Raises:
         ConfigError: there is no such format.
@@ -129,27 +134,53 @@ def _geojson(found: Sequence[tuple[str, Detections]]) -> dict[str, str]:
                     "class": result.class_names[label],
                     "category_id": result.category_ids[label],
                     "score": round(float(result.scores[index]), 5),
+                    **_centre(result, index),
                 },
             }
             for index, label in enumerate(result.labels.tolist())
         ]
-        content = {"type": "FeatureCollection", "image": Path(path).name, "features": features}
-        files[_name(path, ".geojson", files)] = json.dumps(content) + "\n"
+        content = {"type": "FeatureCollection", **_reference(result.grid), "image": Path(path).name}
+        files[_name(path, ".geojson", files)] = json.dumps({**content, "features": features}) + "\n"
     return files
+
+
+def _reference(grid: Grid | None) -> dict[str, Any]:
+    number = None if grid is None or grid.crs is None else grid.crs.to_epsg()
+    return (
+        {} if number is None else {"crs": {"type": "name", "properties": {"name": f"urn:ogc:def:crs:EPSG::{number}"}}}
+    )
+
+
+def _centre(result: Detections, index: int) -> dict[str, float]:
+    """``x`` and ``y`` of the middle of a box, of a scene."""
+    if result.grid is None:
+        return {}
+    left, top, right, bottom = result.boxes[index].tolist()
+    ((x, y),) = _placed([((left + right) / 2, (top + bottom) / 2)], result.grid)
+    return {"x": x, "y": y}
+
+
+def _placed(corners: Sequence[tuple[float, float]], grid: Grid | None) -> list[list[float]]:
+    """Corners (column, row) in the coordinates of a scene, to a hundredth of a pixel or better."""
+    if grid is None:
+        return [[round(column, 2), round(row, 2)] for column, row in corners]
+    columns, rows = np.array(corners, np.float64).T
+    x, y = grid.to_map(columns, rows)
+    return [[float(f"{a:.12g}"), float(f"{b:.12g}")] for a, b in zip(x.tolist(), y.tolist(), strict=True)]
 
 
 def _geometry(result: Detections, index: int) -> dict[str, Any]:
     rings = _rings(result.masks[index]) if result.masks is not None else []
     if not rings:
-        left, top, right, bottom = (round(float(value), 2) for value in result.boxes[index])
-        corners = [[left, top], [right, top], [right, bottom], [left, bottom], [left, top]]
-        return {"type": "Polygon", "coordinates": [corners]}
+        left, top, right, bottom = result.boxes[index].tolist()
+        corners = [(left, top), (right, top), (right, bottom), (left, bottom), (left, top)]
+        return {"type": "Polygon", "coordinates": [_placed(corners, result.grid)]}
     outer = [ring for ring in rings if signed_area(ring) > 0]
     pieces: list[list[Ring]] = [[ring] for ring in outer]
     for hole in (ring for ring in rings if signed_area(ring) < 0):
         owner = next((at for at in range(len(outer) - 1, -1, -1) if _contains(outer[at], hole)), 0)
         pieces[owner].append(hole)
-    coordinates = [[[list(corner) for corner in [*ring, ring[0]]] for ring in piece] for piece in pieces]
+    coordinates = [[_placed([*ring, ring[0]], result.grid) for ring in piece] for piece in pieces]
     if len(coordinates) == 1:
         return {"type": "Polygon", "coordinates": coordinates[0]}
     return {"type": "MultiPolygon", "coordinates": coordinates}

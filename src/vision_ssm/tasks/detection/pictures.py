@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from vision_ssm.data.bands import as_picture
 from vision_ssm.plots import BLUE, GREY, INK, ORANGE, RED, png_figure
 from vision_ssm.tasks.detection.coco_scores import CocoScores, Seen
 from vision_ssm.tasks.detection.masks import Patch
@@ -160,7 +161,8 @@ def draw_predictions(meter: DetectionMeter, samples: ObjectImages, path: str | P
 
 
 def _pair(samples: ObjectImages, position: int, seen: Seen) -> tuple[Image.Image, Image.Image]:
-    image, target = samples[position]
+    sample, target = samples[position]
+    image = as_picture(sample)
     factor = min(1.0, SHEET_SIDE / max(image.size))
     small = image.resize((max(1, round(image.width * factor)), max(1, round(image.height * factor))))
     height, width = target.size

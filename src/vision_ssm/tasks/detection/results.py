@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from vision_ssm.data.geo.grid import Grid
 from vision_ssm.tasks.detection.masks import Patch
 from vision_ssm.tasks.legend import Colour, enlarged, with_legend
 from vision_ssm.tasks.task import Result
@@ -34,6 +36,7 @@ class Detections(Result):
         class_names: in the order of the indices.
         category_ids: the number of each class in the data that the model was trained on.
         palette: a colour for each class.
+        grid: coordinates of the scene; None for pictures.
     """
 
     size: tuple[int, int]
@@ -44,6 +47,11 @@ class Detections(Result):
     class_names: Sequence[str]
     category_ids: Sequence[int]
     palette: Sequence[Colour]
+    grid: Grid | None = None
+
+    def placed(self, grid: Grid) -> Self:
+        """Return the same with its coordinates."""
+        return dataclasses.replace(self, grid=grid)
 
     def to_dict(self) -> dict[str, Any]:
         """``{"size": [H, W], "detections": [...]}``, each detection as COCO has it, with the name of its class.

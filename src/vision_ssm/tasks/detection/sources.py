@@ -1,7 +1,7 @@
 """Images with annotated things: one split of a data folder.
 
-``samples[i]`` is ``(RGB image, Objects)``, in an order that is the same on every machine. Nothing is decoded before it
-is asked for; annotation files are read when the folder is opened.
+``samples[i]`` is ``(picture or scene, Objects)``, in an order that is the same on every machine. Nothing is decoded
+before it is asked for; annotation files are read when the folder is opened.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ from hashlib import blake2b
 from pathlib import Path
 
 import torch
-from PIL import Image
 from torch import Tensor
 
+from vision_ssm.data.bands import AnyImage
 from vision_ssm.data.files import looked_up
-from vision_ssm.data.images import MAX_PIXELS, read_image
+from vision_ssm.data.images import MAX_PIXELS
 from vision_ssm.data.parts import is_held_out
+from vision_ssm.data.scenes import read_any
 from vision_ssm.data.splits import VAL_FRACTION, held_out
 from vision_ssm.errors import DataError, VisionSSMNotice, suggestion
 from vision_ssm.tasks.detection.layouts import Layout, find_layout, read_part
@@ -104,10 +105,10 @@ class ObjectImages:
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, index: int) -> tuple[Image.Image, Objects]:
+    def __getitem__(self, index: int) -> tuple[AnyImage, Objects]:
         """Decode one sample. Raises DataError naming the file: unreadable, or of another size than annotated."""
         listed = self._images[index]
-        image = read_image(listed.path, max_pixels=self._max_pixels)
+        image = read_any(listed.path, max_pixels=self._max_pixels)
         if listed.size is not None and image.size[::-1] != listed.size:
             raise DataError(
                 f"image {str(listed.path)!r} has {image.height} x {image.width} pixels, and {str(listed.source)!r} "

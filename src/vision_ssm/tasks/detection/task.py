@@ -51,6 +51,7 @@ class Detection(Task):
     Settings = DetectionSettings
     Options = DetectionOptions
     counted = "objects"
+    scenes = True
     unused_parameters = True  # a backbone's last norm, and heads that saw no object
 
     settings: DetectionSettings

@@ -17,20 +17,19 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2.functional import resize
 
-from vision_ssm.data.bands import AnyImage, as_picture
+from vision_ssm.data.bands import AnyImage, samples_of
 from vision_ssm.data.normalise import Normalise
 from vision_ssm.data.preprocessing import Preprocessing
 from vision_ssm.errors import ConfigError
 from vision_ssm.tasks.detection.sources import Objects
 from vision_ssm.tasks.detection.things import LEAST_SIDE, filled
 from vision_ssm.tasks.fitting import fitted_size
-from vision_ssm.tasks.photometric import Distortion, distorted
+from vision_ssm.tasks.photometric import Distortion, distorted, varied
 
 __all__ = ["Augment", "EvalTransform", "Sides", "TrainTransform"]
 
@@ -114,11 +113,15 @@ class EvalTransform:
     """
 
     def __init__(self, preprocessing: Preprocessing, sides: Sides) -> None:
-        self._normalise, self._sides = Normalise(preprocessing), sides
+        self._preprocessing, self._normalise, self._sides = preprocessing, Normalise(preprocessing), sides
 
     def __call__(self, image: AnyImage, target: Objects | None) -> tuple[Tensor, Objects | None]:
-        """RGB image -> float32 [3, h, w]."""
-        moved = _Moved(as_picture(image))
+        """Image -> float32 [C, h, w].
+
+        Raises:
+            DataError: the image has other bands or samples than the model.
+        """
+        moved = _Moved(image, self._preprocessing)
         if self._sides.short is not None:
             moved.resize(self._sides.fitted(*moved.size), self._sides.antialias)
         return self._normalise(moved.pixels.permute(1, 2, 0).numpy()), target
@@ -134,17 +137,22 @@ class TrainTransform:
     """
 
     def __init__(self, preprocessing: Preprocessing, sides: Sides, augment: Augment) -> None:
-        self._normalise, self._sides, self._augment = Normalise(preprocessing), sides, augment
+        self._preprocessing, self._normalise = preprocessing, Normalise(preprocessing)
+        self._sides, self._augment = sides, augment
+        self._in_colour = preprocessing.input_size[0] == 3 and preprocessing.samples == "uint8"
 
     def __call__(self, image: AnyImage, target: Objects) -> tuple[Tensor, dict[str, Tensor]]:
-        """RGB image and objects -> float32 [3, h, w] and a dict of what is left of the n objects in it.
+        """Image and objects -> float32 [C, h, w] and a dict of what is left of the n objects in it.
 
         ``boxes`` [n, 4] float32, left, top, right, bottom in pixels of the image as it is returned; ``labels`` [n]
         int64; with masks ``masks`` [n, h, w] bool, and boxes drawn anew around them. Crowds, and what is smaller than
         `LEAST_SIDE` on a side or has no pixel left, are left out.
+
+        Raises:
+            DataError: the image has other bands or samples than the model.
         """
         augment = self._augment
-        moved = _Moved(as_picture(image))
+        moved = _Moved(image, self._preprocessing)
         getattr(self, f"_{augment.resize}")(moved, target)
         if random.random() < augment.hflip:
             moved.flip(1)
@@ -160,9 +168,11 @@ class TrainTransform:
                 (masks.rot90(turns, (1, 2)) if masks is not None else None),
             )
         planes = pixels.float()
-        if augment.distortion is not None:
+        if augment.distortion is not None and self._in_colour:
             planes = distorted(planes, augment.distortion)
         planes = (planes - self._normalise.mean) * self._normalise.scale
+        if augment.distortion is not None and not self._in_colour:
+            planes = varied(planes)
         found = {"boxes": boxes, "labels": labels}
         return planes.contiguous(), found if masks is None else {**found, "masks": masks.contiguous()}
 
@@ -200,8 +210,8 @@ class TrainTransform:
 class _Moved:
     """An image on its way, and the map from places in its file to places in it: (y, x) -> scale · (y, x) + offset."""
 
-    def __init__(self, image: Image.Image) -> None:
-        self.pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+    def __init__(self, image: AnyImage, preprocessing: Preprocessing) -> None:
+        self.pixels = torch.from_numpy(samples_of(image, preprocessing)).permute(2, 0, 1)
         self.scale, self.offset = [1.0, 1.0], [0.0, 0.0]
 
     @property
