@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vision_ssm.cli.console import memory, note
 from vision_ssm.errors import DataError, VisionSSMError
@@ -48,20 +48,30 @@ def described(loaded: Loaded) -> str:
     return f"a {info.model}{f' that knows {knows}' if knows else ''}{score}"
 
 
-def warn_of_memory(images: Sequence[str], loaded: Loaded, options: argparse.Namespace) -> None:
-    """Tell on stderr how much memory the largest image takes at its own size, where that is much of what there is."""
-    if options.img_size != "native":
+def warn_of_memory(
+    images: Sequence[str], loaded: Loaded, options: argparse.Namespace, asked: Mapping[str, Any] | None = None
+) -> None:
+    """Tell on stderr how much memory the largest image takes at its own size, where that is much of what there is.
+
+    Args:
+        images: as they were named.
+        loaded: the model.
+        options: of the command.
+        asked: the task's options for predictions; None where only features are taken.
+    """
+    task = loaded.task()
+    if options.img_size != "native" and not (options.img_size is None and task.native):
         return
     import torch
 
     from vision_ssm.analysis import cost
-    from vision_ssm.data.images import check_image
+    from vision_ssm.data.scenes import check_any, is_scene
     from vision_ssm.inference.inputs import find_images
 
     sizes: dict[str, tuple[int, int]] = {}
     for named in find_images(images, []):
         with suppress(DataError):  # the prediction lists it
-            sizes[named.name] = check_image(str(named.image))
+            sizes[named.name] = check_any(str(named.image))
     device = next(loaded.model.parameters()).device
     if not sizes or device.type not in ("cpu", "cuda"):
         return
@@ -70,7 +80,11 @@ def warn_of_memory(images: Sequence[str], loaded: Loaded, options: argparse.Name
     if there_is is None or MOST_A_PIXEL * width * height < MUCH * there_is:
         return
     try:
-        taken = cost(loaded.task().backbone(loaded.model), (height, width)).inference_bytes
+        part, size = task.backbone(loaded.model), (height, width)
+        if asked is not None:
+            task.ask(asked)
+            part, size = task.at_once(loaded.model, size, scene=is_scene(name))
+        taken = cost(part, size).inference_bytes
     except VisionSSMError:  # a size that this model refuses, which is a failure of the image
         return
     if taken > MUCH * there_is:

@@ -118,7 +118,8 @@ def run(options: argparse.Namespace) -> int:
     for form, path in options.export:
         require_format(loaded.info.task, form)
         require_writable(path.parent if path.suffix else path)
-    warn_of_memory(images, loaded, options)
+    asked = task_options(options, loaded.info.task)
+    warn_of_memory(images, loaded, options, asked)
     with progress_bar("predicting", shown=not options.json) as on_progress:
         found = predict(
             loaded,
@@ -127,7 +128,7 @@ def run(options: argparse.Namespace) -> int:
             results=options.results,
             on_progress=on_progress,
             **image_options(options),
-            **task_options(options, loaded.info.task),
+            **asked,
         )
     if options.output:
         found.write(options.output)

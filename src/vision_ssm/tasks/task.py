@@ -302,6 +302,10 @@ class Task(ABC):
         """
         return None
 
+    def at_once(self, model: nn.Module, size: tuple[int, int], *, scene: bool) -> tuple[nn.Module, tuple[int, int]]:
+        """Return what takes the memory of predicting, and the most (H, W) it sees at once of an image of ``size``."""
+        return self.backbone(model), size
+
     def wants_files(self) -> str:
         """Say which of the options makes files, which need a folder; empty where none does."""
         return ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,11 @@ def configured(boards: Path, tmp_path: Path) -> Callable[..., TrainConfig]:
 
 
 def test_from_training_to_finds(
-    configured: Callable[..., TrainConfig], boards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    configured: Callable[..., TrainConfig],
+    boards: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     result = train(configured(**{"test.score_threshold": 0.0, "test.detections": 20}))
     assert {"curve.png", "confusion.png", "predictions.png", "precision_recall.png"} <= {
@@ -111,6 +116,13 @@ def test_from_training_to_finds(
     assert "have no format 'xml'" in capsys.readouterr().err
     assert main(["predict", *arguments[:2], "--export", f"yolo={tmp_path / 'one.txt'}"]) == 2
     assert "give a folder instead" in capsys.readouterr().err
+
+    monkeypatch.setattr("vision_ssm.cli.images._memory_of_this_machine", lambda: 2**20)
+    told = {}
+    for window in ("none", "48"):
+        assert main(["predict", *arguments[:2], "--window", window]) == 0
+        told[window] = re.search(r"64 pixels: at its own size it may take ([\d.]+) MiB", capsys.readouterr().err)
+    assert float(told["none"][1]) > float(told["48"][1])  # type: ignore[index]
 
 
 def test_a_killed_run_goes_on_to_the_bit(

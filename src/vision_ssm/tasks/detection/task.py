@@ -209,6 +209,11 @@ class Detection(Task):
             return detect_whole(model, list(batch.images), sizes)
         return [detect(model, image, size, testing) for image, size in zip(batch.images, sizes, strict=True)]
 
+    def at_once(self, model: nn.Module, size: tuple[int, int], *, scene: bool) -> tuple[nn.Module, tuple[int, int]]:
+        """The whole detector, and a window where there are any."""
+        window = self._testing().window
+        return model, size if window is None else (min(window, size[0]), min(window, size[1]))
+
     def _testing(self) -> Testing:
         asked, own = self.options, self.testing
         if asked.window == "none" or (asked.window is None and own.window is None):

@@ -215,6 +215,13 @@ class Segmentation(Task):
             on_progress=on_progress,
         )
 
+    def at_once(self, model: nn.Module, size: tuple[int, int], *, scene: bool) -> tuple[nn.Module, tuple[int, int]]:
+        """The backbone, since everything after it is done in strips, and a window where there are any."""
+        window = self._testing().window
+        if window is None and scene and self.options.window != "none" and size[0] * size[1] > WHOLE:
+            return self.backbone(model), (1, 1)  # windows of the size of training, which need no word
+        return self.backbone(model), size if window is None else (min(window, size[0]), min(window, size[1]))
+
     def ask(self, options: Mapping[str, Any]) -> None:
         """See `Task.ask`. Raises ConfigError as well where polygons need the extra ``geo``."""
         super().ask(options)
