@@ -17,10 +17,8 @@ from vision_ssm.models.dig_variants import AUTOENCODER
 from vision_ssm.ops import gla
 
 RECORDING = load("s2", "dig")
-BACKENDS = pytest.mark.parametrize(
-    "backend", ["cpu", pytest.param("chunked", marks=pytest.mark.slow), pytest.param("reference", marks=pytest.mark.slow)],
-    indirect=True,
-)  # fmt: skip
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("chunked", "reference")]
+BACKENDS = pytest.mark.parametrize("backend", ["cpu", *SLOW], indirect=True)
 
 
 def inputs():
@@ -140,7 +138,7 @@ def test_joined_blocks_meet_step_by_step(depth):
     model = create_model("dig_nano", embed_dim=16, depth=depth, skip=True).double().eval()
     assert [j for j, block in enumerate(model.blocks) if block.skip is not None] == [*range(depth // 2 + 1, depth)]
     for parameter in model.parameters():
-        parameter += 0.2 * torch.randn_like(parameter)
+        parameter.add_(torch.randn_like(parameter), alpha=0.2)
     given = torch.randn(2, 3, 8, 8, dtype=torch.float64), torch.tensor([3, 700]), torch.tensor([1, 10])
     laid_out = model._positions((4, 4))
     model.pos_embed, model.patch_embed.grid_size = nn.Parameter(laid_out), (4, 4)
