@@ -72,7 +72,12 @@ class DiG(nn.Module):
         skip_zero: bool = False,
     ) -> None:
         super().__init__()
-        for option, value in (("depth", depth), ("num_classes", num_classes), ("embed_dim", embed_dim)):
+        for option, value in (
+            ("depth", depth),
+            ("num_classes", num_classes),
+            ("embed_dim", embed_dim),
+            ("patch_size", patch_size),
+        ):
             check_count(option, value)
         check_rates(class_dropout=class_dropout)
         check_flags(learn_sigma=learn_sigma, skip=skip, skip_zero=skip_zero)
@@ -87,6 +92,8 @@ class DiG(nn.Module):
         self.out_chans = in_chans * (2 if learn_sigma else 1)
         self.grad_checkpointing = False
         self.patch_embed = PatchEmbed(img_size, patch_size, patch_size, in_chans, embed_dim)
+        if any(side % patch_size for side in self.patch_embed.img_size):
+            raise ConfigError(f"img_size {img_size} does not divide into patches of {patch_size}x{patch_size}")
         # Published as a parameter that is not trained, so it is one here.
         table = sincos_table(self.patch_embed.grid_size, embed_dim, self.patch_embed.proj.weight)
         self.pos_embed = nn.Parameter(table, requires_grad=False)

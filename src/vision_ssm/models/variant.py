@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from vision_ssm.families import FAMILIES, named
@@ -166,8 +166,6 @@ class Autoencoder:
 class Denoiser:
     """One model that tells the noise in an image. None of them has released weights."""
 
-    task: ClassVar[str] = "generation"
-
     name: str
     summary: str
     options: Mapping[str, Any]  # every option of the class that makes another network, and its own size and channels
@@ -180,18 +178,6 @@ class Denoiser:
     def input_size(self) -> tuple[int, int, int]:
         """Channels, height and width of its own inputs, pixels or latents."""
         return self.options["in_chans"], self.options["img_size"], self.options["img_size"]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the facts as plain JSON values."""
-        return {
-            "name": self.name,
-            "task": self.task,
-            "input_size": list(self.input_size),
-            "params": self.params,
-            "macs": self.macs,
-            "autoencoder": self.autoencoder and asdict(self.autoencoder),
-            "weights": None,
-        }
 
 
 def full_name(name: str) -> str:
