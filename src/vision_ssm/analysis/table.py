@@ -23,8 +23,8 @@ moved.answer(__name__)
 class ModelRow:
     """One model at its own input size. ``macs`` as in `Cost`; accuracies in percent, None where none is published.
 
-    ``kind`` is 'backbone' or 'denoiser', ``autoencoder`` the hub's name of what makes the latents that it takes, None where
-    it takes pixels. ``weights`` is the address of the file that the authors released, and ``licence`` theirs;
+    ``kind`` is 'backbone' or 'denoiser'; ``autoencoder`` the hub's name of what makes the latents that it takes, None
+    where it takes pixels. ``weights`` is the address of the file that the authors released, ``licence`` theirs;
     ``file`` is where it was downloaded to, None where it was not.
     """
 
