@@ -9,12 +9,14 @@ import timm
 import torch
 
 from vision_ssm.analysis.model_cost import own_size_cost
+from vision_ssm.checkpoints import dig
 from vision_ssm.errors import CheckpointError, ConfigError, ShapeError
 from vision_ssm.layers.positions import sincos_table
 from vision_ssm.models import create_model
 from vision_ssm.models.denoisers import DENOISERS, class_of
 from vision_ssm.models.described import check_described
 from vision_ssm.models.registry import list_models, list_whole_models
+from vision_ssm.training.starting import load_start
 
 # What is said where a model is used, not what it is.
 USE = {"class_dropout"}
@@ -71,6 +73,24 @@ def test_what_a_file_may_say_of_it():
         check_described("dig_nano", {"pretrained": True}, 200)
     with pytest.raises(ConfigError, match="skip must be of type bool"):
         check_described("dig_nano", {"skip": 1}, 200)
+
+
+def test_learning_on_from_a_file_of_other_classes(tmp_path):
+    torch.manual_seed(0)
+    theirs = create_model("dig_nano", num_classes=5)
+    torch.save({"model": dig.to_published(theirs.state_dict())}, tmp_path / "theirs.pt")
+    model = create_model("dig_nano", num_classes=3)
+    (told,) = load_start(model, tmp_path / "theirs.pt")
+    assert "with 6 outputs does not fit here; a new one starts from random weights" in told
+    assert torch.equal(model.blocks[1].mixer.q_proj.weight, theirs.blocks[1].mixer.q_proj.weight)
+    assert model.y_embed.table.weight.shape == (4, 96)
+
+
+@pytest.mark.slow
+def test_a_file_of_it_is_known_by_its_tensors(tmp_path):
+    torch.save({"model": dig.to_published(create_model("dig_nano").state_dict())}, tmp_path / "theirs.pt")
+    with pytest.raises(CheckpointError, match=r"theirs\.pt\. It holds the weights of dig_nano: --model dig_nano\."):
+        load_start(create_model("vim_nano"), tmp_path / "theirs.pt")
 
 
 @torch.no_grad()

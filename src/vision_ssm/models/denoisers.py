@@ -58,7 +58,7 @@ def denoiser(name: str, *, pretrained: bool = False, **options: Any) -> nn.Modul
         "architecture": name,
         "input_size": (model.in_chans, *model.patch_embed.img_size),
         "num_classes": model.num_classes,
-        "classifier": "y_embed",  # what starts anew for other classes
+        "classifier": "y_embed.table",  # what starts anew for other classes
     }
     built: nn.Module = model
     return built
