@@ -179,6 +179,7 @@ RECORDINGS = {
     "vim": Recording,
     "vig": Recording,
     "vig_h": Recording,
+    "dig": Recording,
     "vmamba": VMambaRecording,
     "efficientvmamba": EfficientVMambaRecording,
 }

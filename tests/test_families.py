@@ -16,12 +16,12 @@ from tests.toy_family import TOY, to_published
 from vision_ssm.analysis import cost, model_table
 from vision_ssm.checkpoints import load_published
 from vision_ssm.errors import CheckpointError
-from vision_ssm.families import FAMILIES, Family, family_of, named
+from vision_ssm.families import DENOISING, FAMILIES, Family, family_of, named
 from vision_ssm.models import all_variants, create_model, list_models
 from vision_ssm.models.registration import register
 
 ROOT = Path(__file__).resolve().parent.parent
-EACH = pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+EACH = pytest.mark.parametrize("family", [*FAMILIES, *DENOISING], ids=lambda family: family.name)
 
 
 @EACH
@@ -56,7 +56,7 @@ def test_a_family_imports_no_other() -> None:
             for place in (family.model, family.variants, family.layout, family.macs)
             if place is not None
         ]
-        for family in FAMILIES
+        for family in (*FAMILIES, *DENOISING)
     }
     assert all(module in graph.modules for modules in own.values() for module in modules)
     for one, other in itertools.permutations(own, 2):

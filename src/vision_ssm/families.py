@@ -15,6 +15,9 @@ To add a family, write these files, all of them new, and add one row to ``FAMILI
 
 timm, `vision-ssm models`, `cost`, `load_published`, the segmentation libraries' tests and the checks on every variant
 then know it. A row is text only, so that reading the list imports nothing.
+
+What makes images is no backbone: timm knows nothing of it, and its families have a list of their own, ``DENOISING``,
+whose tables hold `vision_ssm.models.variant.Denoiser`. ``TIMM`` and ``features`` fall away; the rest is the same.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ import importlib
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["FAMILIES", "Family", "family_of", "named"]
+__all__ = ["DENOISING", "FAMILIES", "Family", "family_of", "named"]
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,19 @@ FAMILIES: list[Family] = [
     ),
 ]
 
+# Families of models that tell the noise in an image; see `vision_ssm.models.denoisers`.
+DENOISING: list[Family] = [
+    Family(
+        name="dig",
+        model="vision_ssm.models.dig:DiG",
+        variants="vision_ssm.models.dig_variants",
+        layout="vision_ssm.checkpoints.dig",
+        macs=None,
+        dense=None,
+        docs="docs/families/dig.md",
+    ),
+]
+
 
 def named(place: str) -> Any:
     """Import what a row names: a module, or something in one."""
@@ -98,4 +114,4 @@ def named(place: str) -> Any:
 def family_of(model: object) -> Family | None:
     """The family whose model this is (of its class or a class derived from it), or None."""
     classes = {f"{each.__module__}:{each.__qualname__}" for each in type(model).__mro__}
-    return next((family for family in FAMILIES if family.model in classes), None)
+    return next((family for family in (*FAMILIES, *DENOISING) if family.model in classes), None)

@@ -25,6 +25,8 @@ def test_models_lists_every_registered_model_with_published_figures(run):
     assert rows["vim_tiny_patch16_224"]["params"] == 7_148_008
     assert rows["vim_tiny_patch16_224"]["top1"] == 76.1
     assert rows["vim_nano"]["top1"] is None
+    assert (rows["vim_nano"]["kind"], rows["dig_s2"]["kind"]) == ("backbone", "denoiser")
+    assert rows["dig_s2"]["autoencoder"] == "stabilityai/sd-vae-ft-ema" and rows["dig_nano"]["autoencoder"] is None
 
 
 def test_files_that_were_downloaded_are_shown(run, tmp_path, monkeypatch):
@@ -65,6 +67,17 @@ def test_models_table_can_be_narrowed(run):
     outcome = run("models", "upernet")
     assert "47.9 %" in outcome.out
     assert "multiply-adds" not in outcome.out
+    outcome = run("models", "dig_s")
+    assert "4 x 32 x 32" in outcome.out and "latents of stabilityai/sd-vae-ft-ema" in outcome.out
+    assert "with heads" not in outcome.out and "top-1" not in outcome.out
+
+
+def test_cost_of_a_denoiser(run):
+    outcome = run("cost", "dig_nano", "--img-size", "16x32", "--batch-size", "2")
+    assert "dig_nano, 2 x 3 x 16 x 32" in outcome.out and "748,760" in outcome.out
+    own, half = (json.loads(run("cost", "dig_nano", *size, "--json").out) for size in ((), ("--img-size", "32x16")))
+    assert own["scan_macs"] == 2 * half["scan_macs"] == 4 * 3 * 16 * 32 * 3 * 256
+    assert own["training_bytes"] > half["training_bytes"]
 
 
 def test_cost_table(run):

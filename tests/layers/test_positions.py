@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +14,7 @@ from vision_ssm.layers.positions import (
     published_interpolation,
     resample_grid,
     resample_table,
+    sincos_table,
     split_rows,
 )
 
@@ -96,3 +99,12 @@ def test_published_interpolation(case):
 def test_published_interpolation_needs_a_square():
     with pytest.raises(ShapeError, match="square grid; 15 rows remain after 1"):
         published_interpolation(torch.zeros(1, 16, 2), 3, class_tokens=1)
+
+
+def test_fixed_positions_are_waves_of_the_column_and_of_the_row():
+    table = sincos_table((3, 5), 8, torch.empty(0, dtype=torch.float64)).view(3, 5, 8)
+    for row, column in ((0, 0), (2, 1), (1, 4)):
+        waves = [
+            wave(place / 10000 ** (j / 2)) for place in (column, row) for wave in (math.sin, math.cos) for j in (0, 1)
+        ]
+        torch.testing.assert_close(table[row, column], torch.tensor(waves, dtype=torch.float64))

@@ -243,6 +243,11 @@ def test_starting_from_a_checkpoint_with_other_classes(tiny: Tiny, tmp_path: Pat
             torch.testing.assert_close(tensor, theirs[name], msg=name)
 
 
+def test_a_model_of_another_task_is_refused(tiny: Tiny) -> None:
+    with pytest.raises(ConfigError, match="dig_nano is a model of the task generation, and this is classification"):
+        train(tiny(**{"model.name": "dig_nano"}))
+
+
 def test_a_checkpoint_of_another_model_is_refused(tiny: Tiny, tmp_path: Path) -> None:
     file = tmp_path / "theirs.pth"
     torch.save(

@@ -19,7 +19,7 @@ from vision_ssm.errors import ConfigError, VisionSSMError
 from vision_ssm.families import family_of, named
 from vision_ssm.models.registry import create_model, is_ours
 
-__all__ = ["Cost", "LayerCost", "build_for_size", "cost", "own_size_cost"]
+__all__ = ["Cost", "LayerCost", "arguments_for", "build_for_size", "cost", "own_size_cost"]
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,8 @@ def cost(model: str | nn.Module, img_size: int | tuple[int, int] | None = None, 
     """Compute what a model costs.
 
     Args:
-        model: the name of any model registered with timm, ours included, or a module taking images [B, C, H, W].
+        model: the name of any model registered with timm or here, or a module taking images [B, C, H, W], alone or as
+            the first of what its ``call_for(images)`` returns.
         img_size: side, or (height, width), in pixels; None takes the model's own. A model given by name is built for
             this size, so a position table has as many rows as that size needs.
         batch_size: images per forward pass.
@@ -109,12 +110,18 @@ def build_for_size(name: str, size: tuple[int, int] | None) -> nn.Module:
     return create_model(name, img_size=size if bound else None)
 
 
+def arguments_for(model: nn.Module, images: Tensor) -> tuple[Tensor, ...]:
+    """Return what one call of a model takes for these images, where it takes more: its ``call_for`` then says so."""
+    call_for: Any = getattr(model, "call_for", None)
+    return (images,) if call_for is None else tuple(call_for(images))
+
+
 def own_size_cost(name: str) -> tuple[tuple[int, int], int, int]:
     """Return a model's own input size (height, width), its parameters and its multiply-adds as `Cost` counts them."""
     model = _on_meta(name, None).eval()
     channels, height, width = model.pretrained_cfg["input_size"]  # type: ignore[index]
     with torch.no_grad(), MacCounter(model) as counter:
-        model(torch.empty(1, channels, height, width, device="meta"))
+        model(*arguments_for(model, torch.empty(1, channels, height, width, device="meta")))
     return (height, width), _parameters(model), _as_published(model, counter)
 
 
@@ -125,14 +132,15 @@ def _on_meta(name: str, size: tuple[int, int] | None) -> nn.Module:
 
 def _measure(name: str, model: nn.Module, images: Tensor) -> Cost:
     fixed = [*model.parameters(), *model.buffers()]
+    call = arguments_for(model, images)
     model.eval()
     with torch.no_grad(), MacCounter(model) as counter:
-        model(images)
+        model(*call)
     with torch.no_grad(), LiveBytes(fixed) as live:
-        model(images)
+        model(*call)
     model.train()
     with saved_bytes(fixed) as saved:
-        model(images)
+        model(*call)
     executed = counter.of()
     layers = tuple(
         LayerCost(path, type(module).__name__, _parameters(module), counter.within(path, module).total)

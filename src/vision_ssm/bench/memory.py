@@ -32,7 +32,7 @@ from vision_ssm.bench.settings import Case
 from vision_ssm.bench.subject import FAILURES, prepare, reason, synchronise
 from vision_ssm.errors import ConfigError
 
-__all__ = ["fresh_processes", "measure_here"]
+__all__ = ["fresh_processes", "measure_here", "peak_of"]
 
 STATUS, CLEAR, OOM_SCORE = Path("/proc/self/status"), Path("/proc/self/clear_refs"), Path("/proc/self/oom_score_adj")
 MODULE = "vision_ssm.bench.memory"  # this one; __name__ is __main__ where it serves
@@ -82,10 +82,14 @@ def measure_here(case: Case) -> dict[str, Any]:
     """Measure in this process, which should have done nothing before; returns as `fresh_processes` describes."""
     torch.set_num_threads(case.threads)
     try:
-        once = prepare(case)
-        return _on_cuda(once, case.device) if case.device.startswith("cuda") else _on_cpu(once)
+        return peak_of(prepare(case), case.device)
     except FAILURES as error:
         return {"error": reason(error)}
+
+
+def peak_of(once: Callable[[], None], device: str) -> dict[str, Any]:
+    """Measure a pass in this process, which should not have run it before; returns as `fresh_processes` describes."""
+    return _on_cuda(once, device) if device.startswith("cuda") else _on_cpu(once)
 
 
 def _on_cpu(once: Callable[[], None]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
-from vision_ssm.analysis.model_cost import build_for_size
+from vision_ssm.analysis.model_cost import arguments_for, build_for_size
 from vision_ssm.bench.settings import Case, split_variant
 from vision_ssm.errors import ConfigError, VisionSSMError
 
@@ -38,12 +38,14 @@ def prepare(case: Case) -> Callable[[], None]:
     config: Any = model.pretrained_cfg
     images = torch.randn(case.batch, config["input_size"][0], case.height, case.width, device=case.device).to(dtype)
 
+    call = arguments_for(model, images)
+
     def infer() -> None:
         with torch.inference_mode():
-            model(images)
+            model(*call)
 
     def train() -> None:
-        losses = [logits.float().square().mean() for logits in tree_leaves(model(images))]
+        losses = [logits.float().square().mean() for logits in tree_leaves(model(*call))]
         torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]
         model.zero_grad(set_to_none=True)
 

@@ -19,7 +19,7 @@ from vision_ssm.errors import CheckpointError, suggestion
 __all__ = ["WEIGHT_KEYS", "Checkpoint", "read_checkpoint", "select_weights"]
 
 # What a training state may call its weights, per choice; the first one present is taken.
-WEIGHT_KEYS = {"model": ("model", "state_dict"), "model_ema": ("model_ema", "state_dict_ema")}
+WEIGHT_KEYS = {"model": ("model", "state_dict"), "model_ema": ("model_ema", "state_dict_ema", "ema")}
 
 # What DistributedDataParallel and averages put before every name, what torch.compile puts before those of the module
 # that it compiled, and the counter of torch's AveragedModel.
@@ -94,7 +94,7 @@ def _split(state: Mapping[str, Any], weights: str, source: str) -> tuple[dict[st
         if key is None:
             raise CheckpointError(f"{source} holds no {weights!r} weights, only {', '.join(wrappers)}")
         inner = state[key]
-        skip = {*wrappers, "optimizer", "lr_scheduler", "scaler"}
+        skip = {*wrappers, "optimizer", "opt", "lr_scheduler", "scaler"}
         others = {k: vars(v) if isinstance(v, argparse.Namespace) else v for k, v in state.items() if k not in skip}
     inner = _without_wrappers(inner, source)
     tensors = {name: value for name, value in inner.items() if isinstance(value, Tensor)}

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
-__all__ = ["inverse", "replaced"]
+__all__ = ["inverse", "replaced", "replaced_in_blocks"]
+
+_IN_BLOCK = re.compile(r"(blocks\.\d+)\.(.+)")
 
 
 def replaced(name: str, table: Mapping[str, str]) -> str:
@@ -15,6 +18,13 @@ def replaced(name: str, table: Mapping[str, str]) -> str:
         if beginning in table:
             return ".".join([table[beginning], *words[count:]])
     return name
+
+
+def replaced_in_blocks(name: str, top: Mapping[str, str], block: Mapping[str, str]) -> str:
+    """Replace by one table what follows ``blocks.{i}.``, and by another the names of everything else."""
+    if within := _IN_BLOCK.fullmatch(name):
+        return f"{within[1]}.{replaced(within[2], block)}"
+    return replaced(name, top)
 
 
 def inverse(table: Mapping[str, str]) -> dict[str, str]:

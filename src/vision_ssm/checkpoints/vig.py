@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from vision_ssm.checkpoints.naming import inverse, replaced
+from vision_ssm.checkpoints.naming import inverse, replaced_in_blocks
 
 __all__ = ["canonical", "is_published", "to_ours", "to_published"]
 
@@ -34,7 +34,6 @@ _BLOCK = {
     "mlp.down_proj": "mlp.fc2",
 }
 
-_IN_BLOCK = re.compile(r"(blocks\.\d+)\.(.+)")
 _LINEAR = re.compile(r"(?:qkv_proj|gk_proj\.[01]|[go]_proj|gate_proj|down_proj|head)\.weight")
 
 
@@ -54,17 +53,11 @@ def canonical(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def to_ours(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Map published names and shapes to ours; a dict that is ours already comes back unchanged."""
-    return {_renamed(name, _TOP, _BLOCK): x for name, x in canonical(state).items()}
+    return {replaced_in_blocks(name, _TOP, _BLOCK): x for name, x in canonical(state).items()}
 
 
 def to_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Map our names and shapes to the published ones; a dict that is published already comes back unchanged."""
     if is_published(state):
         return dict(state)
-    return {_renamed(name, inverse(_TOP), inverse(_BLOCK)): x for name, x in state.items()}
-
-
-def _renamed(name: str, top: Mapping[str, str], block: Mapping[str, str]) -> str:
-    if within := _IN_BLOCK.fullmatch(name):
-        return f"{within[1]}.{replaced(within[2], block)}"
-    return replaced(name, top)
+    return {replaced_in_blocks(name, inverse(_TOP), inverse(_BLOCK)): x for name, x in state.items()}

@@ -45,6 +45,8 @@ def run(options: argparse.Namespace) -> int:
 
     rows = model_table(options.filter, recount=options.recount)
     whole: list[WithHeads] = [row for row in (*SEGMENTORS.values(), *DETECTORS.values()) if options.filter in row.name]
+    denoisers = [row for row in rows if row.kind == "denoiser"]
+    backbones = [row for row in rows if row not in denoisers]
     files = {row.name: downloaded(row.weights) for row in whole}
     if options.json:
         known = [{**row.to_dict(), "file": files[row.name] and str(files[row.name])} for row in whole]
@@ -54,14 +56,16 @@ def run(options: argparse.Namespace) -> int:
         raise ConfigError(
             f"no model of this library has {options.filter!r} in its name; `vision-ssm models` lists all."
         )
-    if rows:
-        _print_backbones(rows)
+    if backbones:
+        _print_backbones(backbones)
     if whole:
         shown = [
             (row.name, row.task, amount(row.params), row.published, row.source, _size(files[row.name])) for row in whole
         ]
         columns = ("with heads", "task", "parameters", "published", "source", "downloaded")
         print_table(None, columns, shown, numeric=("parameters",))
+    if denoisers:
+        _print_denoisers(denoisers)
     here = [*(row.file for row in rows), *map(str, filter(None, files.values()))]
     if folders := sorted({str(Path(file).parent) for file in here if file}):
         say(f"Downloaded files are in {', '.join(folders)}")
@@ -93,4 +97,23 @@ def _print_backbones(rows: Sequence[ModelRow]) -> None:
             for row in rows
         ],
         numeric=("parameters", "multiply-adds", "published top-1"),
+    )
+
+
+def _print_denoisers(rows: Sequence[ModelRow]) -> None:
+    print_table(
+        None,
+        ("denoiser", "input", "parameters", "multiply-adds", "works on", "weights"),
+        [
+            (
+                row.name,
+                f"{row.channels} x {row.height} x {row.width}",
+                amount(row.params),
+                amount(row.macs),
+                f"latents of {row.autoencoder}" if row.autoencoder else "pixels",
+                "none released",
+            )
+            for row in rows
+        ],
+        numeric=("parameters", "multiply-adds"),
     )

@@ -22,12 +22,17 @@ from vision_ssm.layers.norms import RMSNorm
 from vision_ssm.layers.options import check_count, check_flags
 from vision_ssm.ops import Traversal, gla
 
-__all__ = ["GLAMixer"]
+__all__ = ["EPS", "GAIN", "RANK", "GLAMixer", "log_gates"]
 
 RANK = 16  # values that the gates of a token come from
 TEMPERATURE = 16  # the sixteenth root of a sigmoid: gates begin near 1
 EPS = 1e-6
 GAIN = 2**-2.5
+
+
+def log_gates(logits: Tensor) -> Tensor:
+    """Return logarithms of gates, logsigmoid(logits) / 16, in float32 at least: rounded, they would add up wrongly."""
+    return F.logsigmoid(logits.to(torch.promote_types(logits.dtype, torch.float32))) / TEMPERATURE
 
 
 class GLAMixer(nn.Module):
@@ -100,13 +105,12 @@ class GLAMixer(nn.Module):
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, gates: Tensor) -> Tensor:
         """Return the average [B, L, C] of both directions."""
         walks = [Traversal.sequence(q.shape[1], reverse=reverse) for reverse in (False, True)]
-        log_gates = F.logsigmoid(gates.to(torch.promote_types(gates.dtype, torch.float32))) / TEMPERATURE
         average = 0.25 if self.quarter and not self.training else 0.5
         return gla(
             q,
             k,
             v,
-            torch.unflatten(log_gates, -1, (len(walks), -1)).movedim(2, 1),
+            torch.unflatten(log_gates(gates), -1, (len(walks), -1)).movedim(2, 1),
             heads=self.heads,
             traversals=walks,
             scale=average * self.keys**-0.5,

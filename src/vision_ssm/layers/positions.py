@@ -19,12 +19,14 @@ __all__ = [
     "published_interpolation",
     "resample_grid",
     "resample_table",
+    "sincos_table",
     "split_rows",
 ]
 
 # Number of class tokens per layout.
 CLASS_TOKENS = {"middle": 1, "head": 1, "double": 2, "none": 0}
 
+BASE = 10000.0  # of the wavelengths of fixed positions
 CUBIC = -0.75  # the free parameter of torch's bicubic kernel, which the published interpolation uses
 
 
@@ -161,3 +163,26 @@ def published_interpolation(table: Tensor, side: int, class_tokens: int) -> Tens
     square = grid.reshape(1, old, old, -1).permute(0, 3, 1, 2)
     resized = F.interpolate(square, size=(side, side), mode="bicubic", align_corners=False)
     return torch.cat([extra, resized.permute(0, 2, 3, 1).flatten(1, 2)], dim=1)
+
+
+def sincos_table(grid: tuple[int, int], channels: int, like: Tensor) -> Tensor:
+    """Return the fixed positions [1, H*W, D] of a grid (H, W), row by row, on the device and in the dtype of ``like``.
+
+    For j < D/4 and ω = 10000^(-j / (D/4))::
+
+        sin(column ω), cos(column ω), sin(row ω), cos(row ω)
+
+    Args:
+        grid: (H, W).
+        channels: D, a multiple of 4.
+        like: any tensor.
+
+    Source: DiT, arXiv:2212.09748, whose code has the columns in the first half.
+    """
+    wide = torch.float64 if like.device.type == "cpu" else torch.float32
+    frequencies = BASE ** (-torch.arange(channels // 4, device=like.device, dtype=wide) / (channels // 4))
+    rows, columns = (torch.arange(n, device=like.device, dtype=wide)[:, None] * frequencies for n in grid)
+    of_rows, of_columns = (torch.cat([angles.sin(), angles.cos()], dim=1) for angles in (rows, columns))
+    height, width = grid
+    both = [of_columns.expand(height, -1, -1), of_rows[:, None].expand(-1, width, -1)]
+    return torch.cat(both, dim=2).reshape(1, height * width, channels).to(like.dtype)

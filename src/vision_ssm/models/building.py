@@ -6,7 +6,7 @@ Light on purpose: this is imported as soon as timm is.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ from vision_ssm.models.variant import Variant, Weights
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-__all__ = ["build", "checkpoint_filter_fn", "load_whole"]
+__all__ = ["build", "check_options", "checkpoint_filter_fn", "load_whole"]
 
 moved.answer(__name__)
 
@@ -58,7 +58,7 @@ def build(
         CheckpointError: pretrained weights cannot be had or do not fit.
         ConfigError: an unknown option, with the nearest name, or a pyramid is asked of a model that has one.
     """
-    _check_names(model_class, row.name, given)
+    check_options(model_class, row.name, given, BUILD_OPTIONS)
     chosen = {**row.options, **({"feature_cls": row.feature_cls} if row.feature_cls else {}), **given}
     feature_cfg = (features or _stages)(chosen)
     if chosen.pop("feature_cls", None) == "pyramid" and features is None:
@@ -122,9 +122,11 @@ def load_whole(model: nn.Module, name: str, weights: Weights, anew: tuple[str, .
     model.load_state_dict({**found, **kept}, strict=True)
 
 
-def _check_names(model_class: type[nn.Module], variant: str, given: Mapping[str, Any]) -> None:
-    """Raise ConfigError, with the nearest name, for options that neither the model nor timm's builder has."""
-    known = {*inspect.signature(model_class).parameters, *BUILD_OPTIONS}
+def check_options(
+    model_class: type[nn.Module], variant: str, given: Mapping[str, Any], others: Iterable[str] = ()
+) -> None:
+    """Raise ConfigError, with the nearest name, for options that are neither the model's nor among the others."""
+    known = {*inspect.signature(model_class).parameters, *others}
     unknown = sorted(set(given) - known)
     if "output_stride" in unknown:
         raise ConfigError(f"{variant} has no option 'output_stride': the strides of its maps are fixed.")

@@ -22,6 +22,7 @@ from torch import nn
 
 from vision_ssm.errors import ConfigError, suggestion
 from vision_ssm.families import FAMILIES, named
+from vision_ssm.models.denoisers import DENOISERS, class_of
 from vision_ssm.models.registry import WHOLE, is_ours, require_model
 from vision_ssm.models.variant import all_variants
 
@@ -83,6 +84,8 @@ def check_described(name: str, options: Mapping[str, Any], tensors: int) -> None
 
 def _class_of(name: str) -> type[nn.Module]:
     """The class of the model; of one with heads, that of its backbone."""
+    if name in DENOISERS:
+        return class_of(name)
     name = WHOLE[name].backbone if name in WHOLE else name
     if is_ours(name):
         row = all_variants()[name.partition(".")[0]]

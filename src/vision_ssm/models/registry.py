@@ -10,6 +10,7 @@ from torch import nn
 
 from vision_ssm import moved
 from vision_ssm.errors import ConfigError, suggestion
+from vision_ssm.models.denoisers import DENOISERS, denoiser
 from vision_ssm.models.detectors import DETECTORS, detector
 from vision_ssm.models.segmentors import SEGMENTORS, segmentor
 from vision_ssm.models.variant import WithHeads, all_variants, full_name, list_aliases
@@ -28,18 +29,18 @@ def list_models() -> list[str]:
 
 
 def list_whole_models() -> list[str]:
-    """Names of published models of other tasks than classification, a backbone with its heads."""
-    return sorted(WHOLE)
+    """Names of models of other tasks than classification: a backbone with its heads, or a denoiser."""
+    return sorted([*WHOLE, *DENOISERS])
 
 
 def is_ours(name: str) -> bool:
-    """Tell whether a model of timm, perhaps named with its tag, is this library's."""
-    return full_name(name).partition(".")[0] in all_variants()
+    """Tell whether a denoiser, or a model of timm, perhaps named with its tag, is this library's."""
+    return name in DENOISERS or full_name(name).partition(".")[0] in all_variants()
 
 
 def require_model(name: str) -> None:
-    """Raise ConfigError, with the nearest name, unless a model of that name is registered with timm."""
-    if name not in WHOLE and not timm.is_model(full_name(name)):
+    """Raise ConfigError, with the nearest name, unless a model of that name is registered with timm or here."""
+    if name not in WHOLE and name not in DENOISERS and not timm.is_model(full_name(name)):
         ours = [*list_models(), *list_whole_models(), *list_aliases()]
         near = suggestion(name, ours) or suggestion(name, timm.list_models())
         raise ConfigError(f"there is no model {name!r}.{near} `vision-ssm models` lists this library's models.")
@@ -74,14 +75,14 @@ def create_model(
     in_chans: int | None = None,
     **options: Any,
 ) -> nn.Module:
-    """Build a model: one of this library's, a published segmentor or detector, or any that timm has.
+    """Build a model: one of this library's, a published segmentor or detector, a denoiser, or any that timm has.
 
     Args:
         name: for example 'vim_tiny_patch16_224' or, for short, 'vim_tiny'; a pretrained tag may follow a dot.
         pretrained: load the published weights, from the hub or the cache.
         num_classes: None for the model's own number; 0 for no classifier.
         img_size: side or (height, width); None for the model's own. Only for models that are bound to a size.
-        in_chans: image channels; None for 3.
+        in_chans: image channels; None for the model's own, which is 3 but for denoisers of latents.
         options: further keyword arguments of the model, see for example vision_ssm.models.vim.Vim, and timm's
             (features_only, out_indices, feature_cls, pretrained_cfg_overlay).
 
@@ -97,6 +98,8 @@ def create_model(
             return segmentor(name, pretrained=pretrained, **chosen)
         if name in DETECTORS:
             return detector(name, pretrained=pretrained, **chosen)
+        if name in DENOISERS:
+            return denoiser(name, pretrained=pretrained, **chosen)
         model: nn.Module = timm.create_model(full_name(name), pretrained=pretrained, **chosen)
     except TypeError as error:  # how timm's own models answer an unknown option
         raise ConfigError(f"{name}: {error}") from error

@@ -15,6 +15,8 @@ from vision_ssm.families import FAMILIES, named
 __all__ = [
     "IMAGENET",
     "SMALL_IMAGES",
+    "Autoencoder",
+    "Denoiser",
     "Inputs",
     "Origin",
     "Variant",
@@ -146,6 +148,36 @@ class Variant:
             f"{self.summary}.\n\n{inputs.classes} classes, {inputs.side} x {inputs.side} pixels; {', '.join(facts)}.\n"
             f"Weights: {weights}.\nSource: {origin}.\n"
         )
+
+
+@dataclass(frozen=True)
+class Autoencoder:
+    """What turns images into the latents that a denoiser works on, and back: one of the Hugging Face hub's.
+
+    Latents are ``scale`` times what it gives, and have a ``reduction``-th of the image's side.
+    """
+
+    hub: str
+    scale: float
+    reduction: int
+
+
+@dataclass(frozen=True)
+class Denoiser:
+    """One model that tells the noise in an image. None of them has released weights."""
+
+    name: str
+    summary: str
+    options: Mapping[str, Any]  # every option of the class that makes another network, and its own size and channels
+    params: int  # exact
+    macs: int  # multiply-adds of one call for one image as `cost` counts them
+    origin: Origin
+    autoencoder: Autoencoder | None = None  # None: it works on pixels
+
+    @property
+    def input_size(self) -> tuple[int, int, int]:
+        """Channels, height and width of its own inputs, pixels or latents."""
+        return self.options["in_chans"], self.options["img_size"], self.options["img_size"]
 
 
 def full_name(name: str) -> str:

@@ -188,6 +188,9 @@ def _model(config: TrainConfig, task: Task, bands: Bands | None, *, resuming: bo
         extra["drop_path_rate"] = wanted.drop_path_rate
     seed_everything(config.run.seed, "model")
     model = task.build(wanted.name, **options, **extra)
+    made_for = getattr(model, "published_task", task.name)
+    if made_for != task.name:
+        raise ConfigError(f"{wanted.name} is a model of the task {made_for}, and this is {task.name}.")
     if wanted.grad_checkpointing:
         task.backbone(model).set_grad_checkpointing(True)  # type: ignore[operator]
     return model, options

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from vision_ssm.checkpoints.tensors import not_plain
 
-__all__ = ["digest", "fault"]
+__all__ = ["fault", "state_digest"]
 
 _COUNTERS = ("epoch", "step", "update", "best_epoch")
 
 
-def digest(state: Mapping[str, Any]) -> str:
+def state_digest(state: Mapping[str, Any]) -> str:
     """Return a digest of names, types, numbers and every bit of every tensor, wherever the tensors lie."""
     running = hashlib.blake2b(digest_size=32)
     _feed(running, state)

@@ -19,7 +19,7 @@ from vision_ssm.errors import CheckpointError, ConfigError
 from vision_ssm.settings import differences
 from vision_ssm.storage import what_else, whole_file
 from vision_ssm.training.config import TrainConfig
-from vision_ssm.training.integrity import digest, fault
+from vision_ssm.training.integrity import fault, state_digest
 
 __all__ = ["LAST", "NEXT", "PREVIOUS", "Found", "has_state", "read_state", "refuse_changes", "write_state"]
 
@@ -41,7 +41,7 @@ def write_state(folder: Path, state: Mapping[str, Any]) -> Path:
     try:
         with whole_file(folder / NEXT, error=CheckpointError) as part:
             content = {"format": FORMAT, **state}
-            _serialise({**content, "digest": digest(content)}, part)
+            _serialise({**content, "digest": state_digest(content)}, part)
         if path.exists():
             os.replace(path, folder / PREVIOUS)
         os.replace(folder / NEXT, path)
@@ -123,7 +123,7 @@ def _read(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: damaged: its format is {str(version)[:50]!r}.")
     if version > FORMAT:
         raise CheckpointError(f"{path}: written by a newer version (format {version}, known is {FORMAT}).")
-    if version > 1 and state.pop("digest", None) != digest(state):
+    if version > 1 and state.pop("digest", None) != state_digest(state):
         raise CheckpointError(f"{path}: damaged: its content is not what was written.")
     if what := fault(state):
         raise CheckpointError(f"{path}: damaged: {what}.")

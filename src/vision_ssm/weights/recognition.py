@@ -8,6 +8,7 @@ from torch import nn
 from vision_ssm.checkpoints import convert
 from vision_ssm.checkpoints.files import Checkpoint
 from vision_ssm.errors import CheckpointError
+from vision_ssm.models.denoisers import DENOISERS
 from vision_ssm.models.registry import create_model, list_models
 from vision_ssm.weights.files import DESCRIPTION, WeightsInfo
 
@@ -36,7 +37,7 @@ def _described(checkpoint: Checkpoint) -> str | None:
 def _same_tensors(checkpoint: Checkpoint, asked: str | None) -> str | None:
     with torch.device("meta"):  # shapes only
         shapes = {name: torch.empty(tensor.shape) for name, tensor in checkpoint.weights.items()}
-        for name in list_models():
+        for name in (*list_models(), *DENOISERS):
             model = create_model(name)
             classifier = getattr(model, "pretrained_cfg", {}).get("classifier") or ()
             prefixes = [classifier] if isinstance(classifier, str) else classifier

@@ -45,6 +45,11 @@ def test_a_long_sequence_of_the_published_shape(backend: str) -> None:
     check_against_reference(case, torch.float32, backend)
 
 
+def test_one_walk_over_a_map_as_denoisers_take_it(backend: str) -> None:
+    walks = (Traversal.columns(16, 16, reverse=True),)
+    check_against_reference(random_case(256, walks, batch=1, heads=6, keys=32, values=64), torch.float32, backend)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_dtypes(backend: str, dtype: torch.dtype) -> None:
     reason = dispatch.Backend("gla", backend).why_not(device_of(backend), dtype)

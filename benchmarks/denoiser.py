@@ -1,0 +1,193 @@
+"""One step of DiG-S/2's denoiser beside that of a DiT of its size: time and peak memory, at growing latents.
+
+    python benchmarks/denoiser.py --output results/denoiser_cpu.json
+    python benchmarks/denoiser.py --latents 32 64 --mode training --threads 2
+    python benchmarks/denoiser.py --latents 32 64 128 224 --device cuda
+
+A latent of 32 is an image of 256 pixels and has 256 tokens; 128 has 4,096. Both have 12 blocks of 384 channels, patches
+of 2 and the same embeddings; DiT's blocks are six heads of attention, by torch's fused kernel, and an MLP of 1,536. A
+step is one call, or with ``--mode training`` also the backward pass. The contenders run in turn and the medians of the
+rounds are kept, so that a machine whose speed drifts treats them alike; each one's memory is measured in a process of
+its own (`vision_ssm.bench.memory`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from results_file import provenance, write
+from timm.layers import Mlp
+from timm.models.vision_transformer import Attention
+from torch import Tensor, nn
+
+from vision_ssm.bench.memory import peak_of
+from vision_ssm.bench.subject import FAILURES, reason, synchronise
+from vision_ssm.layers.conditioning import ClassEmbed, ModulatedOutput, TimestepEmbed, modulate
+from vision_ssm.layers.positions import sincos_table
+from vision_ssm.models import create_model
+
+DEPTH, CHANNELS, HEADS, PATCH, LATENT = 12, 384, 6, 2, 4
+
+
+class DiTBlock(nn.Module):
+    """Attention and an MLP, both modulated and gated by what the denoiser is told."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.modulation = nn.Linear(CHANNELS, 6 * CHANNELS)
+        self.attention = Attention(CHANNELS, HEADS, qkv_bias=True)
+        self.mlp = Mlp(CHANNELS, 4 * CHANNELS, act_layer=lambda: nn.GELU(approximate="tanh"))
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        """Run the block on a map x [B, H, W, D]."""
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(condition).chunk(6, dim=1)
+        mixed = self.attention(modulate(x, shift1, scale1).flatten(1, 2)).view(x.shape)
+        x = x + gate1[:, None, None] * mixed
+        return x + gate2[:, None, None] * self.mlp(modulate(x, shift2, scale2))
+
+
+class DiT(nn.Module):
+    """DiT-S/2, arXiv:2212.09748, for comparison only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch_embed = nn.Conv2d(LATENT, CHANNELS, PATCH, PATCH)
+        self.t_embed = TimestepEmbed(CHANNELS)
+        self.y_embed = ClassEmbed(1000, CHANNELS, 0.1)
+        self.blocks = nn.ModuleList(DiTBlock() for _ in range(DEPTH))
+        self.output = ModulatedOutput(CHANNELS, PATCH**2 * 2 * LATENT)
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        """Tell noise and variance [B, 8, H, W] in latents x [B, 4, H, W]."""
+        tokens = self.patch_embed(x).permute(0, 2, 3, 1)
+        condition = F.silu(self.t_embed(t) + self.y_embed(y))
+        grid = (tokens.shape[1], tokens.shape[2])
+        tokens = tokens + sincos_table(grid, CHANNELS, tokens).view(1, *grid, CHANNELS)
+        for block in self.blocks:
+            tokens = block(tokens, condition)
+        pixels = self.output(tokens, condition).unflatten(-1, (PATCH, PATCH, -1))
+        return pixels.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
+
+
+BUILD: dict[str, Callable[[], nn.Module]] = {"dig_s2": lambda: create_model("dig_s2"), "dit_s2": DiT}
+
+
+def parameters(name: str) -> int:
+    """Of a contender; DiT's fixed positions are computed here and published as a parameter, like DiG's."""
+    with torch.device("meta"):
+        model = BUILD[name]()
+    found = sum(parameter.numel() for parameter in model.parameters())
+    return found + (0 if hasattr(model, "pos_embed") else 16 * 16 * CHANNELS)
+
+
+def prepare(name: str, latent: int, options: argparse.Namespace) -> Callable[[], None]:
+    """Build a contender with random weights, and return what runs one step."""
+    torch.manual_seed(0)
+    training, device = options.mode == "training", options.device
+    with torch.device(device):
+        model = BUILD[name]().train(training)
+    x = torch.randn(options.batch, LATENT, latent, latent, device=device)
+    t, y = (torch.randint(0, 1000, (options.batch,), device=device) for _ in range(2))
+
+    def infer() -> None:
+        with torch.inference_mode():
+            model(x, t, y)
+
+    def train() -> None:
+        model(x, t, y).square().mean().backward()
+        model.zero_grad(set_to_none=True)
+
+    return train if training else infer
+
+
+def seconds(step: Callable[[], None], options: argparse.Namespace) -> float:
+    """Seconds of one step."""
+    started = time.perf_counter()
+    step()
+    synchronise(options.device)
+    return time.perf_counter() - started
+
+
+def peak(name: str, latent: int, options: argparse.Namespace) -> dict[str, Any]:
+    """Peak memory of a step beyond weights and input, in a process of its own."""
+    settings = ["--mode", options.mode, "--device", options.device, "--batch", str(options.batch)]
+    settings += ["--threads", str(options.threads)]
+    command = [sys.executable, __file__, "--memory-of", name, "--latents", str(latent), *settings]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        return {"error": f"the process ended with status {done.returncode}, of too little memory perhaps"}
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def compared(latent: int, options: argparse.Namespace) -> dict[str, Any]:
+    """Both contenders at one size; one that fails keeps the reason."""
+    steps: dict[str, Callable[[], None]] = {}
+    row: dict[str, Any] = {"latent": latent, "tokens": (latent // PATCH) ** 2}
+    for name in BUILD:
+        row[name] = peak(name, latent, options)
+        try:
+            steps[name] = prepare(name, latent, options)
+            seconds(steps[name], options)  # takes memory from the system, chooses kernels
+        except FAILURES as error:
+            steps.pop(name, None)
+            row[name] = {"error": reason(error)}
+    samples: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in range(options.rounds):
+        for name, step in steps.items():
+            samples[name].append(seconds(step, options))
+    for name, taken in samples.items():
+        row[name] |= {"seconds": statistics.median(taken), "samples": taken}
+    return row
+
+
+def told(row: dict[str, Any]) -> str:
+    """A row in words."""
+    words = [f"latent {row['latent']:4}, {row['tokens']:6} tokens:"]
+    for name in BUILD:
+        found = row[name]
+        memory = f"{found['peak_bytes'] / 2**20:.0f} MiB" if "peak_bytes" in found else "memory not measured"
+        words.append(f"{name} {found['seconds'] * 1e3:.1f} ms, {memory};" if "seconds" in found else f"{name} failed;")
+    if all("seconds" in row[name] for name in BUILD):
+        words.append(f"DiT takes {row['dit_s2']['seconds'] / row['dig_s2']['seconds']:.2f} times as long")
+    return " ".join(words)
+
+
+def main() -> None:
+    """Measure, print a line for each size and write the results."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path)
+    parser.add_argument("--latents", type=int, nargs="+", default=[32, 64, 128])
+    parser.add_argument("--mode", choices=["inference", "training"], default="inference")
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--memory-of", choices=list(BUILD), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    if options.memory_of:
+        print(json.dumps(peak_of(prepare(options.memory_of, options.latents[0], options), options.device)))
+        return
+    settings = {name: getattr(options, name) for name in ("mode", "batch", "threads", "device", "rounds")}
+    report = provenance(f"python benchmarks/denoiser.py {' '.join(sys.argv[1:])}".strip())
+    report |= {"settings": settings, "parameters": {name: parameters(name) for name in BUILD}, "rows": []}
+    for latent in options.latents:
+        report["rows"].append(compared(latent, options))
+        print(told(report["rows"][-1]), flush=True)
+        if options.output:
+            write(options.output, report)
+
+
+if __name__ == "__main__":
+    main()
