@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["BUILT_IN", "DEFAULT", "TaskInfo", "find_task", "looks_like", "task_names", "task_of"]
 
-BUILT_IN = ("classification", "segmentation", "detection")
+BUILT_IN = ("classification", "segmentation", "detection", "generation")
 """Folders of `vision_ssm.tasks`; each holds its `TaskInfo` as ``TASK``."""
 
 DEFAULT = "classification"
