@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from vision_ssm.tasks.classification.sources import open_dataset
+from vision_ssm.data.labelled.sources import open_dataset
 
 
 def main(folder: Path, count: int) -> None:

@@ -9,8 +9,8 @@ from pathlib import Path
 from PIL import Image
 
 from fuzz.faults import Fault, outcome_of
+from vision_ssm.data.labelled.sources import open_dataset
 from vision_ssm.errors import DataError
-from vision_ssm.tasks.classification.sources import open_dataset
 
 __all__ = ["case"]
 

@@ -39,6 +39,7 @@ NOT_RUN = {
     "vision-ssm bench --models vim_tiny_patch16_224": "minutes; tests/cli/test_bench.py runs a small one",
     "vision-ssm bench --preset vim": "minutes",
     "vision-ssm bench --show results/mine.json": "shows what the first line measured",
+    "vision-ssm train digits --recipe": "minutes to an hour; smaller runs take their place",
     "vision-ssm train scenes/ --task segmentation --recipe segmentation_nano": "an hour; a smaller run takes its place",
     "vision-ssm train --resume runs/my-run": "tests/cli/test_train.py resumes a run",
 }
@@ -139,12 +140,30 @@ def train_a_detector(place: Path) -> None:
     vision_ssm.train(TrainConfig.load(None, {**values, **small, **options}))
 
 
+def train_a_denoiser(_: Path) -> None:
+    values = {"task": "generation", "data.path": "digits", "model.name": "dig_nano", "model.img_size": 8}
+    small = {"model.options": {"embed_dim": 16, "depth": 2}, "data.workers": 0, "schedule.epochs": 1, "ema.decay": 0.9}
+    vision_ssm.train(TrainConfig.load(None, {**values, **small}))
+
+
+def train_a_classifier_of_digits(_: Path) -> None:
+    vision_ssm.train(TrainConfig.load("digits", {"schedule.epochs": 1}))
+
+
+RUNS = {
+    "vim_nano-scenes": train_a_segmentor,
+    "vim_nano-boards": train_a_detector,
+    "dig_nano-digits": train_a_denoiser,
+    "vim_nano-digits": train_a_classifier_of_digits,
+}
+
+
 def learned_first(here: Path, text: str) -> None:
     """The runs and published files that a block takes for granted."""
     for name in (VIM, SEGMENTOR):
         if name in text:
             published(here, name)
-    for run, made in (("vim_nano-scenes", train_a_segmentor), ("vim_nano-boards", train_a_detector)):
+    for run, made in RUNS.items():
         if run in text:
             made(here)
 

@@ -116,7 +116,7 @@ def test_every_name_of_the_old_layout_is_there_or_answered_for(module: str) -> N
 
 def test_a_module_that_went_tells_of_its_names_that_went_elsewhere() -> None:
     text = (
-        "vision_ssm.data.folders is now vision_ssm.tasks.classification.folders; "
+        "vision_ssm.data.folders is now vision_ssm.data.labelled.folders; "
         "image_files is now vision_ssm.data.files.image_files"
     )
     with pytest.raises(ModuleNotFoundError, match=f"^{re.escape(text)}$"):

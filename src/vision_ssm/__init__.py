@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from vision_ssm.inference.evaluate import evaluate as evaluate
     from vision_ssm.inference.features import features as features
     from vision_ssm.inference.predict import predict as predict
+    from vision_ssm.inference.sample import sample as sample
     from vision_ssm.models.registry import create_model as create_model
     from vision_ssm.models.registry import list_models as list_models
     from vision_ssm.ops import selective_scan as selective_scan
@@ -49,6 +50,7 @@ __all__ = [
     "list_models",
     "load_model",
     "predict",
+    "sample",
     "selective_scan",
     "train",
 ]
@@ -61,6 +63,7 @@ _HOMES = {
     "list_models": ("models.registry", "list_models"),
     "load_model": ("weights.opening", "open_model"),
     "predict": ("inference.predict", "predict"),
+    "sample": ("inference.sample", "sample"),
     "selective_scan": ("ops", "selective_scan"),
     "train": ("training", "train"),
 }

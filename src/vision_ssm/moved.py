@@ -37,10 +37,10 @@ MOVED = {
     "analysis.model_cost.cost(batch)": "its name is batch_size",
     "analysis.table.recounted_row": "analysis.model_table(name, recount=True) counts anew",
     # -------------------------------------------------------------------------------------- data and classification
-    "data.folders": "tasks.classification.folders",
+    "data.folders": "data.labelled.folders",
     "data.folders.image_files": "data.files.image_files",
-    "data.named": "tasks.classification.named",
-    "data.sources": "tasks.classification.sources",
+    "data.named": "data.labelled.named",
+    "data.sources": "data.labelled.sources",
     "data.sources.ImageDataset": "data.batches.Samples",
     "data.transforms": "tasks.classification.transforms",
     "data.transforms.Normalise": "data.normalise.Normalise",
@@ -62,7 +62,7 @@ MOVED = {
     ),
     "tasks.classification.transforms.build_train_transform(augmentation)": "its name is augment, an AugmentSettings",
     # --------------------------------------------------------------------------------------- inference and weights
-    "inference.classes": "tasks.classification.classes",
+    "inference.classes": "tasks.classes",
     "inference.evaluate.Guess": "tasks.classification.meter.Guess",
     "inference.opening": "weights.opening",
     "inference.opening.AMP_TYPES": "device.AMP_TYPES",

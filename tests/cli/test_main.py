@@ -19,7 +19,7 @@ from vision_ssm.errors import VisionSSMError, VisionSSMNotice
 @pytest.mark.parametrize("arguments", [["--help"], *([name, "--help"] for name in COMMANDS)], ids=" ".join)
 def test_help_needs_no_heavy_import(arguments):
     refused = {"torch", "timm", "torchvision", "numpy", "PIL", "matplotlib"}
-    refused |= {"pydantic"} if not {"train", "predict", "evaluate"} & {*arguments} else set()
+    refused |= {"pydantic"} if not {"train", "predict", "evaluate", "sample"} & {*arguments} else set()
     code = (
         "import sys\nfrom vision_ssm.cli.main import main\n"
         f"try: main({arguments!r})\nexcept SystemExit as end: assert not end.code\n"
@@ -49,7 +49,7 @@ def test_every_command_shows_examples_that_it_can_parse(name, monkeypatch):
     [
         (
             ["evalute"],
-            "one of train, evaluate, predict, features, data, models, cost, bench, doctor, completion, "
+            "one of train, evaluate, predict, sample, features, data, models, cost, bench, doctor, completion, "
             "got 'evalute'. "
             "Did you mean 'evaluate'?",
         ),

@@ -20,9 +20,9 @@ from timm.data.distributed_sampler import RepeatAugSampler
 from torch import Tensor
 
 from vision_ssm.data.batches import Batch
+from vision_ssm.data.labelled.sources import open_dataset
 from vision_ssm.data.loader import EpochLoader, epoch_order, worker_failures  # noqa: F401 -- for the code run by in_time
 from vision_ssm.errors import ConfigError, DataError
-from vision_ssm.tasks.classification.sources import open_dataset
 
 
 class Numbers:

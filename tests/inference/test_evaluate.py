@@ -11,11 +11,11 @@ import pytest
 import torch
 from PIL import Image
 
+from vision_ssm.data.labelled.sources import open_dataset
 from vision_ssm.errors import CheckpointError, ConfigError, DataError
 from vision_ssm.inference.evaluate import evaluate
 from vision_ssm.models.registry import create_model
-from vision_ssm.tasks.classification.classes import imagenet_names, match_classes
-from vision_ssm.tasks.classification.sources import open_dataset
+from vision_ssm.tasks.classes import imagenet_names, match_classes
 from vision_ssm.tasks.registry import find_task
 from vision_ssm.weights.files import Loaded
 from vision_ssm.weights.opening import open_model

@@ -11,12 +11,14 @@ from timm.scheduler.cosine_lr import CosineLRScheduler
 
 import vision_ssm
 from vision_ssm.errors import CheckpointError, ConfigError, DataError
+from vision_ssm.models.registry import list_whole_models
 from vision_ssm.training import train
 from vision_ssm.training.config import TrainConfig
 from vision_ssm.training.recipes import find_recipe, list_recipes, parse_value, read_recipe
 from vision_ssm.training.schedule import LearningRate, scaled_rate
 
-PUBLISHED = sorted(name for name in list_recipes() if name.startswith(("vim_", "vmamba_", "efficientvmamba_", "vig_")))
+FAMILIES = ("vim_", "vmamba_", "efficientvmamba_", "vig_", "dig_")
+PUBLISHED = sorted(name for name in list_recipes() if name.startswith(FAMILIES))
 
 
 def test_the_papers_recipes_are_there() -> None:
@@ -31,13 +33,13 @@ def test_the_papers_recipes_are_there() -> None:
         *("vim_tiny_cascade_coco", "efficientvmamba_base_mask_rcnn_coco"),
         *("vmamba_tiny_mask_rcnn_coco", "vmamba_tiny_mask_rcnn_3x_coco"),
     ]
-    assert sorted([*vim, *finetuning, *vmamba, *efficient, *vig, *dense]) == PUBLISHED
+    assert sorted([*vim, *finetuning, *vmamba, *efficient, *vig, *dense, "dig_s2_imagenet"]) == PUBLISHED
 
 
 @pytest.mark.parametrize("name", list_recipes())
 def test_recipe_loads_and_its_model_exists(name: str) -> None:
     config = TrainConfig.load(name)
-    assert timm.is_model(config.model.name)
+    assert config.model.name in {*timm.list_models(), *list_whole_models()}
     with torch.device("meta"):
         vision_ssm.create_model(config.model.name, img_size=config.model.img_size, **config.model.options)
 
@@ -57,7 +59,8 @@ def test_every_published_number_has_its_source(name: str) -> None:
     for line in find_recipe(name).read_text(encoding="utf-8").splitlines():
         value, _, comment = line.partition("#")
         if re.search(r"\w+: *(\d|\[|true|false)", value):
-            source = re.search(r"\[(script|default|config|log|paper|mmseg|mmdet|d2|inferred)\]", comment)
+            tags = "script|default|config|log|paper|mmseg|mmdet|d2|train|diffusion|inferred"
+            source = re.search(rf"\[({tags})\]", comment)
             assert source or "epoch_lag" in value, line
 
 

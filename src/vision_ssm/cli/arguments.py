@@ -190,32 +190,30 @@ def image_options(options: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(options, name) for name in names}
 
 
-def add_task_options(parser: argparse.ArgumentParser, *, evaluating: bool = False) -> None:
-    """Declare what predictions (or evaluations) may be asked for, by any task.
+def add_task_options(parser: argparse.ArgumentParser, command: str) -> None:
+    """Declare what ``command`` may be asked for, by any task.
 
     Which of it applies shows when the weights are open.
     """
-    from vision_ssm.settings import describe
     from vision_ssm.tasks.registry import find_task, task_names
 
     kinds: dict[str, list[type[Section]]] = {}
     for name in task_names():
         try:
             info = find_task(name)
-            options = info.load_options()
+            known, options = info.options_for(command), info.load_options()
         except ConfigError:  # of a broken package; said as soon as weights of its task are opened
             continue
-        if options is not None and (info.evaluation or not evaluating):
-            group = parser.add_argument_group(f"options of {name}")
-            for key, entry in describe(options).items():
-                if evaluating and key not in info.evaluation:
-                    continue
-                kinds.setdefault(key, []).append(options)
-                if len(kinds[key]) == 1:  # tasks may share the name of an option
-                    text = f"{entry.text} ({entry.type}; default: {entry.default})".replace("%", "%%")
-                    kind = partial(_option_value, key, kinds[key])
-                    flag = f"--{key.replace('_', '-')}"
-                    group.add_argument(flag, dest=f"task:{key}", type=kind, metavar="VALUE", help=text)
+        if not known or options is None:
+            continue
+        group = parser.add_argument_group(f"options of {name}")
+        for key, entry in known.items():
+            kinds.setdefault(key, []).append(options)
+            if len(kinds[key]) == 1:  # tasks may share the name of an option
+                text = f"{entry.text} ({entry.type}; default: {entry.default})".replace("%", "%%")
+                flag = f"--{key.replace('_', '-')}"
+                kind = partial(_option_value, key, kinds[key])
+                group.add_argument(flag, dest=f"task:{key}", type=kind, metavar="VALUE", help=text)
 
 
 def _option_value(key: str, kinds: Sequence[type[Section]], text: str) -> Any:
@@ -240,12 +238,10 @@ def task_options(options: argparse.Namespace, task: str) -> dict[str, Any]:
     Raises:
         ConfigError: an option that ``task`` does not have.
     """
-    from vision_ssm.settings import describe
     from vision_ssm.tasks.registry import find_task
 
     given = {name[5:]: value for name, value in vars(options).items() if name.startswith("task:") and value is not None}
-    kind = find_task(task).load_options() if given else None
-    own = describe(kind) if kind is not None else {}
+    own = find_task(task).options_for(options.command) if given else {}
     for key in given:
         if key not in own:
             flags = ", ".join(f"--{name.replace('_', '-')}" for name in own) or "none"

@@ -69,7 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="also draw the evaluation into this folder: which classes are taken for which, the worst mistakes, ...",
     )
-    add_task_options(parser, evaluating=True)
+    add_task_options(parser, NAME)
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
 
 

@@ -73,7 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="also write each result as a file: maps as GeoTIFF or PNG, else JSON",
     )
     add_image_options(parser)
-    add_task_options(parser)
+    add_task_options(parser, NAME)
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
 

@@ -18,6 +18,7 @@ from vision_ssm.data.batches import Samples
 from vision_ssm.data.loader import EpochLoader, worker_failures
 from vision_ssm.device import autocast
 from vision_ssm.errors import CheckpointError, ConfigError, DataError, VisionSSMNotice
+from vision_ssm.inference.critics import critic_opener
 from vision_ssm.inference.inputs import ImageSize, is_native
 from vision_ssm.storage import whole_file
 from vision_ssm.tasks.folds import open_fold
@@ -177,8 +178,9 @@ def evaluate(
         batch_size=1 if native else batch_size,
         workers=workers,
     )
-    meter: Meter = task.meter()
     place = next(loaded.model.parameters()).device
+    task.begin_evaluation(samples, critic_opener(place))
+    meter: Meter = task.meter()
     with worker_failures():
         for batch in loader:
             moved = batch.to(place)

@@ -32,7 +32,7 @@ from vision_ssm.storage import require_writable, whole_file
 from vision_ssm.weights.files import Loaded, require_command
 from vision_ssm.weights.opening import open_model
 
-__all__ = ["INDEX", "Feature", "Features", "features"]
+__all__ = ["INDEX", "Feature", "Features", "embedding", "features"]
 
 INDEX = "index.json"
 """Name of the file in the output folder that says which file belongs to which image."""
@@ -192,13 +192,27 @@ def _extract(
             final, maps = model.forward_intermediates(images, indices=list(layers), output_fmt="NCHW")
         else:
             final = model.forward_features(images)
-        vectors = model.forward_head(final, pre_logits=True)
+        vectors = _pooled(model, final)
+    return _numbers(vectors), [_numbers(map_) for map_ in maps]
+
+
+def embedding(model: Any, images: ModelInput) -> Tensor:
+    """Return what the classifier of a model would read of images, [B, D].
+
+    Raises:
+        ConfigError: the model pools nothing.
+    """
+    return _pooled(model, model.forward_features(images))
+
+
+def _pooled(model: Any, final: Tensor) -> Tensor:
+    vectors: Tensor = model.forward_head(final, pre_logits=True)
     if vectors.dim() != 2:
         raise ConfigError(
             f"the model pools nothing (global_pool=''), so it gives {list(vectors.shape)} instead of one vector per "
             "image; build it with a pooling."
         )
-    return _numbers(vectors), [_numbers(map_) for map_ in maps]
+    return vectors
 
 
 def _numbers(values: Tensor) -> NDArray[np.float32]:

@@ -21,13 +21,13 @@ from vision_ssm.errors import ConfigError, DataError, suggestion
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoints
 
-    from vision_ssm.settings import Section
+    from vision_ssm.settings import Section, Setting
     from vision_ssm.tasks.settings import TaskSettings
     from vision_ssm.tasks.task import Task
 
 __all__ = ["BUILT_IN", "DEFAULT", "TaskInfo", "find_task", "looks_like", "task_names", "task_of"]
 
-BUILT_IN = ("classification", "segmentation", "detection")
+BUILT_IN = ("classification", "segmentation", "detection", "generation")
 """Folders of `vision_ssm.tasks`; each holds its `TaskInfo` as ``TASK``."""
 
 DEFAULT = "classification"
@@ -53,6 +53,7 @@ class TaskInfo:
         options: ``module:Class`` of what a prediction may be asked for, a `vision_ssm.settings.Section`; None for
             nothing. As light as the settings.
         evaluation: names of those options that an evaluation takes as well.
+        sampling: names of those that the making of images takes.
         commands: of ``vision-ssm`` that can use its weights.
         pictures: names of the files that `vision_ssm.tasks.task.Task.pictures` may write into a run folder.
         recognise: ``module:function`` from a folder's path to why it can hardly be anything but data of this task, such
@@ -68,6 +69,7 @@ class TaskInfo:
     short: Mapping[str, str] = field(default_factory=dict)
     options: str | None = None
     evaluation: tuple[str, ...] = ()
+    sampling: tuple[str, ...] = ()
     commands: tuple[str, ...] = ("train", "evaluate", "predict", "features")
     pictures: tuple[str, ...] = ()
     recognise: str | None = None
@@ -80,6 +82,15 @@ class TaskInfo:
     def load_options(self) -> type[Section] | None:
         """The class of what a prediction may be asked for, if there is anything."""
         return None if self.options is None else cast("type[Section]", self._load(self.options))
+
+    def options_for(self, command: str) -> dict[str, Setting]:
+        """What ``command`` may be asked for, by name; nothing where it cannot use weights of this task."""
+        from vision_ssm.settings import describe
+
+        options = self.load_options() if command in self.commands else None
+        taken = {"evaluate": self.evaluation, "sample": self.sampling}.get(command)
+        known = {} if options is None else describe(options)
+        return {name: entry for name, entry in known.items() if taken is None or name in taken}
 
     def recognises(self, folder: Path) -> str | None:
         """Why the folder can hardly be anything but data of this task; None where it can."""

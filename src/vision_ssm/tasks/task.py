@@ -12,10 +12,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, Self
+from types import MappingProxyType
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor, nn
 
 from vision_ssm.data.batches import Batch, Sample, Samples, Transform, stack
@@ -24,37 +26,12 @@ from vision_ssm.data.preprocessing import Preprocessing
 from vision_ssm.data.subset import Subset
 from vision_ssm.errors import ConfigError
 from vision_ssm.settings import Section, from_mapping
+from vision_ssm.tasks.meter import Critic, Meter
 from vision_ssm.tasks.result import Result
-from vision_ssm.tasks.scores import Score, Table
+from vision_ssm.tasks.scores import Score
 from vision_ssm.tasks.settings import TaskSettings
 
 __all__ = ["Meter", "Result", "Task"]
-
-
-class Meter(Protocol):
-    """Collects one evaluation."""
-
-    @property
-    def count(self) -> int:
-        """Number of images seen."""
-
-    def update(self, outputs: Any, batch: Batch) -> None:
-        """Add one batch: what `Task.predict` returned for it, and its targets."""
-
-    def state(self) -> Any:
-        """Everything collected so far by this process, picklable."""
-
-    def merge(self, states: Sequence[Any]) -> None:
-        """Replace what was collected by the union of the ``states`` of all processes, in any order."""
-
-    def scores(self) -> dict[str, float]:
-        """The values of the task's `scores`, by name; nan where there is nothing to score."""
-
-    def details(self) -> dict[str, Any]:
-        """What else is worth keeping, such as a score per class, as plain JSON values."""
-
-    def tables(self) -> list[Table]:
-        """The same for people, shown above the scores."""
 
 
 class Task(ABC):
@@ -79,6 +56,7 @@ class Task(ABC):
         scenes: whether it takes scenes with all their bands (`vision_ssm.data.geo.raster.Raster`), not only pictures.
         repeats: how often an epoch's samples come each, see `vision_ssm.data.loader.epoch_order`.
         balanced: whether every group of `groups` comes equally often in training, instead of every sample once.
+        pictured: what an evaluation is asked for whose `pictures` end a run.
     """
 
     name: ClassVar[str]
@@ -94,6 +72,7 @@ class Task(ABC):
     scenes: bool = False
     repeats: int = 1
     balanced: bool = False
+    pictured: Mapping[str, Any] = MappingProxyType({})
 
     def __init__(self, settings: TaskSettings) -> None:
         if not isinstance(settings, self.Settings):
@@ -267,10 +246,8 @@ class Task(ABC):
     def losses(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """Mean training losses of a batch by name, scalars in float32; their sum is minimised.
 
-        The names are the same in every call, and nothing is kept from one call to the next: a checkpoint would not
-        hold it.
-
-        The names are the same for every batch. ``model`` may be wrapped: it is to be called, once, and not looked into.
+        The names are the same for every batch, and nothing is kept from one call to the next: a checkpoint would not
+        hold it. ``model`` may be wrapped: it is to be called, once, and not looked into.
 
         What is drawn at random here (mixup, drop path) comes from the global generators of `random`, `numpy.random` and
         torch, which the engine seeds before every call.
@@ -278,7 +255,10 @@ class Task(ABC):
 
     @abstractmethod
     def predict(self, model: nn.Module, batch: Batch) -> Any:
-        """Outputs of a model in evaluation mode, as `Meter.update` and `results` take them. Targets are not read."""
+        """Outputs of a model in evaluation mode, as `Meter.update` and `results` take them.
+
+        Targets are not read, but by a task whose model is told them.
+        """
 
     def predict_scene(
         self,
@@ -310,7 +290,27 @@ class Task(ABC):
         """Say which of the options makes files, which need a folder; empty where none does."""
         return ""
 
+    def sample(
+        self,
+        model: nn.Module,
+        preprocessing: Preprocessing,
+        classes: Sequence[str],
+        seeds: Sequence[int],
+        on_step: Callable[[int, int], None] = lambda done, total: None,
+    ) -> list[Image.Image]:
+        """Make an RGB image of each of the ``classes``, which is random only by its own seed.
+
+        ``on_step`` is called with (steps done, steps in all).
+        """
+        raise ConfigError(f"models of the task {self.name} make no images.")
+
     # ---------------------------------------------------------------------------------------------------- results
+
+    def begin_evaluation(self, samples: Samples, critic: Callable[[str | None], Critic]) -> None:  # noqa: B027
+        """Take over what an evaluation of ``samples`` needs to know; evaluations during training do not call it.
+
+        ``critic`` opens other weights by file or name, None those that ship with the package.
+        """
 
     @abstractmethod
     def meter(self) -> Meter:

@@ -13,6 +13,7 @@ __all__ = [
     "DEFAULT",
     "WEIGHTS_SUFFIXES",
     "best_of_run",
+    "called",
     "find_weights",
     "names_weights",
     "nearest_weights",
@@ -33,6 +34,11 @@ BEST = "best.safetensors"
 def shipped_weights() -> dict[str, Path]:
     """Names of the weights that come with the package, and their files."""
     return {path.stem: path for path in sorted(FOLDER.glob("*.safetensors"))}
+
+
+def called(source: str) -> str:
+    """The name of shipped weights, for their file; what any other weights came from as it is."""
+    return next((name for name, path in shipped_weights().items() if str(path) == source), source)
 
 
 def find_weights(weights: str | Path | None = None, *, models: Collection[str] = ()) -> Path:

@@ -14,5 +14,5 @@ TASK = TaskInfo(
     task="vision_ssm.tasks.classification.task:Classification",
     options="vision_ssm.tasks.classification.settings:ClassificationOptions",
     pictures=("confusion.png", "predictions.png", "mistakes.png", "calibration.png"),
-    recognise="vision_ssm.tasks.classification.layout:recognise",
+    recognise="vision_ssm.data.labelled.layout:recognise",
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from vision_ssm.tasks.classification.sources import ClassSamples
+from vision_ssm.data.labelled.sources import ClassSamples
 
 __all__ = ["FEW", "remarks_on_classes"]
 

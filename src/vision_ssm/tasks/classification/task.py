@@ -15,13 +15,14 @@ from vision_ssm import moved
 from vision_ssm.data.bands import AnyImage, described_bands, samples_of
 from vision_ssm.data.batches import Batch, Samples, Transform
 from vision_ssm.data.geo.raster import Raster
+from vision_ssm.data.labelled.sources import ClassSamples, open_dataset, own_splits, renumbered
 from vision_ssm.data.normalise import Normalise
 from vision_ssm.data.preprocessing import Preprocessing
 from vision_ssm.data.subset import Subset
 from vision_ssm.errors import CheckpointError, DataError, ShapeError, notify
 from vision_ssm.models.registry import create_model
+from vision_ssm.tasks.classes import IMAGENET_CLASSES, imagenet_names, match_classes
 from vision_ssm.tasks.classification.bands import BandTransform, are_colours, left_out
-from vision_ssm.tasks.classification.classes import IMAGENET_CLASSES, imagenet_names, match_classes
 from vision_ssm.tasks.classification.losses import class_weights, weighted_cross_entropy
 from vision_ssm.tasks.classification.meter import TOP_K, ClassificationMeter
 from vision_ssm.tasks.classification.pictures import (
@@ -33,7 +34,6 @@ from vision_ssm.tasks.classification.pictures import (
 from vision_ssm.tasks.classification.remarks import remarks_on_classes
 from vision_ssm.tasks.classification.results import Classes
 from vision_ssm.tasks.classification.settings import AugmentSettings, ClassificationOptions, ClassificationSettings
-from vision_ssm.tasks.classification.sources import ClassSamples, open_dataset, own_splits, renumbered
 from vision_ssm.tasks.classification.transforms import build_eval_transform, build_train_transform, to_tensor
 from vision_ssm.tasks.scores import Score
 from vision_ssm.tasks.task import Meter, Result, Task
@@ -79,13 +79,13 @@ class Classification(Task):
     # ------------------------------------------------------------------------------------------------------- data
 
     def open(self, split: str) -> ClassSamples:
-        """Open one split, see `vision_ssm.tasks.classification.sources.open_dataset`."""
+        """Open one split, see `vision_ssm.data.labelled.sources.open_dataset`."""
         data = self.settings.data
         samples = open_dataset(data.path, split, val_fraction=data.val_fraction, download=data.download)
         return self.adopt(samples)
 
     def own_splits(self) -> tuple[str, ...]:
-        """See `vision_ssm.tasks.classification.sources.own_splits`."""
+        """See `vision_ssm.data.labelled.sources.own_splits`."""
         return own_splits(self.settings.data.path)
 
     def adopt(self, samples: ClassSamples) -> ClassSamples:  # type: ignore[override]  # classes are needed

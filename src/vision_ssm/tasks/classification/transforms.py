@@ -8,44 +8,22 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from collections.abc import Callable, Sequence
 from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from timm.data import auto_augment
-from timm.data.transforms import MaybeToTensor
 from timm.data.transforms_factory import create_transform
-from torch import Tensor
 from torchvision import transforms
 
 from vision_ssm import moved
-from vision_ssm.data.normalise import Normalise
 from vision_ssm.data.preprocessing import Preprocessing
 from vision_ssm.tasks.classification.bands import crop_kind
 from vision_ssm.tasks.classification.settings import AugmentSettings
+from vision_ssm.tasks.eval_transform import ToTensor, Transform, build_eval_transform, to_tensor, with_fast_tensors
 
 __all__ = ["Transform", "build_eval_transform", "build_train_transform", "to_tensor"]
-
-Transform = Callable[[Image.Image], Tensor]
-"""RGB image of any size -> float32 tensor [3, H, W], normalised."""
-
-
-def build_eval_transform(preprocessing: Preprocessing) -> Transform:
-    """Return the deterministic transform of evaluation and prediction: resize, centre crop, normalise."""
-    chain = create_transform(
-        input_size=preprocessing.input_size,
-        interpolation=preprocessing.interpolation,
-        mean=preprocessing.mean,
-        std=preprocessing.std,
-        crop_pct=preprocessing.crop_pct,
-        crop_mode=preprocessing.crop_mode,
-    )
-    steps = _with_fast_tensors(chain.transforms, preprocessing)
-    if preprocessing.crop_mode == "center":
-        steps.insert(0, _LimitAspect(preprocessing.input_size))
-    return cast(Transform, transforms.Compose(steps))
 
 
 @moved.arguments
@@ -77,7 +55,7 @@ def build_train_transform(
         re_count=augment.erasing_count,
     )
     _accept_zero_bits(chain)
-    steps = _with_fast_tensors(chain.transforms, preprocessing)
+    steps = with_fast_tensors(chain.transforms, preprocessing)
     crop = crop_kind(preprocessing, augment)
     if crop == "resized":
         return cast(Transform, transforms.Compose(steps))
@@ -90,16 +68,10 @@ def _fixed_scale_crop(preprocessing: Preprocessing, augment: AugmentSettings, cr
         # Nothing is lost at the border but by the shift.
         preprocessing = dataclasses.replace(preprocessing, crop_pct=1.0)
     evaluation = cast(transforms.Compose, build_eval_transform(preprocessing)).transforms
-    steps = [step for step in evaluation if not isinstance(step, _ToTensor)]
+    steps = [step for step in evaluation if not isinstance(step, ToTensor)]
     if crop == "padded" and augment.crop_padding:
         steps.append(_RandomShift(augment.crop_padding))
     return steps
-
-
-def _with_fast_tensors(steps: Sequence[object], preprocessing: Preprocessing) -> list[object]:
-    # timm's conversion and normalisation pass over the pixels four times; on small images that is half of the work.
-    kept = [step for step in steps if not isinstance(step, transforms.Normalize)]
-    return [_ToTensor(preprocessing) if isinstance(step, MaybeToTensor) else step for step in kept]
 
 
 def _accept_zero_bits(chain: transforms.Compose) -> None:
@@ -115,19 +87,6 @@ def _posterize(image: Image.Image, bits_to_keep: int, **_: object) -> Image.Imag
     if bits_to_keep < 1:
         return Image.new(image.mode, image.size)
     return image if bits_to_keep >= 8 else ImageOps.posterize(image, bits_to_keep)
-
-
-def to_tensor(preprocessing: Preprocessing) -> Transform:
-    """Return the transform that leaves images at their own size: normalise."""
-    return _ToTensor(preprocessing)
-
-
-class _ToTensor:
-    def __init__(self, preprocessing: Preprocessing) -> None:
-        self.normalise = Normalise(preprocessing)
-
-    def __call__(self, image: Image.Image) -> Tensor:
-        return self.normalise(np.asarray(image))
 
 
 class _RandomShift:
@@ -149,25 +108,3 @@ class _RandomShift:
 def _reflect(positions: NDArray[np.int64], size: int) -> NDArray[np.int64]:
     last = size - 1
     return last - np.abs(last - positions % max(2 * last, 1))
-
-
-class _LimitAspect:
-    """Cut the far ends off very long images, which the centre crop would drop anyway, before they are enlarged.
-
-    A strip of 1 x 10,000 pixels would otherwise be resized to 256 x 2,560,000.
-    """
-
-    slack = 8  # times the aspect ratio of the crop: far from the cut that the resampling filter could feel
-
-    def __init__(self, input_size: tuple[int, ...]) -> None:
-        self.height, self.width = input_size[1:]
-
-    def __call__(self, image: Image.Image) -> Image.Image:
-        width, height = image.size
-        longest = max(1, round(self.slack * max(self.width / self.height, 1) * height))
-        tallest = max(1, round(self.slack * max(self.height / self.width, 1) * width))
-        if width <= longest and height <= tallest:
-            return image
-        new_width, new_height = min(width, longest), min(height, tallest)
-        left, top = (width - new_width) // 2, (height - new_height) // 2
-        return image.crop((left, top, left + new_width, top + new_height))

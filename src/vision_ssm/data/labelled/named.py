@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from vision_ssm.data.labelled.fingerprints import fingerprint
 from vision_ssm.data.splits import held_out
 from vision_ssm.errors import DataError
-from vision_ssm.tasks.classification.fingerprints import fingerprint
 
 __all__ = ["DATASET_NAMES", "ArrayImages", "open_named", "splits_of_named"]
 
@@ -60,7 +60,7 @@ class ArrayImages:
 
 
 def open_named(name: str, split: str, *, val_fraction: float, download: bool) -> ArrayImages:
-    """Open a data set of `DATASET_NAMES`; arguments as in `vision_ssm.tasks.classification.sources.open_dataset`.
+    """Open a data set of `DATASET_NAMES`; arguments as in `vision_ssm.data.labelled.sources.open_dataset`.
 
     Raises:
         DataError: it is not on this machine and may not or cannot be fetched, or scikit-learn is missing (digits).

@@ -10,12 +10,12 @@ import pytest
 import torch
 from PIL import Image
 
+from vision_ssm.data.labelled import folders
+from vision_ssm.data.labelled.folders import image_files
+from vision_ssm.data.labelled.sources import open_dataset
 from vision_ssm.data.loader import EpochLoader
 from vision_ssm.data.splits import held_out
 from vision_ssm.errors import DataError
-from vision_ssm.tasks.classification import folders
-from vision_ssm.tasks.classification.folders import image_files
-from vision_ssm.tasks.classification.sources import open_dataset
 from vision_ssm.tasks.registry import find_task
 
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.tasks.classification.test_sources import fill
+from tests.data.labelled.test_sources import fill
 from vision_ssm.data.files import image_files
+from vision_ssm.data.labelled.folders import ImageFolder, open_folder
+from vision_ssm.data.labelled.sources import open_dataset
 from vision_ssm.errors import DataError, VisionSSMNotice
-from vision_ssm.tasks.classification.folders import ImageFolder, open_folder
-from vision_ssm.tasks.classification.sources import open_dataset
 
 PETS = {"cat": 5, "dog": 5}
 

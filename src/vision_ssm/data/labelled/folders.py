@@ -13,12 +13,12 @@ from vision_ssm.data.bands import AnyImage
 from vision_ssm.data.files import image_files, search, skipped_files
 from vision_ssm.data.images import MAX_PIXELS
 from vision_ssm.data.kept import KeptImages
+from vision_ssm.data.labelled.fingerprints import fingerprint
+from vision_ssm.data.labelled.layout import Layout, find_layout
 from vision_ssm.data.parts import is_held_out, visible_folders
 from vision_ssm.data.scenes import check_any, read_any
 from vision_ssm.data.splits import held_out
 from vision_ssm.errors import DataError, notify, suggestion
-from vision_ssm.tasks.classification.fingerprints import fingerprint
-from vision_ssm.tasks.classification.layout import Layout, find_layout
 
 __all__ = ["CACHE_BYTES", "ImageFolder", "open_folder", "splits_of_folder"]
 
@@ -27,7 +27,7 @@ CACHE_BYTES = 512 * 2**20
 
 
 class ImageFolder:
-    """Images in class folders. See `vision_ssm.tasks.classification.sources.ClassSamples` for the attributes.
+    """Images in class folders. See `vision_ssm.data.labelled.sources.ClassSamples` for the attributes.
 
     Decoded images are kept in memory, for all loading processes together, when they are expected to fit into
     `CACHE_BYTES`.
@@ -84,7 +84,7 @@ class ImageFolder:
 
 
 def open_folder(root: Path, split: str, *, val_fraction: float, max_pixels: int = MAX_PIXELS) -> ImageFolder:
-    """Open one split of a folder; see `vision_ssm.tasks.classification.sources.open_dataset` for the rules.
+    """Open one split of a folder; see `vision_ssm.data.labelled.sources.open_dataset` for the rules.
 
     What is left out of it is told by a `VisionSSMNotice`.
 

@@ -13,11 +13,11 @@ from typing import Protocol
 from vision_ssm.data.bands import AnyImage
 from vision_ssm.data.files import looked_up
 from vision_ssm.data.images import MAX_PIXELS
+from vision_ssm.data.labelled.fingerprints import fingerprint
+from vision_ssm.data.labelled.folders import open_folder, splits_of_folder
+from vision_ssm.data.labelled.named import DATASET_NAMES, open_named, splits_of_named
 from vision_ssm.data.splits import VAL_FRACTION
 from vision_ssm.errors import DataError, suggestion
-from vision_ssm.tasks.classification.fingerprints import fingerprint
-from vision_ssm.tasks.classification.folders import open_folder, splits_of_folder
-from vision_ssm.tasks.classification.named import DATASET_NAMES, open_named, splits_of_named
 
 __all__ = ["DATASET_NAMES", "SPLITS", "ClassSamples", "open_dataset", "own_splits", "renumbered"]
 

@@ -1,0 +1,157 @@
+"""Images made by a model that learned to make them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from vision_ssm.device import autocast
+from vision_ssm.errors import ConfigError, suggestion
+from vision_ssm.inference.naming import free_name
+from vision_ssm.storage import whole_file
+from vision_ssm.tasks.sheet import draw_sheet
+from vision_ssm.weights.files import Loaded, require_command
+from vision_ssm.weights.opening import open_model
+
+__all__ = ["Sampled", "Sheet", "sample"]
+
+LARGEST_SEED = 2**63 - 1
+
+
+@dataclass(frozen=True, repr=False)
+class Sampled:
+    """One image that was made.
+
+    Attributes:
+        class_name: that was asked for.
+        seed: that the image is random by; with it, the same weights and options make it again.
+        image: RGB.
+    """
+
+    class_name: str
+    seed: int
+    image: Image.Image
+
+    def __repr__(self) -> str:
+        return f"Sampled({self.class_name!r}, seed {self.seed}, {self.image.width}x{self.image.height})"
+
+
+@dataclass(frozen=True, repr=False)
+class Sheet:
+    """What `sample` returns.
+
+    Attributes:
+        results: the images, class by class.
+        weights: the file, or the name, that they came from.
+    """
+
+    results: tuple[Sampled, ...]
+    weights: str
+
+    def __repr__(self) -> str:
+        return f"Sheet({len(self.results)} images by {self.weights!r})"
+
+    @property
+    def images(self) -> tuple[Image.Image, ...]:
+        """The images alone, class by class."""
+        return tuple(found.image for found in self.results)
+
+    def picture(self) -> Image.Image:
+        """Return all images on one picture, a line or more for each class."""
+        names = dict.fromkeys(found.class_name for found in self.results)
+        rows = [(name, [found.image for found in self.results if found.class_name == name]) for name in names]
+        return draw_sheet(rows)
+
+    def write(self, path: str | Path) -> None:
+        """Write `picture` to a PNG file, whole or not at all. Raises DataError."""
+        with whole_file(path) as part:
+            self.picture().save(part, format="png")
+
+    def write_images(self, folder: str | Path) -> None:
+        """Write each image to a PNG file named after its seed, in a folder for each class. Raises DataError."""
+        used: set[str] = set()
+        folders = {name: free_name(name, "", used) for name in dict.fromkeys(r.class_name for r in self.results)}
+        for found in self.results:
+            with whole_file(Path(folder) / folders[found.class_name] / f"{found.seed}.png") as part:
+                found.image.save(part, format="png")
+
+
+def sample(
+    weights: str | Path | Loaded,
+    classes: str | Sequence[str] | None = None,
+    *,
+    count: int = 1,
+    seed: int = 0,
+    batch_size: int = 32,
+    device: str | torch.device | None = None,
+    amp: str = "none",
+    model: str | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+    **options: Any,
+) -> Sheet:
+    """Make images with a model of a task that makes some.
+
+    An image depends on its class, its seed and the options; on what is made beside it only within rounding.
+
+    Args:
+        weights: a weights file, the folder of a run, a loaded model (`vision_ssm.load_model`), or with ``model`` a
+            checkpoint without description, such as those of the official code.
+        classes: one name or several; None for all that the model knows.
+        count: images of each class.
+        seed: of the first image of each class; the next ones have the numbers after it.
+        batch_size: images at a time.
+        device: None takes a GPU if there is one, else the CPU.
+        amp: ``none``, ``bf16`` or ``fp16`` autocast.
+        model: registered name of the model that a checkpoint belongs to.
+        on_progress: called with (steps done, steps in all), over all batches.
+        options: of the task. Generation: ``steps`` (250), ``sampler`` (``ddpm``), ``guidance`` (1.0), ``guide_all``,
+            ``autoencoder``.
+
+    Raises:
+        ConfigError: an unknown class or option, or one out of range; CheckpointError: unusable weights, or of a task
+        that makes no images.
+    """
+    if count < 1 or batch_size < 1:
+        raise ConfigError(f"count and batch_size must be at least 1, got {count} and {batch_size}.")
+    if not 0 <= seed <= LARGEST_SEED - count:
+        raise ConfigError(f"seed must be a whole number from 0 and below 2^63, got {seed}.")
+    loaded = open_model(weights, model=model, device=device)
+    require_command(loaded.info, "sample")
+    task = loaded.task()
+    task.ask(options)
+    names = _known(loaded, classes)
+    wanted = [(name, seed + number) for name in names for number in range(count)]
+    batches = [wanted[start : start + batch_size] for start in range(0, len(wanted), batch_size)]
+    place = next(loaded.model.parameters()).device
+    results: list[Sampled] = []
+    for at, batch in enumerate(batches):
+
+        def on_step(done: int, total: int, before: int = at) -> None:
+            if on_progress is not None:
+                on_progress(before * total + done, len(batches) * total)
+
+        asked = [name for name, _ in batch], [number for _, number in batch]
+        with torch.inference_mode(), autocast(place, amp):
+            made = task.sample(loaded.model, loaded.info.preprocessing, *asked, on_step)
+        results += [Sampled(*request, image) for request, image in zip(batch, made, strict=True)]
+    return Sheet(tuple(results), loaded.info.source)
+
+
+def _known(loaded: Loaded, classes: str | Sequence[str] | None) -> tuple[str, ...]:
+    """The classes asked for, each once. Raises ConfigError for one that the model does not know, or for none."""
+    known = loaded.info.class_names
+    if classes is None:
+        return tuple(dict.fromkeys(known))
+    asked = tuple(dict.fromkeys([classes] if isinstance(classes, str) else classes))
+    for name in asked:
+        if name not in known:
+            shown = f"{', '.join(known[:20])}{', ...' if len(known) > 20 else ''}"
+            raise ConfigError(f"these weights know no class {name!r}.{suggestion(name, known)} They know {shown}.")
+    if not asked:
+        raise ConfigError("no class was asked for: name one or several, or None for all.")
+    return asked
