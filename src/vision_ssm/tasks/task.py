@@ -24,6 +24,7 @@ from vision_ssm.data.preprocessing import Preprocessing
 from vision_ssm.data.subset import Subset
 from vision_ssm.errors import ConfigError
 from vision_ssm.settings import Section, from_mapping
+from vision_ssm.tasks.exported import Form, Run, StandIn
 from vision_ssm.tasks.result import Result
 from vision_ssm.tasks.scores import Score, Table
 from vision_ssm.tasks.settings import TaskSettings
@@ -270,7 +271,7 @@ class Task(ABC):
         The names are the same in every call, and nothing is kept from one call to the next: a checkpoint would not
         hold it.
 
-        The names are the same for every batch. ``model`` may be wrapped: it is to be called, once, and not looked into.
+        ``model`` may be wrapped: it is to be called, once, and not looked into.
 
         What is drawn at random here (mixup, drop path) comes from the global generators of `random`, `numpy.random` and
         torch, which the engine seeds before every call.
@@ -305,6 +306,16 @@ class Task(ABC):
     def wants_files(self) -> str:
         """Say which of the options makes files, which need a folder; empty where none does."""
         return ""
+
+    # ------------------------------------------------------------------------------------------------------ export
+
+    def exported(self, model: nn.Module) -> Form:
+        """Return what is exported of ``model``. Raises ConfigError where models of this task cannot be."""
+        raise ConfigError(f"models of the task {self.name} cannot be exported.")
+
+    def stand_in(self, run: Run) -> StandIn:
+        """Return what takes the place of an exported model, for `predict`. Raises ConfigError as `exported`."""
+        raise ConfigError(f"models of the task {self.name} cannot be exported.")
 
     # ---------------------------------------------------------------------------------------------------- results
 
