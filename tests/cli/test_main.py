@@ -49,7 +49,7 @@ def test_every_command_shows_examples_that_it_can_parse(name, monkeypatch):
     [
         (
             ["evalute"],
-            "one of train, evaluate, predict, features, data, models, cost, bench, doctor, completion, "
+            "one of train, evaluate, predict, features, export, data, models, cost, bench, doctor, completion, "
             "got 'evalute'. "
             "Did you mean 'evaluate'?",
         ),

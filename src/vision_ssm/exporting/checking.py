@@ -8,6 +8,7 @@ where the size is open, two others, not square and of odd numbers of steps.
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -61,8 +62,7 @@ class Check:
     @property
     def error(self) -> float:
         """The largest of all cases; nan if one of them is."""
-        errors = [case.error for case in self.cases]
-        return next((error for error in errors if error != error), max(errors))
+        return max((case.error for case in self.cases), key=_badness)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""
@@ -99,12 +99,17 @@ def check(file: ExportedFile, form: Form, tolerance: float) -> Check:
 def require(found: Check) -> None:
     """Raise CheckpointError where the error is beyond the tolerance."""
     if not found.error <= found.tolerance:
-        worst = max(found.cases, key=lambda case: (case.error != case.error, case.error))
+        worst = max(found.cases, key=lambda case: _badness(case.error))
         raise CheckpointError(
             f"the exported file differs from the model: a relative error of {worst.error:.1e} for {worst.batch} "
             f"image(s) of {worst.height}x{worst.width}, and {found.tolerance:.0e} is allowed; {found.agreement:.1%} of "
             "the answers agree. The file was removed."
         )
+
+
+def _badness(error: float) -> float:
+    """Return what orders errors, with what is no number above all of them."""
+    return math.inf if math.isnan(error) else error
 
 
 def _others(record: ExportRecord, channels: int, singles: Sequence[Tensor]) -> list[Tensor]:

@@ -9,8 +9,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from vision_ssm.errors import CheckpointError, ConfigError
 from vision_ssm.exporting import onnx_files
 from vision_ssm.exporting.checking import Check, check, require
@@ -84,10 +82,7 @@ def export(
         CheckpointError: unusable weights, or the file differs from the model, in which case none is left.
     """
     asked = Settings(format, target, tuple(dynamic), img_size, tolerance)
-    if isinstance(weights, Loaded):
-        loaded = weights
-    else:
-        loaded = open_model(weights, model=model, device="cpu")
+    loaded = weights if isinstance(weights, Loaded) else open_model(weights, model=model, device="cpu")
     _require_model(loaded)
     check_exportable(loaded.model)
     path = _place(loaded.info, asked) if output is None else Path(output)

@@ -25,9 +25,7 @@ __all__ = ["describe", "write"]
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 
-def write(
-    path: Path, form: Form, images: Tensor, *, dynamic: Sequence[str], step: int, target: str
-) -> tuple[str, ...]:
+def write(path: Path, form: Form, images: Tensor, *, dynamic: Sequence[str], step: int, target: str) -> tuple[str, ...]:
     """Write a model, without a description; return the names of the packages that wrote and run it.
 
     Raises:

@@ -93,7 +93,9 @@ def _scan_along(steps: ScanSteps, call: ScanCall, delta: Tensor, added: Tensor, 
     return y.unflatten(0, (delta.shape[0], length // run)).transpose(1, 2).reshape(-1, directions, length, y.shape[-1])
 
 
-def _gla_along(steps: GlaSteps, walks: Sequence[Traversal], parts: Sequence[Tensor], heads: int, scale: float) -> Tensor:
+def _gla_along(
+    steps: GlaSteps, walks: Sequence[Traversal], parts: Sequence[Tensor], heads: int, scale: float
+) -> Tensor:
     """Run the recurrence over [B, K, T, H N or H V]; directions are further images."""
     if _run(walks) is not None:
         raise ConfigError("gated linear attention along walks that start anew cannot be exported")

@@ -242,11 +242,12 @@ def followed(x: Tensor, traversals: Sequence[Traversal]) -> Tensor:
     """
     steps = torch.arange(max(walk.length for walk in traversals), device=x.device)
     parts = x.expand(-1, len(traversals), -1, -1).unbind(1)
-    taken = []
-    for walk, part in zip(traversals, parts, strict=True):
-        if not _goes_as_memory(walk, x.shape[2]):
-            part = part.index_select(1, walk.tokens(torch.where(steps < walk.length, steps, 0)))
-        taken.append(part)
+    taken = [
+        part
+        if _goes_as_memory(walk, x.shape[2])
+        else part.index_select(1, walk.tokens(torch.where(steps < walk.length, steps, 0)))
+        for walk, part in zip(traversals, parts, strict=True)
+    ]
     return torch.stack(taken, 1)
 
 

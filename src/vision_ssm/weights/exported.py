@@ -22,16 +22,13 @@ from vision_ssm.errors import CheckpointError, ConfigError, ShapeError
 from vision_ssm.weights.files import DESCRIPTION, Loaded, WeightsInfo, restored_task
 from vision_ssm.weights.runtimes import Runtime, open_runtime, runtime_of
 
-__all__ = ["DYNAMIC", "RECORD", "ExportRecord", "ExportedFile", "is_exported", "open_exported", "read_exported"]
+__all__ = ["RECORD", "ExportRecord", "ExportedFile", "is_exported", "open_exported", "read_exported"]
 
 RECORD = "vision_ssm_export"
 """Name of the metadata entry of an `ExportRecord`."""
 
 FORMAT = 1
 """Number of its layout."""
-
-DYNAMIC = ("batch", "size")
-"""What an export may leave open."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +40,7 @@ class ExportRecord:
         target: for whom it was written, see `vision_ssm.exporting.export`.
         outputs: names of the tensors that it yields; the first decides.
         size: (height, width) of its images.
-        dynamic: what of `DYNAMIC` it leaves open; otherwise it takes one image of that size.
+        dynamic: what it leaves open, of ``batch`` and ``size``; otherwise it takes one image of that size.
         step: heights and widths are whole multiples of it, from two on, where the size is open.
         precision: of its numbers.
         versions: of the packages that wrote and checked it.

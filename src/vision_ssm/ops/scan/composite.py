@@ -62,4 +62,3 @@ def _states(call: ScanCall, decay: Tensor, added: Tensor) -> Tensor:
         h = torch.addcmul(new, kept, h)
         states.append(h)
     return torch.stack(states, 2)
-
