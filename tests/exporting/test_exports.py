@@ -131,7 +131,7 @@ def test_models_that_a_file_cannot_hold_are_refused(loaded, change, message, tmp
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"format": "onx"}, "format must be one of onnx.*Did you mean 'onnx'"),
+        ({"format": "onx"}, "format must be one of onnx, openvino, torch.*Did you mean 'onnx'"),
         ({"dynamic": ["length"]}, "dynamic must be one of batch, size, got 'length'"),
         ({"target": "tensorrt"}, "target must be one of onnxruntime, portable, got 'tensorrt'"),
         ({"output": "m.pth"}, "files in onnx format end in .onnx, got 'm.pth'"),

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from vision_ssm.errors import ConfigError
+from vision_ssm.exporting import torch_files
 from vision_ssm.exporting.operators import decompositions
 from vision_ssm.ops import Traversal, gla, selective_scan
 from vision_ssm.ops.traversal import flatten
@@ -71,6 +72,19 @@ def test_attention_taken_apart_is_the_attention(name):
     expected = gla(q, k, v, gates, heads=2, traversals=walks, backend="reference")
     apart = decompositions(scan_steps, gla_steps)[torch.ops.vision_ssm.gla.default]
     torch.testing.assert_close(apart(q, k, v, gates, 2, 4**-0.5, flatten(walks), True, "auto"), expected)
+
+
+@pytest.mark.parametrize("length", [1, 2, 63, 64, 65])
+def test_doubling_is_the_recurrence(length):
+    torch.manual_seed(0)
+    delta, added = torch.rand(length, 2, 3, 4), torch.randn(length, 2, 3, 4)
+    B, C, A = torch.randn(length, 2, 3, 5), torch.randn(length, 2, 3, 5), -10 * torch.rand(3, 5, 4)
+    torch.testing.assert_close(torch_files.scan_steps(delta, added, A, B, C), scan_steps(delta, added, A, B, C))
+    q, k, v = torch.randn(2, length, 8), torch.randn(2, length, 8), torch.randn(2, length, 12)
+    gates = -10 * torch.rand(2, length, 8)
+    torch.testing.assert_close(
+        torch_files.gla_steps(q, k, v, gates, 2, 0.5), gla_steps(q, k, v, gates, 2, 0.5), atol=1e-5, rtol=1e-4
+    )
 
 
 def test_walks_that_start_anew_at_different_steps_are_refused():

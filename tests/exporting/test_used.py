@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
@@ -9,6 +10,8 @@ import pytest
 import torch
 
 import vision_ssm
+from vision_ssm.bench.settings import Case
+from vision_ssm.bench.subject import prepare, require_subject
 from vision_ssm.cli.main import main
 from vision_ssm.errors import CheckpointError, ConfigError, ShapeError
 from vision_ssm.exporting import onnx_files
@@ -127,6 +130,15 @@ def test_the_commands(exported, loaded, colour_folder, tmp_path, monkeypatch, ca
     assert main(["export", str(weights), "--dynamic", "batch", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["check"]["agreement"] == 1
     assert main(["export", str(weights), "--dynamic", "length"]) == 2
-    bench = ["bench", "--models", str(file), "--img-size", "8", "--threads", "1", "--rounds", "1", "--no-memory"]
-    assert main([*bench, "--output", str(tmp_path / "times.json")]) == 0
-    assert json.loads((tmp_path / "times.json").read_text())["results"][0]["model"] == str(file)
+
+
+def test_bench_runs_a_file_as_it_runs_models(exported):
+    case = Case(str(exported.path), 8, 8, 2, "float32", 1, "inference", "cpu")
+    require_subject(case.model)
+    prepare(case)()
+    for change, message in (
+        ({"height": 12}, "for images of 8x8"),
+        ({"dtype": "bfloat16"}, "in float32 on the cpu only"),
+    ):
+        with pytest.raises((ConfigError, ShapeError), match=message):
+            prepare(dataclasses.replace(case, **change))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -57,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
 
 
-def words(allowed: Sequence[str]) -> object:
+def words(allowed: Sequence[str]) -> Callable[[str], tuple[str, ...]]:
     """Return an argument type: words of a list, with commas between them."""
 
     def parse(text: str) -> tuple[str, ...]:

@@ -115,7 +115,7 @@ def _badness(error: float) -> float:
 def _others(record: ExportRecord, channels: int, singles: Sequence[Tensor]) -> list[Tensor]:
     batches: list[Tensor] = []
     if "batch" in record.dynamic:
-        batches += torch.cat(list(singles)).split(BATCHES)
+        batches += torch.split(torch.cat(list(singles)), list(BATCHES))
     if "size" in record.dynamic:
         count = BATCHES[0] if "batch" in record.dynamic else 1
         rows, columns = (max(side // record.step, 2) for side in record.size)

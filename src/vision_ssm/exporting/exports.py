@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vision_ssm.errors import CheckpointError, ConfigError
-from vision_ssm.exporting import onnx_files
+from vision_ssm.exporting import onnx_files, openvino_files, torch_files
 from vision_ssm.exporting.checking import Check, check, require
 from vision_ssm.exporting.programs import check_exportable, example, step_of
 from vision_ssm.exporting.settings import TOLERANCE, Settings
@@ -22,7 +23,7 @@ from vision_ssm.weights.opening import open_model
 
 __all__ = ["Exported", "export"]
 
-WRITERS = {"onnx": onnx_files}
+WRITERS: dict[str, Any] = {"onnx": onnx_files, "openvino": openvino_files, "torch": torch_files}
 """What writes a format: a module with ``write`` and ``describe``."""
 
 
@@ -68,7 +69,8 @@ def export(
         weights: as for `vision_ssm.predict`.
         output: the file; None for one named after the weights, beside them, or in this folder where they ship with the
             package or were published.
-        format: ``onnx``.
+        format: ``onnx``; ``openvino``, a pair of files, NAME.xml and NAME.bin; ``torch``, a program that torch opens
+            without this library.
         target: of ONNX: ``onnxruntime`` uses its operator for gated linear attention, ``portable`` standard operators
             only.
         dynamic: what is left open, of ``batch`` and ``size``. Otherwise a file takes one image of one size.
@@ -89,6 +91,7 @@ def export(
     if path.suffix.lower() != asked.suffix:
         raise ConfigError(f"files in {asked.format} format end in {asked.suffix}, got {str(path)!r}.")
     require_writable(path.parent, error=CheckpointError)
+    path.parent.mkdir(parents=True, exist_ok=True)
     return _written(path, loaded, asked)
 
 
@@ -119,19 +122,19 @@ def _written(path: Path, loaded: Loaded, asked: Settings) -> Exported:
     images = example((height, width), channels, asked.dynamic)
     record = ExportRecord(asked.format, asked.target, form.outputs, (height, width), asked.dynamic, step)
     writer = WRITERS[asked.format]
-    with whole_file(path, error=CheckpointError) as part:
-        # Runtimes know files by how they end.
-        draft = part.with_name(f"{part.name}{asked.suffix}")
-        try:
-            packages = writer.write(draft, form, images, dynamic=asked.dynamic, step=step, target=asked.target)
-            record = dataclasses.replace(record, versions=_versions(packages))
-            writer.describe(draft, {DESCRIPTION: info.to_json(), RECORD: record.to_json()})
-            found = _checked(draft, form, asked.tolerance)
-            record = dataclasses.replace(record, check=found.to_dict())
-            writer.describe(draft, {RECORD: record.to_json()})
-            draft.replace(part)
-        finally:
-            draft.unlink(missing_ok=True)
+    # Beside its place, under its own name: runtimes know files by how they end, and pairs by what they are called.
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".export-") as folder:
+        draft = Path(folder) / path.name
+        packages = writer.write(draft, form, images, dynamic=asked.dynamic, step=step, target=asked.target)
+        record = dataclasses.replace(record, versions=_versions(packages))
+        writer.describe(draft, {DESCRIPTION: info.to_json(), RECORD: record.to_json()})
+        found = _checked(draft, form, asked.tolerance)
+        record = dataclasses.replace(record, check=found.to_dict())
+        writer.describe(draft, {RECORD: record.to_json()})
+        # The file that names the others comes last.
+        for file in sorted(Path(folder).iterdir(), key=lambda file: file == draft):
+            with whole_file(path.with_name(file.name), error=CheckpointError) as part:
+                file.replace(part)
     return Exported(path, info, record, found)
 
 

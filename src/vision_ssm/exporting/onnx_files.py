@@ -22,6 +22,8 @@ from vision_ssm.weights.runtimes import needed
 
 __all__ = ["describe", "write"]
 
+MICROSOFT = "com.microsoft"
+
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 
@@ -35,6 +37,8 @@ def write(path: Path, form: Form, images: Tensor, *, dynamic: Sequence[str], ste
         needed(package)
     traced = program(form, images, dynamic, step, lone_scan_steps, lone_gla_steps)
     written = _translated(traced, form, target)
+    if MICROSOFT in written.model.opset_imports:  # numbered as if it were ONNX's own
+        written.model.opset_imports[MICROSOFT] = 1
     written.save(str(path))
     return PACKAGES
 

@@ -13,12 +13,14 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-from onnxscript import opset18 as op
+from onnxscript import opset18
 from torch.onnx._internal.exporter._torchlib.ops.hop import call_op  # onnxscript itself has no Scan of a typed body
 
 __all__ = ["translations"]
 
 MICROSOFT = "com.microsoft"
+
+op: Any = opset18  # its types are those of numpy-like evaluation, and here nothing is evaluated
 
 _numbers = count()
 
@@ -78,7 +80,7 @@ def gla_steps(q: Any, k: Any, v: Any, log_gates: Any, heads: int, scale: float) 
 
 def linear_attention(q: Any, k: Any, v: Any, log_gates: Any, heads: int, scale: float) -> Any:
     """Return o [B, T, H V] by ONNX Runtime's own operator."""
-    form = {"q_num_heads": heads, "kv_num_heads": heads, "scale": scale, "update_rule": "gated"}
+    form: dict[str, Any] = {"q_num_heads": heads, "kv_num_heads": heads, "scale": scale, "update_rule": "gated"}
     o, _ = call_op("LinearAttention", q, k, v, None, log_gates, _num_outputs=2, _domain=MICROSOFT, **form)
     o.shape, o.type = v.shape, v.type
     return o
@@ -110,7 +112,7 @@ class _Body:
         tensor = ir.tensor(np.array(numbers, np.int64))
         return self._added(ir.node("Constant", [], {"value": tensor}))
 
-    def node(self, kind: str, *inputs: Any, shape: Sequence[Any] | None = None) -> ir.Value:
+    def node(self, kind: str, *inputs: Any, shape: Any = None) -> ir.Value:
         output = self._added(ir.node(kind, inputs))
         if shape is not None:
             output.shape, output.type = ir.Shape(shape), ir.TensorType(ir.DataType.FLOAT)

@@ -59,8 +59,8 @@ def decompositions(scan_steps: ScanSteps, gla_steps: GlaSteps) -> dict[Any, Call
     """Return what stands for this library's operators in an exported program, as ``run_decompositions`` takes it."""
 
     def scan(*arguments: Any) -> tuple[Tensor, Tensor]:
-        *tensors, walks, softplus, merge, _, _ = arguments
-        call = ScanCall(*tensors, tuple(unflatten(walks)), softplus, merge)
+        u, delta, A, B, C, D, z, bias, words, softplus, merge, *_ = arguments
+        call = ScanCall(u, delta, A, B, C, D, z, bias, tuple(unflatten(words)), softplus, merge)
         return composite.forward(call, lambda *given: _scan_along(scan_steps, *given)), call.A.new_empty(0)
 
     def gla(q: Tensor, k: Tensor, v: Tensor, log_gates: Tensor, *rest: Any) -> Tensor:
@@ -84,13 +84,14 @@ def _scan_along(steps: ScanSteps, call: ScanCall, delta: Tensor, added: Tensor, 
     directions, length = delta.shape[1], delta.shape[2]
 
     def first(x: Tensor) -> Tensor:
-        apart = x if run is None else x.unflatten(2, (length // run, run)).transpose(1, 2).flatten(0, 1)
+        apart = x if run is None else torch.unflatten(x, 2, (length // run, run)).transpose(1, 2).flatten(0, 1)
         return apart.permute(2, 0, 1, 3)
 
     y = steps(first(delta), first(added), call.A.transpose(1, 2), first(b), first(c)).permute(1, 2, 0, 3)
     if run is None:
         return y
-    return y.unflatten(0, (delta.shape[0], length // run)).transpose(1, 2).reshape(-1, directions, length, y.shape[-1])
+    by_run = torch.unflatten(y, 0, (delta.shape[0], length // run))
+    return by_run.transpose(1, 2).reshape(-1, directions, length, y.shape[-1])
 
 
 def _gla_along(
@@ -101,7 +102,7 @@ def _gla_along(
         raise ConfigError("gated linear attention along walks that start anew cannot be exported")
     q, k, v, gates = (x.flatten(0, 1) for x in parts)
     o = steps(q, k, v, gates, heads, scale)
-    return o.unflatten(0, tuple(parts[0].shape[:2]))
+    return torch.unflatten(o, 0, tuple(parts[0].shape[:2]))
 
 
 def _run(walks: Sequence[Traversal]) -> int | None:

@@ -10,7 +10,7 @@ from vision_ssm.errors import ConfigError, suggestion
 
 __all__ = ["DYNAMIC", "FORMATS", "TARGETS", "TOLERANCE", "Settings"]
 
-FORMATS = {"onnx": ".onnx"}
+FORMATS = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2"}
 """Formats, and how their files end."""
 
 TARGETS = ("onnxruntime", "portable")

@@ -20,11 +20,11 @@ from torch import Tensor
 from vision_ssm.device import choose_device
 from vision_ssm.errors import CheckpointError, ConfigError, ShapeError
 from vision_ssm.weights.files import DESCRIPTION, Loaded, WeightsInfo, restored_task
-from vision_ssm.weights.runtimes import Runtime, open_runtime, runtime_of
+from vision_ssm.weights.runtimes import ENTRIES, Runtime, open_runtime, runtime_of
 
 __all__ = ["RECORD", "ExportRecord", "ExportedFile", "is_exported", "open_exported", "read_exported"]
 
-RECORD = "vision_ssm_export"
+_, RECORD = ENTRIES
 """Name of the metadata entry of an `ExportRecord`."""
 
 FORMAT = 1
@@ -74,8 +74,8 @@ class ExportRecord:
             if layout != FORMAT:
                 raise CheckpointError(f"its export record has layout {layout!r}; this version reads {FORMAT}")
             height, width = (int(side) for side in fields.pop("size"))
-            lists = {name: tuple(str(word) for word in fields.pop(name)) for name in ("outputs", "dynamic")}
-            return cls(size=(height, width), **lists, **fields)
+            outputs, dynamic = (tuple(str(word) for word in fields.pop(name)) for name in ("outputs", "dynamic"))
+            return cls(outputs=outputs, size=(height, width), dynamic=dynamic, **fields)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(f"its export record is damaged ({type(error).__name__}: {error})") from error
 
@@ -111,8 +111,8 @@ class ExportedFile:
         if images.dim() != 4 or images.shape[1] != channels:
             raise ShapeError(f"expected images [B, {channels}, H, W], got {list(images.shape)}")
         self.record.check_size(int(images.shape[2]), int(images.shape[3]))
-        single = "batch" not in self.record.dynamic
-        found = [self.runtime(part) for part in (images.split(1) if single else (images,))]
+        parts = torch.split(images, len(images) if "batch" in self.record.dynamic else 1)
+        found = [self.runtime(part) for part in parts]
         joined = found[0] if len(found) == 1 else [torch.cat(parts) for parts in zip(*found, strict=True)]
         return dict(zip(self.record.outputs, joined, strict=True))
 

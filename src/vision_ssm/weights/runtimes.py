@@ -3,6 +3,8 @@
 | format   | named        | executed by                |
 |----------|--------------|----------------------------|
 | onnx     | NAME.onnx    | onnxruntime, on the CPU    |
+| openvino | NAME.xml     | openvino, on the CPU       |
+| torch    | NAME.pt2     | torch                      |
 """
 
 from __future__ import annotations
@@ -15,12 +17,30 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.export import ExportedProgram
 
 from vision_ssm.errors import CheckpointError, ConfigError
 
-__all__ = ["EXTRA", "SUFFIXES", "OnnxRuntime", "Runtime", "needed", "open_runtime", "runtime_of"]
+__all__ = [
+    "ENTRIES",
+    "EXTRA",
+    "SUFFIXES",
+    "OnnxRuntime",
+    "OpenVino",
+    "Runtime",
+    "TorchProgram",
+    "first_line",
+    "needed",
+    "open_runtime",
+    "runtime_of",
+    "torch_program",
+]
 
 EXTRA = "the extra 'export' (pip install 'vision-ssm[export]')"
+
+
+ENTRIES = ("vision_ssm", "vision_ssm_export")
+"""Names of the entries in the metadata of exported files, see `vision_ssm.weights.exported`."""
 
 
 class Runtime(Protocol):
@@ -50,7 +70,7 @@ class OnnxRuntime:
         try:
             self._session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # each of the runtime's own kinds derives from it alone
-            raise CheckpointError(f"onnxruntime cannot open {str(path)!r}: {_first_line(error)}") from error
+            raise CheckpointError(f"onnxruntime cannot open {str(path)!r}: {first_line(error)}") from error
         self.metadata: dict[str, str] = dict(self._session.get_modelmeta().custom_metadata_map)
         self._input: str = self._session.get_inputs()[0].name
 
@@ -59,7 +79,56 @@ class OnnxRuntime:
         return _tensors(self._session.run(None, {self._input: images.numpy()}))
 
 
-SUFFIXES: dict[str, type[Runtime]] = {".onnx": OnnxRuntime}
+class OpenVino:
+    """Runs a pair of files of OpenVINO, NAME.xml and NAME.bin, in float32 with as many threads as torch has."""
+
+    def __init__(self, path: Path) -> None:
+        openvino = needed("openvino")
+        # Otherwise processors that have bfloat16 would take it.
+        how = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
+        try:
+            model = openvino.Core().read_model(path)
+            self._compiled = openvino.Core().compile_model(model, "CPU", how)
+        except RuntimeError as error:
+            raise CheckpointError(f"openvino cannot open {str(path)!r}: {first_line(error)}") from error
+        said: Any = model.get_rt_info()
+        texts = {str(name): getattr(value, "value", None) for name, value in said.items()}
+        self.metadata = {name: text for name, text in texts.items() if isinstance(text, str)}
+
+    def __call__(self, images: Tensor) -> list[Tensor]:
+        """See `Runtime`."""
+        found = self._compiled(images.numpy())
+        return [torch.from_numpy(found[output].copy()) for output in self._compiled.outputs]
+
+
+class TorchProgram:
+    """Runs a program that `torch.export` saved."""
+
+    def __init__(self, path: Path) -> None:
+        program, self.metadata = torch_program(path)
+        self._module = program.module()
+
+    def __call__(self, images: Tensor) -> list[Tensor]:
+        """See `Runtime`."""
+        with torch.no_grad():
+            return list(self._module(images))
+
+
+def torch_program(path: Path) -> tuple[ExportedProgram, dict[str, str]]:
+    """Open a program of torch, and what it says of itself.
+
+    Raises:
+        CheckpointError: it cannot be opened.
+    """
+    said = dict.fromkeys(ENTRIES, "")
+    try:
+        program = torch.export.load(path, extra_files=said)
+    except Exception as error:  # a damaged archive is answered by anything
+        raise CheckpointError(f"torch cannot open {str(path)!r}: {first_line(error)}") from error
+    return program, {name: text for name, text in said.items() if text}
+
+
+SUFFIXES: dict[str, type[Runtime]] = {".onnx": OnnxRuntime, ".xml": OpenVino, ".pt2": TorchProgram}
 """What opens files of a suffix."""
 
 
@@ -90,7 +159,8 @@ def needed(package: str) -> ModuleType:
         raise ConfigError(f"exported models need {EXTRA}: {package} is missing ({error}).") from error
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """Say in one line what a runtime answers in many."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
