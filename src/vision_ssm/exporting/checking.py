@@ -119,7 +119,7 @@ def _others(record: ExportRecord, channels: int, singles: Sequence[Tensor]) -> l
     if "size" in record.dynamic:
         count = BATCHES[0] if "batch" in record.dynamic else 1
         rows, columns = (max(side // record.step, 2) for side in record.size)
-        for number, form in enumerate(((_odd(rows), columns + 1), (rows + 1, _odd(columns // 2)))):
+        for number, form in enumerate(((_odd(rows), columns + 2), (rows + 2, _odd(columns // 2)))):
             size = (form[0] * record.step, form[1] * record.step)
             batches.append(_images(count if number == 0 else 1, channels, size, IMAGES + number))
     return batches

@@ -149,7 +149,7 @@ def _versions(packages: Sequence[str]) -> dict[str, str]:
 
 
 def _place(info: WeightsInfo, asked: Settings) -> Path:
-    """Name the file after the weights: ``best.safetensors`` of a run after its folder."""
+    """Name the file after the weights, beside them; in this folder where they ship with the package or have no file."""
     source = Path(info.source or info.model)
     own = source.suffix and source.is_file() and "pretrained" not in source.parts[-2:]
     name = source.stem if source.suffix else info.model

@@ -271,9 +271,8 @@ class Task(ABC):
         The names are the same in every call, and nothing is kept from one call to the next: a checkpoint would not
         hold it.
 
-        ``model`` may be wrapped: it is to be called, once, and not looked into.
-
-        What is drawn at random here (mixup, drop path) comes from the global generators of `random`, `numpy.random` and
+        ``model`` may be wrapped: it is to be called, once, and not looked into. What is drawn at random here (mixup,
+        drop path) comes from the global generators of `random`, `numpy.random` and
         torch, which the engine seeds before every call.
         """
 
