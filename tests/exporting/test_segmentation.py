@@ -8,7 +8,7 @@ import torch
 
 import vision_ssm
 from vision_ssm.data.preprocessing import Preprocessing
-from vision_ssm.errors import ConfigError
+from vision_ssm.errors import ConfigError, ShapeError
 from vision_ssm.exporting import export
 from vision_ssm.weights.files import Loaded, WeightsInfo, restored_task
 
@@ -49,7 +49,7 @@ def test_windows_of_an_image_give_the_same_classes(segmentor, tmp_path):
     ours, theirs = (vision_ssm.predict(weights, image, window=32).results[0] for weights in (segmentor, found.path))
     assert len(np.unique(ours.classes)) > 1
     assert (ours.classes == theirs.classes).mean() > 0.999
-    failed = vision_ssm.predict(found.path, image).failures
-    assert not failed or "exported for images of 32x32" in failed[0].reason
+    with pytest.raises(ShapeError, match=r"exported for images of 32x32, got 40x36; .* for maps --window"):
+        vision_ssm.predict(found.path, image)
     with pytest.raises(ConfigError, match="holds no vectors of images"):
         vision_ssm.features(found.path, np.zeros((32, 32, 3), np.uint8))

@@ -65,6 +65,13 @@ def test_what_a_file_cannot_do_is_said(exported, colour_folder):
         vision_ssm.load_model(exported.path, device="meta")
 
 
+def test_an_opened_file_stays_on_the_cpu(exported):
+    opened = vision_ssm.load_model(exported.path)
+    assert vision_ssm.load_model(opened) is opened
+    with pytest.raises(ConfigError, match="exported models run on the CPU here, got device 'meta'"):
+        vision_ssm.load_model(opened, device="meta")
+
+
 def test_files_that_are_none_are_said_to_be(tmp_path, exported):
     with pytest.raises(CheckpointError, match=r"cannot open exported file .*missing.onnx': No such file"):
         vision_ssm.load_model(tmp_path / "missing.onnx")

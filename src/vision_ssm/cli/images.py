@@ -54,6 +54,11 @@ def warn_of_memory(images: Sequence[str], loaded: Loaded, options: argparse.Name
         return
     import torch
 
+    from vision_ssm.tasks.exported import StandIn
+
+    if isinstance(loaded.model, StandIn):  # whose layers nobody here can count
+        return
+
     from vision_ssm.analysis import cost
     from vision_ssm.data.images import check_image
     from vision_ssm.inference.inputs import find_images

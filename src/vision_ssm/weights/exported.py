@@ -22,7 +22,7 @@ from vision_ssm.errors import CheckpointError, ConfigError, ShapeError
 from vision_ssm.weights.files import DESCRIPTION, Loaded, WeightsInfo, restored_task
 from vision_ssm.weights.runtimes import ENTRIES, Runtime, open_runtime, runtime_of
 
-__all__ = ["RECORD", "ExportRecord", "ExportedFile", "is_exported", "open_exported", "read_exported"]
+__all__ = ["RECORD", "ExportRecord", "ExportedFile", "is_exported", "open_exported", "read_exported", "require_cpu"]
 
 _, RECORD = ENTRIES
 """Name of the metadata entry of an `ExportRecord`."""
@@ -144,14 +144,18 @@ def read_exported(path: str | Path) -> ExportedFile:
         raise CheckpointError(f"cannot use {str(path)!r}: {error}.") from error
 
 
+def require_cpu(device: str | torch.device | None) -> None:
+    """Raise ConfigError where another device is asked for than the CPU, on which exported files run here."""
+    if device not in (None, "auto") and choose_device(device).type != "cpu":
+        raise ConfigError(f"exported models run on the CPU here, got device {str(device)!r}.")
+
+
 def open_exported(path: str | Path, device: str | torch.device | None = None) -> Loaded:
     """Return what takes the place of the model that was exported to a file, and what is known about it.
 
     Raises:
-        CheckpointError, ConfigError: as `read_exported`; ConfigError: another device than the CPU, on which runtimes
-            of exported files are used here.
+        CheckpointError, ConfigError: as `read_exported`; ConfigError: as `require_cpu`.
     """
-    if device not in (None, "auto") and choose_device(device).type != "cpu":
-        raise ConfigError(f"exported models run on the CPU here, got device {str(device)!r}.")
+    require_cpu(device)
     file = read_exported(path)
     return Loaded(restored_task(file.info).stand_in(file).eval(), file.info)

@@ -14,7 +14,7 @@ from vision_ssm.device import choose_device
 from vision_ssm.errors import CheckpointError, ConfigError
 from vision_ssm.tasks.exported import StandIn
 from vision_ssm.tasks.registry import DEFAULT, find_task
-from vision_ssm.weights.exported import is_exported, open_exported
+from vision_ssm.weights.exported import is_exported, open_exported, require_cpu
 from vision_ssm.weights.files import Loaded, WeightsInfo, load_weights, restored_task
 from vision_ssm.weights.recognition import misfit
 from vision_ssm.weights.shipped import best_of_run, find_weights
@@ -47,6 +47,7 @@ def open_model(
     """
     chosen = choose_device(device)
     if isinstance(weights, Loaded) and isinstance(weights.model, StandIn):
+        require_cpu(device)
         return weights
     if isinstance(weights, Loaded):
         return Loaded(weights.model.eval().to(chosen), weights.info)
