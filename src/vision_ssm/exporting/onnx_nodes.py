@@ -29,28 +29,45 @@ def translations(target: str) -> dict[str, Callable[..., Any]]:
     """Return the nodes of each recurrence, by the name of its operator.
 
     Args:
-        target: 'onnxruntime', with ONNX Runtime's own operator for gated linear attention, or 'portable', standard
-            operators only.
+        target: 'onnxruntime', with ONNX Runtime's own operator for gated linear attention, 'portable', standard
+            operators only, or 'openvino', these in a form that OpenVINO computes right.
     """
-    return {"scan_steps": scan_steps, "gla_steps": linear_attention if target == "onnxruntime" else gla_steps}
+    return {
+        "scan_steps": scan_steps_for_openvino if target == "openvino" else scan_steps,
+        "gla_steps": linear_attention if target == "onnxruntime" else gla_steps,
+    }
 
 
 def scan_steps(delta: Any, added: Any, A: Any, B: Any, C: Any) -> Any:
     """Return y [T, B, K, C]: see `vision_ssm.exporting.operators`."""
-    of_time = (delta, added, B, C)
-    *_, states, channels = A.shape
-    directions = A.shape[0]
-    batch = delta.shape[1]
+    return _scan_steps((delta, added, B, C), A, delta.shape[1], tuple(A.shape))
+
+
+def scan_steps_for_openvino(delta: Any, added: Any, A: Any, B: Any, C: Any) -> Any:
+    """Return y [T, B, K, C]; a single state per channel is given a second one beside it, which stays zero.
+
+    Of fixed sizes OpenVINO 2026.4 computes a ``Scan`` of one state wrongly, by as much as the values themselves.
+    """
+    directions, states, channels = A.shape
+    if states == 1:
+        A = op.Pad(A, op.Constant(value_ints=[0, 0, 0, 0, 1, 0]))
+        B, C = (op.Pad(x, op.Constant(value_ints=[0, 0, 0, 0, 0, 0, 0, 1])) for x in (B, C))
+    return _scan_steps((delta, added, B, C), A, delta.shape[1], (directions, max(states, 2), channels))
+
+
+def _scan_steps(of_time: Sequence[Any], A: Any, batch: Any, sizes: tuple[int, int, int]) -> Any:
+    directions, states, channels = sizes
     body = _Body(f"scan_{next(_numbers)}")
     h = body.input("h", (batch, directions, states, channels))
-    d, du, b, c = (body.input(name, x.shape[1:]) for name, x in zip("dubc", of_time, strict=True))
+    widths = (channels, channels, states, states)
+    d, du, b, c = (body.input(name, (batch, directions, width)) for name, width in zip("dubc", widths, strict=True))
     row, column = body.constant([-2]), body.constant([-1])
     decay = body.node("Exp", body.node("Mul", body.node("Unsqueeze", d, row), A))
     new = body.node("Mul", body.node("Unsqueeze", b, column), body.node("Unsqueeze", du, row))
     state = body.node("Add", body.node("Mul", decay, h), new, shape=h.shape)
     y = body.node("MatMul", body.node("Unsqueeze", c, row), state)
     y = body.node("Squeeze", y, row, shape=d.shape)
-    nothing = _zeros(op.Shape(delta, start=1, end=2), (directions, states, channels))
+    nothing = _zeros(op.Shape(of_time[0], start=1, end=2), sizes)
     return _scan(body.graph(state, y), nothing, of_time)
 
 

@@ -25,7 +25,7 @@ def write(path: Path, form: Form, images: Tensor, *, dynamic: Sequence[str], ste
     openvino = needed("openvino")
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         between = Path(folder) / "model.onnx"
-        packages = onnx_files.write(between, form, images, dynamic=dynamic, step=step, target="portable")
+        packages = onnx_files.write(between, form, images, dynamic=dynamic, step=step, target="openvino")
         try:
             openvino.save_model(openvino.Core().read_model(between), path, compress_to_fp16=False)
         except RuntimeError as error:
