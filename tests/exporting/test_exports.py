@@ -12,7 +12,7 @@ import torch
 
 from vision_ssm.data.preprocessing import Preprocessing
 from vision_ssm.errors import CheckpointError, ConfigError
-from vision_ssm.exporting import checking, export, onnx_files
+from vision_ssm.exporting import FORMATS, checking, export, onnx_files
 from vision_ssm.models.registry import create_model
 from vision_ssm.weights.exported import RECORD, read_exported
 from vision_ssm.weights.files import DESCRIPTION, Loaded, WeightsInfo
@@ -172,11 +172,21 @@ SMALL = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dynamic", [(), ("batch", "size")], ids=["fixed", "open"])
-@pytest.mark.parametrize("target", ["onnxruntime", "portable"])
+@pytest.mark.parametrize(
+    ("format", "target", "dynamic"),
+    [
+        ("onnx", "onnxruntime", ()),
+        ("onnx", "portable", ()),
+        ("onnx", "onnxruntime", ("batch", "size")),
+        ("onnx", "portable", ("batch", "size")),
+        ("openvino", "portable", ()),
+        ("torch", "portable", ()),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "-".join(value) or "fixed",
+)
 @pytest.mark.parametrize("name", SMALL)
-def test_every_family_says_the_same(name, target, dynamic, tmp_path):
-    for package in ("onnx", "onnxscript", "onnxruntime"):
+def test_every_family_says_the_same(name, format, target, dynamic, tmp_path):
+    for package in ("onnx", "onnxscript", "onnxruntime", "openvino"):
         pytest.importorskip(package)
     torch.manual_seed(0)
     options = SMALL[name]
@@ -185,6 +195,7 @@ def test_every_family_says_the_same(name, target, dynamic, tmp_path):
     info = WeightsInfo(
         name, options, "classification", {"class_names": list("abc")}, Preprocessing(input_size=(3, side, side))
     )
-    found = export(Loaded(model, info), tmp_path / "m.onnx", target=target, dynamic=dynamic)
+    path = tmp_path / f"m{FORMATS[format]}"
+    found = export(Loaded(model, info), path, format=format, target=target, dynamic=dynamic)
     assert found.check.error < 1e-4
     assert {(case.height, case.width) for case in found.check.cases} != {(side, side)} or not dynamic

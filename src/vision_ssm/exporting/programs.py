@@ -68,8 +68,6 @@ def program(
     step: int,
     scan_steps: ScanSteps,
     gla_steps: GlaSteps,
-    *,
-    most_steps: int = MOST_STEPS,
 ) -> ExportedProgram:
     """Trace a form and take this library's operators apart.
 
@@ -80,7 +78,6 @@ def program(
         step: heights and widths are multiples of it, where the size is open.
         scan_steps: what stands for the recurrence of a scan, see `vision_ssm.exporting.operators`.
         gla_steps: of gated linear attention.
-        most_steps: that a side of an open size may have.
 
     Raises:
         ConfigError: the model cannot be traced with what is left open.
@@ -91,7 +88,7 @@ def program(
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            traced = torch.export.export(form.module, (images,), dynamic_shapes=(_open(dynamic, step, most_steps),))
+            traced = torch.export.export(form.module, (images,), dynamic_shapes=(_open(dynamic, step),))
         except (torch._dynamo.exc.UserError, RuntimeError, ValueError) as error:
             told = " ".join(str(error).split())[:300]
             raise ConfigError(f"the model cannot be traced with {_words(dynamic)} left open: {told}") from error
@@ -99,13 +96,13 @@ def program(
     return apart
 
 
-def _open(dynamic: Sequence[str], step: int, most_steps: int) -> Mapping[int, Any] | None:
+def _open(dynamic: Sequence[str], step: int) -> Mapping[int, Any] | None:
     axes: dict[int, Any] = {}
     if "batch" in dynamic:
         axes[0] = Dim("batch", min=1, max=MOST_IMAGES)
     if "size" in dynamic:
-        axes[2] = step * Dim("rows", min=2, max=most_steps)
-        axes[3] = step * Dim("columns", min=2, max=most_steps)
+        axes[2] = step * Dim("rows", min=2, max=MOST_STEPS)
+        axes[3] = step * Dim("columns", min=2, max=MOST_STEPS)
     return axes or None
 
 

@@ -41,6 +41,8 @@ class Settings:
         check_words("format", [self.format], list(FORMATS))
         check_words("target", [self.target], TARGETS)
         check_words("dynamic", self.dynamic, DYNAMIC)
+        if self.format == "torch" and "size" in self.dynamic:
+            raise ConfigError("a program of torch has one size: leave size out of dynamic, or choose another format.")
         if not 0 < self.tolerance < 1:
             raise ConfigError(f"tolerance must lie between 0 and 1, got {self.tolerance}.")
 

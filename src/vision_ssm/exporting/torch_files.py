@@ -5,7 +5,7 @@ the last 2w tokens,
 
     b[t] <- b[t] + a[t] b[t - w]        a[t] <- a[t] a[t - w]        w = 1, 2, 4, ... below T
 
-in products and sums that torch has for any device, and for any number of tokens. All states are in memory at once,
+in products and sums that torch has for any device. The number of tokens is fixed: it decides how often. All states are in memory at once,
 T x C x N values per direction and image, for as long as a layer takes. No factor is above 1, so nothing overflows.
 
 Source: the parallel prefix sum of Hillis and Steele, Data Parallel Algorithms, Communications of the ACM 29 (1986).
@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -27,9 +26,6 @@ from vision_ssm.weights.runtimes import torch_program
 
 __all__ = ["describe", "gla_steps", "scan_steps", "write"]
 
-MOST_TOKENS = 2**16
-"""Of an image of open size: doubling has as many steps as the longest sequence needs."""
-
 
 def write(path: Path, form: Form, images: Tensor, *, dynamic: Sequence[str], step: int, target: str) -> tuple[str, ...]:
     """Write a model, without a description; ``target`` is for formats that have several.
@@ -37,7 +33,7 @@ def write(path: Path, form: Form, images: Tensor, *, dynamic: Sequence[str], ste
     Raises:
         ConfigError: the model cannot be traced.
     """
-    torch.export.save(program(form, images, dynamic, step, scan_steps, gla_steps, most_steps=256), path)
+    torch.export.save(program(form, images, dynamic, step, scan_steps, gla_steps), path)
     return ()
 
 
@@ -66,10 +62,8 @@ def gla_steps(q: Tensor, k: Tensor, v: Tensor, log_gates: Tensor, heads: int, sc
 
 def _doubled(a: Tensor, b: Tensor) -> Tensor:
     """Return the states s [T, ...] of s[t] = a[t] s[t-1] + b[t], s before the first token = 0."""
-    length: Any = b.shape[0]
-    most = length if isinstance(length, int) else MOST_TOKENS
     width = 1
-    while width < most:
+    while width < b.shape[0]:
         before_a, before_b = (_shifted(x, width) for x in (a, b))
         a, b = a * before_a, b + a * before_b
         width *= 2
