@@ -5,8 +5,9 @@ the last 2w tokens,
 
     b[t] <- b[t] + a[t] b[t - w]        a[t] <- a[t] a[t - w]        w = 1, 2, 4, ... below T
 
-in products and sums that torch has for any device. The number of tokens is fixed: it decides how often. All states are in memory at once,
-T x C x N values per direction and image, for as long as a layer takes. No factor is above 1, so nothing overflows.
+in products and sums that torch has for any device. The number of tokens is fixed: it decides how often. All states are
+in memory at once, T x C x N values per direction and image, for as long as a layer takes. No factor is above 1, so
+nothing overflows.
 
 Source: the parallel prefix sum of Hillis and Steele, Data Parallel Algorithms, Communications of the ACM 29 (1986).
 """
