@@ -28,7 +28,7 @@ LONG_KERNELS = {
 
 ROOMS = (
     # From above to below.
-    *("cli", "bench", "export", "analysis", "training", "inference", "weights", "tasks", "models", "data"),
+    *("cli", "bench", "exporting", "analysis", "training", "inference", "weights", "tasks", "models", "data"),
     *("checkpoints", "layers", "ops", "settings", "families", "device", "plots"),
     *("storage", "errors", "moved"),
 )

@@ -32,7 +32,7 @@ PAGES = [
     if path.name != "integrations.md"
 ]
 VIM, SEGMENTOR = "vim_t_midclstok_76p1acc.pth", "upernet_vssm_4xb4-160k_ade20k-512x512_tiny_s_iter_160000.pth"
-LARGE = (SEGMENTOR, "train(config")  # what marks a Python block as slow
+LARGE = (SEGMENTOR, "train(config", "vision_ssm.export(")  # what marks a Python block as slow
 SAVES, LOADS = 'save(program, "model.pt2")', 'load("model.pt2")'  # of two blocks, of which the second runs the first
 NOT_RUN = {
     "pip install": "an installation of its own: make check-wheel",

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from vision_ssm import checkpoints as checkpoints
     from vision_ssm import data as data
     from vision_ssm import errors as errors
+    from vision_ssm import exporting as exporting
     from vision_ssm import inference as inference
     from vision_ssm import layers as layers
     from vision_ssm import models as models
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from vision_ssm import training as training
     from vision_ssm import weights as weights
     from vision_ssm.analysis import cost as cost
+    from vision_ssm.exporting.exports import export as export
     from vision_ssm.inference.evaluate import evaluate as evaluate
     from vision_ssm.inference.features import features as features
     from vision_ssm.inference.predict import predict as predict
@@ -46,6 +48,7 @@ __all__ = [
     "cost",
     "create_model",
     "evaluate",
+    "export",
     "features",
     "list_models",
     "load_model",
@@ -59,6 +62,7 @@ _HOMES = {
     "cost": ("analysis", "cost"),
     "create_model": ("models.registry", "create_model"),
     "evaluate": ("inference.evaluate", "evaluate"),
+    "export": ("exporting.exports", "export"),
     "features": ("inference.features", "features"),
     "list_models": ("models.registry", "list_models"),
     "load_model": ("weights.opening", "open_model"),
@@ -68,7 +72,19 @@ _HOMES = {
     "train": ("training", "train"),
 }
 _ROOMS = (
-    *("analysis", "bench", "checkpoints", "data", "errors", "inference", "layers", "models", "ops", "tasks"),
+    *(
+        "analysis",
+        "bench",
+        "checkpoints",
+        "data",
+        "errors",
+        "exporting",
+        "inference",
+        "layers",
+        "models",
+        "ops",
+        "tasks",
+    ),
     *("training", "weights"),
 )
 _REGISTRATION = "vision_ssm.models.registration"

@@ -17,10 +17,9 @@ from vision_ssm.bench.load import LoadWatch, is_busy
 from vision_ssm.bench.memory import fresh_processes
 from vision_ssm.bench.report import Measured, Report
 from vision_ssm.bench.settings import Case, Settings, split_variant
-from vision_ssm.bench.subject import FAILURES, prepare, reason, synchronise
+from vision_ssm.bench.subject import FAILURES, prepare, reason, require_subject, synchronise
 from vision_ssm.device import choose_device
 from vision_ssm.errors import ConfigError, notify
-from vision_ssm.models.registry import require_model
 
 __all__ = ["run_benchmark"]
 
@@ -86,7 +85,7 @@ def run_benchmark(
     """
     settings = replace(settings, device=_checked_device(settings.device))
     for model in settings.models:
-        require_model(split_variant(model)[0])
+        require_subject(split_variant(model)[0])
     _tell_if_busy(max(settings.threads))
     report = Report.begin(settings, CEILING_SIDE)
     steps = _Steps(on_step, settings.group_count * (len(settings.models) + settings.rounds))

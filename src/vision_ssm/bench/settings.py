@@ -60,7 +60,7 @@ class Settings:
     """A benchmark. Models share each row of (size, batch, dtype, threads), and ratios refer to the first of them.
 
     Args:
-        models: names registered with timm, ours or not; ``NAME+unfused`` turns fused attention off.
+        models: names registered with timm, ours or not, or exported files; ``NAME+unfused`` turns fused attention off.
         sizes: (height, width) in pixels.
         threads: of torch and, with it, of the C++ kernel.
         batches: images per pass.

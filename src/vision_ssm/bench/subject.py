@@ -12,8 +12,10 @@ from torch.utils._pytree import tree_leaves
 from vision_ssm.analysis.model_cost import arguments_for, build_for_size
 from vision_ssm.bench.settings import Case, split_variant
 from vision_ssm.errors import ConfigError, VisionSSMError
+from vision_ssm.models.registry import require_model
+from vision_ssm.weights.exported import is_exported, read_exported
 
-__all__ = ["FAILURES", "prepare", "reason", "synchronise"]
+__all__ = ["FAILURES", "prepare", "reason", "require_subject", "synchronise"]
 
 # The ways in which models, timm's among them, answer an impossible size, dtype or mode, or too little memory.
 FAILURES = (VisionSSMError, AssertionError, IndexError, MemoryError, RuntimeError, TypeError, ValueError)
@@ -29,6 +31,8 @@ def prepare(case: Case) -> Callable[[], None]:
     """
     name, variant = split_variant(case.model)
     torch.manual_seed(0)
+    if is_exported(name):
+        return _exported(name, case)
     with torch.device(case.device):
         model = build_for_size(name, (case.height, case.width))
     dtype = getattr(torch, case.dtype)
@@ -50,6 +54,29 @@ def prepare(case: Case) -> Callable[[], None]:
         model.zero_grad(set_to_none=True)
 
     return train if case.mode == "training" else infer
+
+
+def require_subject(name: str) -> None:
+    """Raise ConfigError or CheckpointError unless a model of that name is registered, or an exported file opens."""
+    if is_exported(name):
+        read_exported(name)
+    else:
+        require_model(name)
+
+
+def _exported(name: str, case: Case) -> Callable[[], None]:
+    asked = (case.mode, case.dtype, case.device)
+    if asked != ("inference", "float32", "cpu"):
+        raise ConfigError(f"an exported file runs inference in float32 on the cpu only, got {', '.join(asked)}")
+    file = read_exported(name)
+    channels = file.info.preprocessing.input_size[0]
+    images = torch.randn(case.batch, channels, case.height, case.width)
+    file(images)
+
+    def infer() -> None:
+        file(images)
+
+    return infer
 
 
 def synchronise(device: str) -> None:

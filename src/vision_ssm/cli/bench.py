@@ -36,7 +36,9 @@ DEFAULT_ROUNDS = 7
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     many: dict[str, Any] = {"nargs": "+"}
-    parser.add_argument("--models", **many, metavar="NAME", help="names registered with timm, ours or not")
+    parser.add_argument(
+        "--models", **many, metavar="NAME", help="names registered with timm, ours or not, or exported files"
+    )
     parser.add_argument("--preset", choices=tuple(PRESETS), help="models, sizes and dtypes; other options go before it")
     parser.add_argument(
         "--img-size",

@@ -64,6 +64,11 @@ def warn_of_memory(
         return
     import torch
 
+    from vision_ssm.tasks.exported import StandIn
+
+    if isinstance(loaded.model, StandIn):  # whose layers nobody here can count
+        return
+
     from vision_ssm.analysis import cost
     from vision_ssm.data.scenes import check_any, is_scene
     from vision_ssm.inference.inputs import find_images

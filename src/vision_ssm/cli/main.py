@@ -12,7 +12,20 @@ from contextlib import contextmanager
 from typing import TextIO
 
 import vision_ssm
-from vision_ssm.cli import bench, completion, cost, data, doctor, evaluate, features, models, predict, sample, train
+from vision_ssm.cli import (
+    bench,
+    completion,
+    cost,
+    data,
+    doctor,
+    evaluate,
+    export,
+    features,
+    models,
+    predict,
+    sample,
+    train,
+)
 from vision_ssm.cli.arguments import Parser
 from vision_ssm.cli.console import OutputLostError, complain, delivered, note, say, usable_streams
 from vision_ssm.errors import NotFetchedError, VisionSSMError, VisionSSMNotice
@@ -22,7 +35,7 @@ __all__ = ["build_parser", "entry_point", "main"]
 OK, SOME_FAILED, WRONG_USE, INTERRUPTED = 0, 1, 2, 130
 COMMANDS = {
     module.NAME: module
-    for module in (train, evaluate, predict, sample, features, data, models, cost, bench, doctor, completion)
+    for module in (train, evaluate, predict, sample, features, export, data, models, cost, bench, doctor, completion)
 }
 
 # What to type once the published file is here that could not be fetched.

@@ -9,11 +9,22 @@ from enum import IntEnum
 from functools import lru_cache
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from vision_ssm.errors import ShapeError
 
-__all__ = ["Cover", "Traversal", "check_within", "checked_traversals", "cover_of", "flatten", "unflatten"]
+__all__ = [
+    "Cover",
+    "Traversal",
+    "check_within",
+    "checked_traversals",
+    "cover_of",
+    "flatten",
+    "followed",
+    "unflatten",
+    "written",
+]
 
 WORDS = 9  # integers per traversal in the operator's schema
 
@@ -114,7 +125,11 @@ class Traversal:
 
     def tokens(self, steps: Tensor) -> Tensor:
         """Return the tokens that ``steps``, a tensor of whole numbers, visit."""
-        return self.start + steps // self.inner_count * self.outer_stride + steps % self.inner_count * self.inner_stride
+        within = self.start + steps * self.inner_stride
+        if self.outer_stride == 0:  # a single run; a second one would go over it again
+            return within
+        # Not by the remainder, which exporters do not know for counts that are symbols.
+        return within + steps // self.inner_count * (self.outer_stride - self.inner_count * self.inner_stride)
 
     def starts_anew(self, step: int) -> bool:
         """Tell whether the state before step ``step`` is zero."""
@@ -217,3 +232,45 @@ def checked_traversals(words: tuple[int, ...], tokens: int) -> tuple[Traversal, 
     traversals = tuple(unflatten(words))
     check_within(traversals, tokens)
     return traversals
+
+
+def followed(x: Tensor, traversals: Sequence[Traversal]) -> Tensor:
+    """Return x [B, K or 1, L, C] in the order of K walks, [B, K, T, C], T the steps of the longest.
+
+    Out of place, in operations that transforms and exports of torch see through. A walk that has ended stays at its
+    first token.
+    """
+    steps = torch.arange(max(walk.length for walk in traversals), device=x.device)
+    parts = x.expand(-1, len(traversals), -1, -1).unbind(1)
+    taken = [
+        part
+        if _goes_as_memory(walk, x.shape[2])
+        else part.index_select(1, walk.tokens(torch.where(steps < walk.length, steps, 0)))
+        for walk, part in zip(traversals, parts, strict=True)
+    ]
+    return torch.stack(taken, 1)
+
+
+def written(y: Tensor, traversals: Sequence[Traversal], tokens: int, *, merge: bool) -> Tensor:
+    """Return what the steps of each walk yield, [B, K, T, C], at its tokens: [B, K, L, C], or their sum [B, L, C].
+
+    Tokens that a walk does not write get zero from it.
+    """
+    nothing = y.shape[2]
+    steps = torch.arange(nothing, device=y.device)
+    padded, outputs = F.pad(y, (0, 0, 0, 1)).unbind(1), []
+    for walk, part in zip((walk.writes() for walk in traversals), padded, strict=True):
+        own = steps[: walk.length]
+        if _goes_as_memory(walk, tokens):
+            outputs.append(part[:, :tokens])
+            continue
+        source = torch.full((tokens,), nothing, device=y.device).index_copy(0, walk.tokens(own), own)
+        outputs.append(part.index_select(1, source))
+    return sum(outputs[1:], outputs[0]) if merge else torch.stack(outputs, 1)
+
+
+def _goes_as_memory(walk: Traversal, tokens: int) -> bool:
+    """Tell whether a walk visits all tokens in their order; of sizes that are symbols only what holds for all."""
+    strides = (walk.outer_stride, walk.inner_stride)
+    known = all(isinstance(stride, int) for stride in strides)
+    return known and strides == (0, 1) and not walk.start and walk.length == tokens

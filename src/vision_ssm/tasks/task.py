@@ -26,6 +26,7 @@ from vision_ssm.data.preprocessing import Preprocessing
 from vision_ssm.data.subset import Subset
 from vision_ssm.errors import ConfigError
 from vision_ssm.settings import Section, from_mapping
+from vision_ssm.tasks.exported import Form, Run, StandIn
 from vision_ssm.tasks.meter import Critic, Meter
 from vision_ssm.tasks.result import Result
 from vision_ssm.tasks.scores import Score
@@ -303,6 +304,16 @@ class Task(ABC):
         ``on_step`` is called with (steps done, steps in all).
         """
         raise ConfigError(f"models of the task {self.name} make no images.")
+
+    # ------------------------------------------------------------------------------------------------------ export
+
+    def exported(self, model: nn.Module) -> Form:
+        """Return what is exported of ``model``. Raises ConfigError where models of this task cannot be."""
+        raise ConfigError(f"models of the task {self.name} cannot be exported.")
+
+    def stand_in(self, run: Run) -> StandIn:
+        """Return what takes the place of an exported model, for `predict`. Raises ConfigError as `exported`."""
+        raise ConfigError(f"models of the task {self.name} cannot be exported.")
 
     # ---------------------------------------------------------------------------------------------------- results
 

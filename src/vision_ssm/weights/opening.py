@@ -12,7 +12,9 @@ import torch
 from vision_ssm.data.preprocessing import Preprocessing
 from vision_ssm.device import choose_device
 from vision_ssm.errors import CheckpointError, ConfigError
+from vision_ssm.tasks.exported import StandIn
 from vision_ssm.tasks.registry import DEFAULT, find_task
+from vision_ssm.weights.exported import is_exported, open_exported, require_cpu
 from vision_ssm.weights.files import Loaded, WeightsInfo, load_weights, restored_task
 from vision_ssm.weights.recognition import misfit
 from vision_ssm.weights.shipped import best_of_run, find_weights
@@ -33,7 +35,8 @@ def open_model(
         weights: a weights file of this library, the folder of a run for its best one, or the name of one that ships
             with it; None for the one that is used where none is named (`vision_ssm.weights.shipped`). The name of a
             model takes its published weights, from the hub or the cache. With ``model``, a checkpoint without
-            description, such as the published files. Or a model that is loaded already.
+            description, such as the published files. Or a model that is loaded already, or a file that
+            `vision_ssm.export` wrote, which its runtime executes.
         model: registered name of the model that a checkpoint belongs to.
         model_options: further options of that model, such as ``{"num_classes": 10}``.
         device: see `vision_ssm.device.choose_device`.
@@ -43,8 +46,15 @@ def open_model(
             a checkpoint.
     """
     chosen = choose_device(device)
+    if isinstance(weights, Loaded) and isinstance(weights.model, StandIn):
+        require_cpu(device)
+        return weights
     if isinstance(weights, Loaded):
         return Loaded(weights.model.eval().to(chosen), weights.info)
+    if weights is not None and is_exported(weights):
+        if model is not None or model_options:
+            raise ConfigError(f"{str(weights)!r} is an exported model, which says itself what it is; leave model out.")
+        return open_exported(weights, device)
     from vision_ssm.checkpoints import load_published, read_checkpoint
     from vision_ssm.models.registry import create_model, list_models, list_whole_models
     from vision_ssm.models.variant import full_name, list_aliases

@@ -25,7 +25,7 @@ FOLDER = Path(__file__).resolve().parent.parent / "pretrained"
 DEFAULT = "vim_nano_cifar10"
 """The shipped weights that are used where none are named."""
 
-WEIGHTS_SUFFIXES = frozenset({".safetensors", ".pth", ".pt", ".bin", ".ckpt"})
+WEIGHTS_SUFFIXES = frozenset({".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".onnx", ".xml", ".pt2"})
 
 BEST = "best.safetensors"
 """What a run calls its best weights."""

@@ -6,36 +6,40 @@ in reverse keeps every state: L x C x N values per direction and image, where th
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from vision_ssm.ops.scan.contract import ScanCall
+from vision_ssm.ops.traversal import followed, written
 
-__all__ = ["forward"]
+__all__ = ["Recurrence", "forward", "step_by_step"]
+
+Recurrence = Callable[[ScanCall, Tensor, Tensor, Tensor, Tensor], Tensor]
+"""From the call, the steps Δ and Δ u [B, K, T, C], and B and C [B, K, T, N], all in the order of the walks, to C · h
+[B, K, T, C]. A is the call's, and where a walk starts anew its traversals say."""
 
 
-def forward(call: ScanCall) -> Tensor:
+def step_by_step(call: ScanCall, delta: Tensor, added: Tensor, b: Tensor, c: Tensor) -> Tensor:
+    """Return C · h, see `Recurrence`."""
+    h = _states(call, torch.exp(delta[..., None] * call.A[:, None]), added[..., None] * b[..., None, :])
+    return torch.matmul(h, c[..., None]).squeeze(-1)
+
+
+def forward(call: ScanCall, recurrence: Recurrence = step_by_step) -> Tensor:
     """Return the output of a scan, differentiable and batched as torch's operations are."""
-    dtype, walks, device = call.A.dtype, call.traversals, call.u.device
-    steps = torch.arange(max(walk.length for walk in walks), device=device)
-    # A walk that has ended stays at its first token; what that yields is not written.
-    visited = [walk.tokens(torch.where(steps < walk.length, steps, 0)) for walk in walks]
-
-    def along(x: Tensor) -> Tensor:
-        parts = x.to(dtype).expand(-1, len(walks), -1, -1).unbind(1)
-        return torch.stack([part.index_select(1, tokens) for part, tokens in zip(parts, visited, strict=True)], 1)
-
-    u, delta, b, c = (along(x) for x in (call.u, call.delta, call.B, call.C))
+    dtype, walks = call.A.dtype, call.traversals
+    u, delta, b, c = (followed(x.to(dtype), walks) for x in (call.u, call.delta, call.B, call.C))
     if call.delta_bias is not None:
         delta = delta + call.delta_bias[:, None]
     if call.delta_softplus:
         delta = F.softplus(delta)
-    h = _states(call, torch.exp(delta[..., None] * call.A[:, None]), (delta * u)[..., None] * b[..., None, :])
-    y = torch.matmul(h, c[..., None]).squeeze(-1)
+    y = recurrence(call, delta, delta * u, b, c)
     if call.D is not None:
         y = y + call.D[:, None] * u
-    y = _written(call, y, steps)
+    y = written(y, walks, call.tokens, merge=call.merge)
     if call.z is not None:
         gate = F.silu(call.z.to(dtype))
         y = y * (gate if call.merge else gate[:, None])
@@ -58,14 +62,3 @@ def _states(call: ScanCall, decay: Tensor, added: Tensor) -> Tensor:
         h = torch.addcmul(new, kept, h)
         states.append(h)
     return torch.stack(states, 2)
-
-
-def _written(call: ScanCall, y: Tensor, steps: Tensor) -> Tensor:
-    """Return what the steps of each walk yield, [B, K, T, C], at its tokens: [B, L, C] or [B, K, L, C]."""
-    nothing = len(steps)
-    padded, outputs = F.pad(y, (0, 0, 0, 1)).unbind(1), []  # a row of zeros for tokens that are not visited
-    for walk, part in zip(call.traversals, padded, strict=True):
-        own = steps[: walk.length]
-        source = torch.full((call.tokens,), nothing, device=y.device).index_copy(0, walk.writes().tokens(own), own)
-        outputs.append(part.index_select(1, source))
-    return sum(outputs[1:], outputs[0]) if call.merge else torch.stack(outputs, 1)

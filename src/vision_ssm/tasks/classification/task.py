@@ -23,6 +23,7 @@ from vision_ssm.errors import CheckpointError, DataError, ShapeError, notify
 from vision_ssm.models.registry import create_model
 from vision_ssm.tasks.classes import IMAGENET_CLASSES, imagenet_names, match_classes
 from vision_ssm.tasks.classification.bands import BandTransform, are_colours, left_out
+from vision_ssm.tasks.classification.exported import ExportedClassifier, classifier_form
 from vision_ssm.tasks.classification.losses import class_weights, weighted_cross_entropy
 from vision_ssm.tasks.classification.meter import TOP_K, ClassificationMeter
 from vision_ssm.tasks.classification.pictures import (
@@ -35,6 +36,7 @@ from vision_ssm.tasks.classification.remarks import remarks_on_classes
 from vision_ssm.tasks.classification.results import Classes
 from vision_ssm.tasks.classification.settings import AugmentSettings, ClassificationOptions, ClassificationSettings
 from vision_ssm.tasks.classification.transforms import build_eval_transform, build_train_transform, to_tensor
+from vision_ssm.tasks.exported import Form, Run
 from vision_ssm.tasks.scores import Score
 from vision_ssm.tasks.task import Meter, Result, Task
 
@@ -171,6 +173,16 @@ class Classification(Task):
             given = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             raise ShapeError(f"the model must give {list(expected)}, a number per image and class name, got {given}.")
         return logits.float()
+
+    # ------------------------------------------------------------------------------------------------------ export
+
+    def exported(self, model: nn.Module) -> Form:
+        """Logits, and the vector that they come from."""
+        return classifier_form(model)
+
+    def stand_in(self, run: Run) -> ExportedClassifier:
+        """See `vision_ssm.tasks.classification.exported`."""
+        return ExportedClassifier(run)
 
     # ---------------------------------------------------------------------------------------------------- results
 

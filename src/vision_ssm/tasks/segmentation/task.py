@@ -18,10 +18,12 @@ from vision_ssm.data.preprocessing import Preprocessing
 from vision_ssm.errors import CheckpointError, ConfigError, DataError, notify
 from vision_ssm.models.registry import create_model, list_whole_models
 from vision_ssm.models.segmentors import build_segmentor
+from vision_ssm.tasks.exported import Form, Run
 from vision_ssm.tasks.legend import default_palette
 from vision_ssm.tasks.photometric import Distortion
 from vision_ssm.tasks.scores import Score
 from vision_ssm.tasks.segmentation.classes import ade20k
+from vision_ssm.tasks.segmentation.exported import ExportedSegmentor, segmentor_form
 from vision_ssm.tasks.segmentation.inference import ClassMap, Testing, segment
 from vision_ssm.tasks.segmentation.losses import pixel_cross_entropy
 from vision_ssm.tasks.segmentation.meter import SegmentationMeter
@@ -242,6 +244,16 @@ class Segmentation(Task):
         stride = own.stride if asked.window is None and asked.stride is None else asked.stride
         chosen = TestSettings(window=window, stride=stride, blend=own.blend)
         return Testing(chosen.window, chosen.stride, chosen.blend == "tapered", asked.scales, asked.flips)
+
+    # ------------------------------------------------------------------------------------------------------ export
+
+    def exported(self, model: nn.Module) -> Form:
+        """Logits at stride 4."""
+        return segmentor_form(model)  # type: ignore[arg-type]
+
+    def stand_in(self, run: Run) -> ExportedSegmentor:
+        """See `vision_ssm.tasks.segmentation.exported`."""
+        return ExportedSegmentor(run, len(self.class_names))
 
     # ---------------------------------------------------------------------------------------------------- results
 

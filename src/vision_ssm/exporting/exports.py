@@ -1,0 +1,156 @@
+"""From weights to a checked file for another runtime."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from vision_ssm.errors import CheckpointError, ConfigError
+from vision_ssm.exporting import onnx_files, openvino_files, torch_files
+from vision_ssm.exporting.checking import Check, check, require
+from vision_ssm.exporting.programs import check_exportable, example, step_of
+from vision_ssm.exporting.settings import TOLERANCE, Settings
+from vision_ssm.storage import require_writable, whole_file
+from vision_ssm.tasks.exported import Form, StandIn
+from vision_ssm.weights.exported import RECORD, ExportRecord, read_exported
+from vision_ssm.weights.files import DESCRIPTION, Loaded, WeightsInfo
+from vision_ssm.weights.opening import open_model
+
+__all__ = ["Exported", "export"]
+
+WRITERS: dict[str, Any] = {"onnx": onnx_files, "openvino": openvino_files, "torch": torch_files}
+"""What writes a format: a module with ``write`` and ``describe``."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A file that was written.
+
+    Attributes:
+        path: of it.
+        info: description of the weights.
+        record: how it was exported.
+        check: what came of comparing it with the model.
+    """
+
+    path: Path
+    info: WeightsInfo
+    record: ExportRecord
+    check: Check
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        record = dataclasses.asdict(self.record)
+        return {"path": str(self.path), "model": self.info.model, "task": self.info.task, **record}
+
+
+def export(
+    weights: str | Path | Loaded | None = None,
+    output: str | Path | None = None,
+    *,
+    format: str = "onnx",  # the word of the command and of everybody else
+    target: str = "onnxruntime",
+    dynamic: Sequence[str] = (),
+    img_size: int | tuple[int, int] | None = None,
+    tolerance: float = TOLERANCE,
+    model: str | None = None,
+) -> Exported:
+    """Write a model as a file for another runtime, run it there, and keep it only if it says what the model says.
+
+    The file holds what prediction needs beside the network: preparation of images, names of classes, the record of the
+    task, and what came of the check. `vision_ssm.predict`, `evaluate` and `features` take it in the place of weights.
+
+    Args:
+        weights: as for `vision_ssm.predict`.
+        output: the file; None for one named after the weights, beside them, or in this folder where they ship with the
+            package or were published.
+        format: ``onnx``; ``openvino``, a pair of files, NAME.xml and NAME.bin; ``torch``, a program that torch opens
+            without this library.
+        target: of ONNX: ``onnxruntime`` uses its operator for gated linear attention, ``portable`` standard operators
+            only.
+        dynamic: what is left open, of ``batch`` and ``size``. Otherwise a file takes one image of one size.
+        img_size: side, or (height, width); None for that of training.
+        tolerance: largest error of an output over its largest absolute value.
+        model: registered name of the model that a checkpoint belongs to.
+
+    Raises:
+        ConfigError: an option is out of range, a package is missing, or the model is one that cannot be exported: of a
+            task without export, in training mode, with hooks, of another package's class;
+        CheckpointError: unusable weights, or the file differs from the model, in which case none is left.
+    """
+    asked = Settings(format, target, tuple(dynamic), img_size, tolerance)
+    loaded = weights if isinstance(weights, Loaded) else open_model(weights, model=model, device="cpu")
+    _require_model(loaded)
+    check_exportable(loaded.model)
+    path = _place(loaded.info, asked) if output is None else Path(output)
+    if path.suffix.lower() != asked.suffix:
+        raise ConfigError(f"files in {asked.format} format end in {asked.suffix}, got {str(path)!r}.")
+    require_writable(path.parent, error=CheckpointError)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return _written(path, loaded, asked)
+
+
+def _require_model(loaded: Loaded) -> None:
+    if isinstance(loaded.model, StandIn):
+        raise ConfigError(f"{loaded.info.source} is an exported model already; give the weights that it came from.")
+    if any(not tensor.is_cpu for tensor in loaded.model.state_dict().values()):
+        raise ConfigError("models are exported from the CPU: load it with device='cpu'.")
+
+
+def _written(path: Path, loaded: Loaded, asked: Settings) -> Exported:
+    task = loaded.task()
+    form = task.exported(loaded.model)
+    form.module.eval()
+    if "size" in asked.dynamic and not form.any_size:
+        raise ConfigError(
+            f"models of the task {loaded.info.task} are bound to one size once they are exported; leave size out of "
+            "dynamic, and say which size (--img-size)."
+        )
+    prepared = loaded.info.preprocessing
+    if asked.img_size is not None:
+        prepared = prepared.with_size(asked.img_size)
+    info = dataclasses.replace(loaded.info, preprocessing=prepared)
+    channels, height, width = prepared.input_size
+    step = step_of(task.backbone(loaded.model)) if "size" in asked.dynamic else 1
+    if height % step or width % step:
+        raise ConfigError(f"with an open size, sides are multiples of {step}, got {height}x{width}; give --img-size.")
+    images = example((height, width), channels, asked.dynamic)
+    record = ExportRecord(asked.format, asked.target, form.outputs, (height, width), asked.dynamic, step)
+    writer = WRITERS[asked.format]
+    # Beside its place, under its own name: runtimes know files by how they end, and pairs by what they are called.
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".export-") as folder:
+        draft = Path(folder) / path.name
+        packages = writer.write(draft, form, images, dynamic=asked.dynamic, step=step, target=asked.target)
+        record = dataclasses.replace(record, versions=_versions(packages))
+        writer.describe(draft, {DESCRIPTION: info.to_json(), RECORD: record.to_json()})
+        found = _checked(draft, form, asked.tolerance)
+        record = dataclasses.replace(record, check=found.to_dict())
+        writer.describe(draft, {RECORD: record.to_json()})
+        # The file that names the others comes last.
+        for file in sorted(Path(folder).iterdir(), key=lambda file: file == draft):
+            with whole_file(path.with_name(file.name), error=CheckpointError) as part:
+                file.replace(part)
+    return Exported(path, info, record, found)
+
+
+def _checked(draft: Path, form: Form, tolerance: float) -> Check:
+    found = check(read_exported(draft), form, tolerance)
+    require(found)
+    return found
+
+
+def _versions(packages: Sequence[str]) -> dict[str, str]:
+    return {name: version(name) for name in ("vision-ssm", "torch", *packages)}
+
+
+def _place(info: WeightsInfo, asked: Settings) -> Path:
+    """Name the file after the weights, beside them; in this folder where they ship with the package or have no file."""
+    source = Path(info.source or info.model)
+    own = source.suffix and source.is_file() and "pretrained" not in source.parts[-2:]
+    name = source.stem if source.suffix else info.model
+    return (source.parent if own else Path()) / f"{name}{asked.suffix}"

@@ -1,0 +1,168 @@
+"""What executes exported files: one class for each format.
+
+| format   | named        | executed by                |
+|----------|--------------|----------------------------|
+| onnx     | NAME.onnx    | onnxruntime, on the CPU    |
+| openvino | NAME.xml     | openvino, on the CPU       |
+| torch    | NAME.pt2     | torch                      |
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.export import ExportedProgram
+
+from vision_ssm.errors import CheckpointError, ConfigError
+
+__all__ = [
+    "ENTRIES",
+    "EXTRA",
+    "SUFFIXES",
+    "OnnxRuntime",
+    "OpenVino",
+    "Runtime",
+    "TorchProgram",
+    "first_line",
+    "needed",
+    "open_runtime",
+    "runtime_of",
+    "torch_program",
+]
+
+EXTRA = "the extra 'export' (pip install 'vision-ssm[export]')"
+
+
+ENTRIES = ("vision_ssm", "vision_ssm_export")
+"""Names of the entries in the metadata of exported files, see `vision_ssm.weights.exported`."""
+
+
+class Runtime(Protocol):
+    """An opened file.
+
+    Attributes:
+        metadata: what the file says of itself, text by name.
+    """
+
+    metadata: dict[str, str]
+
+    def __init__(self, path: Path) -> None:
+        """Open a file. Raises CheckpointError where it cannot be, ConfigError where a package is missing."""
+
+    def __call__(self, images: Tensor) -> list[Tensor]:
+        """Return the outputs for images float32 [B, C, H, W], in the file's order."""
+
+
+class OnnxRuntime:
+    """Runs a file in ONNX format with as many threads as torch has."""
+
+    def __init__(self, path: Path) -> None:
+        runtime = needed("onnxruntime")
+        options = runtime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        options.log_severity_level = 3  # warnings tell of shapes that are merged, which is no news
+        try:
+            self._session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # each of the runtime's own kinds derives from it alone
+            raise CheckpointError(f"onnxruntime cannot open {str(path)!r}: {first_line(error)}") from error
+        self.metadata: dict[str, str] = dict(self._session.get_modelmeta().custom_metadata_map)
+        self._input: str = self._session.get_inputs()[0].name
+
+    def __call__(self, images: Tensor) -> list[Tensor]:
+        """See `Runtime`."""
+        return _tensors(self._session.run(None, {self._input: images.numpy()}))
+
+
+class OpenVino:
+    """Runs a pair of files of OpenVINO, NAME.xml and NAME.bin, in float32 with as many threads as torch has."""
+
+    def __init__(self, path: Path) -> None:
+        openvino = needed("openvino")
+        # Otherwise processors that have bfloat16 would take it.
+        how = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
+        try:
+            model = openvino.Core().read_model(path)
+            self._compiled = openvino.Core().compile_model(model, "CPU", how)
+        except RuntimeError as error:
+            raise CheckpointError(f"openvino cannot open {str(path)!r}: {first_line(error)}") from error
+        said: Any = model.get_rt_info()
+        texts = {str(name): getattr(value, "value", None) for name, value in said.items()}
+        self.metadata = {name: text for name, text in texts.items() if isinstance(text, str)}
+
+    def __call__(self, images: Tensor) -> list[Tensor]:
+        """See `Runtime`."""
+        found = self._compiled(images.numpy())
+        return [torch.from_numpy(found[output].copy()) for output in self._compiled.outputs]
+
+
+class TorchProgram:
+    """Runs a program that `torch.export` saved."""
+
+    def __init__(self, path: Path) -> None:
+        program, self.metadata = torch_program(path)
+        self._module = program.module()
+
+    def __call__(self, images: Tensor) -> list[Tensor]:
+        """See `Runtime`."""
+        with torch.no_grad():
+            return list(self._module(images))
+
+
+def torch_program(path: Path) -> tuple[ExportedProgram, dict[str, str]]:
+    """Open a program of torch, and what it says of itself.
+
+    Raises:
+        CheckpointError: it cannot be opened.
+    """
+    said = dict.fromkeys(ENTRIES, "")
+    try:
+        program = torch.export.load(path, extra_files=said)
+    except Exception as error:  # a damaged archive is answered by anything
+        raise CheckpointError(f"torch cannot open {str(path)!r}: {first_line(error)}") from error
+    return program, {name: text for name, text in said.items() if text}
+
+
+SUFFIXES: dict[str, type[Runtime]] = {".onnx": OnnxRuntime, ".xml": OpenVino, ".pt2": TorchProgram}
+"""What opens files of a suffix."""
+
+
+def runtime_of(path: str | Path) -> type[Runtime] | None:
+    """Return what opens a file, by its name; None for what is no exported file."""
+    return SUFFIXES.get(Path(path).suffix.lower())
+
+
+def open_runtime(path: str | Path) -> Runtime:
+    """Open an exported file.
+
+    Raises:
+        CheckpointError: there is no such file, it is none, or it is damaged; ConfigError: a package is missing.
+    """
+    kind = runtime_of(path)
+    if kind is None:
+        raise CheckpointError(f"an exported file ends in {' or '.join(SUFFIXES)}, got {str(path)!r}.")
+    if not Path(path).exists():
+        raise CheckpointError(f"cannot open exported file {str(path)!r}: No such file or directory.")
+    return kind(Path(path))
+
+
+def needed(package: str) -> ModuleType:
+    """Import a package of the extra. Raises ConfigError where it is missing."""
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise ConfigError(f"exported models need {EXTRA}: {package} is missing ({error}).") from error
+
+
+def first_line(error: Exception) -> str:
+    """Say in one line what a runtime answers in many."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _tensors(arrays: Sequence[Any]) -> list[Tensor]:
+    return [torch.from_numpy(array) for array in arrays]

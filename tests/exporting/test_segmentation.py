@@ -1,0 +1,55 @@
+"""A segmentor that was exported gives the maps of the weights, in windows of its size."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import vision_ssm
+from vision_ssm.data.preprocessing import Preprocessing
+from vision_ssm.errors import ConfigError, ShapeError
+from vision_ssm.exporting import export
+from vision_ssm.weights.files import Loaded, WeightsInfo, restored_task
+
+RECORD = {
+    "class_names": ["sky", "sea", "land"],
+    "palette": [[0, 0, 255], [0, 255, 0], [255, 0, 0]],
+    "heads": {"channels": 8, "auxiliary_channels": 0},
+    "short_side": None,
+}
+
+
+@pytest.fixture(scope="module")
+def segmentor() -> Loaded:
+    torch.manual_seed(0)
+    options = {"depth": 1, "embed_dim": 16, "img_size": 32}
+    prepared = Preprocessing(input_size=(3, 32, 32), interpolation="bilinear", crop_pct=1.0)
+    info = WeightsInfo("vim_nano", options, "segmentation", RECORD, prepared)
+    model = restored_task(info).build(info.model, **options)
+    for module in model.modules():  # so that the classes differ from pixel to pixel
+        if isinstance(module, torch.nn.Conv2d):
+            torch.nn.init.normal_(module.weight, std=0.3)
+    return Loaded(model.eval(), info)
+
+
+def test_its_size_cannot_be_left_open(segmentor, tmp_path):
+    with pytest.raises(ConfigError, match=r"bound to one size once they are exported.*--img-size"):
+        export(segmentor, tmp_path / "m.onnx", dynamic=["size"])
+
+
+@pytest.mark.slow
+def test_windows_of_an_image_give_the_same_classes(segmentor, tmp_path):
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package)
+    found = export(segmentor, tmp_path / "m.onnx")
+    assert found.check.error < 1e-4
+    assert found.check.agreement > 0.999
+    image = np.random.default_rng(0).integers(0, 255, (40, 36, 3), dtype=np.uint8)
+    ours, theirs = (vision_ssm.predict(weights, image, window=32).results[0] for weights in (segmentor, found.path))
+    assert len(np.unique(ours.classes)) > 1
+    assert (ours.classes == theirs.classes).mean() > 0.999
+    with pytest.raises(ShapeError, match=r"exported for images of 32x32, got 40x36; .* for maps --window"):
+        vision_ssm.predict(found.path, image)
+    with pytest.raises(ConfigError, match="holds no vectors of images"):
+        vision_ssm.features(found.path, np.zeros((32, 32, 3), np.uint8))
