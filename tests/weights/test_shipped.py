@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 import vision_ssm
@@ -87,6 +88,36 @@ def test_description(loaded: Loaded) -> None:
     assert told == "a vim_nano that knows 3 classes (blue, green, red); 100.00 % top-1 on its validation images"
     unscored = Loaded(loaded.model, dataclasses.replace(loaded.info, metrics={}))
     assert described(unscored).endswith("(blue, green, red)")
+
+
+# Name -> task, model, classes, score and the least that was asked of it.
+SHIPPED = {
+    "nuclei_nano": ("detection", "vmamba_nano", ("nucleus",), "mask_ap50", 0.60),
+    "pcb_nano": (
+        "detection",
+        "vmamba_nano",
+        ("open", "short", "mousebite", "spur", "copper", "pin-hole"),
+        "ap50",
+        0.80,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_models_of_own_images_are_in_the_package(name: str) -> None:
+    task, model, classes, score, least = SHIPPED[name]
+    file = find_weights(name)
+    assert file.parent == Path(vision_ssm.__path__[-1]) / "pretrained"
+    assert file.stat().st_size <= 8_000_000
+    loaded = open_model(name)
+    info = loaded.info
+    assert (info.task, info.model, info.class_names) == (task, model, classes)
+    assert {parameter.dtype for parameter in loaded.model.parameters()} == {torch.float32}
+    assert info.metrics[score] >= least
+    card = file.with_suffix(".md").read_text(encoding="utf-8")
+    assert card.startswith(f"# {name}")
+    assert f"{100 * info.metrics[score]:.1f} %" in card
+    assert not predict(loaded, Image.new("RGB", (96, 64), "green")).failures
 
 
 def test_the_file_in_the_package() -> None:

@@ -299,13 +299,8 @@ class Task(ABC):
         seeds: Sequence[int],
         on_step: Callable[[int, int], None] = lambda done, total: None,
     ) -> list[Image.Image]:
-        """Make an RGB image of each of the ``classes``, which is random only by its own seed.
-
-        ``on_step`` is called with (steps done, steps in all).
-        """
+        """Make an RGB image of each of ``classes``, random only by its seed; ``on_step`` gets (steps done, in all)."""
         raise ConfigError(f"models of the task {self.name} make no images.")
-
-    # ------------------------------------------------------------------------------------------------------ export
 
     def exported(self, model: nn.Module) -> Form:
         """Return what is exported of ``model``. Raises ConfigError where models of this task cannot be."""
