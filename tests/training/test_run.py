@@ -308,7 +308,7 @@ def test_a_damaged_log_costs_only_the_curve(tmp_path: Path, monkeypatch: pytest.
     drawn: list[Path] = []
     parts = SimpleNamespace(
         val=SimpleNamespace(dataset=None, batch_size=1),
-        task=SimpleNamespace(pictures=lambda meter, samples, folder, title: drawn.append(folder)),
+        task=SimpleNamespace(pictures=lambda meter, samples, folder, title: drawn.append(folder), pictured={}),
     )
     config = SimpleNamespace(
         run=SimpleNamespace(amp="none"), data=SimpleNamespace(workers=0), model=SimpleNamespace(name="vim_nano")

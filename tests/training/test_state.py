@@ -18,7 +18,7 @@ from vision_ssm.errors import CheckpointError, ConfigError
 from vision_ssm.training import state as checkpoint
 from vision_ssm.training import train
 from vision_ssm.training.config import TrainConfig
-from vision_ssm.training.integrity import digest
+from vision_ssm.training.integrity import state_digest
 from vision_ssm.training.state import read_state, refuse_changes, write_state
 
 
@@ -135,7 +135,7 @@ def test_killed_between_the_renames(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_no_flipped_bit_passes(tmp_path: Path) -> None:
     """Anywhere in the file; where the content is the same in spite of it, such as in padding, it may."""
     file = write_state(tmp_path, state(1))
-    content, expected = file.read_bytes(), digest(read_state(file).state)
+    content, expected = file.read_bytes(), state_digest(read_state(file).state)
     numbers = random.Random(0)
     refused = 0
     for _ in range(150):
@@ -143,7 +143,7 @@ def test_no_flipped_bit_passes(tmp_path: Path) -> None:
         changed[numbers.randrange(len(changed))] ^= 1 << numbers.randrange(8)
         file.write_bytes(changed)
         try:
-            assert digest(read_state(file).state) == expected
+            assert state_digest(read_state(file).state) == expected
         except CheckpointError as error:
             assert "damaged" in str(error) or "not a training checkpoint" in str(error) or "newer version" in str(error)
             refused += 1

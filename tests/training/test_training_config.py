@@ -106,7 +106,7 @@ def test_the_task_sees_its_own_part_and_the_general_class_is_that_of_the_task() 
     assert config.settings == ClassificationSettings(data=config.data, augment=config.augment)
     assert type(TrainConfig(task="classification")) is type(config) is config_class("classification")
     for task, message in (
-        (3, r"task must be the name of a task \(classification, segmentation, detection\), got 3"),
+        (3, r"task must be the name of a task \(classification, segmentation, detection, generation\), got 3"),
         ("x", "no task is called"),
     ):
         with pytest.raises(ConfigError, match=message):
