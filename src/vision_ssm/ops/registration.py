@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, library
-from torch.library import Library as Registry
 
 from vision_ssm.errors import BackendError, ShapeError
 from vision_ssm.ops.transforms import has_tangent, transformed
@@ -16,6 +15,7 @@ from vision_ssm.ops.transforms import has_tangent, transformed
 __all__ = ["Operator", "register"]
 
 NAMESPACE = "vision_ssm"
+Registry: Any = vars(library)["Library"]  # torch leaves its methods without types
 
 
 class Operator(NamedTuple):
@@ -67,7 +67,7 @@ def register(name: str, schema: str, backward_schema: str | None, operator: Oper
         library.register_autograd(f"{NAMESPACE}::{name}_backward", refuse, lib=_Rules(refuse, where=_differentiated))
 
 
-class _Rules(Registry):
+class _Rules(Registry):  # type: ignore[misc]
     """Where torch puts an operator's rule for autograd: in front of it comes what stands in under transforms.
 
     Torch's rule would raise an error of its own under ``torch.func``, and leave tangents out without one.
@@ -76,7 +76,7 @@ class _Rules(Registry):
     _alive: list[_Rules] = []  # noqa: RUF012 -- of the class: torch forgets the rules with their library
 
     def __init__(self, instead: Callable[..., Any], where: Callable[..., bool] = lambda *_: True) -> None:
-        super().__init__(NAMESPACE, "FRAGMENT")  # type: ignore[no-untyped-call]
+        super().__init__(NAMESPACE, "FRAGMENT")
         self._instead, self._where = instead, where
         self._alive.append(self)
 
@@ -87,7 +87,7 @@ class _Rules(Registry):
         def kernel(keys: Any, *args: Any) -> Any:
             return instead(*args) if transformed() and where(*args) else fn(keys, *args)
 
-        super().impl(op_name, kernel, dispatch_key, **how)  # type: ignore[no-untyped-call]
+        super().impl(op_name, kernel, dispatch_key, **how)
 
 
 def _differentiated(*args: Any) -> bool:

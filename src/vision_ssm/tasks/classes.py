@@ -5,9 +5,10 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 
+from vision_ssm.data.labelled.sources import ClassSamples, renumbered
 from vision_ssm.tasks.matching import match_names
 
-__all__ = ["IMAGENET_CLASSES", "imagenet_names", "match_classes"]
+__all__ = ["IMAGENET_CLASSES", "imagenet_names", "match_classes", "matched"]
 
 IMAGENET_CLASSES = 1000
 
@@ -37,3 +38,14 @@ def match_classes(model_names: Sequence[str], data_names: Sequence[str]) -> list
         if set(data_names) <= set(synsets):
             names = synsets
     return match_names(names, data_names, advice="Class folders must be named as in training.")
+
+
+def matched(samples: ClassSamples, class_names: Sequence[str]) -> ClassSamples:
+    """Return the samples with their classes numbered as a model's outputs, which it knows by these names.
+
+    Raises:
+        DataError: they have classes that the model does not know.
+    """
+    if samples.class_names == tuple(class_names):
+        return samples
+    return renumbered(samples, match_classes(class_names, samples.class_names), class_names)

@@ -15,13 +15,13 @@ from vision_ssm import moved
 from vision_ssm.data.bands import AnyImage, described_bands, samples_of
 from vision_ssm.data.batches import Batch, Samples, Transform
 from vision_ssm.data.geo.raster import Raster
-from vision_ssm.data.labelled.sources import ClassSamples, open_dataset, own_splits, renumbered
+from vision_ssm.data.labelled.sources import ClassSamples, open_dataset, own_splits
 from vision_ssm.data.normalise import Normalise
 from vision_ssm.data.preprocessing import Preprocessing
 from vision_ssm.data.subset import Subset
 from vision_ssm.errors import CheckpointError, DataError, ShapeError, notify
 from vision_ssm.models.registry import create_model
-from vision_ssm.tasks.classes import IMAGENET_CLASSES, imagenet_names, match_classes
+from vision_ssm.tasks.classes import IMAGENET_CLASSES, imagenet_names, matched
 from vision_ssm.tasks.classification.bands import BandTransform, are_colours, left_out
 from vision_ssm.tasks.classification.exported import ExportedClassifier, classifier_form
 from vision_ssm.tasks.classification.losses import class_weights, weighted_cross_entropy
@@ -92,9 +92,7 @@ class Classification(Task):
 
     def adopt(self, samples: ClassSamples) -> ClassSamples:  # type: ignore[override]  # classes are needed
         """Match the data's classes with the model's by name, once there are any."""
-        if not self.class_names or samples.class_names == self.class_names:
-            return samples
-        return renumbered(samples, match_classes(self.class_names, samples.class_names), self.class_names)
+        return matched(samples, self.class_names) if self.class_names else samples
 
     def prepare(self, train: ClassSamples) -> None:  # type: ignore[override]
         """Take the class names, and whether mirrored images mean the same. Raises DataError for a single class."""

@@ -12,14 +12,14 @@ from PIL import Image
 from torch import Tensor, nn
 
 from vision_ssm.data.batches import Batch, Samples, Transform
-from vision_ssm.data.labelled.sources import ClassSamples, open_dataset, own_splits, renumbered
+from vision_ssm.data.labelled.sources import ClassSamples, open_dataset, own_splits
 from vision_ssm.data.preprocessing import Preprocessing
 from vision_ssm.data.subset import Subset
 from vision_ssm.errors import CheckpointError, ConfigError, suggestion
 from vision_ssm.models.denoisers import DENOISERS
 from vision_ssm.models.registry import create_model, require_model
 from vision_ssm.storage import whole_file
-from vision_ssm.tasks.classes import IMAGENET_CLASSES, imagenet_names, match_classes
+from vision_ssm.tasks.classes import IMAGENET_CLASSES, imagenet_names, matched
 from vision_ssm.tasks.generation.latents import Autoencoder, Latents
 from vision_ssm.tasks.generation.meter import GenerationMeter, Judges, Outputs, score_list
 from vision_ssm.tasks.generation.process import hybrid_loss, process
@@ -84,9 +84,7 @@ class Generation(Task):
 
     def adopt(self, samples: ClassSamples) -> ClassSamples:  # type: ignore[override]  # classes are needed
         """Match the data's classes with the model's by name, once there are any."""
-        if not self.class_names or samples.class_names == self.class_names:
-            return samples
-        return renumbered(samples, match_classes(self.class_names, samples.class_names), self.class_names)
+        return matched(samples, self.class_names) if self.class_names else samples
 
     def prepare(self, train: ClassSamples) -> None:  # type: ignore[override]
         """Take the class names, and whether images may be mirrored."""
