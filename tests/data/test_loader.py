@@ -275,6 +275,10 @@ def without_pickle(image: Image.Image, target: int) -> tuple[Tensor, object]:
     return noisy(image, target)[0], lambda: target
 
 
+# Whether the process learns of a death by a signal or by a connection that ends, is refused or is gone is a matter of
+# luck; a signal that comes while the error is printed makes Python print its repr.
+DIED = r"DataError.*the decoding processes cannot go on \((DataLoader worker|\[Errno|EOFError).*use fewer workers"
+
 FAILURES = {
     "shared memory is full": (
         "def full(storage): raise RuntimeError('unable to allocate shared memory: No space left on device (28)')\n"
@@ -288,15 +292,13 @@ FAILURES = {
     ),
     "a killed worker": (
         "list(EpochLoader(Fatal(8), noisy, batch_size=2, workers=1))",
-        r"DataError: the decoding processes cannot go on \(DataLoader worker .*use fewer workers",
+        DIED,
     ),
     "a worker killed while nobody waits": (
         "import time\n"
         "with worker_failures():\n"
         "    for batch in EpochLoader(Fatal(8), noisy, batch_size=1, workers=2): time.sleep(3)",
-        # Whether the process learns of the death by a signal or by a connection that ends is a matter of luck; a signal
-        # that comes while the error is printed makes Python print its repr.
-        r"DataError.*the decoding processes cannot go on \((DataLoader worker|\[Errno 104\]) .*use fewer workers",
+        DIED,
     ),
 }
 
