@@ -8,6 +8,7 @@
     halves        the library's 'chunked' backend, with chunks of 32, 64 and 128 tokens; stable for every gate
     exp(b)exp(-b) the usual form with chunks of 16 and 32 tokens, both directions as one batch; right for gates near 1,
                   as here, and not in general
+    onnxruntime   its LinearAttention node, one direction, beside one direction of the kernel
 
 Contenders of a row run in turn and the medians of the rounds are kept, so that a machine whose speed drifts treats them
 alike. Every contender is checked against the float64 reference on a short sequence first.
@@ -23,8 +24,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import onnx
+import onnxruntime
 import torch
 import torch.nn.functional as F
+from onnx import helper
 from results_file import provenance, write
 from torch import Tensor
 
@@ -82,6 +86,48 @@ CONTENDERS: dict[str, Callable[..., Tensor]] = {
 }
 
 
+def onnx_node(threads: int) -> Callable[..., Tensor]:
+    """ONNX Runtime's node for one direction, on so many threads."""
+    form = {"update_rule": "gated", "q_num_heads": HEADS, "kv_num_heads": HEADS}
+    names = ["q", "k", "v", "log_gates"]
+    node = helper.make_node(
+        "LinearAttention", [*names[:3], "", "log_gates"], ["o", "s"], domain="com.microsoft", **form
+    )
+    shaped = partial(helper.make_tensor_value_info, elem_type=onnx.TensorProto.FLOAT, shape=[1, None, None])
+    graph = helper.make_graph([node], "gla", [shaped(name) for name in names], [shaped("o")])
+    opsets = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
+    settings = onnxruntime.SessionOptions()
+    settings.intra_op_num_threads = threads
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), settings, providers=["CPUExecutionProvider"])
+
+    def run(*x: Tensor) -> Tensor:
+        given = {name: each.numpy() for name, each in zip(names, x, strict=True)}
+        return torch.from_numpy(session.run(["o"], given)[0])
+
+    return run
+
+
+def one_direction(q: Tensor, k: Tensor, v: Tensor, gates: Tensor) -> Tensor:
+    """The kernel over the forward walk alone."""
+    walk = [Traversal.sequence(q.shape[1])]
+    return gla(q, k, v, gates[:, None], heads=HEADS, traversals=walk, backend="cpu")
+
+
+def beside_onnx(tokens: int, threads: int, rounds: int) -> dict[str, float]:
+    """Seconds of one direction, by our kernel and by ONNX Runtime's node, which must agree."""
+    q, k, v, gates = inputs(tokens)
+    x = (q, k, v, gates[:, 0].contiguous())
+    contenders = {"cpu": one_direction, "onnxruntime": onnx_node(threads)}
+    torch.testing.assert_close(contenders["onnxruntime"](*x), one_direction(*x), rtol=1e-4, atol=1e-4)
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    for _ in range(rounds):
+        for name, run in contenders.items():
+            with torch.no_grad():
+                seconds[name].append(timed(partial(run, *x)))
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
 def check() -> None:
     """Refuse to time what is wrong."""
     x = inputs(100)
@@ -135,7 +181,8 @@ def main() -> None:
                         seconds[f"forward, {name}"].append(timed(partial(run, *x)))
                     seconds[f"training, {name}"].append(timed(gradients(run, x)))
             medians = {name: statistics.median(values) for name, values in seconds.items()}
-            rows.append({"tokens": tokens, "threads": threads, "seconds": medians})
+            one = beside_onnx(tokens, threads, options.rounds)
+            rows.append({"tokens": tokens, "threads": threads, "seconds": medians, "one direction": one})
             for way in ("forward", "training"):
                 best = min((s, n) for n, s in medians.items() if n.startswith(way) and not n.endswith("cpu"))
                 own = medians[f"{way}, cpu"]
@@ -144,6 +191,11 @@ def main() -> None:
                     f"best plain torch {best[0] * 1e3:7.3f} ms ({best[1]}), {best[0] / own:.1f} times",
                     flush=True,
                 )
+            print(
+                f"{tokens:5} tokens, {threads} threads, one direction: cpu {one['cpu'] * 1e3:.3f} ms, "
+                f"ONNX Runtime {one['onnxruntime'] * 1e3:.3f} ms, {one['onnxruntime'] / one['cpu']:.2f} times",
+                flush=True,
+            )
     if options.output:
         write(
             options.output,
