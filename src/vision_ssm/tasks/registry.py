@@ -60,6 +60,9 @@ class TaskInfo:
             as ``"masks/ beside images/"``, or None. As light as the settings, and it looks at names, not into images.
         formats: other programs' formats of predictions that `vision_ssm.tasks.task.Task.export` writes: name -> what it
             is, in a line for the help.
+        columns: of a table of many results (`vision_ssm.tasks.result.Result.cells`): name -> str, int, float, or made
+            of these, ``[kind]`` a list and ``{name: kind}`` a record; any value may be missing. Empty where results
+            make no table.
     """
 
     name: str
@@ -74,6 +77,7 @@ class TaskInfo:
     pictures: tuple[str, ...] = ()
     recognise: str | None = None
     formats: Mapping[str, str] = field(default_factory=dict)
+    columns: Mapping[str, Any] = field(default_factory=dict)
 
     def load_settings(self) -> type[TaskSettings]:
         """The class of its settings."""
