@@ -16,4 +16,5 @@ TASK = TaskInfo(
     pictures=("confusion.png", "predictions.png", "mistakes.png", "calibration.png"),
     recognise="vision_ssm.data.labelled.layout:recognise",
     columns={"classes": [{"class": str, "probability": float}]},
+    packing="vision_ssm.data.labelled.packed:ClassPacking",
 )

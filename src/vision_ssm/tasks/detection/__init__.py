@@ -31,4 +31,5 @@ TASK = TaskInfo(
             }
         ],
     },
+    packing="vision_ssm.tasks.detection.packed:ObjectPacking",
 )

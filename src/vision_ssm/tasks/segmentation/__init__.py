@@ -18,4 +18,5 @@ TASK = TaskInfo(
         "classes": [{"class": str, "index": int, "pixels": int, "share": float, "area_m2": float, "counts": str}],
         "mean_confidence": float,
     },
+    packing="vision_ssm.tasks.segmentation.packed:MaskPacking",
 )
