@@ -145,6 +145,16 @@ def test_shards_that_are_damaged_are_named(tmp_path):
         open_shards("memory://nothing", "train", ".cls")
 
 
+def test_scenes_are_refused(tmp_path):
+    pytest.importorskip("rasterio")
+    tifffile = pytest.importorskip("tifffile")
+    folder = classes(tmp_path / "data")
+    tifffile.imwrite(folder / "cat" / "a.tif", np.zeros((8, 8), np.float32))
+    with pytest.raises(DataError, match=r"a.tif' is a scene, which shards do not keep"):
+        pack(folder, tmp_path / "packed", "classification")
+    assert not (tmp_path / "packed" / INDEX).exists()
+
+
 def test_what_fails_on_the_way_leaves_no_data_set(tmp_path):
     def samples():
         yield Packed("a.png", b"x", b"0", 0)

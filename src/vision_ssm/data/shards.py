@@ -98,10 +98,10 @@ class ShardSplit:
         return tuple(entry.value for entry in self.entries)
 
     def image(self, index: int, *, max_pixels: int = MAX_PIXELS) -> AnyImage:
-        """Decode an image as `vision_ssm.data.scenes.read_any`. Raises DataError naming it."""
+        """Decode an image as `vision_ssm.data.images.read_image`. Raises DataError naming it."""
         entry = self.entries[index]
         fetch = partial(read_part, entry.tar, entry.offset, entry.size)
-        return Encoded(f"{entry.tar}/{entry.name}", fetch).read(scenes=True, max_pixels=max_pixels)
+        return Encoded(f"{entry.tar}/{entry.name}", fetch).read(max_pixels=max_pixels)
 
     def target(self, index: int) -> bytes:
         """Read the content of a target's file. Raises DataError naming the tar file."""

@@ -11,6 +11,7 @@ from PIL import Image
 
 from vision_ssm.data.batches import Samples
 from vision_ssm.data.images import IMAGE_SUFFIXES
+from vision_ssm.data.scenes import is_scene
 from vision_ssm.data.shards import SHARD_BYTES, Packed, write_shards
 from vision_ssm.errors import ConfigError, DataError
 from vision_ssm.settings import from_mapping
@@ -46,7 +47,8 @@ def pack(
 ) -> dict[str, int]:
     """Write a data set as shards: its parts, or where it has none, the parts that training would cut.
 
-    Image files are taken as they are. The order is that of the data set.
+    Image files are taken as they are. The order is that of the data set. Scenes cannot be packed: training looks into
+    their files for what their bands are.
 
     Args:
         data: a folder, or a name that the task knows.
@@ -104,6 +106,8 @@ def _image_file(samples: Samples, index: int) -> tuple[str, bytes]:
     """Name and content of the file of an image; images that have none become PNG."""
     path = Path(samples.paths[index])
     if path.suffix.lower() in IMAGE_SUFFIXES:
+        if is_scene(path):
+            raise DataError(f"{str(path)!r} is a scene, which shards do not keep; train on the folder.")
         try:
             return path.name, path.read_bytes()
         except OSError as error:

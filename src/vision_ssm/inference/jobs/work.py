@@ -28,6 +28,8 @@ Command = Literal["predict", "features"]
 _RUNNING = ("batch_size",)
 """Options that change nothing but speed and rounding: a job may go on with others."""
 
+_BATCHES, _BATCH = 4, 16  # so many at a time, and the size of those that predictions and features make by themselves
+
 
 @dataclass(frozen=True)
 class Work:
@@ -98,11 +100,18 @@ class Bench:
         """
         import pyarrow as pa
 
-        images = opened(piece.references)
-        rows, errors = _COMMANDS[self._work.command](self.loaded, images, self._work.options)
+        options, images = self._work.options, opened(piece.references)
+        found: dict[str, Any] = {}
+        errors: dict[str, str] = {}
+        # Results may be maps of whole images, which are not to be in memory for all of a shard. The batches are those
+        # of all images at once.
+        step = _BATCHES * int(options.get("batch_size", _BATCH))
+        for start in range(0, len(images), step):
+            some, reasons = _COMMANDS[self._work.command](self.loaded, images[start : start + step], options)
+            found, errors = found | some, errors | reasons
         table = pa.Table.from_pylist(
             [
-                {"path": _text(reference.name), "error": errors.get(named.name), **rows.get(named.name, {})}
+                {"path": _text(reference.name), "error": errors.get(named.name), **found.get(named.name, {})}
                 for reference, named in zip(piece.references, images, strict=True)
             ],
             schema=schema_of(self.columns),
