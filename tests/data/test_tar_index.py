@@ -6,6 +6,7 @@ import io
 import tarfile
 from pathlib import Path
 
+import fsspec
 import pytest
 
 from vision_ssm.data.places import read_part
@@ -49,3 +50,14 @@ def test_cut_anywhere_it_is_told(place, tmp_path):
         index_of(str(tmp_path / "none.tar"))
     with pytest.raises(DataError, match=r"a.tar' is truncated: it ends 3 bytes before"):
         read_part(place, len(content) - 7, 10)
+
+
+def test_what_an_address_raises_is_told_with_it(monkeypatch):
+    def refuse(*_, **__):
+        raise RuntimeError("slow down")  # of a package, whose exceptions nobody here knows
+
+    monkeypatch.setattr(fsspec.filesystem("memory"), "cat_file", refuse)
+    with pytest.raises(DataError, match=r"cannot read 'memory://photos/a.png': slow down\."):
+        read_part("memory://photos/a.png")
+    with pytest.raises(DataError, match=r"cannot read '.*': No such file"):
+        read_part("/none/a.png")

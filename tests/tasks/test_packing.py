@@ -15,6 +15,7 @@ from tests.tasks.segmentation.scenes import folder as scenes
 from vision_ssm.data.loader import EpochLoader
 from vision_ssm.data.shards import INDEX, Packed, open_shards, write_shards
 from vision_ssm.errors import ConfigError, DataError
+from vision_ssm.inference.jobs.references import list_references
 from vision_ssm.settings import from_mapping
 from vision_ssm.tasks.packing import pack
 from vision_ssm.tasks.registry import find_task, looks_like, task_names, task_of
@@ -36,7 +37,11 @@ def of_task(root, task):
         boards.coco(root, parts, size=(64, 72))
         return root
     if task == "segmentation":
-        return scenes(root, [f"{part}/{number}" for part in ("train", "val") for number in range(4)])
+        scenes(root, [f"{part}/{number}" for part in ("train", "val") for number in range(4)])
+        for path in (root / "images").rglob("*2.jpg"):  # called as its mask is
+            Image.open(path).save(path.with_suffix(".png"))
+            path.unlink()
+        return root
     return classes(root)
 
 
@@ -74,6 +79,7 @@ def test_samples_are_those_of_the_folder(tmp_path, task):
         assert found.class_names == expected.class_names
         assert task == "detection" or found.fingerprint == expected.fingerprint  # evaluation knows the data again
     assert len(after.open("all")) == sum(counts.values())
+    assert len(list_references([packed], [])) == sum(counts.values())  # masks are no images of a job
     after.prepare(after.open("train"))
     assert find_task(task_of(packed)).packing == find_task(task).packing
     assert looks_like(packed, task) == ""
@@ -132,7 +138,7 @@ def test_shards_that_are_damaged_are_named(tmp_path):
     with pytest.raises(DataError, match=r"the shard '.*train-00001.tar' is missing; copy it again"):
         opened(packed, "classification").open("train")
     tar.write_bytes(content)
-    with pytest.raises(DataError, match=r"for the task classification: .* \.cls files, and \.png files are wanted"):
+    with pytest.raises(DataError, match=r"for the task classification: .* \.cls files, and \.mask\.png files are"):
         opened(packed, "segmentation").open("train")
     assert (
         looks_like(packed, "segmentation")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from vision_ssm.errors import DataError
 
-__all__ = ["file_system", "is_remote", "open_place", "read_part", "state_of"]
+__all__ = ["file_system", "is_remote", "open_place", "reaching", "read_part", "state_of"]
 
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)  # two letters or more: C:/ is a drive
 
@@ -39,6 +41,22 @@ def file_system(address: str) -> tuple[Any, str]:
     return found
 
 
+@contextmanager
+def reaching(place: str) -> Iterator[None]:
+    """Within the block, what goes wrong with a file, or an address, is a DataError that names it."""
+    try:
+        yield
+    except DataError:
+        raise
+    except OSError as error:
+        raise DataError(f"cannot read {place!r}: {error.strerror or error}.") from error
+    except Exception as error:
+        if not is_remote(place):
+            raise
+        # Behind fsspec is a package for each kind of address, with exceptions of its own.
+        raise DataError(f"cannot read {place!r}: {error}.") from error
+
+
 def open_place(place: str) -> BinaryIO:
     """Open a file for reading, wherever it is. Raises OSError as `open` does, or DataError as `file_system`."""
     if not is_remote(place):
@@ -53,7 +71,7 @@ def read_part(place: str, offset: int = 0, size: int | None = None) -> bytes:
     Raises:
         DataError: it cannot be read, or ends before.
     """
-    try:
+    with reaching(place):
         if is_remote(place):  # one request, instead of opening, which asks first and reads ahead
             system, path = file_system(place)
             content: bytes = system.cat_file(path, start=offset, end=None if size is None else offset + size)
@@ -61,8 +79,6 @@ def read_part(place: str, offset: int = 0, size: int | None = None) -> bytes:
             with Path(place).open("rb") as file:
                 file.seek(offset)
                 content = file.read() if size is None else file.read(size)
-    except OSError as error:
-        raise DataError(f"cannot read {place!r}: {error.strerror or error}.") from error
     if size is not None and len(content) < size:
         raise DataError(f"{place!r} is truncated: it ends {size - len(content):,} bytes before what it should hold.")
     return content
@@ -79,7 +95,11 @@ def state_of(place: str) -> tuple[int, str]:
             status = os.stat(place)
             return status.st_size, str(status.st_mtime_ns)
         system, path = file_system(place)
-        about = system.info(path)
+        with reaching(place):
+            try:
+                about = system.info(path)
+            except FileNotFoundError:
+                return -1, ""
         tag = about.get("ETag") or about.get("etag") or about.get("mtime") or about.get("LastModified") or ""
         return int(about.get("size") or 0), str(tag)
     except OSError:

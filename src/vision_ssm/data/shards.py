@@ -32,10 +32,23 @@ from vision_ssm.data.places import is_remote, read_part, state_of
 from vision_ssm.errors import DataError
 from vision_ssm.storage import whole_file
 
-__all__ = ["INDEX", "SHARD_BYTES", "Packed", "ShardSplit", "is_packed", "open_shards", "packed_for", "write_shards"]
+__all__ = [
+    "INDEX",
+    "MASK_SUFFIX",
+    "SHARD_BYTES",
+    "Packed",
+    "ShardSplit",
+    "is_packed",
+    "open_shards",
+    "packed_for",
+    "write_shards",
+]
 
 INDEX = "shards.json"
 """Name of the file that makes a folder one of shards."""
+
+MASK_SUFFIX = ".mask.png"
+"""Of targets that are pictures themselves: the image beside one may be called ``.png``."""
 
 SHARD_BYTES = 2**28
 """A tar file ends with the sample that makes it at least so large."""

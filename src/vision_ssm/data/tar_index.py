@@ -8,7 +8,7 @@ from __future__ import annotations
 import tarfile
 from typing import NamedTuple
 
-from vision_ssm.data.places import open_place, state_of
+from vision_ssm.data.places import open_place, reaching, state_of
 from vision_ssm.errors import DataError
 
 __all__ = ["TAR_SUFFIXES", "Member", "index_of"]
@@ -38,19 +38,18 @@ def index_of(place: str) -> tuple[Member, ...]:
     if size < 0:
         raise DataError(f"the tar file {place!r} is missing.")
     members: list[Member] = []
-    try:
-        with open_place(place) as file, tarfile.open(fileobj=file, mode="r:") as archive:
-            for entry in archive:
-                if entry.isreg():
-                    members.append(Member(entry.name, entry.offset_data, entry.size))
-            file.seek(archive.offset)  # behind the last member a block of zeros says that it is over
-            closed = file.read(tarfile.BLOCKSIZE) == bytes(tarfile.BLOCKSIZE)
-    except OSError as error:
-        raise DataError(f"cannot read the tar file {place!r}: {error.strerror or error}.") from error
-    except tarfile.ReadError as error:
-        if members:
-            raise _truncated(place, members) from error
-        raise DataError(f"{place!r} is no tar file, or a packed one: unpack it (gunzip); {error}.") from error
+    with reaching(place), open_place(place) as file:
+        try:
+            with tarfile.open(fileobj=file, mode="r:") as archive:
+                for entry in archive:
+                    if entry.isreg():
+                        members.append(Member(entry.name, entry.offset_data, entry.size))
+                file.seek(archive.offset)  # behind the last member a block of zeros says that it is over
+                closed = file.read(tarfile.BLOCKSIZE) == bytes(tarfile.BLOCKSIZE)
+        except tarfile.ReadError as error:
+            if members:
+                raise _truncated(place, members) from error
+            raise DataError(f"{place!r} is no tar file, or a packed one: unpack it (gunzip); {error}.") from error
     if any(member.offset + member.size > size for member in members) or not closed:
         raise _truncated(place, members)
     return tuple(members)

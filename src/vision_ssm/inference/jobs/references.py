@@ -11,7 +11,8 @@ from typing import Any, Literal, NamedTuple
 
 from vision_ssm.data.encoded import Encoded
 from vision_ssm.data.images import IMAGE_SUFFIXES
-from vision_ssm.data.places import file_system, is_remote, open_place, read_part
+from vision_ssm.data.places import file_system, is_remote, open_place, reaching, read_part
+from vision_ssm.data.shards import MASK_SUFFIX
 from vision_ssm.data.tar_index import TAR_SUFFIXES, index_of
 from vision_ssm.errors import DataError
 from vision_ssm.inference.inputs import Failure, Named, find_images
@@ -49,7 +50,8 @@ def list_references(inputs: Iterable[str | Path], failures: list[Failure]) -> li
 
     Args:
         inputs: image files, folders, patterns, tar files of images, parquet tables with a column of paths or bytes, and
-            addresses of any of them (s3://, gs://, hf://, https://). A folder that holds no images but tar files
+            addresses of any of them (s3://, gs://, hf://, https://). Masks beside images in tar files
+            (`vision_ssm.data.shards`) are no images. A folder that holds no images but tar files
             stands for these, in the order of their names.
         failures: extended by folders without images and patterns without files.
 
@@ -107,16 +109,13 @@ def _tars(folder: str) -> list[str]:
 def _at_address(address: str) -> Iterator[str]:
     wanted = {*IMAGE_SUFFIXES, *TAR_SUFFIXES, PARQUET_SUFFIX}
     system, path = file_system(address)
-    try:
+    with reaching(address):
         if "*" in address:
             found = system.glob(path)
         elif Path(path).suffix.lower() in wanted or not system.isdir(path):
-            yield address
-            return
+            found = [path]
         else:
             found = [name for name in system.find(path) if Path(name).suffix.lower() in wanted]
-    except OSError as error:
-        raise DataError(f"cannot list {address!r}: {error.strerror or error}.") from error
     if not found:
         raise DataError(f"there are no images at {address!r}.")
     yield from (system.unstrip_protocol(name) for name in sorted(found))
@@ -126,7 +125,7 @@ def _of_tar(place: str) -> list[Reference]:
     return [
         Reference(f"{place}/{name}", "part", place, offset, size)
         for name, offset, size in index_of(place)
-        if Path(name).suffix.lower() in IMAGE_SUFFIXES
+        if Path(name).suffix.lower() in IMAGE_SUFFIXES and not name.endswith(MASK_SUFFIX)
     ]
 
 

@@ -1,4 +1,4 @@
-"""Images with masks in shards: ``key.jpg`` beside ``key.png``, the class indices."""
+"""Images with masks in shards: ``key.jpg`` beside ``key.mask.png``, the class indices."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torchvision import tv_tensors
 
 from vision_ssm.data.bands import AnyImage, valid_pixels
 from vision_ssm.data.images import MAX_PIXELS, reading
-from vision_ssm.data.shards import ShardSplit, open_shards
+from vision_ssm.data.shards import MASK_SUFFIX, ShardSplit, open_shards
 from vision_ssm.tasks.legend import Colour
 from vision_ssm.tasks.segmentation.masks import IGNORE, paletted
 
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from vision_ssm.tasks.segmentation.sources import MaskSamples
 
 __all__ = ["MaskPacking", "PackedMasks", "open_packed", "with_mask"]
-
-SUFFIX = ".png"
 
 
 class PackedMasks:
@@ -54,7 +52,7 @@ class PackedMasks:
 class MaskPacking:
     """How they get there, see `vision_ssm.tasks.packing.Packing`."""
 
-    suffix = SUFFIX
+    suffix = MASK_SUFFIX
 
     def about(self, samples: MaskSamples) -> dict[str, Any]:
         """Names and colours of the classes."""
@@ -69,7 +67,7 @@ class MaskPacking:
 
 def open_packed(place: str | Path, split: str, max_pixels: int = MAX_PIXELS) -> PackedMasks:
     """Open a split of a folder of shards. Raises DataError as `vision_ssm.data.shards.open_shards`."""
-    return PackedMasks(open_shards(place, split, SUFFIX), max_pixels)
+    return PackedMasks(open_shards(place, split, MASK_SUFFIX), max_pixels)
 
 
 def with_mask(image: AnyImage, mask: NDArray[np.uint8]) -> tuple[AnyImage, tv_tensors.Mask]:
