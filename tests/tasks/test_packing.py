@@ -151,6 +151,16 @@ def test_shards_that_are_damaged_are_named(tmp_path):
         open_shards("memory://nothing", "train", ".cls")
 
 
+def test_a_held_out_part_alone_stays_one(tmp_path):
+    """What is called so is scored as a whole; nothing of it is to be trained on."""
+    assert pack(classes(tmp_path / "val"), tmp_path / "packed", "classification") == {"val": 16}
+    after = opened(tmp_path / "packed", "classification")
+    assert after.own_splits() == ("val", "test")
+    assert len(after.open("test")) == len(after.open("all")) == 16
+    with pytest.raises(DataError, match="have no split 'train'; they have val"):
+        after.open("train")
+
+
 def test_scenes_are_refused(tmp_path):
     pytest.importorskip("rasterio")
     tifffile = pytest.importorskip("tifffile")

@@ -135,7 +135,7 @@ def is_packed(place: str | Path) -> bool:
 def packed_for(place: str | Path) -> str | None:
     """Return the task that a folder of shards is for; None where it is none."""
     with suppress(DataError):
-        return str(_index(str(place))["task"]) if is_packed(place) else None
+        return str(_index(_located(place))["task"]) if is_packed(place) else None
     return None
 
 
@@ -144,14 +144,14 @@ def open_shards(place: str | Path, split: str, suffix: str) -> ShardSplit:
 
     Args:
         place: the folder.
-        split: ``train``, ``val``, ``test`` (the same as ``val`` where there is none) or ``all``.
+        split: ``train``, ``val``, ``test`` (the same as ``val`` where there is only one of them) or ``all``.
         suffix: of the files of targets that are wanted.
 
     Raises:
         DataError: no such folder or split, targets of another kind, or a tar file that is missing, truncated or longer
             than it was written; names it.
     """
-    text = str(place) if is_remote(place) else str(Path(place).expanduser())
+    text = _located(place)
     index = _index(text)
     if index["suffix"] != suffix:
         raise DataError(
@@ -159,7 +159,8 @@ def open_shards(place: str | Path, split: str, suffix: str) -> ShardSplit:
             f"files, and {suffix} files are wanted."
         )
     known = index["splits"]
-    wanted = [*known] if split == "all" else [split if split in known else "val" if split == "test" else split]
+    other = {"val": "test", "test": "val"}.get(split, split)  # held-out parts stand for each other
+    wanted = [*known] if split == "all" else [split if split in known else other]
     if wanted[0] not in known:
         raise DataError(f"the shards in {text!r} have no split {split!r}; they have {', '.join(known)}.")
     entries: list[_Entry] = []
@@ -175,6 +176,13 @@ def open_shards(place: str | Path, split: str, suffix: str) -> ShardSplit:
     digests = [known[part]["fingerprint"] for part in wanted]
     joined = digests[0] if len(digests) == 1 else blake2b(" ".join(digests).encode(), digest_size=16).hexdigest()
     return ShardSplit(index["name"], text, index["about"], joined, tuple(entries))
+
+
+def splits_of_shards(place: str | Path) -> tuple[str, ...]:
+    """Return the splits that a folder of shards has; held-out ones stand for each other. Raises DataError."""
+    known = {*_index(_located(place))["splits"]}
+    held = {"val", "test"} if known & {"val", "test"} else set()
+    return tuple(split for split in ("train", "val", "test") if split in known | held)
 
 
 def write_shards(
@@ -245,6 +253,10 @@ def _add(archive: tarfile.TarFile, name: str, content: bytes) -> tuple[int, int]
     begin = archive.offset + tarfile.BLOCKSIZE
     archive.addfile(entry, io.BytesIO(content))
     return begin, len(content)
+
+
+def _located(place: str | Path) -> str:
+    return str(place) if is_remote(place) else str(Path(place).expanduser())
 
 
 def _index(place: str) -> dict[str, Any]:

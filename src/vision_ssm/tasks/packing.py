@@ -45,7 +45,7 @@ def pack(
     shard_bytes: int = SHARD_BYTES,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, int]:
-    """Write a data set as shards: its parts, or where it has none, the parts that training would cut.
+    """Write a data set as shards: the parts that it has, or else those that training would cut.
 
     Image files are taken as they are. The order is that of the data set. Scenes cannot be packed: training looks into
     their files for what their bands are.
@@ -74,11 +74,11 @@ def pack(
     require_writable(folder)
     opened = info.load()(from_mapping(info.load_settings(), {"data": {"path": str(data)}}))
     splits: dict[str, Samples] = {}
-    for split in ("train", "val", *(["test"] if "test" in opened.own_splits() else [])):
+    for split in opened.own_splits() or ("train", "val"):
         samples = opened.open(split)
         if all(samples.paths != other.paths for other in splits.values()):  # some stand for others
             splits[split] = samples
-    about = packing.about(splits["train"])
+    about = packing.about(next(iter(splits.values())))
     total, done = sum(map(len, splits.values())), 0
 
     def packed(samples: Samples) -> Iterator[Packed]:
@@ -96,7 +96,7 @@ def pack(
         {split: (samples.fingerprint, packed(samples)) for split, samples in splits.items()},
         task=task,
         suffix=packing.suffix,
-        name=splits["train"].name,
+        name=next(iter(splits.values())).name,
         about=about,
         shard_bytes=shard_bytes,
     )

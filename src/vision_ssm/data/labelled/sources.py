@@ -17,7 +17,7 @@ from vision_ssm.data.labelled.fingerprints import fingerprint
 from vision_ssm.data.labelled.folders import open_folder, splits_of_folder
 from vision_ssm.data.labelled.named import DATASET_NAMES, open_named, splits_of_named
 from vision_ssm.data.labelled.packed import open_packed
-from vision_ssm.data.shards import is_packed
+from vision_ssm.data.shards import is_packed, splits_of_shards
 from vision_ssm.data.splits import VAL_FRACTION
 from vision_ssm.errors import DataError, suggestion
 
@@ -101,7 +101,7 @@ def own_splits(spec: str | Path) -> tuple[str, ...]:
         DataError: missing or unreadable data, or an unknown name.
     """
     if is_packed(spec):
-        return ("train", "val", "test")
+        return splits_of_shards(spec)
     if str(spec) in DATASET_NAMES:
         return splits_of_named(str(spec))
     return splits_of_folder(_folder(spec))

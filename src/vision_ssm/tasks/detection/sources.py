@@ -22,7 +22,7 @@ from vision_ssm.data.files import looked_up
 from vision_ssm.data.images import MAX_PIXELS
 from vision_ssm.data.parts import is_held_out
 from vision_ssm.data.scenes import read_any
-from vision_ssm.data.shards import ShardSplit, is_packed, open_shards
+from vision_ssm.data.shards import ShardSplit, is_packed, open_shards, splits_of_shards
 from vision_ssm.data.splits import VAL_FRACTION, held_out
 from vision_ssm.errors import DataError, VisionSSMNotice, suggestion
 from vision_ssm.tasks.detection.layouts import Layout, find_layout, read_part
@@ -232,7 +232,7 @@ def own_splits(path: str | Path) -> tuple[str, ...]:
         DataError: as `open_objects`.
     """
     if is_packed(path):
-        return ("train", "val", "test")
+        return splits_of_shards(path)
     root = _folder(path)
     if {"val", "test"} & {*_layout(root).parts}:  # they stand for each other
         return ("train", "val", "test")

@@ -23,7 +23,7 @@ from vision_ssm.data.files import looked_up
 from vision_ssm.data.images import MAX_PIXELS
 from vision_ssm.data.parts import is_held_out
 from vision_ssm.data.scenes import read_any
-from vision_ssm.data.shards import is_packed
+from vision_ssm.data.shards import is_packed, splits_of_shards
 from vision_ssm.data.splits import VAL_FRACTION, held_out
 from vision_ssm.data.subset import Subset
 from vision_ssm.errors import DataError, VisionSSMNotice, suggestion
@@ -136,7 +136,7 @@ def own_splits(path: str | Path) -> tuple[str, ...]:
         DataError: as `open_masks`.
     """
     if is_packed(path):
-        return ("train", "val", "test")
+        return splits_of_shards(path)
     root = _folder(path)
     try:
         layout = find_layout(root)
