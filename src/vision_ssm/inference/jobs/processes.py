@@ -105,6 +105,8 @@ def _serve(connection: Connection, work: Work, device: str | None, threads: int)
     except (EOFError, BrokenPipeError, ConnectionResetError):  # whoever asked is no more
         return
     except VisionSSMError as error:
-        connection.send(error)
+        # Those that are made of more than a message do not survive the way as what they are.
+        kind = type(error) if type(error).__init__ is VisionSSMError.__init__ else VisionSSMError
+        connection.send(kind(str(error)))
     except Exception as error:  # noqa: BLE001 - a fault of ours: it has to be seen, with its place
         connection.send(RuntimeError(f"{error!r} in a worker:\n{traceback.format_exc()}"))
