@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -16,9 +17,11 @@ pytest.importorskip("pyarrow")
 import pyarrow.parquet as pq
 
 from tests.inference.jobs.archives import rows_of, write_pictures, write_tar
-from vision_ssm.errors import ConfigError, DataError
+from vision_ssm.errors import ConfigError, DataError, NotFetchedError, VisionSSMError
 from vision_ssm.inference.features import features
 from vision_ssm.inference.jobs.job import run_job
+from vision_ssm.inference.jobs.processes import _serve
+from vision_ssm.inference.jobs.work import Work
 from vision_ssm.inference.predict import predict
 
 
@@ -95,8 +98,29 @@ def test_wrong_use(weights, tmp_path):
     refused("engine must be one of processes, ray, got 'dask'", engine="dask")
     refused("address 'auto' is that of a Ray cluster", address="auto")
     refused("at least one worker, got workers=0", workers=0)
+    refused("batch_size must be at least 1, got 0", batch_size=0)
     refused("a job has no option 'pictures'", pictures="x")
     refused("top_q", top_q=3)
+
+
+def test_errors_of_workers_arrive(monkeypatch):
+    """As what they are, if a message makes them; a fault of ours comes with its place."""
+
+    def told(error):
+        def fail(*_):
+            raise error
+
+        monkeypatch.setattr(Work, "open", fail)
+        ours, theirs = multiprocessing.Pipe()
+        _serve(theirs, Work("predict"), None, 1)
+        return ours.recv()
+
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    assert isinstance(told(ConfigError("too small")), ConfigError)
+    fetched = told(NotFetchedError("Nothing came.", file="a.pth"))
+    assert isinstance(fetched, VisionSSMError)
+    assert str(fetched).startswith("Nothing came. Download the file")
+    assert "in fail" in str(told(KeyError("x")))
 
 
 @pytest.mark.slow

@@ -168,6 +168,8 @@ def _require_known(engine: str, address: str | None, workers: int | None, option
         raise ConfigError(f"address {address!r} is that of a Ray cluster; give engine='ray' (--engine ray), too.")
     if workers is not None and workers < 1:
         raise ConfigError(f"a job has at least one worker, got workers={workers}.")
+    if options.get("batch_size", 1) < 1:
+        raise ConfigError(f"batch_size must be at least 1, got {options['batch_size']}.")
     for name, reason in _REFUSED.items():
         if name in options:
             raise ConfigError(f"a job has no option {name!r}: {reason}.")

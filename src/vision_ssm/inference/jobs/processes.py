@@ -9,6 +9,7 @@ import signal
 import traceback
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from types import FunctionType
 
 from vision_ssm.errors import VisionSSMError
 from vision_ssm.inference.jobs.crew import Report
@@ -106,7 +107,7 @@ def _serve(connection: Connection, work: Work, device: str | None, threads: int)
         return
     except VisionSSMError as error:
         # Those that are made of more than a message do not survive the way as what they are.
-        kind = type(error) if type(error).__init__ is VisionSSMError.__init__ else VisionSSMError
+        kind = VisionSSMError if isinstance(type(error).__init__, FunctionType) else type(error)
         connection.send(kind(str(error)))
     except Exception as error:  # noqa: BLE001 - a fault of ours: it has to be seen, with its place
         connection.send(RuntimeError(f"{error!r} in a worker:\n{traceback.format_exc()}"))
