@@ -65,7 +65,7 @@ $(READY): pyproject.toml CMakeLists.txt $(CONSTRAINTS) $(shell find csrc -type f
 $(TESTABLE): $(READY)
 	$(BIN)/python -m pip install --disable-pip-version-check -q -c $(CONSTRAINTS) $$($(BIN)/python -c 'import tomllib; \
 	  extras = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]; \
-	  print(*sorted({needed for extra in ("detection", "export", "generation", "geo", "large", "segmentation", "dev") for needed in extras[extra]}))')
+	  print(*sorted({needed for extra in ("detection", "export", "generation", "geo", "large", "ray", "segmentation", "dev") for needed in extras[extra]}))')
 	@touch $@
 
 demo: $(READY)

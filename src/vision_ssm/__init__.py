@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from vision_ssm.exporting.exports import export as export
     from vision_ssm.inference.evaluate import evaluate as evaluate
     from vision_ssm.inference.features import features as features
+    from vision_ssm.inference.jobs.job import run_job as run_job
     from vision_ssm.inference.predict import predict as predict
     from vision_ssm.inference.sample import sample as sample
     from vision_ssm.models.registry import create_model as create_model
@@ -53,6 +54,7 @@ __all__ = [
     "list_models",
     "load_model",
     "predict",
+    "run_job",
     "sample",
     "selective_scan",
     "train",
@@ -67,6 +69,7 @@ _HOMES = {
     "list_models": ("models.registry", "list_models"),
     "load_model": ("weights.opening", "open_model"),
     "predict": ("inference.predict", "predict"),
+    "run_job": ("inference.jobs.job", "run_job"),
     "sample": ("inference.sample", "sample"),
     "selective_scan": ("ops", "selective_scan"),
     "train": ("training", "train"),

@@ -60,7 +60,7 @@ def test_every_command_shows_examples_that_it_can_parse(name, monkeypatch):
         (["predict", "w", "i", "--batch-size", "0"], "--batch-size: must be at least 1, got 0"),
         (["predict", "w", "i", "--top-k", "many"], "--top-k: top_k must be a whole number, got 'many'"),
         (["features", "w.pth", "--output", "o"], "arguments are required: IMAGES. See `vision-ssm features --help`."),
-        (["features", "i.png"], "the following arguments are required: --output"),
+        (["features", "i.png"], "one of the arguments --output --shards is required"),
         (["features", "i.png", "--output", "o", "--layers", "last"], "expected layers such as 5,11 or -1, or all; got"),
         (["predict", "w", "i", "--img-size", "big"], "expected a side such as 224 or HEIGHTxWIDTH"),
         (["predict", "w", "i", "--output", "p.txt"], "expected a file name that ends in .json or .csv, got 'p.txt'"),

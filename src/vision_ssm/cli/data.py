@@ -1,35 +1,45 @@
-"""``vision-ssm data check``: what training would stumble over in a data set."""
+"""``vision-ssm data``: what training would stumble over in a data set, and data sets as shards."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vision_ssm.cli.arguments import whole_number
 from vision_ssm.cli.console import print_json, print_table, progress_bar, say
+from vision_ssm.errors import ConfigError
 
 if TYPE_CHECKING:
     from vision_ssm.analysis.data_check import DataReport
 
 NAME = "data"
-SUMMARY = "Look through a data set: unreadable files, classes, sizes, duplicates."
-EXAMPLES = """Every image is decoded once, as training would, with what belongs to it. The exit code is 1
-where something was found that should be looked at.
+SUMMARY = "Look through a data set (check), or write it as tar files (pack)."
+EXAMPLES = """check decodes every image once, as training would, with what belongs to it, and tells of unreadable files,
+classes, sizes and duplicates. The exit code is 1 where something was found that should be looked at.
+
+pack writes tar files in the layout of WebDataset, and lists of what is where in them. Training and evaluation take
+their folder, or its address, in the place of the data.
 
 examples:
   vision-ssm data check images/
-  vision-ssm data check scenes/ --task segmentation --json"""
+  vision-ssm data check scenes/ --task segmentation --json
+  vision-ssm data pack images/ --shards packed/"""
 SHOWN = 20  # files of a kind on the terminal; JSON has all
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
-    parser.add_argument("action", choices=("check",), help="what to do")
+    parser.add_argument("action", choices=("check", "pack"), help="what to do")
     parser.add_argument("data", metavar="DATA", help="folder of data for a task, or the name of a data set")
     parser.add_argument("--task", metavar="NAME", help="that the data are for; default: the one they look like")
     parser.add_argument(
-        "--workers", type=whole_number(1), default=2, metavar="N", help="threads that decode (default: 2)"
+        "--workers", type=whole_number(1), default=2, metavar="N", help="threads that decode in a check (default: 2)"
+    )
+    parser.add_argument("--shards", type=Path, metavar="DIR", help="folder for what pack writes")
+    parser.add_argument(
+        "--shard-mb", type=whole_number(1), default=256, metavar="N", help="least size of a tar file (default: 256)"
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
 
@@ -40,11 +50,16 @@ def accept(_: argparse.Namespace, unknown: Sequence[str]) -> Sequence[str]:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print what was found; 1 when there are problems."""
-    from vision_ssm.analysis import check_data
+    """Print what was found, or pack; 1 when there are problems."""
     from vision_ssm.tasks.registry import task_of
 
     task = options.task or task_of(options.data)
+    if options.action == "pack":
+        return _pack(options, task)
+    if options.shards is not None:
+        raise ConfigError("--shards is where pack writes; a check writes nothing.")
+    from vision_ssm.analysis import check_data
+
     with progress_bar("looking", shown=not options.json) as on_progress:
         found = check_data(options.data, task, workers=options.workers, on_progress=on_progress)
     if options.json:
@@ -52,6 +67,21 @@ def run(options: argparse.Namespace) -> int:
     else:
         _print(found)
     return 1 if found.problems else 0
+
+
+def _pack(options: argparse.Namespace, task: str) -> int:
+    if options.shards is None:
+        raise ConfigError("pack needs a folder to write to: --shards DIR.")
+    from vision_ssm.tasks.packing import pack
+
+    with progress_bar("packing", shown=not options.json) as on_progress:
+        counts = pack(options.data, options.shards, task, shard_bytes=options.shard_mb * 2**20, on_progress=on_progress)
+    if options.json:
+        print_json({"folder": str(options.shards), "task": task, "images": counts})
+    else:
+        told = ", ".join(f"{count:,} {split}" for split, count in counts.items())
+        say(f"packed for {task}: {told} images in {options.shards}")
+    return 0
 
 
 def _print(found: DataReport) -> None:

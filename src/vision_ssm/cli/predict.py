@@ -6,7 +6,7 @@ import argparse
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from vision_ssm.cli.arguments import (
     add_image_options,
@@ -20,6 +20,7 @@ from vision_ssm.cli.arguments import (
 )
 from vision_ssm.cli.console import print_json, print_table, progress_bar, say
 from vision_ssm.cli.images import open_weights, print_failures, warn_of_memory
+from vision_ssm.cli.jobs import add_job_options, refuse_without_shards, run_in_shards
 from vision_ssm.errors import ConfigError
 from vision_ssm.storage import require_writable
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 NUMBER = re.compile(r"-?[\d.,]+(?:e[-+]\d+)? ?%?")
 
-NAME = "predict"
+NAME: Final = "predict"
 SUMMARY = "Run a model on image files and folders of images."
 EXAMPLES = """WEIGHTS is a run's folder (its best weights) or a weights file in it, a published checkpoint together with
 --model, or the name of a model for its published weights; it may stand before or behind the images. Without it,
@@ -42,6 +43,7 @@ examples:
   vision-ssm predict vim_t_midclstok_76p1acc.pth photos/ --model vim_tiny_patch16_224
   vision-ssm predict runs/scans/best.safetensors scan.tif --img-size native
   vision-ssm predict runs/land scenes/ --results maps/ --polygons gpkg
+  vision-ssm predict runs/demo archive/ more.tar s3://bucket/photos/ --shards found/
 
 Files that cannot be read are listed at the end, and the exit code is then 1."""
 
@@ -73,6 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="also write each result as a file: maps as GeoTIFF or PNG, else JSON",
     )
     add_image_options(parser)
+    add_job_options(parser)
     add_task_options(parser, NAME)
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
@@ -112,6 +115,11 @@ def run(options: argparse.Namespace) -> int:
     from vision_ssm.inference.predict import predict, require_format
 
     weights, images = split_inputs(options)
+    if options.shards:
+        task = open_weights(weights, options).info.task
+        not_with = ("output", "pictures", "export", "results")
+        return run_in_shards(options, NAME, weights, images, task_options(options, task), not_with)
+    refuse_without_shards(options)
     if options.output:  # found out now rather than after the work
         require_writable(options.output.parent)
     loaded = open_weights(weights, options)

@@ -38,6 +38,7 @@ __all__ = [
     "orientation_of",
     "picture_in_memory",
     "read_array",
+    "read_encoded",
     "read_image",
     "reading",
     "rgb_array",
@@ -114,6 +115,28 @@ def read_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Image.Image
     if path.suffix.lower() == ARRAY_SUFFIX:
         return _picture_of(read_array(path, max_pixels=max_pixels))
     with reading(repr(str(path)), max_pixels), open_file(path) as file:
+        return _read(file, max_pixels)
+
+
+def read_encoded(content: bytes, name: str, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Read the content of an image file as `read_image` reads the file.
+
+    Args:
+        content: all of it.
+        name: of the file, whose suffix tells an array; for messages.
+        max_pixels: as in `read_image`.
+
+    Raises:
+        DataError: naming the image and the reason.
+    """
+    with reading(repr(name), max_pixels):
+        if not content:
+            raise DataError("the file is empty (0 bytes)")
+        file = io.BytesIO(content)
+        if Path(name).suffix.lower() == ARRAY_SUFFIX:
+            pixels = rgb_array(np.lib.format.read_array(file))
+            check_pixels(pixels.shape[1], pixels.shape[0], max_pixels)
+            return _picture_of(pixels)
         return _read(file, max_pixels)
 
 

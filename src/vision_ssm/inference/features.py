@@ -23,6 +23,7 @@ from vision_ssm.inference.inputs import (
     ImageLike,
     ImageSize,
     ModelInput,
+    Named,
     find_images,
     of_one_image,
     prepare_images,
@@ -92,7 +93,7 @@ class Features:
 
 def features(
     weights: str | Path | Loaded | None = None,
-    images: ImageLike | Iterable[ImageLike] = (),
+    images: ImageLike | Iterable[ImageLike | Named] = (),
     *,
     layers: Sequence[int] | None = (),
     output: str | Path | None = None,

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from vision_ssm.data.bands import AnyImage, samples_of, valid_pixels
 from vision_ssm.data.batches import Batch, Sample, Transform
 from vision_ssm.data.budget import check_pixels
+from vision_ssm.data.encoded import Encoded
 from vision_ssm.data.files import search, skipped_files
 from vision_ssm.data.geo.raster import open_raster
 from vision_ssm.data.images import decoding, picture_in_memory, read_image
@@ -46,9 +47,9 @@ __all__ = [
     "read_picture",
 ]
 
-ImageLike = str | Path | Image.Image | np.ndarray[Any, Any]
-"""A file, a folder (searched with its subfolders), a pattern such as ``photos/**/*.jpg``, a PIL image, or a uint8 array
-[H, W] or [H, W, 3]."""
+ImageLike = str | Path | Image.Image | np.ndarray[Any, Any] | Encoded
+"""A file, a folder (searched with its subfolders), a pattern such as ``photos/**/*.jpg``, a PIL image, a uint8 array
+[H, W] or [H, W, 3], or an image in another file (`vision_ssm.data.encoded.Encoded`)."""
 
 Result = TypeVar("Result")
 
@@ -87,7 +88,7 @@ class EmbedsStrips(Protocol):
         """Embed images that come in strips [B, 3, r, W], top to bottom; ``size`` is the whole (H, W)."""
 
 
-def find_images(images: ImageLike | Iterable[ImageLike], failures: list[Failure]) -> list[Named]:
+def find_images(images: ImageLike | Iterable[ImageLike | Named], failures: list[Failure]) -> list[Named]:
     """List images with their names, folders replaced by the image files in them; empty folders join ``failures``.
 
     What else is in the folders is told by a `VisionSSMNotice`.
@@ -95,10 +96,15 @@ def find_images(images: ImageLike | Iterable[ImageLike], failures: list[Failure]
     Raises:
         DataError: no image at all.
     """
-    listed = [images] if isinstance(images, (str, Path, Image.Image, np.ndarray)) else list(images)
+    alone = isinstance(images, (str, Path, Image.Image, np.ndarray, Encoded, Named))
+    listed: list[Any] = [images] if alone else list(images)  # type: ignore[arg-type]
     found: list[Named] = []
     for number, image in enumerate(listed):
-        if isinstance(image, (Image.Image, np.ndarray)):
+        if isinstance(image, Named):  # found before
+            found.append(image)
+        elif isinstance(image, Encoded):
+            found.append(Named(image.name, image))
+        elif isinstance(image, (Image.Image, np.ndarray)):
             found.append(Named(f"image {number}", image))
         elif os.path.isdir(image):
             found += _in_folder(Path(image), failures)
@@ -245,13 +251,24 @@ def read_picture(image: ImageLike, max_pixels: int) -> Image.Image:
             return scene.preview().picture()
     if isinstance(image, (str, Path)):
         return read_image(image, max_pixels=max_pixels)
-    return picture_in_memory(image, max_pixels=max_pixels)
+    return picture_in_memory(_decoded(image, max_pixels), max_pixels=max_pixels)
+
+
+def _decoded(image: Image.Image | NDArray[Any] | Encoded, max_pixels: int) -> Image.Image | NDArray[Any]:
+    if not isinstance(image, Encoded):
+        return image
+    read = image.read(max_pixels=max_pixels)
+    if not isinstance(read, Image.Image):
+        raise TypeError("scenes were not asked for")
+    return read
 
 
 def _transformed(image: ImageLike, transform: Transform, scenes: bool, max_pixels: int) -> _Prepared:
     read: AnyImage
     if isinstance(image, (str, Path)):
         read = read_any(image, max_pixels=max_pixels) if scenes else read_image(image, max_pixels=max_pixels)
+    elif isinstance(image, Encoded):
+        read = image.read(scenes=scenes, max_pixels=max_pixels)
     else:
         read = picture_in_memory(image, max_pixels=max_pixels)
     with decoding():  # transforms of large images meet Pillow's own pixel limit
@@ -287,7 +304,8 @@ def _embedded(image: ImageLike, backbone: nn.Module, rows: _Rows, amp: str, max_
     device = next(backbone.parameters()).device
     if rows.scenes and isinstance(image, (str, Path)) and is_scene(image):
         return _embedded_scene(image, backbone, rows, amp, max_pixels)
-    with open_strips(image, max_pixels=max_pixels) as opened:
+    whole = image if isinstance(image, (str, Path)) else _decoded(image, max_pixels)
+    with open_strips(whole, max_pixels=max_pixels) as opened:
         if opened.note is not None:
             notify(opened.note)
         size = (opened.height, opened.width)

@@ -143,7 +143,7 @@ class Predictions:
 
 def predict(
     weights: str | Path | Loaded | None = None,
-    images: ImageLike | Iterable[ImageLike] = (),
+    images: ImageLike | Iterable[ImageLike | Named] = (),
     *,
     batch_size: int = 16,
     img_size: ImageSize = None,

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from importlib.metadata import EntryPoints
 
     from vision_ssm.settings import Section, Setting
+    from vision_ssm.tasks.packing import Packing
     from vision_ssm.tasks.settings import TaskSettings
     from vision_ssm.tasks.task import Task
 
@@ -60,6 +61,11 @@ class TaskInfo:
             as ``"masks/ beside images/"``, or None. As light as the settings, and it looks at names, not into images.
         formats: other programs' formats of predictions that `vision_ssm.tasks.task.Task.export` writes: name -> what it
             is, in a line for the help.
+        columns: of a table of many results (`vision_ssm.tasks.result.Result.cells`): name -> str, int, float, or made
+            of these, ``[kind]`` a list and ``{name: kind}`` a record; any value may be missing. Empty where results
+            make no table.
+        packing: ``module:Class`` of a `vision_ssm.tasks.packing.Packing`, of data in shards; None where its data cannot
+            be packed.
     """
 
     name: str
@@ -74,6 +80,8 @@ class TaskInfo:
     pictures: tuple[str, ...] = ()
     recognise: str | None = None
     formats: Mapping[str, str] = field(default_factory=dict)
+    columns: Mapping[str, Any] = field(default_factory=dict)
+    packing: str | None = None
 
     def load_settings(self) -> type[TaskSettings]:
         """The class of its settings."""
@@ -95,6 +103,10 @@ class TaskInfo:
     def recognises(self, folder: Path) -> str | None:
         """Why the folder can hardly be anything but data of this task; None where it can."""
         return None if self.recognise is None else cast("str | None", self._load(self.recognise)(folder))
+
+    def load_packing(self) -> Packing | None:
+        """How its data go into shards, if they can."""
+        return None if self.packing is None else cast("Packing", self._load(self.packing)())
 
     def load(self) -> type[Task]:
         """The class of the task."""
@@ -150,7 +162,12 @@ def task_of(data: str | Path) -> str:
 def _claims(folder: str | Path, but: str = "") -> Iterator[tuple[str, str]]:
     """Names of the tasks that recognise a folder, with the reason."""
     from vision_ssm.data.files import looked_up
+    from vision_ssm.data.shards import INDEX, packed_for
 
+    if packed := packed_for(folder):
+        if not but or find_task(but).packing != find_task(packed).packing:
+            yield packed, f"{INDEX} says so"
+        return
     try:
         path, kind = looked_up(folder)
     except DataError:  # opening it says so

@@ -34,6 +34,10 @@ class Result(ABC):
         """Lines of a CSV file: column -> value."""
         return [self.to_dict()]
 
+    def cells(self) -> dict[str, Any]:
+        """One row of a table of many images: column -> value, of the types that `TaskInfo.columns` says."""
+        return self.to_dict()
+
     def draw(self, image: Image.Image) -> Image.Image:
         """Return a copy of the RGB image with what was found drawn on it. Of a large scene it is a smaller picture."""
         return image.copy()

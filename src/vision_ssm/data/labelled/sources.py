@@ -16,6 +16,8 @@ from vision_ssm.data.images import MAX_PIXELS
 from vision_ssm.data.labelled.fingerprints import fingerprint
 from vision_ssm.data.labelled.folders import open_folder, splits_of_folder
 from vision_ssm.data.labelled.named import DATASET_NAMES, open_named, splits_of_named
+from vision_ssm.data.labelled.packed import open_packed
+from vision_ssm.data.shards import is_packed, splits_of_shards
 from vision_ssm.data.splits import VAL_FRACTION
 from vision_ssm.errors import DataError, suggestion
 
@@ -71,7 +73,7 @@ def open_dataset(
             when ``val/`` is missing, ``val_fraction`` of each class is held out, chosen by a hash of the relative
             path: the choice is the same on every machine and nearly unaffected by new files. A folder of class
             folders that is itself called ``val``, ``validation``, ``valid`` or ``test`` is taken whole when
-            a held-out split is asked for.
+            a held-out split is asked for. Or a folder of shards, or an address of one (`vision_ssm.data.shards`).
         split: ``train``, ``val``, ``test`` (held-out data; the same as ``val`` where a data set has only one
             held-out part), or ``all``.
         val_fraction: share of each class to hold out where the data set does not say itself, in (0, 1).
@@ -85,6 +87,8 @@ def open_dataset(
         raise DataError(f"unknown split {split!r}, expected one of {', '.join(SPLITS)}.{suggestion(split, SPLITS)}")
     if not 0 < val_fraction < 1:
         raise DataError(f"val_fraction must lie between 0 and 1, got {val_fraction}.")
+    if is_packed(spec):
+        return open_packed(spec, split, max_pixels)
     if str(spec) in DATASET_NAMES:
         return open_named(str(spec), split, val_fraction=val_fraction, download=download)
     return open_folder(_folder(spec), split, val_fraction=val_fraction, max_pixels=max_pixels)
@@ -96,6 +100,8 @@ def own_splits(spec: str | Path) -> tuple[str, ...]:
     Raises:
         DataError: missing or unreadable data, or an unknown name.
     """
+    if is_packed(spec):
+        return splits_of_shards(spec)
     if str(spec) in DATASET_NAMES:
         return splits_of_named(str(spec))
     return splits_of_folder(_folder(spec))

@@ -15,4 +15,6 @@ TASK = TaskInfo(
     options="vision_ssm.tasks.classification.settings:ClassificationOptions",
     pictures=("confusion.png", "predictions.png", "mistakes.png", "calibration.png"),
     recognise="vision_ssm.data.labelled.layout:recognise",
+    columns={"classes": [{"class": str, "probability": float}]},
+    packing="vision_ssm.data.labelled.packed:ClassPacking",
 )

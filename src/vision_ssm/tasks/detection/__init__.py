@@ -19,4 +19,17 @@ TASK = TaskInfo(
         "labelstudio": "one JSON file of tasks with predictions, to be imported into Label Studio",
         "geojson": "a folder of feature collections in pixels of the images",
     },
+    columns={
+        "size": [int],
+        "detections": [
+            {
+                "class": str,
+                "category_id": int,
+                "bbox": [float],
+                "score": float,
+                "segmentation": {"size": [int], "counts": str},
+            }
+        ],
+    },
+    packing="vision_ssm.tasks.detection.packed:ObjectPacking",
 )

@@ -22,9 +22,11 @@ from vision_ssm.data.files import looked_up
 from vision_ssm.data.images import MAX_PIXELS
 from vision_ssm.data.parts import is_held_out
 from vision_ssm.data.scenes import read_any
+from vision_ssm.data.shards import ShardSplit, is_packed, open_shards, splits_of_shards
 from vision_ssm.data.splits import VAL_FRACTION, held_out
 from vision_ssm.errors import DataError, VisionSSMNotice, suggestion
 from vision_ssm.tasks.detection.layouts import Layout, find_layout, read_part
+from vision_ssm.tasks.detection.packed import SUFFIX, annotated
 from vision_ssm.tasks.detection.things import Annotated, Fault, Listed, Outline
 from vision_ssm.tasks.legend import Colour, default_palette
 from vision_ssm.tasks.matching import match_names
@@ -78,8 +80,10 @@ class ObjectImages:
         one_class: str | None = None,
         max_pixels: int = MAX_PIXELS,
         place: str = "",
+        shards: ShardSplit | None = None,
     ) -> None:
         self.name = name
+        self._shards = shards  # in which the images are, in their order; else in files
         self.class_names = parts[0].class_names if one_class is None else (one_class,)
         self.category_ids = parts[0].category_ids if one_class is None else (1,)
         self.palette: tuple[Colour, ...] = default_palette(len(self.class_names))
@@ -108,7 +112,11 @@ class ObjectImages:
     def __getitem__(self, index: int) -> tuple[AnyImage, Objects]:
         """Decode one sample. Raises DataError naming the file: unreadable, or of another size than annotated."""
         listed = self._images[index]
-        image = read_any(listed.path, max_pixels=self._max_pixels)
+        image = (
+            read_any(listed.path, max_pixels=self._max_pixels)
+            if self._shards is None
+            else self._shards.image(index, max_pixels=self._max_pixels)
+        )
         if listed.size is not None and image.size[::-1] != listed.size:
             raise DataError(
                 f"image {str(listed.path)!r} has {image.height} x {image.width} pixels, and {str(listed.source)!r} "
@@ -166,7 +174,7 @@ def open_objects(
     image or without area) is told by a `VisionSSMNotice`.
 
     Args:
-        path: the folder.
+        path: the folder; or one of shards, or an address of one (`vision_ssm.data.shards`).
         split: ``train``, ``val``, ``test`` (held-out data; the same as ``val`` where there is only one held-out part),
             or ``all``.
         val_fraction: share of the images to hold out where the folder does not say itself, in (0, 1), chosen by a hash
@@ -182,6 +190,13 @@ def open_objects(
         raise DataError(f"unknown split {split!r}, expected one of {', '.join(SPLITS)}.{suggestion(split, SPLITS)}")
     if not 0 < val_fraction < 1:
         raise DataError(f"val_fraction must lie between 0 and 1, got {val_fraction}.")
+    if is_packed(path):
+        shards = open_shards(path, split, SUFFIX)
+        known, place = annotated(shards), f"the shards {shards.place}"
+        every = range(len(known.images))
+        return ObjectImages(
+            shards.name, [known], every, one_class=one_class, max_pixels=max_pixels, place=place, shards=shards
+        )
     root = _folder(path)
     layout = _layout(root)
     name = root.resolve().name
@@ -216,6 +231,8 @@ def own_splits(path: str | Path) -> tuple[str, ...]:
     Raises:
         DataError: as `open_objects`.
     """
+    if is_packed(path):
+        return splits_of_shards(path)
     root = _folder(path)
     if {"val", "test"} & {*_layout(root).parts}:  # they stand for each other
         return ("train", "val", "test")

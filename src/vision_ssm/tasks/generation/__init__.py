@@ -15,4 +15,5 @@ TASK = TaskInfo(
     sampling=("steps", "sampler", "guidance", "guide_all", "autoencoder"),
     commands=("train", "evaluate", "sample"),
     pictures=("samples.png",),
+    packing="vision_ssm.data.labelled.packed:ClassPacking",
 )

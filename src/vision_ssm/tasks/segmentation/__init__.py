@@ -13,4 +13,10 @@ TASK = TaskInfo(
     evaluation=("window", "stride", "scales", "flips"),
     recognise="vision_ssm.tasks.segmentation.layouts:recognise",
     pictures=("confusion.png", "predictions.png"),
+    columns={
+        "size": [int],
+        "classes": [{"class": str, "index": int, "pixels": int, "share": float, "area_m2": float, "counts": str}],
+        "mean_confidence": float,
+    },
+    packing="vision_ssm.tasks.segmentation.packed:MaskPacking",
 )

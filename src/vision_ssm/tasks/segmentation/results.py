@@ -18,6 +18,7 @@ from vision_ssm.data.geo.grid import Grid
 from vision_ssm.data.geo.maps import TILE, read_map, writing_map
 from vision_ssm.data.geo.polygons import write_polygons
 from vision_ssm.tasks.legend import Colour, enlarged, with_legend
+from vision_ssm.tasks.outlines import pack_counts, runs_of
 from vision_ssm.tasks.segmentation.legend import blended
 from vision_ssm.tasks.segmentation.masks import IGNORE, paletted, write_mask
 from vision_ssm.tasks.task import Result
@@ -69,6 +70,17 @@ class _Found(Result):
             for area in self.areas
         ]
         return {"size": list(self.shape), "classes": listed, **known}
+
+    @abstractmethod
+    def indices(self) -> NDArray[np.uint8]:
+        """Class indices [H, W], wherever they are kept."""
+
+    def cells(self) -> dict[str, Any]:
+        """As `to_dict`, and for each class its mask, ``counts``: run lengths of the whole image, packed as in COCO."""
+        cells, indices = self.to_dict(), self.indices()
+        for entry in cells["classes"]:
+            entry["counts"] = pack_counts(runs_of(indices == entry["index"], 0, 0, *indices.shape))
+        return cells
 
     def row(self) -> dict[str, str]:
         """The size, and the largest classes."""
@@ -126,6 +138,10 @@ class Segments(_Found):
             return listed_areas(pixels, None, self.class_names)
         rows = counted_rows(self.classes, count)
         return listed_areas(rows.sum(0), metres @ rows, self.class_names)
+
+    def indices(self) -> NDArray[np.uint8]:
+        """The map itself."""
+        return self.classes
 
     def placed(self, grid: Grid) -> Self:
         """Return the same with its coordinates."""
@@ -195,6 +211,10 @@ class SceneSegments(_Found):
         if self.kept is None:
             raise TypeError("a map is in a file or in memory")
         return self.kept
+
+    def indices(self) -> NDArray[np.uint8]:
+        """As `classes`."""
+        return self.classes
 
     def draw(self, image: Image.Image) -> Image.Image:
         """As `Segments.draw`; the map is read at the size of the image."""

@@ -17,12 +17,13 @@ import torch
 from numpy.typing import NDArray
 from torchvision import tv_tensors
 
-from vision_ssm.data.bands import AnyImage, valid_pixels
+from vision_ssm.data.bands import AnyImage
 from vision_ssm.data.contents import contents_digest
 from vision_ssm.data.files import looked_up
 from vision_ssm.data.images import MAX_PIXELS
 from vision_ssm.data.parts import is_held_out
 from vision_ssm.data.scenes import read_any
+from vision_ssm.data.shards import is_packed, splits_of_shards
 from vision_ssm.data.splits import VAL_FRACTION, held_out
 from vision_ssm.data.subset import Subset
 from vision_ssm.errors import DataError, VisionSSMNotice, suggestion
@@ -33,6 +34,7 @@ from vision_ssm.tasks.segmentation.coco import CocoImages, fill, read_coco
 from vision_ssm.tasks.segmentation.labels import FoundLabels, LabelTable
 from vision_ssm.tasks.segmentation.layouts import Layout, Pair, find_layout
 from vision_ssm.tasks.segmentation.masks import IGNORE, read_mask
+from vision_ssm.tasks.segmentation.packed import open_packed, with_mask
 
 __all__ = ["SPLITS", "ChosenMasks", "CocoMasks", "MaskFolder", "MaskSamples", "matched", "open_masks", "own_splits"]
 
@@ -95,7 +97,7 @@ def open_masks(
     Images without a mask are left out, which ``found`` and a `VisionSSMNotice` tell.
 
     Args:
-        path: the folder.
+        path: the folder; or one of shards, or an address of one (`vision_ssm.data.shards`).
         split: ``train``, ``val``, ``test`` (held-out data; the same as ``val`` where there is only one held-out part),
             or ``all``.
         val_fraction: share of the images to hold out where the folder does not say itself, in (0, 1), chosen by a hash
@@ -110,6 +112,8 @@ def open_masks(
         raise DataError(f"unknown split {split!r}, expected one of {', '.join(SPLITS)}.{suggestion(split, SPLITS)}")
     if not 0 < val_fraction < 1:
         raise DataError(f"val_fraction must lie between 0 and 1, got {val_fraction}.")
+    if is_packed(path):
+        return open_packed(path, split, max_pixels)
     root = _folder(path)
     try:
         layout = find_layout(root)
@@ -131,6 +135,8 @@ def own_splits(path: str | Path) -> tuple[str, ...]:
     Raises:
         DataError: as `open_masks`.
     """
+    if is_packed(path):
+        return splits_of_shards(path)
     root = _folder(path)
     try:
         layout = find_layout(root)
@@ -260,10 +266,7 @@ def _sample(samples: MaskSamples, index: int, max_pixels: int) -> tuple[AnyImage
             f"image {samples.paths[index]!r} has {image.height} x {image.width} pixels and its mask, from "
             f"{samples.mask_paths[index]!r}, {mask.shape[0]} x {mask.shape[1]}; export both at the same size."
         )
-    valid = valid_pixels(image)
-    if valid is not None:
-        mask = np.where(valid, mask, np.uint8(IGNORE))
-    return image, tv_tensors.Mask(torch.from_numpy(mask))
+    return with_mask(image, mask)
 
 
 def _fingerprint(samples: MaskSamples, masks: str) -> str:

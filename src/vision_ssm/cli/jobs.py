@@ -1,0 +1,98 @@
+"""What the commands share that put what they find into shards, by many workers."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from vision_ssm.cli.arguments import image_options, whole_number
+from vision_ssm.cli.console import note, print_json, progress_bar, say
+from vision_ssm.cli.images import print_failures
+from vision_ssm.errors import ConfigError
+
+__all__ = ["add_job_options", "refuse_without_shards", "run_in_shards"]
+
+SHOWN = 50  # failures on the terminal; the shards have all
+_ONLY_HERE = ("engine", "address", "workers", "shard_rows")
+
+
+def add_job_options(parser: argparse.ArgumentParser, output: Any = None) -> None:
+    """Declare what makes a job of a command.
+
+    Args:
+        parser: of the command.
+        output: where the folder belongs, if it takes the place of another output.
+    """
+    group = parser.add_argument_group("very many images", "also from tar files, parquet tables, and addresses (s3://)")
+    (output or group).add_argument(
+        "--shards",
+        type=Path,
+        metavar="DIR",
+        help="write parquet files to this folder, by several workers; the same command goes on with what is missing",
+    )
+    group.add_argument("--engine", choices=("processes", "ray"), help="who does it (default: processes)")
+    group.add_argument("--address", metavar="ADDRESS", help="of a Ray cluster; default: one of this machine alone")
+    group.add_argument(
+        "--workers", type=whole_number(1), metavar="N", help="default: one per GPU, else one per processor"
+    )
+    group.add_argument("--shard-rows", type=whole_number(1), metavar="N", help="images of a shard (default: 1024)")
+
+
+def run_in_shards(
+    options: argparse.Namespace,
+    command: Literal["predict", "features"],
+    weights: str | None,
+    images: Sequence[str],
+    asked: Mapping[str, Any],
+    not_with: Sequence[str],
+) -> int:
+    """Do the job and print its summary; 1 when some of the images could not be used.
+
+    Args:
+        options: of the command.
+        command: what is done.
+        weights: as they were named.
+        images: as they were named.
+        asked: the task's options.
+        not_with: options of the command that do not go with shards.
+
+    Raises:
+        ConfigError: one of these was given.
+    """
+    from vision_ssm.inference.jobs.job import run_job
+
+    for name in not_with:
+        if getattr(options, name):
+            raise ConfigError(f"--{name.replace('_', '-')} does not go with --shards, which holds all that is found.")
+    given = {name: getattr(options, name) for name in _ONLY_HERE if getattr(options, name) is not None}
+    with progress_bar("working", shown=not options.json) as on_progress:
+        job = run_job(
+            command,
+            weights,
+            images,
+            options.shards,
+            model=options.model,
+            on_progress=on_progress,
+            **given,
+            **image_options(options),
+            **asked,
+        )
+    if options.json:
+        print_json(job.to_dict())
+        return 1 if job.failures else 0
+    resumed = f", {job.resumed:,} of them from before" if job.resumed else ""
+    say(f"{job.images:,} images in {job.shards:,} shard{'s' if job.shards != 1 else ''}{resumed}: {job.folder}")
+    say(f"by {job.weights}")
+    print_failures(job.failures[:SHOWN], job.images - min(len(job.failures), SHOWN))
+    if len(job.failures) > SHOWN:
+        note(f"... and {len(job.failures) - SHOWN:,} more: rows of the shards that have an `error`", mark="  ")
+    return 1 if job.failures else 0
+
+
+def refuse_without_shards(options: argparse.Namespace) -> None:
+    """Raise ConfigError for an option of jobs without a folder for their shards."""
+    for name in _ONLY_HERE:
+        if getattr(options, name) is not None:
+            raise ConfigError(f"--{name.replace('_', '-')} belongs to --shards DIR, which is not given.")

@@ -1,0 +1,1 @@
+"""Jobs over many images: cut into pieces, done by many workers, each piece written whole, and resumed."""

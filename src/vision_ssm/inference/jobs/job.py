@@ -1,0 +1,197 @@
+"""Predictions or features of very many images, by many workers, into shards of a folder; what is done stays done."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from vision_ssm.errors import ConfigError
+from vision_ssm.inference.inputs import Failure
+from vision_ssm.inference.jobs.crew import carry_out
+from vision_ssm.inference.jobs.plan import Piece, Plan, plan_of
+from vision_ssm.inference.jobs.processes import ProcessCrew, processors
+from vision_ssm.inference.jobs.ray_crew import RayCrew
+from vision_ssm.inference.jobs.references import list_references, parquet
+from vision_ssm.inference.jobs.work import Command, Work
+from vision_ssm.storage import require_writable, whole_file
+
+__all__ = ["ENGINES", "SHARD_ROWS", "Job", "run_job"]
+
+ENGINES = ("processes", "ray")
+
+SHARD_ROWS = 1024
+"""Images of a shard, where nothing else is asked for: 64 batches of the default size."""
+
+_REFUSED = {
+    "pictures": "pictures of results are drawn without shards",
+    "results": "files of results are written without shards",
+    "output": "shards take the place of files per image",
+    "layers": "maps of layers are written without shards",
+    "on_progress": "give it to the job",
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """What `run_job` returns.
+
+    Attributes:
+        folder: of the shards, parquet files that `pyarrow.parquet.read_table` and others read as one table.
+        images: rows of all shards.
+        shards: how many there are.
+        resumed: how many of these were there before.
+        failures: images that could not be used, whose rows have an ``error``; folders without any among them.
+        weights: the file, or the name, of the model.
+    """
+
+    folder: Path
+    images: int
+    shards: int
+    resumed: int
+    failures: tuple[Failure, ...]
+    weights: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all of it as plain JSON values."""
+        failures = [{"path": failure.path, "reason": failure.reason} for failure in self.failures]
+        counts = {"images": self.images, "shards": self.shards, "resumed": self.resumed}
+        return {"folder": str(self.folder), "weights": self.weights, **counts, "failures": failures}
+
+
+def run_job(
+    command: Command,
+    weights: str | Path | None,
+    images: str | Path | Iterable[str | Path],
+    shards: str | Path,
+    *,
+    engine: Literal["processes", "ray"] = "processes",
+    address: str | None = None,
+    workers: int | None = None,
+    shard_rows: int = SHARD_ROWS,
+    model: str | None = None,
+    device: str | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+    **options: Any,
+) -> Job:
+    """Predict, or take features of, images by many workers, and write the results as parquet files.
+
+    Row by row the results are those of `vision_ssm.predict` or `vision_ssm.features` of the same images; equal to the
+    bit where ``shard_rows`` is a multiple of the batch size and the processor's threads are as many, and else within
+    rounding. Each shard appears when it is whole. Called again with the same arguments after whatever ended it, the job
+    does the shards that are missing.
+
+    A script that calls this guards its own code by ``if __name__ == "__main__":``, as the processes import it.
+
+    Args:
+        command: ``predict`` or ``features``.
+        weights: as for `vision_ssm.load_model`; a file or a name, which every worker opens for itself.
+        images: see `vision_ssm.inference.jobs.references.list_references`.
+        shards: the folder, new or of the same job.
+        engine: ``processes`` of this machine, or ``ray``.
+        address: of a Ray cluster; None starts one of this machine alone.
+        workers: how many; None for one per GPU, else one per processor.
+        shard_rows: images of a shard.
+        model: as for `vision_ssm.load_model`.
+        device: as for `vision_ssm.load_model`.
+        on_progress: called with (images done, images in all).
+        options: of the command, ``batch_size``, ``img_size``, ``amp``, ``max_pixels`` and the task's.
+
+    Raises:
+        DataError: no image at all; the folder cannot be written, or holds shards of another job, which the images
+            are when one of their files has been written anew; workers end again and again.
+        ConfigError, CheckpointError: as the command.
+    """
+    _require_known(engine, address, workers, options)
+    parquet()
+    folder = Path(shards)
+    require_writable(folder)
+    work = Work(command, None if weights is None else str(weights), model, options)
+    bench = work.open(device)
+    if command == "predict":
+        _ask(bench.loaded.task(), options)
+    failures: list[Failure] = []
+    plan = plan_of(list_references([images] if isinstance(images, (str, Path)) else images, failures), shard_rows)
+    plan.begin(folder, bench.about())
+    source = bench.loaded.info.source
+    del bench  # its memory is for the workers
+    for left in folder.glob(".part-*.part"):  # by a job that was killed while it wrote
+        with contextlib.suppress(OSError):
+            left.unlink()
+    missing = plan.missing(folder)
+    _do(plan, missing, folder, work, engine, address, workers, device, on_progress)
+    for piece in plan.pieces:
+        failures += _failures(plan.file(folder, piece))
+    resumed = len(plan.pieces) - len(missing)
+    return Job(folder, plan.images, len(plan.pieces), resumed, tuple(failures), source)
+
+
+def _do(
+    plan: Plan,
+    missing: list[Piece],
+    folder: Path,
+    work: Work,
+    engine: str,
+    address: str | None,
+    workers: int | None,
+    device: str | None,
+    on_progress: Callable[[int, int], None] | None,
+) -> None:
+    done = plan.images - sum(len(piece.references) for piece in missing)
+
+    def keep(piece: Piece, content: bytes) -> None:
+        nonlocal done
+        with whole_file(plan.file(folder, piece)) as part:
+            part.write_bytes(content)
+        done += len(piece.references)
+        if on_progress is not None:
+            on_progress(done, plan.images)
+
+    if on_progress is not None:
+        on_progress(done, plan.images)
+    if not missing:
+        return
+    if engine == "ray":
+        ray_crew = RayCrew(work, address, workers, device)
+        carry_out(ray_crew, missing, ray_crew.workers, keep)
+        return
+    hands = min(workers or _places(device), len(missing))
+    carry_out(ProcessCrew(work, hands, device), missing, hands, keep)
+
+
+def _require_known(engine: str, address: str | None, workers: int | None, options: dict[str, Any]) -> None:
+    if engine not in ENGINES:
+        raise ConfigError(f"engine must be one of {', '.join(ENGINES)}, got {engine!r}.")
+    if address is not None and engine != "ray":
+        raise ConfigError(f"address {address!r} is that of a Ray cluster; give engine='ray' (--engine ray), too.")
+    if workers is not None and workers < 1:
+        raise ConfigError(f"a job has at least one worker, got workers={workers}.")
+    if options.get("batch_size", 1) < 1:
+        raise ConfigError(f"batch_size must be at least 1, got {options['batch_size']}.")
+    for name, reason in _REFUSED.items():
+        if name in options:
+            raise ConfigError(f"a job has no option {name!r}: {reason}.")
+
+
+def _ask(task: Any, options: dict[str, Any]) -> None:
+    """Find out now rather than in the workers what the task does not know."""
+    common = ("batch_size", "img_size", "amp", "max_pixels")
+    task.ask({name: value for name, value in options.items() if name not in common})
+    if task.wants_files():
+        raise ConfigError(f"{task.wants_files()} are written to files, which a job does not; leave the option out.")
+
+
+def _places(device: str | None) -> int:
+    if device is None:
+        import torch
+
+        return torch.cuda.device_count() or processors()
+    return processors() if device == "cpu" else 1
+
+
+def _failures(path: Path) -> list[Failure]:
+    table = parquet().read_table(path, columns=["path", "error"])
+    rows = zip(table.column("path").to_pylist(), table.column("error").to_pylist(), strict=True)
+    return [Failure(name, reason) for name, reason in rows if reason is not None]

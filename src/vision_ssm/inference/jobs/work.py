@@ -1,0 +1,164 @@
+"""What is done with a piece of a job: from the images that it refers to, to the content of its parquet file."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from vision_ssm.errors import ConfigError
+from vision_ssm.inference.features import features
+from vision_ssm.inference.jobs.plan import Piece
+from vision_ssm.inference.jobs.references import opened, parquet
+from vision_ssm.inference.predict import predict
+from vision_ssm.tasks.registry import find_task
+from vision_ssm.weights.files import Loaded, require_command
+from vision_ssm.weights.opening import open_model
+
+__all__ = ["Bench", "Command", "Work", "schema_of"]
+
+Command = Literal["predict", "features"]
+
+_RUNNING = ("batch_size",)
+"""Options that change nothing but speed and rounding: a job may go on with others."""
+
+_BATCHES, _BATCH = 4, 16  # so many at a time, and the size of those that predictions and features make by themselves
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a job does with its images, as it travels to the workers.
+
+    Attributes:
+        command: ``predict`` for what the task finds, ``features`` for vectors.
+        weights: a file that the workers can read, too, or a name; None for those that ship with the package.
+        model: registered name of the model that a checkpoint belongs to.
+        options: of `vision_ssm.predict` or `vision_ssm.features`.
+    """
+
+    command: Command
+    weights: str | None = None
+    model: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def open(self, device: str | None = None, threads: int | None = None) -> Bench:
+        """Open the model where the work is to be done.
+
+        Args:
+            device: see `vision_ssm.device.choose_device`.
+            threads: of the processor; None leaves them.
+
+        Raises:
+            CheckpointError, ConfigError: as `vision_ssm.load_model`, or the task makes no tables.
+        """
+        if threads is not None:
+            torch.set_num_threads(threads)
+        return Bench(self, open_model(self.weights, model=self.model, device=device))
+
+
+class Bench:
+    """An opened model and what is done with it.
+
+    Attributes:
+        loaded: the model.
+        columns: of the tables: name -> type, see `vision_ssm.tasks.registry.TaskInfo`.
+    """
+
+    def __init__(self, work: Work, loaded: Loaded) -> None:
+        if work.command not in (known := _COMMANDS):
+            raise ConfigError(f"a job is one of {', '.join(known)}, got {work.command!r}.")
+        require_command(loaded.info, work.command)
+        self._work, self.loaded = work, loaded
+        own = find_task(loaded.info.task).columns if work.command == "predict" else {"embedding": [float]}
+        if not own:
+            raise ConfigError(f"predictions of the task {loaded.info.task} are not written as tables.")
+        self.columns: dict[str, Any] = {"path": str, "error": str, **own}
+
+    def about(self) -> dict[str, Any]:
+        """Say what is done, as plain JSON values: as long as these are the same, so are the rows."""
+        source = Path(self.loaded.info.source)
+        weights = source.name
+        if source.is_file():
+            with source.open("rb") as file:
+                digest = blake2b(digest_size=16)
+                while block := file.read(2**22):
+                    digest.update(block)
+            weights = f"{source.name} {digest.hexdigest()}"
+        options = {name: value for name, value in self._work.options.items() if name not in _RUNNING}
+        return {"command": self._work.command, "weights": weights, "model": self._work.model, **_plain(options)}
+
+    def table(self, piece: Piece) -> bytes:
+        """Return the content of the parquet file of a piece: a row for each image, in order.
+
+        ``path`` says which image, ``error`` why it could not be used; then the other columns are null.
+        """
+        import pyarrow as pa
+
+        options, images = self._work.options, opened(piece.references)
+        found: dict[str, Any] = {}
+        errors: dict[str, str] = {}
+        # Results may be maps of whole images, which are not to be in memory for all of a shard. The batches are those
+        # of all images at once.
+        step = _BATCHES * int(options.get("batch_size", _BATCH))
+        for start in range(0, len(images), step):
+            some, reasons = _COMMANDS[self._work.command](self.loaded, images[start : start + step], options)
+            found, errors = found | some, errors | reasons
+        table = pa.Table.from_pylist(
+            [
+                {"path": _text(reference.name), "error": errors.get(named.name), **found.get(named.name, {})}
+                for reference, named in zip(piece.references, images, strict=True)
+            ],
+            schema=schema_of(self.columns),
+        )
+        content = io.BytesIO()
+        parquet().write_table(table, content, compression="zstd")
+        return content.getvalue()
+
+
+def _predict(loaded: Loaded, images: Any, options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    found = predict(loaded, images, **options)
+    return {one.path: one.result.cells() for one in found.results}, {one.path: one.reason for one in found.failures}
+
+
+def _features(loaded: Loaded, images: Any, options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    found = features(loaded, images, **options)
+    rows = {one.path: {"embedding": one.embedding} for one in found.results}
+    return rows, {one.path: one.reason for one in found.failures}
+
+
+_COMMANDS: dict[str, Callable[[Loaded, Any, Mapping[str, Any]], tuple[dict[str, Any], dict[str, str]]]] = {
+    "predict": _predict,
+    "features": _features,
+}
+
+
+def schema_of(columns: Mapping[str, Any]) -> Any:
+    """Return the schema of a table of such columns, see `vision_ssm.tasks.registry.TaskInfo`; floats have 32 bits."""
+    import pyarrow as pa
+
+    return pa.schema([(name, _arrow(kind)) for name, kind in columns.items()])
+
+
+def _arrow(kind: Any) -> Any:
+    import pyarrow as pa
+
+    if isinstance(kind, list):
+        return pa.list_(_arrow(kind[0]))
+    if isinstance(kind, dict):
+        return pa.struct([(name, _arrow(inner)) for name, inner in kind.items()])
+    return {str: pa.string(), int: pa.int64(), float: pa.float32()}[kind]
+
+
+def _text(name: str) -> str:
+    # File names need not be valid text.
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def _plain(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in options.items()}
