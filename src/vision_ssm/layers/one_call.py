@@ -19,7 +19,7 @@ from vision_ssm.layers.norms import RMSNorm, StreamLayerNorm
 from vision_ssm.layers.positions import class_indices
 from vision_ssm.layers.untouched import Unchanged, untouched
 
-__all__ = ["Column", "add_and_norm", "convolve", "embed", "halves", "mlp_branch", "vim_block"]
+__all__ = ["Column", "add_and_norm", "convolve", "embed", "gla_block", "halves", "mlp_branch", "vim_block"]
 
 KINDS = {RMSNorm: "rms", StreamLayerNorm: "layer", nn.LayerNorm: "layer"}
 
@@ -28,6 +28,29 @@ def vim_block(block: Any, x: Tensor) -> Tensor | None:
     """Return what a block with a Vim mixer makes of the stream x [B, L, D]."""
     described = _described(block, inside=True) if type(x) is Tensor and x.is_cpu else None
     return ops.vim_block(x, described) if described is not None and ops.vim_block_applies(x, described) else None
+
+
+def gla_block(block: Any, x: Tensor) -> Tensor | None:
+    """Return what a block with ViG's mixer and a gated MLP makes of a map x [B, H, W, C]."""
+    if type(x) is not Tensor or not x.is_cpu or not untouched(block, inside=True):
+        return None
+    mixer, mlp, conv = block.mixer, block.mlp, block.mixer.conv
+    norms: list[Any] = [_norm(norm) for norm in (block.norm, block.norm2, mixer.g_norm, mixer.l_norm)]
+    plain = (conv, mixer.qkv_proj, mixer.gate_down, mixer.o_proj, mlp.fc1, mlp.fc2)
+    biased = any(layer.bias is not None for layer in plain)
+    form = (conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups, conv.padding_mode)
+    depthwise = form == ((3, 3), (1, 1), (1, 1), (1, 1), x.shape[-1], "zeros")
+    # torch's own LayerNorm takes weights of the stream's dtype alone.
+    ruled = any(type(norm) is nn.LayerNorm and norm.weight.dtype != x.dtype for norm in (block.norm, block.norm2))
+    if None in norms or biased or not depthwise or ruled or not _drops_nothing(block.drop_path):
+        return None
+    up, gate = mixer.gate_up, mixer.g_proj
+    described = ops.GlaBlock(
+        *(norms[0], conv.weight, mixer.qkv_proj.weight, mixer.gate_down.weight, up.weight, up.bias),
+        *(gate.weight, gate.bias, norms[2], norms[3], mixer.o_proj.weight, norms[1], mlp.fc1.weight, mlp.fc2.weight),
+        *(mixer.heads, mixer.conv_act, mixer.out_act, mixer.scale),
+    )
+    return ops.gla_block(x, described) if ops.gla_block_applies(x, described) else None
 
 
 class Column:
