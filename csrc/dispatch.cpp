@@ -1,6 +1,7 @@
 // Picks the compilation of the kernels that this machine can run.
 #include "include/conv.h"
 #include "include/gla.h"
+#include "include/gla_block.h"
 #include "include/library.h"
 #include "include/mlp.h"
 #include "include/patch_embed.h"
@@ -22,6 +23,7 @@
     int conv_backward(const vssm_conv&);   \
     int gla_forward(const vssm_gla&);      \
     int gla_backward(const vssm_gla&);     \
+    int gla_block_forward(const vssm_gla_block&); \
     int ssm_forward(const vssm_ssm&);      \
     int vim_blocks_forward(const vssm_vim_blocks&); \
     int vim_block_backward(const vssm_vim_block_gradients&); \
@@ -66,7 +68,7 @@ int32_t best_isa() {
 
 }  // namespace
 
-int32_t vssm_abi_version(void) { return 16; }
+int32_t vssm_abi_version(void) { return 17; }
 int32_t vssm_has_isa(int32_t isa) { return has_isa(isa) ? 1 : 0; }
 int32_t vssm_best_isa(void) { return best_isa(); }
 
@@ -107,6 +109,7 @@ int vssm_conv_forward(const vssm_conv* conv) { RUN(conv->isa, conv_forward(*conv
 int vssm_conv_backward(const vssm_conv* conv) { RUN(conv->isa, conv_backward(*conv)) }
 int vssm_gla_forward(const vssm_gla* gla) { RUN(gla->isa, gla_forward(*gla)) }
 int vssm_gla_backward(const vssm_gla* gla) { RUN(gla->isa, gla_backward(*gla)) }
+int vssm_gla_block_forward(const vssm_gla_block* block) { RUN(block->isa, gla_block_forward(*block)) }
 int vssm_ssm_forward(const vssm_ssm* ssm) { RUN(ssm->isa, ssm_forward(*ssm)) }
 int vssm_vim_blocks_forward(const vssm_vim_blocks* blocks) { RUN(blocks->isa, vim_blocks_forward(*blocks)) }
 int vssm_vim_block_backward(const vssm_vim_block_gradients* gradients) {

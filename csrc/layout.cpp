@@ -1,6 +1,7 @@
 // Tells how the C structures lie in memory and what the constants are, for whoever mirrors them.
 #include "include/conv.h"
 #include "include/gla.h"
+#include "include/gla_block.h"
 #include "include/library.h"
 #include "include/mlp.h"
 #include "include/patch_embed.h"
@@ -67,6 +68,11 @@ const char* vssm_layout(const char* name) {
     LAYOUT(vssm_gla, F(batch), F(directions), F(tokens), F(heads), F(keys), F(values), F(groups), F(threads), F(isa),
            F(merge), F(cover), F(scale), F(walks), F(q), F(k), F(v), F(gates), F(y), F(grad), F(dq), F(dk), F(dv),
            F(dgates))
+    LAYOUT(vssm_gla_block, F(batch), F(height), F(width), F(channels), F(heads), F(rank), F(hidden), F(threads), F(isa),
+           F(conv_act), F(out_act), F(parameter_dtype), F(product_dtype), F(norm), F(norm2), F(eps), F(eps2), F(g_eps),
+           F(l_eps), F(scale), F(norm_weight), F(norm_bias), F(conv), F(qkv_proj), F(gate_down), F(gate_up),
+           F(gate_bias), F(g_proj), F(g_bias), F(g_norm), F(l_norm), F(o_proj), F(norm2_weight), F(norm2_bias), F(fc1),
+           F(fc2), F(x), F(out))
     LAYOUT(vssm_ssm, F(batch), F(directions), F(tokens), F(channels), F(states), F(rank), F(taps), F(convolutions),
            F(projections), F(threads), F(isa), F(cover), F(parameter_dtype), F(product_dtype), F(walks), F(reverse),
            F(conv_weight), F(conv_bias), F(x_proj), F(dt_proj), F(dt_bias), F(a_log), F(skip), F(x), F(z), F(y), F(sum))

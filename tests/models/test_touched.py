@@ -20,7 +20,8 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "vmamba": ("vmamba_nano", {"depths": (1, 1, 2, 1)}),
     "vmamba gated": ("vmamba_nano", {"depths": (1, 1, 1, 1), "gate": True, "downsample": "v2", "stem": "v1"}),
     "vig": ("vig_nano", {"depth": 2}),
-    "vig_h": ("vig_h_tiny", {"depths": (1, 1, 1, 1), "embed_dim": 16}),
+    # Patches of 2, or the last stage would have one token, where gates are without effect.
+    "vig_h": ("vig_h_tiny", {"depths": (1, 1, 1, 1), "embed_dim": 16, "patch_size": 2}),
     "efficient": ("efficientvmamba_nano", {"depths": (1, 1, 1, 1), "mlp_ratio": 2.0}),
 }
 

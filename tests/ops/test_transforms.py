@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.func import grad, jacfwd, jacrev, jvp, vjp, vmap
 
+from tests.ops.gla_block.cases import random_block as random_gla_block
 from tests.ops.vim_block.cases import random_block
 from vision_ssm import ops
 from vision_ssm.errors import BackendError
@@ -54,6 +55,13 @@ def block_of(*tensors: Tensor) -> VimBlock:
     return FORM.holding([*tensors[:8], None, *tensors[8:], None])
 
 
+GLA_FORM = random_gla_block(4, heads=2, rank=R, hidden=6)
+
+
+def gla_block_of(*tensors: Tensor) -> ops.GlaBlock:
+    return GLA_FORM.holding([tensors[0], None, tensors[1], None, *tensors[2:]])
+
+
 def mlp_of(*tensors: Tensor) -> MlpWeights:
     return MlpWeights(NormWeights("layer", 1e-5, *tensors[:2]), *tensors[2:])
 
@@ -65,6 +73,7 @@ SSM = ((K, C, N), (K, C), (K, R + 2 * N, C), (K, C, R), (K, C), (K, C, 4), (K, C
 BLOCK = ((B, L, 4), *SSM, (4,), (2 * C, 4), (4, C))
 MLP = ((B, L, C), (B, L, C), (C,), (C,), (6, C), (6,), (C, 6), (C,))
 GLA = ((B, L, 2 * N), (B, L, 2 * N), (B, L, 2 * C), (B, K, L, 2 * N))  # two heads
+GLA_BLOCK = ((B, 3, 2, 4), *(tuple(w.shape) for w in GLA_FORM.tensors() if w is not None))
 PATCHES = ((B, C, 5, 4), (6, C, 2, 2), (6,), (1, 7, 6), (1, 1, 6))
 
 
@@ -95,6 +104,7 @@ CASES = {
     "add_norm": Case("add_norm", add_norm, NORM),
     "ssm": Case("selective_ssm", ssm, ((B, L, C), (B, L, C), *SSM)),
     "vim_block": Case("vim_block", lambda x, *w: ops.vim_block(x, block_of(*w)), BLOCK),
+    "gla_block": Case("gla_block", lambda x, *w: ops.gla_block(x, gla_block_of(*w)), GLA_BLOCK),
     "mlp": Case("mlp_branch", lambda x, added, *w: ops.mlp_branch(x, added, mlp_of(*w)), MLP),
     "patch_embed": Case("embed_patches", lambda *x: ops.embed_patches(*x, (3,), stride=2), PATCHES),
     "scan, the kernel": Case(
@@ -122,7 +132,7 @@ CASES = {
 
 # A gradient of autograd's gradient; and what of the kernels called by name is for a GPU only, or for inference.
 REFUSED = {
-    **{(name, "twice"): "create_graph=True" for name in ("scan", "conv", "gla", "ssm", "vim_block")},
+    **{(name, "twice"): "create_graph=True" for name in ("scan", "conv", "gla", "gla_block", "ssm", "vim_block")},
     **{(f"{name}, the kernel", "twice"): "create_graph=True" for name in ("scan", "conv", "gla")},
     ("scan, the kernel", "autograd of vmap"): "ran with save_states=False",
     **{("ssm, the kernel", name): "is for inference" for name in ("twice", "many gradients", "autograd of vmap")},

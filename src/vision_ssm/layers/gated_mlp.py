@@ -11,10 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vision_ssm.layers.one_call import halves
+from vision_ssm.layers.untouched import built_of
 
 __all__ = ["GatedMlp"]
 
 
+@built_of(fc1=nn.Linear, fc2=nn.Linear)
 class GatedMlp(nn.Module):
     """fc1 to both halves, SiLU of the first times the second, fc2; no biases.
 

@@ -13,10 +13,17 @@ from timm.layers.drop import DropPath
 from torch import Tensor, nn
 
 from vision_ssm.layers import one_call
+from vision_ssm.layers.gated_mlp import GatedMlp
+from vision_ssm.layers.gla_mixer import GLAMixer
+from vision_ssm.layers.norms import RMSNorm, StreamLayerNorm
+from vision_ssm.layers.untouched import built_of
 
 __all__ = ["GLABlock"]
 
+_NORMS = (RMSNorm, StreamLayerNorm, nn.LayerNorm)
 
+
+@built_of(norm=_NORMS, mixer=GLAMixer, norm2=_NORMS, mlp=GatedMlp, drop_path=(nn.Identity, DropPath))
 class GLABlock(nn.Module):
     """x + DropPath(mixer(norm(x))), then x + DropPath(mlp(norm2(x))).
 
@@ -37,6 +44,9 @@ class GLABlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Run the block on a map x [B, H, W, C]."""
+        whole = one_call.gla_block(self, x)
+        if whole is not None:
+            return whole
         x, normalised = one_call.add_and_norm(self.norm2, x, self.drop_path(self.mixer(self.norm(x))))
         transformed: Tensor = self.drop_path(self.mlp(normalised))
         return x + transformed

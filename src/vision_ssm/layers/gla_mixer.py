@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from vision_ssm.errors import ConfigError
 from vision_ssm.layers.norms import RMSNorm
 from vision_ssm.layers.options import check_count, check_flags
+from vision_ssm.layers.untouched import built_of
 from vision_ssm.ops import Traversal, gla
 
 __all__ = ["EPS", "GAIN", "RANK", "GLAMixer", "log_gates"]
@@ -35,6 +36,11 @@ def log_gates(logits: Tensor) -> Tensor:
     return F.logsigmoid(logits.to(torch.promote_types(logits.dtype, torch.float32))) / TEMPERATURE
 
 
+@built_of(
+    **dict.fromkeys(("qkv_proj", "gate_down", "gate_up", "g_proj", "o_proj"), nn.Linear),
+    **dict.fromkeys(("g_norm", "l_norm"), RMSNorm),
+    conv=nn.Conv2d,
+)
 class GLAMixer(nn.Module):
     """Depthwise convolution, projections, gated linear attention both ways, per-head norms, gate to the local path.
 
@@ -87,6 +93,12 @@ class GLAMixer(nn.Module):
             if layer.bias is not None:
                 layer.bias.zero_()
 
+    @property
+    def scale(self) -> float:
+        """Factor of the attention's sum over both directions."""
+        average = 0.25 if self.quarter and not self.training else 0.5
+        return float(average * self.keys**-0.5)
+
     def forward(self, x: Tensor) -> Tensor:
         """Mix a map x [B, H, W, C]; returns the same shape."""
         shape = x.shape
@@ -105,7 +117,6 @@ class GLAMixer(nn.Module):
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, gates: Tensor) -> Tensor:
         """Return the average [B, L, C] of both directions."""
         walks = [Traversal.sequence(q.shape[1], reverse=reverse) for reverse in (False, True)]
-        average = 0.25 if self.quarter and not self.training else 0.5
         return gla(
             q,
             k,
@@ -113,7 +124,7 @@ class GLAMixer(nn.Module):
             torch.unflatten(log_gates(gates), -1, (len(walks), -1)).movedim(2, 1),
             heads=self.heads,
             traversals=walks,
-            scale=average * self.keys**-0.5,
+            scale=self.scale,
         )
 
     def _by_head(self, x: Tensor) -> Tensor:

@@ -35,7 +35,7 @@ from torch import Tensor
 
 from vision_ssm.errors import BackendError, ConfigError, VisionSSMNotice, suggestion
 from vision_ssm.ops import gpu, native
-from vision_ssm.ops.native import DTYPES, are_plain, multiplies_tiles_of_bfloat16
+from vision_ssm.ops.native import DTYPES, PLAIN, are_plain, multiplies_tiles_of_bfloat16
 from vision_ssm.ops.transforms import transformed
 
 __all__ = [
@@ -93,6 +93,7 @@ _TABLE: dict[str, tuple[Backend, ...]] = {
         "add_norm": ("triton", REFERENCE),
         "ssm": ("cpu", REFERENCE),
         "vim_block": ("cpu", REFERENCE),
+        "gla_block": ("cpu", REFERENCE),
         "mlp": ("cpu", REFERENCE),
         "patch_embed": ("cpu", REFERENCE),
     }.items()
@@ -218,7 +219,7 @@ def native_call_applies(operator: str, x: Tensor, others: Sequence[Tensor]) -> b
     products are faster: than the kernel's portable code, and for bfloat16 where the processor multiplies whole tiles of
     it (AMX).
     """
-    if type(x) is not Tensor or not x.is_cpu or x.numel() == 0 or x.dtype not in DTYPES:
+    if type(x) not in PLAIN or not x.is_cpu or x.numel() == 0 or x.dtype not in DTYPES:
         return False
     if torch.compiler.is_compiling() or intercepted() or torch.is_autocast_enabled("cpu"):
         return False

@@ -38,7 +38,7 @@ __all__ = [
     "why_not",
 ]
 
-ABI_VERSION = 16
+ABI_VERSION = 17
 INSTRUCTION_SETS = ("portable", "avx2", "avx512", "avx512bf16")  # by the numbers of csrc/include/types.h
 BEST = -1
 ISA = BEST  # the instruction set that kernels use, by number; tests and benchmarks name one

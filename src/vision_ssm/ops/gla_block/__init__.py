@@ -1,0 +1,1 @@
+"""A block of gated linear attention from the residual stream and back, in one call."""
