@@ -135,6 +135,10 @@ def test_models_that_a_file_cannot_hold_are_refused(loaded, change, message, tmp
         ({"dynamic": ["length"]}, "dynamic must be one of batch, size, got 'length'"),
         ({"target": "tensorrt"}, "target must be one of onnxruntime, portable, got 'tensorrt'"),
         ({"output": "m.pth"}, "files in onnx format end in .onnx, got 'm.pth'"),
+        ({"precision": "int4"}, "precision must be one of float32, float16, int8, got 'int4'"),
+        ({"precision": "int8"}, "int8 needs a folder of images with known answers to calibrate on"),
+        ({"calibrate": "images"}, "other precision takes one, got precision 'float32' and calibrate 'images'"),
+        ({"format": "torch", "output": "m.pt2", "precision": "float16"}, "is written in float32 only"),
         ({"dynamic": ["size"], "img_size": 9}, "sides are multiples of 4, got 9x9; give --img-size"),
     ],
 )
@@ -181,6 +185,7 @@ SMALL = {
         ("onnx", "portable", ("batch", "size")),
         ("openvino", "portable", ()),
         ("torch", "portable", ()),
+        ("torch", "portable", ("batch",)),
     ],
     ids=lambda value: value if isinstance(value, str) else "-".join(value) or "fixed",
 )
@@ -198,4 +203,5 @@ def test_every_family_says_the_same(name, format, target, dynamic, tmp_path):
     path = tmp_path / f"m{FORMATS[format]}"
     found = export(Loaded(model, info), path, format=format, target=target, dynamic=dynamic)
     assert found.check.error < 1e-4
-    assert {(case.height, case.width) for case in found.check.cases} != {(side, side)} or not dynamic
+    assert ({(case.height, case.width) for case in found.check.cases} != {(side, side)}) == ("size" in dynamic)
+    assert {case.batch for case in found.check.cases} == ({1, 2, 3} if "batch" in dynamic else {1})
