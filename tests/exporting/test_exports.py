@@ -161,9 +161,9 @@ def test_an_exported_file_is_not_exported_again(exported):
 
 
 def test_a_task_without_export_says_so(loaded, tmp_path):
-    record = {"class_names": ["nut"], "category_ids": [1], "masks": False}
-    info = WeightsInfo("vim_nano", {}, "detection", record, Preprocessing(input_size=(3, 8, 8)))
-    with pytest.raises(ConfigError, match="models of the task detection cannot be exported"):
+    record = {"class_names": ["nut"], "latents": None, "schedule": "linear"}
+    info = WeightsInfo("dig_nano", {}, "generation", record, Preprocessing(input_size=(3, 8, 8)))
+    with pytest.raises(ConfigError, match="models of the task generation cannot be exported"):
         export(Loaded(loaded.model, info), tmp_path / "m.onnx")
 
 

@@ -117,6 +117,16 @@ def _written(path: Path, loaded: Loaded, asked: Settings) -> Exported:
             f"models of the task {loaded.info.task} are bound to one size once they are exported; leave size out of "
             "dynamic, and say which size (--img-size)."
         )
+    if "batch" in asked.dynamic and not form.any_batch:
+        raise ConfigError(
+            f"models of the task {loaded.info.task} take images one by one once they are exported; leave batch out of "
+            "dynamic."
+        )
+    if asked.format == "torch" and not form.of_torch:
+        raise ConfigError(
+            f"models of the task {loaded.info.task} have no form in torch's own operators alone; choose format onnx or "
+            "openvino."
+        )
     prepared = loaded.info.preprocessing
     if asked.img_size is not None:
         prepared = prepared.with_size(asked.img_size)

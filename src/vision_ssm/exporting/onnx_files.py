@@ -118,10 +118,11 @@ def _bare(path: Path) -> None:
 
 
 def _translated(traced: ExportedProgram, form: Form, target: str) -> Any:
+    from vision_ssm.exporting.onnx_boxes import of_boxes
     from vision_ssm.exporting.onnx_nodes import translations
 
     nodes = translations(target)
-    table: Any = {SCAN_STEPS: nodes["scan_steps"], GLA_STEPS: nodes["gla_steps"]}
+    table: Any = {SCAN_STEPS: nodes["scan_steps"], GLA_STEPS: nodes["gla_steps"], **of_boxes()}
     try:
         with _quiet():
             return torch.onnx.export(

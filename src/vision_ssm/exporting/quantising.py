@@ -19,7 +19,7 @@ import dataclasses
 import io
 import logging
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from vision_ssm.data.loader import EpochLoader
 from vision_ssm.errors import CheckpointError, ConfigError
 from vision_ssm.exporting.programs import INPUT
 from vision_ssm.inference.evaluate import evaluate
+from vision_ssm.tasks.exported import Run
 from vision_ssm.tasks.scores import Score
 from vision_ssm.tasks.task import Task
 from vision_ssm.weights.exported import ExportedFile
@@ -121,14 +122,14 @@ def _module_of(node: Any) -> str:
     return str(scopes[-2]).removeprefix("model.") if len(scopes) > 1 else str(node.name)
 
 
-def score_of(file: Callable[[Tensor], dict[str, Tensor]], loaded: Loaded, data: str | Path) -> tuple[float, int]:
+def score_of(file: Run, loaded: Loaded, data: str | Path) -> tuple[float, int]:
     """Return the deciding score of a file on the user's data, and of how many images it is."""
     stand_in = Loaded(loaded.task().stand_in(file).eval(), loaded.info)
     found = evaluate(stand_in, data)
     return found.scores[found.named[0].name], found.count
 
 
-def images_seen(file: Callable[[Tensor], dict[str, Tensor]], loaded: Loaded, data: str | Path) -> list[Tensor]:
+def images_seen(file: Run, loaded: Loaded, data: str | Path) -> list[Tensor]:
     """Return what a file is given, one prepared image [1, C, h, w] each, as it predicts `IMAGES` of the data.
 
     They come from the training part where the data have one, evenly spread over it.
@@ -137,18 +138,13 @@ def images_seen(file: Callable[[Tensor], dict[str, Tensor]], loaded: Loaded, dat
     samples = task.open("train" if "train" in task.own_splits() else "all")
     count = min(IMAGES, len(samples))
     chosen = task.subset(samples, [number * len(samples) // count for number in range(count)])
-    seen: list[Tensor] = []
-
-    def watched(images: Tensor) -> dict[str, Tensor]:
-        seen.extend(images.split(1))
-        return file(images)
-
+    watched = _Watched(file)
     model = task.stand_in(watched).eval()
     transform = task.transform(loaded.info.preprocessing, train=False, native=task.native)
     for batch in EpochLoader(chosen, transform, collate=task.collate, batch_size=1):
         with torch.inference_mode():
             task.predict(model, batch)
-    return seen[:: -(-len(seen) // IMAGES)]
+    return watched.seen[:: -(-len(watched.seen) // IMAGES)]
 
 
 class Quantiser:
@@ -279,6 +275,17 @@ def _doubling(count: int) -> Iterator[int]:
     while kept < count:
         yield kept
         kept *= 2
+
+
+class _Watched:
+    """Runs a file and keeps the images that it is given, in ``seen``."""
+
+    def __init__(self, file: Run) -> None:
+        self._file, self.size, self.seen = file, file.size, list[Tensor]()
+
+    def __call__(self, images: Tensor) -> dict[str, Tensor]:
+        self.seen.extend(images[index : index + 1] for index in range(len(images)))
+        return self._file(images)
 
 
 class _Reader:

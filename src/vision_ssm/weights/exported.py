@@ -103,6 +103,11 @@ class ExportedFile:
     record: ExportRecord
     runtime: Runtime
 
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """See `vision_ssm.tasks.exported.Run`."""
+        return None if "size" in self.record.dynamic else self.record.size
+
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
         """Run images float32 [B, C, H, W].
 
