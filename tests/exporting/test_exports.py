@@ -135,6 +135,10 @@ def test_models_that_a_file_cannot_hold_are_refused(loaded, change, message, tmp
         ({"dynamic": ["length"]}, "dynamic must be one of batch, size, got 'length'"),
         ({"target": "tensorrt"}, "target must be one of onnxruntime, portable, got 'tensorrt'"),
         ({"output": "m.pth"}, "files in onnx format end in .onnx, got 'm.pth'"),
+        ({"precision": "int4"}, "precision must be one of float32, float16, int8, got 'int4'"),
+        ({"precision": "int8"}, "int8 needs a folder of images with known answers to calibrate on"),
+        ({"calibrate": "images"}, "other precision takes one, got precision 'float32' and calibrate 'images'"),
+        ({"format": "torch", "output": "m.pt2", "precision": "float16"}, "is written in float32 only"),
         ({"dynamic": ["size"], "img_size": 9}, "sides are multiples of 4, got 9x9; give --img-size"),
     ],
 )
@@ -157,9 +161,9 @@ def test_an_exported_file_is_not_exported_again(exported):
 
 
 def test_a_task_without_export_says_so(loaded, tmp_path):
-    record = {"class_names": ["nut"], "category_ids": [1], "masks": False}
-    info = WeightsInfo("vim_nano", {}, "detection", record, Preprocessing(input_size=(3, 8, 8)))
-    with pytest.raises(ConfigError, match="models of the task detection cannot be exported"):
+    record = {"class_names": ["nut"], "latents": None, "schedule": "linear"}
+    info = WeightsInfo("dig_nano", {}, "generation", record, Preprocessing(input_size=(3, 8, 8)))
+    with pytest.raises(ConfigError, match="models of the task generation cannot be exported"):
         export(Loaded(loaded.model, info), tmp_path / "m.onnx")
 
 
@@ -181,6 +185,7 @@ SMALL = {
         ("onnx", "portable", ("batch", "size")),
         ("openvino", "portable", ()),
         ("torch", "portable", ()),
+        ("torch", "portable", ("batch",)),
     ],
     ids=lambda value: value if isinstance(value, str) else "-".join(value) or "fixed",
 )
@@ -198,4 +203,5 @@ def test_every_family_says_the_same(name, format, target, dynamic, tmp_path):
     path = tmp_path / f"m{FORMATS[format]}"
     found = export(Loaded(model, info), path, format=format, target=target, dynamic=dynamic)
     assert found.check.error < 1e-4
-    assert {(case.height, case.width) for case in found.check.cases} != {(side, side)} or not dynamic
+    assert ({(case.height, case.width) for case in found.check.cases} != {(side, side)}) == ("size" in dynamic)
+    assert {case.batch for case in found.check.cases} == ({1, 2, 3} if "batch" in dynamic else {1})

@@ -22,7 +22,7 @@ def same(ours, theirs):
 
 
 def test_a_program_of_torch_needs_nothing_of_this_library(loaded, colour_folder, tmp_path):
-    found = export(loaded, tmp_path / "colours.pt2", format="torch", dynamic=["batch"])
+    found = export(loaded, tmp_path / "colours.pt2", format="torch")
     assert found.check.error < 1e-5
     assert set(found.record.versions) == {"vision-ssm", "torch"}
     images = colour_folder(count=1)

@@ -76,7 +76,7 @@ def ran(recorded: dict[str, Any], model: Detector, given: Tensor) -> Ran:
         for name, module in (("cls", model.rpn.logits), ("reg", model.rpn.deltas))
     ]
     with torch.no_grad():
-        maps = model.maps(_padded([given], model._padded_size(given)))
+        maps = model.maps(_padded([given], model.padded_size(given)))
         found = model.rpn(maps)
         (proposals,) = model.rpn.propose(found, [(given.shape[1], given.shape[2])])
     for handle in handles:

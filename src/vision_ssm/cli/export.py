@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vision_ssm.cli.arguments import image_size
 from vision_ssm.cli.console import note, percent, print_json, print_table, say
-from vision_ssm.exporting.settings import DYNAMIC, FORMATS, TARGETS
+from vision_ssm.exporting.settings import DYNAMIC, FORMATS, PRECISIONS, TARGETS
 
 if TYPE_CHECKING:
     from vision_ssm.exporting.exports import Exported
@@ -25,6 +25,7 @@ examples:
   vision-ssm export runs/demo
   vision-ssm export vim_nano_cifar10 --dynamic batch,size --output small.onnx
   vision-ssm export runs/land --img-size 512 --target portable
+  vision-ssm export runs/demo --precision int8 --calibrate images/ --output small.onnx
 
 See docs/export.md for what each runtime can do."""
 
@@ -49,6 +50,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--img-size", type=image_size, metavar="N|HxW", help="size of the images (default: that of training)"
+    )
+    parser.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        default=PRECISIONS[0],
+        help="float16: weights in half the room, computed with as before; int8: products in whole numbers "
+        f"(default: {PRECISIONS[0]})",
+    )
+    parser.add_argument(
+        "--calibrate",
+        metavar="DATA",
+        help="for int8: images with known answers, as for training; their values set the ranges, their score decides",
     )
     parser.add_argument("--model", metavar="NAME", help="model of a published checkpoint, which does not say it itself")
     parser.add_argument(
@@ -87,6 +100,8 @@ def run(options: argparse.Namespace) -> int:
         target=options.target,
         dynamic=options.dynamic,
         img_size=options.img_size,
+        precision=options.precision,
+        calibrate=options.calibrate,
         model=options.model,
     )
     if options.json:
@@ -109,6 +124,26 @@ def _print(found: Exported) -> None:
         numeric=("images", "largest relative error"),
     )
     say(f"{percent(check.agreement)} of the answers agree")
+    if found.record.quantised:
+        _print_quantised(found.record.quantised)
     theirs, ours = (f"{1e3 * seconds:.1f} ms" for seconds in (check.runtime_seconds, check.torch_seconds))
     say(f"one image takes {theirs} there and {ours} here ({check.threads} threads; timed briefly, see bench)")
     say(f"written to {found.path}")
+
+
+def _print_quantised(said: Mapping[str, Any]) -> None:
+    layers = said["layers"]
+    kept = [layer for layer in layers if layer["kept"]]
+    measured = [layer for layer in layers if layer["error"] is not None]
+    if measured:
+        print_table(
+            "each product in INT8 alone",
+            ("layer", "moves the output by", ""),
+            [(layer["name"], percent(layer["error"]), "stays in float" if layer["kept"] else "") for layer in measured],
+            numeric=("moves the output by",),
+        )
+    before, after = (percent(said[name]) for name in ("before", "after"))
+    say(
+        f"{said['score']} of {said['images']} images: {before} in float32, {after} in INT8 "
+        f"({len(layers) - len(kept)} of {len(layers)} products, ranges from {said['calibrated']} images)"
+    )

@@ -16,13 +16,14 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from vision_ssm.errors import CheckpointError
 from vision_ssm.tasks.exported import Form
 from vision_ssm.weights.exported import ExportedFile, ExportRecord
 
-__all__ = ["Case", "Check", "check", "require"]
+__all__ = ["Case", "Check", "Draw", "among", "check", "noise", "require"]
 
 IMAGES = 5
 BATCHES = (3, 2)  # that the five come in as well
@@ -69,27 +70,48 @@ class Check:
         return {"error": self.error, **asdict(self)}
 
 
-def check(file: ExportedFile, form: Form, tolerance: float) -> Check:
+Draw = Callable[[int, int, tuple[int, int], int], Tensor]
+"""From a count, channels, a size and a seed to images [count, C, H, W] as they are after their preparation."""
+
+
+def noise(count: int, channels: int, size: tuple[int, int], seed: int) -> Tensor:
+    """Draw images at random."""
+    return torch.randn(count, channels, *size, generator=torch.Generator().manual_seed(seed))
+
+
+def among(images: Sequence[Tensor]) -> Draw:
+    """Return what draws from images [1, C, h, w] there are, brought to the size."""
+
+    def draw(count: int, channels: int, size: tuple[int, int], seed: int) -> Tensor:
+        chosen = [images[(seed * IMAGES + number) % len(images)] for number in range(count)]
+        return torch.cat([F.interpolate(image, size, mode="bilinear", align_corners=False) for image in chosen])
+
+    return draw
+
+
+def check(file: ExportedFile, form: Form, tolerance: float, draw: Draw = noise) -> Check:
     """Compare a file with the model that it was exported from.
 
     Args:
         file: opened.
         form: of the model, on the CPU.
         tolerance: to be noted.
+        draw: the images.
 
     Raises:
         CheckpointError: the file's runtime cannot run it, or yields other outputs.
     """
     channels = file.info.preprocessing.input_size[0]
     cases, same, answers = [], 0, 0
-    singles = [_images(1, channels, file.record.size, seed) for seed in range(IMAGES)]
-    for images in (*singles, *_others(file.record, channels, singles)):
+    singles = [draw(1, channels, file.record.size, seed) for seed in range(IMAGES)]
+    for images in (*singles, *_others(file.record, channels, singles, draw)):
         with torch.inference_mode():
             expected = form.module(images)
         found = _run(file, images)
-        cases.append(Case(*_of(images), max(map(_error, found, expected))))
-        decided = found[0].argmax(1) == expected[0].argmax(1)
-        same, answers = same + int(decided.sum()), answers + decided.numel()
+        _require_shapes(found, expected)
+        error, alike, of = (form.compare or _compared)(found, expected)
+        cases.append(Case(*_of(images), error))
+        same, answers = same + alike, answers + of
     with torch.inference_mode():
         ours = _seconds(lambda: form.module(singles[0]))
     theirs = _seconds(lambda: file(singles[0]))
@@ -112,7 +134,7 @@ def _badness(error: float) -> float:
     return math.inf if math.isnan(error) else error
 
 
-def _others(record: ExportRecord, channels: int, singles: Sequence[Tensor]) -> list[Tensor]:
+def _others(record: ExportRecord, channels: int, singles: Sequence[Tensor], draw: Draw) -> list[Tensor]:
     batches: list[Tensor] = []
     if "batch" in record.dynamic:
         batches += torch.split(torch.cat(list(singles)), list(BATCHES))
@@ -121,18 +143,13 @@ def _others(record: ExportRecord, channels: int, singles: Sequence[Tensor]) -> l
         rows, columns = (max(side // record.step, 2) for side in record.size)
         for number, form in enumerate(((_odd(rows), columns + 2), (rows + 2, _odd(columns // 2)))):
             size = (form[0] * record.step, form[1] * record.step)
-            batches.append(_images(count if number == 0 else 1, channels, size, IMAGES + number))
+            batches.append(draw(count if number == 0 else 1, channels, size, IMAGES + number))
     return batches
 
 
 def _odd(steps: int) -> int:
     """Return an odd number near ``steps``, and not below 3."""
     return max(steps | 1, 3)
-
-
-def _images(count: int, channels: int, size: tuple[int, int], seed: int) -> Tensor:
-    """Draw images as they are after their preparation."""
-    return torch.randn(count, channels, *size, generator=torch.Generator().manual_seed(seed))
 
 
 def _run(file: ExportedFile, images: Tensor) -> list[Tensor]:
@@ -150,12 +167,20 @@ def _of(images: Tensor) -> tuple[int, int, int]:
     return batch, height, width
 
 
-def _error(found: Tensor, expected: Tensor) -> float:
-    if found.shape != expected.shape:
+def _require_shapes(found: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
+    shapes, right = ([list(output.shape) for output in outputs] for outputs in (found, expected))
+    if shapes != right:
         raise CheckpointError(
-            f"the exported file yields {list(found.shape)} where the model yields {list(expected.shape)}. The file was "
-            "removed."
+            f"the exported file yields {shapes} where the model yields {right}. The file was removed."
         )
+
+
+def _compared(found: Sequence[Tensor], expected: Sequence[Tensor]) -> tuple[float, int, int]:
+    decided = found[0].argmax(1) == expected[0].argmax(1)
+    return max(map(_error, found, expected), key=_badness), int(decided.sum()), decided.numel()
+
+
+def _error(found: Tensor, expected: Tensor) -> float:
     difference, largest = (found.double() - expected.double()).abs().max(), expected.double().abs().max()
     return float(difference / largest) if largest > 0 else float(difference)
 

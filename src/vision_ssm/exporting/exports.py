@@ -11,15 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from vision_ssm.errors import CheckpointError, ConfigError
-from vision_ssm.exporting import onnx_files, openvino_files, torch_files
-from vision_ssm.exporting.checking import Check, check, require
+from vision_ssm.exporting import onnx_files, openvino_files, quantising, torch_files
+from vision_ssm.exporting.checking import Check, Draw, among, check, noise, require
 from vision_ssm.exporting.programs import check_exportable, example, step_of
 from vision_ssm.exporting.settings import TOLERANCE, Settings
 from vision_ssm.storage import require_writable, whole_file
 from vision_ssm.tasks.exported import Form, StandIn
-from vision_ssm.weights.exported import RECORD, ExportRecord, read_exported
+from vision_ssm.weights.exported import RECORD, ExportedFile, ExportRecord, read_exported
 from vision_ssm.weights.files import DESCRIPTION, Loaded, WeightsInfo
 from vision_ssm.weights.opening import open_model
+from vision_ssm.weights.runtimes import OnnxRuntime
 
 __all__ = ["Exported", "export"]
 
@@ -57,7 +58,9 @@ def export(
     target: str = "onnxruntime",
     dynamic: Sequence[str] = (),
     img_size: int | tuple[int, int] | None = None,
-    tolerance: float = TOLERANCE,
+    precision: str = "float32",
+    calibrate: str | Path | None = None,
+    tolerance: float | None = None,
     model: str | None = None,
 ) -> Exported:
     """Write a model as a file for another runtime, run it there, and keep it only if it says what the model says.
@@ -75,7 +78,10 @@ def export(
             only.
         dynamic: what is left open, of ``batch`` and ``size``. Otherwise a file takes one image of one size.
         img_size: side, or (height, width); None for that of training.
-        tolerance: largest error of an output over its largest absolute value.
+        precision: ``float32``; ``float16``, weights stored in half the room, computed with as before; ``int8``,
+            products in whole numbers, see `vision_ssm.exporting.quantising`.
+        calibrate: for INT8, folder or name of data with known answers.
+        tolerance: largest error of an output over its largest absolute value; None for that of the precision.
         model: registered name of the model that a checkpoint belongs to.
 
     Raises:
@@ -83,7 +89,7 @@ def export(
             task without export, in training mode, with hooks, of another package's class;
         CheckpointError: unusable weights, or the file differs from the model, in which case none is left.
     """
-    asked = Settings(format, target, tuple(dynamic), img_size, tolerance)
+    asked = Settings(format, target, tuple(dynamic), img_size, tolerance, precision, calibrate)
     loaded = weights if isinstance(weights, Loaded) else open_model(weights, model=model, device="cpu")
     _require_model(loaded)
     check_exportable(loaded.model)
@@ -111,6 +117,16 @@ def _written(path: Path, loaded: Loaded, asked: Settings) -> Exported:
             f"models of the task {loaded.info.task} are bound to one size once they are exported; leave size out of "
             "dynamic, and say which size (--img-size)."
         )
+    if "batch" in asked.dynamic and not form.any_batch:
+        raise ConfigError(
+            f"models of the task {loaded.info.task} take images one by one once they are exported; leave batch out of "
+            "dynamic."
+        )
+    if asked.format == "torch" and not form.of_torch:
+        raise ConfigError(
+            f"models of the task {loaded.info.task} have no form in torch's own operators alone; choose format onnx or "
+            "openvino."
+        )
     prepared = loaded.info.preprocessing
     if asked.img_size is not None:
         prepared = prepared.with_size(asked.img_size)
@@ -120,16 +136,21 @@ def _written(path: Path, loaded: Loaded, asked: Settings) -> Exported:
     if height % step or width % step:
         raise ConfigError(f"with an open size, sides are multiples of {step}, got {height}x{width}; give --img-size.")
     images = example((height, width), channels, asked.dynamic)
-    record = ExportRecord(asked.format, asked.target, form.outputs, (height, width), asked.dynamic, step)
-    writer = WRITERS[asked.format]
+    record = ExportRecord(
+        asked.format, asked.target, form.outputs, (height, width), asked.dynamic, step, asked.precision
+    )
+    writer, lower = WRITERS[asked.format], _Lower(Loaded(loaded.model, info), form, record, asked)
     # Beside its place, under its own name: runtimes know files by how they end, and pairs by what they are called.
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".export-") as folder:
         draft = Path(folder) / path.name
-        packages = writer.write(draft, form, images, dynamic=asked.dynamic, step=step, target=asked.target)
+        packages = writer.write(
+            draft, form, images, dynamic=asked.dynamic, step=step, target=asked.target, lower=lower.change
+        )
         record = dataclasses.replace(record, versions=_versions(packages))
         writer.describe(draft, {DESCRIPTION: info.to_json(), RECORD: record.to_json()})
-        found = _checked(draft, form, asked.tolerance)
-        record = dataclasses.replace(record, check=found.to_dict())
+        found = check(read_exported(draft), form, asked.allowed, lower.draw)
+        require(found)
+        record = dataclasses.replace(record, check=found.to_dict(), quantised=lower.outcome(draft))
         writer.describe(draft, {RECORD: record.to_json()})
         # The file that names the others comes last.
         for file in sorted(Path(folder).iterdir(), key=lambda file: file == draft):
@@ -138,10 +159,40 @@ def _written(path: Path, loaded: Loaded, asked: Settings) -> Exported:
     return Exported(path, info, record, found)
 
 
-def _checked(draft: Path, form: Form, tolerance: float) -> Check:
-    found = check(read_exported(draft), form, tolerance)
-    require(found)
-    return found
+class _Lower:
+    """How a file in ONNX format comes to the precision that is asked for, and what came of it.
+
+    Attributes:
+        change: what does it, where the file lies; None in float32.
+        draw: what the check draws its images from afterwards.
+    """
+
+    def __init__(self, loaded: Loaded, form: Form, record: ExportRecord, asked: Settings) -> None:
+        self._loaded, self._form, self._asked = loaded, form, asked
+        self._record = record
+        self._found: quantising.Quantised | None = None
+        self.draw: Draw = noise
+        changes = {"float32": None, "float16": onnx_files.halve, "int8": self._quantise}
+        self.change = changes[asked.precision]
+
+    def _quantise(self, path: Path) -> None:
+        file = ExportedFile(self._loaded.info, self._record, OnnxRuntime(path))
+        require(check(file, self._form, TOLERANCE["float32"]))
+        self._found, seen = quantising.quantise(path, file, self._loaded, self._data)
+        self.draw = among(seen)  # ranges say nothing of noise
+
+    @property
+    def _data(self) -> str | Path:
+        return self._asked.calibrate or ""
+
+    def outcome(self, draft: Path) -> dict[str, Any]:
+        """Return what INT8 did to the score, in the runtime of the file; empty for another precision."""
+        if self._found is None:
+            return {}
+        found = self._found
+        if self._asked.format != "onnx":  # another runtime than that which was watched
+            found = quantising.scored_again(found, read_exported(draft), self._loaded, self._data)
+        return dataclasses.asdict(found)
 
 
 def _versions(packages: Sequence[str]) -> dict[str, str]:

@@ -10,14 +10,26 @@ from torch import Tensor
 
 from vision_ssm.errors import CheckpointError
 from vision_ssm.exporting import onnx_files
+from vision_ssm.exporting.onnx_files import Lower
 from vision_ssm.tasks.exported import Form
 from vision_ssm.weights.runtimes import first_line, needed
 
 __all__ = ["describe", "write"]
 
 
-def write(path: Path, form: Form, images: Tensor, *, dynamic: Sequence[str], step: int, target: str) -> tuple[str, ...]:
+def write(
+    path: Path,
+    form: Form,
+    images: Tensor,
+    *,
+    dynamic: Sequence[str],
+    step: int,
+    target: str,
+    lower: Lower | None = None,
+) -> tuple[str, ...]:
     """Write a model, without a description, in standard operators whatever ``target`` says.
+
+    ``lower`` changes the precision of the file in ONNX format on the way.
 
     Raises:
         ConfigError: a package is missing, or the model cannot be traced; CheckpointError: the way there is not open.
@@ -25,7 +37,7 @@ def write(path: Path, form: Form, images: Tensor, *, dynamic: Sequence[str], ste
     openvino = needed("openvino")
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         between = Path(folder) / "model.onnx"
-        packages = onnx_files.write(between, form, images, dynamic=dynamic, step=step, target="openvino")
+        packages = onnx_files.write(between, form, images, dynamic=dynamic, step=step, target="openvino", lower=lower)
         try:
             openvino.save_model(openvino.Core().read_model(between), path, compress_to_fp16=False)
         except RuntimeError as error:

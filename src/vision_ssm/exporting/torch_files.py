@@ -28,8 +28,10 @@ from vision_ssm.weights.runtimes import torch_program
 __all__ = ["describe", "gla_steps", "scan_steps", "write"]
 
 
-def write(path: Path, form: Form, images: Tensor, *, dynamic: Sequence[str], step: int, target: str) -> tuple[str, ...]:
-    """Write a model, without a description; ``target`` is for formats that have several.
+def write(
+    path: Path, form: Form, images: Tensor, *, dynamic: Sequence[str], step: int, target: str, lower: None = None
+) -> tuple[str, ...]:
+    """Write a model in float32, without a description; ``target`` is for formats that have several.
 
     Raises:
         ConfigError: the model cannot be traced.

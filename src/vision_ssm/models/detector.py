@@ -29,7 +29,7 @@ from vision_ssm.layers.detection.stages import Objects, RegionStages
 from vision_ssm.layers.options import check_choice, check_count, check_flags, check_rates
 from vision_ssm.models.pyramid import REDUCTIONS
 
-__all__ = ["KINDS", "Detector"]
+__all__ = ["KINDS", "Detector", "finished"]
 
 DIVISOR = 32
 
@@ -201,7 +201,7 @@ class Detector(nn.Module):
         results: list[dict[str, Tensor]] = [{} for _ in given]
         groups: dict[Size, list[int]] = {}
         for index, image in enumerate(given):
-            groups.setdefault(self._padded_size(image), []).append(index)
+            groups.setdefault(self.padded_size(image), []).append(index)
         for size, group in groups.items():
             batch = _padded([given[index] for index in group], size)
             found = self._detect(batch, [_size(given[index]) for index in group], [wanted[index] for index in group])
@@ -242,18 +242,13 @@ class Detector(nn.Module):
         grids: Sequence[Tensor | None] = [None] * len(found)
         if self.stages.mask_heads:
             grids = self.stages.masks(maps, [boxes for boxes, _, _ in found], [labels for _, labels, _ in found])
-        results = []
-        for (boxes, labels, scores), grid, size, to in zip(found, grids, sizes, wanted, strict=True):
-            moved = rescaled(boxes, size, to)
-            kept = has_area(moved)
-            result = {"boxes": moved[kept], "labels": labels[kept], "scores": scores[kept]}
-            if grid is not None:
-                result["masks"] = pasted(grid[kept], moved[kept], to)
-            results.append(result)
-        return results
+        return [
+            finished(*of_image, grid, size, to)
+            for of_image, grid, size, to in zip(found, grids, sizes, wanted, strict=True)
+        ]
 
     def _losses(self, images: Sequence[Tensor], objects: Sequence[Objects]) -> dict[str, Tensor]:
-        sizes, padded = [_size(x) for x in images], [self._padded_size(x) for x in images]
+        sizes, padded = [_size(x) for x in images], [self.padded_size(x) for x in images]
         batch = _padded(images, (max(height for height, _ in padded), max(width for _, width in padded)))
         maps = self.maps(batch)
         found = self.rpn(maps)
@@ -265,7 +260,7 @@ class Detector(nn.Module):
     def _counted(self, images: Sequence[Tensor]) -> list[Tensor]:
         """Do what takes the most that images without content (on the meta device) could: for counting what it costs."""
         stages = self.stages
-        batch = _padded(images, self._padded_size(images[0]))
+        batch = _padded(images, self.padded_size(images[0]))
         maps = self.maps(batch)
         found = self.rpn(maps)
         many = stages.samples if self.training else self.rpn.proposals
@@ -280,12 +275,34 @@ class Detector(nn.Module):
                 results += [x.new_empty(few, 1, *_size(x), dtype=torch.bool) for x in images]
         return results
 
-    def _padded_size(self, image: Tensor) -> Size:
+    def padded_size(self, image: Tensor) -> Size:
+        """Return the (H, W) that an image [C, h, w] is padded to."""
         height, width = (-(-side // DIVISOR) * DIVISOR for side in image.shape[1:])
         if self.square is None:
             return height, width
         side = max(height, width) if max(image.shape[1:]) > self.square else self.square
         return side, side
+
+
+def finished(
+    boxes: Tensor, labels: Tensor, scores: Tensor, grids: Tensor | None, size: Size, to: Size
+) -> dict[str, Tensor]:
+    """Return what was found on an image as `Detector.forward` returns it.
+
+    Args:
+        boxes: [N, 4].
+        labels: [N].
+        scores: [N].
+        grids: probabilities [N, s, s] within the boxes, if there are masks.
+        size: (H, W) of the image that the boxes are of.
+        to: (H, W) in whose pixels the results are wanted.
+    """
+    moved = rescaled(boxes, size, to)
+    kept = has_area(moved)
+    result = {"boxes": moved[kept], "labels": labels[kept], "scores": scores[kept]}
+    if grids is not None:
+        result["masks"] = pasted(grids[kept], moved[kept], to)
+    return result
 
 
 def _neck(backbone: nn.Module, channels: int) -> nn.Module:

@@ -6,8 +6,8 @@ number per class, [B, classes, ...], and the largest is the answer.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +16,20 @@ from vision_ssm.errors import ConfigError, ShapeError
 
 __all__ = ["Form", "Run", "StandIn"]
 
-Run = Callable[[Tensor], dict[str, Tensor]]
-"""From images float32 [B, C, H, W] to the outputs of an exported file, by name."""
+
+class Run(Protocol):
+    """What executes an exported file."""
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """(height, width) of the images that it takes; None where any will do."""
+
+    def __call__(self, images: Tensor) -> dict[str, Tensor]:
+        """Return the outputs for images float32 [B, C, H, W], by name."""
+
+
+Compare = Callable[[Sequence[Tensor], Sequence[Tensor]], tuple[float, int, int]]
+"""From the outputs of a file and of its model to the error, and how many answers are the same, of how many."""
 
 
 class Form(NamedTuple):
@@ -27,11 +39,17 @@ class Form(NamedTuple):
         module: from images [B, C, H, W] to a tuple of tensors, each with the batch first.
         outputs: their names.
         any_size: whether height and width may be left open; False where the module is bound to one size.
+        any_batch: whether the number of images may be left open; False where it takes them one by one.
+        of_torch: whether torch's own operators are enough for it, beside the scans.
+        compare: how outputs are compared; None for the largest difference over the largest value of each.
     """
 
     module: nn.Module
     outputs: tuple[str, ...]
     any_size: bool = True
+    any_batch: bool = True
+    of_torch: bool = True
+    compare: Compare | None = None
 
 
 class StandIn(nn.Module):

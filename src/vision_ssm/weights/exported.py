@@ -42,9 +42,10 @@ class ExportRecord:
         size: (height, width) of its images.
         dynamic: what it leaves open, of ``batch`` and ``size``; otherwise it takes one image of that size.
         step: heights and widths are whole multiples of it, from two on, where the size is open.
-        precision: of its numbers.
+        precision: of its numbers, see `vision_ssm.exporting.settings.PRECISIONS`.
         versions: of the packages that wrote and checked it.
         check: see `vision_ssm.exporting.checking.Check.to_dict`; empty before it was checked.
+        quantised: what INT8 did to the score, see `vision_ssm.exporting.quantising.Quantised`; empty otherwise.
     """
 
     format: str
@@ -56,6 +57,7 @@ class ExportRecord:
     precision: str = "float32"
     versions: Mapping[str, str] = field(default_factory=dict)
     check: Mapping[str, Any] = field(default_factory=dict)
+    quantised: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """Return the metadata entry."""
@@ -100,6 +102,11 @@ class ExportedFile:
     info: WeightsInfo
     record: ExportRecord
     runtime: Runtime
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """See `vision_ssm.tasks.exported.Run`."""
+        return None if "size" in self.record.dynamic else self.record.size
 
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
         """Run images float32 [B, C, H, W].

@@ -17,6 +17,7 @@ from vision_ssm.errors import CheckpointError, ConfigError, DataError
 from vision_ssm.models.detectors import build_detector
 from vision_ssm.models.registry import create_model, list_whole_models
 from vision_ssm.tasks.detection.coco_scores import require_scorer
+from vision_ssm.tasks.detection.exported import ExportedDetector, detector_form
 from vision_ssm.tasks.detection.exports import export
 from vision_ssm.tasks.detection.inference import Found, Testing, detect, detect_whole
 from vision_ssm.tasks.detection.meter import DetectionMeter, score_list
@@ -30,6 +31,7 @@ from vision_ssm.tasks.detection.settings import (
 )
 from vision_ssm.tasks.detection.sources import ObjectImages, Objects, count_labels, matched, open_objects, own_splits
 from vision_ssm.tasks.detection.transforms import Augment, EvalTransform, Sides, TrainTransform
+from vision_ssm.tasks.exported import Form, Run, StandIn
 from vision_ssm.tasks.legend import default_palette
 from vision_ssm.tasks.photometric import Distortion
 from vision_ssm.tasks.task import Meter, Result, Task
@@ -213,6 +215,14 @@ class Detection(Task):
         """The whole detector, and a window where there are any."""
         window = self._testing().window
         return model, size if window is None else (min(window, size[0]), min(window, size[1]))
+
+    def exported(self, model: nn.Module) -> Form:
+        """See `vision_ssm.tasks.detection.exported`."""
+        return detector_form(model)  # type: ignore[arg-type]  # `build` makes no other
+
+    def stand_in(self, run: Run) -> StandIn:
+        """See `vision_ssm.tasks.detection.exported`."""
+        return ExportedDetector(run, self.testing.score_threshold)
 
     def _testing(self) -> Testing:
         asked, own = self.options, self.testing

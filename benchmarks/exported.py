@@ -1,0 +1,175 @@
+"""Exported models in their runtimes: Vim-Ti beside DeiT-Ti, errors and times for one image on the CPU.
+
+    python benchmarks/exported.py --output results/exported.json
+    python benchmarks/exported.py --sizes 224 --rounds 3
+
+Both are built with random weights and exported by the same call, in standard operators. Contenders of a row:
+
+    torch        the model itself; Vim-Ti through this library's kernel, DeiT-Ti through timm's fused attention
+    onnxruntime  the file in ONNX format
+    openvino     the same file, read by OpenVINO, told to compute in float32 or in bfloat16
+    int8         products with matrices of weights in whole numbers, calibrated on random images
+
+They run in turn and the medians of the rounds are kept, so that a machine whose speed drifts treats them alike. An
+error is the largest one of the logits over their largest absolute value, against torch in float32, on random images; of
+INT8 and bfloat16 with random weights it says how far numbers move and nothing of accuracy. Rows that a results file has
+already are not measured again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from results_file import provenance, write
+from torch import Tensor
+
+import vision_ssm
+from vision_ssm.analysis.model_cost import build_for_size
+from vision_ssm.data.preprocessing import Preprocessing
+from vision_ssm.exporting.quantising import Quantiser
+from vision_ssm.weights.files import Loaded, WeightsInfo
+from vision_ssm.weights.runtimes import OnnxRuntime, needed
+
+MODELS = ("vim_tiny_patch16_224", "deit_tiny_patch16_224")
+IMAGES = 3  # that errors are of
+CALIBRATION = 4  # images
+PACKAGES = ("torch", "timm", "onnx", "onnxscript", "onnxruntime", "openvino")
+
+Run = Callable[[Tensor], Tensor]
+
+
+def built(name: str, size: int) -> Loaded:
+    """A classifier with random weights for images of that size."""
+    torch.manual_seed(0)
+    model = build_for_size(name, (size, size)).eval()
+    classes = [str(number) for number in range(model.num_classes)]
+    prepared = Preprocessing(input_size=(3, size, size))
+    return Loaded(model, WeightsInfo(name, {}, "classification", {"class_names": classes}, prepared))
+
+
+def of_torch(model: Any, dtype: torch.dtype) -> Run:
+    def run(images: Tensor) -> Tensor:
+        with torch.inference_mode():
+            logits: Tensor = model(images.to(dtype))
+        return logits.float()
+
+    return run
+
+
+def of_onnxruntime(path: Path) -> Run:
+    runtime = OnnxRuntime(path)
+    return lambda images: runtime(images)[0]
+
+
+def of_openvino(path: Path, precision: str) -> Run:
+    core = needed("openvino").Core()
+    how = {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": torch.get_num_threads()}
+    compiled = core.compile_model(core.read_model(path), "CPU", how)
+    return lambda images: torch.from_numpy(compiled(images.numpy())[0].copy())
+
+
+def images(count: int, size: int, seed: int) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(1, 3, size, size, generator=generator) for _ in range(count)]
+
+
+def contenders(loaded: Loaded, size: int, folder: Path) -> tuple[dict[str, Run], dict[str, Any]]:
+    """Everything that is timed, and what is known of the export: its seconds, its check and the sizes of files."""
+    exact, whole = folder / "float32.onnx", folder / "int8.onnx"
+    started = time.perf_counter()
+    found = vision_ssm.export(loaded, exact, target="portable")
+    about = {"export_seconds": round(time.perf_counter() - started, 1), "check_error": found.check.error}
+    quantiser = Quantiser(exact, images(CALIBRATION, size, seed=1))
+    quantiser.write(whole, list(quantiser.nodes))
+    mib = {path.stem: round(path.stat().st_size / 2**20, 1) for path in (exact, whole)}
+    runs = {
+        "torch, float32": of_torch(loaded.model, torch.float32),
+        "onnxruntime, float32": of_onnxruntime(exact),
+        "openvino, float32": of_openvino(exact, "f32"),
+        "openvino, bfloat16": of_openvino(exact, "bf16"),
+        "onnxruntime, int8": of_onnxruntime(whole),
+        "openvino, int8": of_openvino(whole, "f32"),
+        "torch, bfloat16": of_torch(built(loaded.info.model, size).model.bfloat16(), torch.bfloat16),
+    }
+    return runs, about | {"products_in_int8": len(quantiser.nodes), "mib": mib}
+
+
+def error(found: Tensor, expected: Tensor) -> float:
+    return float((found - expected).abs().max() / expected.abs().max())
+
+
+def seconds(run: Run, image: Tensor) -> float:
+    started = time.perf_counter()
+    run(image)
+    return time.perf_counter() - started
+
+
+def measured(name: str, size: int, rounds: int) -> dict[str, Any]:
+    """Errors and times of one model at one size."""
+    loaded = built(name, size)
+    with tempfile.TemporaryDirectory() as folder:
+        runs, about = contenders(loaded, size, Path(folder))
+        given = images(IMAGES, size, seed=2)
+        expected = [runs["torch, float32"](image) for image in given]
+        errors = {
+            each: max(error(run(image), right) for image, right in zip(given, expected, strict=True))
+            for each, run in runs.items()
+        }
+        spent: dict[str, list[float]] = {each: [] for each in runs}
+        for _ in range(rounds):
+            for each, run in runs.items():
+                spent[each].append(seconds(run, given[0]))
+    times = {
+        each: {"median": statistics.median(values), "least": min(values), "largest": max(values)}
+        for each, values in spent.items()
+    }
+    return {"model": name, "size": size, **about, "errors": errors, "seconds": times}
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The rows as Markdown: milliseconds, and the error in brackets."""
+    columns = list(rows[0]["seconds"])
+    lines = [f"| model | size | {' | '.join(columns)} |", "|---" * (len(columns) + 2) + "|"]
+    for row in rows:
+        cells = [f"{1e3 * row['seconds'][each]['median']:.1f} ({row['errors'][each]:.0e})" for each in columns]
+        lines.append(f"| {row['model']} | {row['size']} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measure what is missing, write the results after every row and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path)
+    parser.add_argument("--models", nargs="+", default=list(MODELS))
+    parser.add_argument("--sizes", type=int, nargs="+", default=[224, 512, 1248])
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=11)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    there = bool(options.output) and options.output.exists()
+    report: dict[str, Any] = json.loads(options.output.read_text()) if there else {"rows": []}
+    report |= provenance("python benchmarks/exported.py") | {"threads": options.threads, "rounds": options.rounds}
+    report["runtimes"] = {package: version(package) for package in PACKAGES}
+    done = {(row["model"], row["size"]) for row in report["rows"]}
+    for size in options.sizes:
+        for name in options.models:
+            if (name, size) in done:
+                continue
+            report["rows"].append(measured(name, size, options.rounds))
+            print(table(report["rows"][-1:]), flush=True)
+            if options.output:
+                write(options.output, report)
+    print(table(report["rows"]))
+
+
+if __name__ == "__main__":
+    main()
