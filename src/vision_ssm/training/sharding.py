@@ -42,6 +42,8 @@ def require_shardable(optimizer: str) -> None:
 
 def units(backbone: nn.Module) -> list[nn.Module]:
     """The members of lists and sequences of modules, from the innermost, where they are worth an exchange each."""
+    if getattr(backbone, "direction", None) == "layerwise":  # pairs of its blocks run without being called
+        return []
     least = SMALLEST_UNIT * _count(backbone)
     lists = [module for module in backbone.modules() if type(module) in (nn.ModuleList, nn.Sequential)]
     found = [
@@ -70,13 +72,11 @@ def shard(
     """
     # Imported here: these take a second, and most runs are of one process.
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+    from torch.distributed.fsdp import fully_shard
 
     mesh = init_device_mesh(device.type, (world,))
     for unit in units(backbone):
         fully_shard(unit, mesh=mesh)
-        if hasattr(unit, "branch"):  # what mirrored pairs of blocks call
-            register_fsdp_forward_method(unit, "branch")
     if unused_parameters:
         model.register_forward_hook(_reach_all)
     fully_shard(model, mesh=mesh, reshard_after_forward=False)
