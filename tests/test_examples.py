@@ -33,7 +33,7 @@ def test_the_job_is_bash_and_its_command_is_ours(name: str) -> None:
     if bash is None:
         pytest.skip("no bash")
     subprocess.run([bash, "-n"], input=text, text=True, check=True)
-    line = re.search(r"torchrun (.*)", text.replace("\\\n", " "))
+    line = re.search(r"^ *(?:srun|exec) .*?torchrun (.*)$", text.replace("\\\n", " "), re.MULTILINE)
     assert line is not None
     words = [word.replace("$SLURM_NNODES", "2") for word in shlex.split(line[1])]
     asked = get_args_parser().parse_args(words)
