@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import sys
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 __all__ = [
     "BackendError",
@@ -13,6 +13,7 @@ __all__ = [
     "ConfigError",
     "DataError",
     "NotFetchedError",
+    "ProcessError",
     "ShapeError",
     "TrainingDiverged",
     "UnreadableError",
@@ -24,7 +25,12 @@ __all__ = [
 
 
 class VisionSSMError(Exception):
-    """Base of every error whose message is meant for the person who runs the library."""
+    """Base of every error whose message is meant for the person who runs the library.
+
+    ``is_shared``: every process of a run raises it, so that one of them may tell.
+    """
+
+    is_shared: bool = False
 
 
 class ShapeError(VisionSSMError, ValueError):
@@ -92,6 +98,28 @@ class TrainingDiverged(VisionSSMError, ArithmeticError):
         self.update = update
         self.learning_rate = learning_rate
         self.files = files
+
+
+class ProcessError(VisionSSMError, RuntimeError):
+    """Processes of a run cannot go on together; the message names them by rank, with the reason of each.
+
+    Attributes:
+        same: all of them have the same reason.
+    """
+
+    def __init__(
+        self, reasons: Mapping[int, str], world: int, *, advice: str | None = None, is_shared: bool = True
+    ) -> None:
+        ranks: dict[str, list[int]] = {}
+        for rank, reason in reasons.items():
+            ranks.setdefault(reason, []).append(rank)
+        self.same = len(ranks) == 1 and len(reasons) == world
+        self.is_shared = is_shared
+        told = [
+            f"{'rank' if len(those) == 1 else 'ranks'} {', '.join(map(str, those))} of {world}: {reason}"
+            for reason, those in ranks.items()
+        ]
+        super().__init__(" ".join([*told, *([advice] if advice else [])]))
 
 
 class VisionSSMNotice(UserWarning):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from vision_ssm.errors import DataError, VisionSSMError
 
-__all__ = ["NAME_BYTES", "require_writable", "what_else", "whole_file"]
+__all__ = ["NAME_BYTES", "require_writable", "to_disk", "what_else", "whole_file"]
 
 NAME_BYTES = 255
 """Length of the longest file name that the usual file systems take."""
@@ -34,9 +34,9 @@ def whole_file(path: str | Path, *, error: type[VisionSSMError] = DataError) -> 
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             yield part
-            _to_disk(part)
+            to_disk(part)
             os.replace(part, path)
-            _to_disk(path.parent)
+            to_disk(path.parent)
         except OSError as reason:
             raise error(f"cannot write {str(path)!r}: {reason.strerror or reason}.") from reason
     finally:
@@ -93,7 +93,8 @@ def _short(name: str) -> str:
     return name if len(content) <= NAME_BYTES // 2 else hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
-def _to_disk(path: Path) -> None:
+def to_disk(path: Path) -> None:
+    """Wait until a file's content, or a folder's names, would outlast a loss of power."""
     # Windows cannot open folders; there the rename alone has to do.
     if os.name == "nt" and path.is_dir():
         return

@@ -131,7 +131,7 @@ def test_training_visits_everything_once_in_a_new_order() -> None:
 
 
 def test_drop_last_and_length() -> None:
-    dropping = EpochLoader(Numbers(10), noisy, batch_size=4, train=True, drop_last=True)
+    dropping = EpochLoader(Numbers(10), noisy, batch_size=4, train=True, multiple=4)
     assert (len(dropping), len(list(dropping))) == (2, 2)
     keeping = EpochLoader(Numbers(10), noisy, batch_size=4, train=True)
     assert (len(keeping), [len(batch.indices) for batch in keeping]) == (3, [4, 4, 2])
@@ -239,7 +239,7 @@ def test_signals_to_the_process_group_leave_the_workers_alone() -> None:
         ({"workers": -1}, "workers must be at least 0"),
         ({"repeats": 0}, "repeats must be at least 1"),
         ({"rank": 1}, "rank must lie in"),
-        ({"batch_size": 9, "drop_last": True}, "batch_size 9 is larger than the 5 samples"),
+        ({"batch_size": 9, "multiple": 9}, "batch_size 9 is larger than the 5 samples"),
     ],
 )
 def test_refused_options(options: dict[str, object], message: str) -> None:

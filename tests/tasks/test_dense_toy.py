@@ -152,7 +152,7 @@ def test_the_backbone_says_what_does_not_decay(configured: Callable[..., TrainCo
     backbone = parts.model.backbone
 
     def decayed(name: str) -> set[str]:
-        made = make_optimizer(configured(**{"optim.name": name}), parts.model, ALONE, backbone=backbone)
+        made = make_optimizer(configured(**{"optim.name": name}), parts.model, 1, backbone=backbone)
         names = {id(parameter): key for key, parameter in parts.model.named_parameters()}
         return {names[id(p)] for group in made.param_groups if group["weight_decay"] for p in group["params"]}
 
@@ -169,7 +169,7 @@ def test_layers_of_the_backbone_learn_slower_the_deeper_they_are(
     config = configured(**{"optim.layer_decay": 0.5, "optim.name": optimizer})
     parts = assemble(config, ALONE, resuming=False)
     names = {id(p): name for name, p in parts.model.named_parameters()}
-    made = make_optimizer(config, parts.model, ALONE, backbone=parts.model.backbone)
+    made = make_optimizer(config, parts.model, 1, backbone=parts.model.backbone)
     scales = {names[id(p)]: group["lr_scale"] for group in made.param_groups for p in group["params"]}
     decays = {names[id(p)]: group["weight_decay"] for group in made.param_groups for p in group["params"]}
     assert scales.keys() == set(names.values())

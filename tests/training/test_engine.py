@@ -106,7 +106,7 @@ def test_muon_takes_the_inner_matrices_only(tiny: Tiny) -> None:
 @pytest.mark.parametrize("name", ["vmamba_nano", "efficientvmamba_nano"])
 def test_muon_leaves_stacked_parameters_of_other_families_too(tiny: Tiny, name: str) -> None:
     model = timm.create_model(name)
-    made = make_optimizer(tiny(**{"optim.name": "nmuon"}), model, Processes(0, 1, torch.device("cpu")))
+    made = make_optimizer(tiny(**{"optim.name": "nmuon"}), model, 1)
     taken = by_muon(made, model)
     assert taken
     assert all(name.endswith(".weight") and "head" not in name and "ssm" not in name for name in taken)

@@ -5,6 +5,7 @@ Exit codes: 0 done; 1 done, but some inputs failed; 2 wrong use, configuration o
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -28,7 +29,7 @@ from vision_ssm.cli import (
 )
 from vision_ssm.cli.arguments import Parser
 from vision_ssm.cli.console import OutputLostError, complain, delivered, note, say, usable_streams
-from vision_ssm.errors import NotFetchedError, VisionSSMError, VisionSSMNotice
+from vision_ssm.errors import NotFetchedError, ProcessError, VisionSSMError, VisionSSMNotice
 
 __all__ = ["build_parser", "entry_point", "main"]
 
@@ -97,7 +98,12 @@ def _carry_out(arguments: Sequence[str] | None) -> int:
         complain(error.with_words(words.format(command=options.command, file=error.file, model=error.model or "NAME")))
         return WRONG_USE
     except VisionSSMError as error:
-        complain(str(error))
+        rank, world = os.environ.get("RANK", "0"), int(os.environ.get("WORLD_SIZE", "1"))
+        if error.is_shared and rank == "0":  # one of those that torchrun started speaks for all
+            complain(str(error))
+        elif not error.is_shared:
+            told = world == 1 or isinstance(error, ProcessError)
+            complain(str(error) if told else f"rank {rank} of {world}: {error}")
         return WRONG_USE
     except KeyboardInterrupt:
         complain("interrupted.")

@@ -28,7 +28,7 @@ from vision_ssm.data.batches import Batch, Sample, Samples, Transform, stack
 from vision_ssm.data.images import decoding
 from vision_ssm.errors import ConfigError, DataError, UnreadableError
 
-__all__ = ["EpochLoader", "epoch_order", "worker_failures"]
+__all__ = ["EpochLoader", "epoch_order", "samples_of_epoch", "worker_failures"]
 
 moved.answer(__name__)
 
@@ -57,7 +57,8 @@ class EpochLoader:
         seed: of order and augmentation.
         train: shuffle. Otherwise the order is that of the data set, and with several processes each takes every
             ``world_size``-th sample, none twice.
-        drop_last: drop an incomplete last batch.
+        multiple: an epoch has a multiple of so many samples over all processes, and the rest is dropped; batch_size ×
+            world_size drops an incomplete last batch. None drops nothing.
         workers: decoding processes; 0 decodes in this one. The batches are the same for any number.
         rank: of this process.
         world_size: number of processes.
@@ -81,7 +82,7 @@ class EpochLoader:
         batch_size: int,
         seed: int = 0,
         train: bool = False,
-        drop_last: bool = False,
+        multiple: int | None = None,
         workers: int = 0,
         rank: int = 0,
         world_size: int = 1,
@@ -112,7 +113,8 @@ class EpochLoader:
             rank=rank,
             world_size=world_size,
         )
-        self._plan = _BatchPlan(order, batch_size, drop_last)
+        kept = None if multiple is None else samples_of_epoch(len(dataset), repeats) // multiple * multiple
+        self._plan = _BatchPlan(order, batch_size, None if kept is None else kept // world_size)
         if len(self) == 0:
             raise ConfigError(
                 f"batch_size {batch_size} is larger than the {self.samples} samples that each epoch has on this "
@@ -168,11 +170,11 @@ class _BatchPlan:
     message that ends them, and each worker would then hold up the process for seconds.
     """
 
-    def __init__(self, order: Callable[..., Tensor], batch_size: int, drop_last: bool) -> None:
+    def __init__(self, order: Callable[..., Tensor], batch_size: int, kept: int | None) -> None:
         self._order, self._batch_size = order, batch_size
         self.samples = len(order(epoch=0))
-        full, rest = divmod(self.samples, batch_size)
-        self.batches = full + (rest > 0 and not drop_last)
+        full, rest = divmod(self.samples if kept is None else kept, batch_size)
+        self.batches = full + (rest > 0 and kept is None)
         self.epoch, self.start = 0, 0
 
     def __iter__(self) -> Iterator[list[_Draw]]:
@@ -284,6 +286,11 @@ def _first_line(error: BaseException) -> str:
     return (str(error) or type(error).__name__).partition("\n")[0].rstrip(". ")
 
 
+def samples_of_epoch(length: int, repeats: int = 1) -> int:
+    """Return how many samples an epoch of training has at most, over all processes, see `epoch_order`."""
+    return length // 256 * 256 if repeats > 1 and length >= 256 else length
+
+
 def epoch_order(
     length: int,
     *,
@@ -300,7 +307,11 @@ def epoch_order(
     With ``repeats`` above 1 each drawn sample comes that many times, differently augmented, while the epoch keeps its
     length: it visits 1/repeats of the data. The copies are dealt out to the processes in turn, and the epoch's length
     is rounded down to a multiple of 256 samples where there are as many. When training on several processes without
-    repeats, the order wraps around so that all processes get equally many; when evaluating, none comes twice.
+    repeats, the order wraps around so that all processes get equally many (`EpochLoader` with a ``multiple`` stops
+    before that); when evaluating, none comes twice.
+
+    The processes take turns: what W of them have loaded after n samples each are the first W n of the epoch's order,
+    which is the same for any number of them.
 
     With ``groups`` [length] a shuffled epoch keeps its length and every group comes equally often in it, see
     `vision_ssm.data.balance.balanced_order`. What comes again has a repeat of its own, so it is augmented anew.
@@ -318,7 +329,7 @@ def epoch_order(
     else:
         order, again = torch.arange(length), torch.zeros(length, dtype=torch.int64)
     if repeats > 1:
-        rounded = length // 256 * 256 if length >= 256 else length
+        rounded = samples_of_epoch(length, repeats)
         taken = rounded // world_size if length >= 256 else -(-length // world_size)
     elif shuffle:
         taken = -(-length // world_size)

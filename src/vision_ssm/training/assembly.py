@@ -19,7 +19,7 @@ from torch import nn
 
 from vision_ssm.data.batches import Samples
 from vision_ssm.data.contents import contents_digest
-from vision_ssm.data.loader import EpochLoader
+from vision_ssm.data.loader import EpochLoader, samples_of_epoch
 from vision_ssm.data.measuring import Bands, measure_bands
 from vision_ssm.data.preprocessing import Preprocessing
 from vision_ssm.errors import ConfigError, suggestion
@@ -30,6 +30,7 @@ from vision_ssm.tasks.task import Task
 from vision_ssm.training.batch_size import with_batch_size
 from vision_ssm.training.config import TrainConfig
 from vision_ssm.training.distributed import Processes
+from vision_ssm.training.division import Division
 from vision_ssm.training.opening import open_data
 from vision_ssm.training.randomness import seed_everything
 from vision_ssm.training.schedule import scaled_rate
@@ -48,6 +49,7 @@ class Parts:
         task: that knows the training data.
         model: on its device, not wrapped.
         model_options: keyword arguments of `Task.build` that rebuild the model.
+        division: of an update's images over the processes; the configuration speaks of those it began on.
         started_from: "scratch", "published weights" or a file.
         data: what there is to train on and what is held out, in a line for people.
         trained_on: fingerprint of the data that the training images were cut from, see `WeightsInfo.trained_on`.
@@ -61,6 +63,7 @@ class Parts:
     preprocessing: Preprocessing
     train: EpochLoader
     val: EpochLoader
+    division: Division
     started_from: str
     data: str
     trained_on: str = ""
@@ -79,13 +82,16 @@ class Parts:
         return [str(self.train.dataset.paths[index]) for index in indices]
 
 
-def assemble(config: TrainConfig, processes: Processes, *, resuming: bool, look: bool = True) -> Parts:
+def assemble(
+    config: TrainConfig, processes: Processes, *, resuming: bool, begun_on: int | None = None, look: bool = True
+) -> Parts:
     """Open the data, make the model with its start weights, and the loaders.
 
     Args:
         config: of the run.
         processes: for the share of the data and the device.
         resuming: start weights are about to be replaced by a checkpoint, so none are read.
+        begun_on: processes that a resumed run began on; None: as many as now.
         look: look through the files first, see `vision_ssm.training.opening.open_data`.
 
     Raises:
@@ -125,8 +131,16 @@ def assemble(config: TrainConfig, processes: Processes, *, resuming: bool, look:
         notices += load_start(
             model, config.model.checkpoint, backbone=task.backbone(model), positions=config.model.positions
         )
-    config, train = _train_loader(config, task, train_set, preprocessing, processes, notices)
-    rate = scaled_rate(config, processes.world)
+    begun_on = begun_on or processes.world
+    config = _with_enough_images(config, task, len(train_set), begun_on, notices)
+    division = Division.of(config, processes.world, begun_on, multiple=task.batch_multiple)
+    if begun_on != processes.world:
+        notices.append(
+            f"The run began on {begun_on} processes and goes on with {processes.world}: of each update one takes "
+            f"{division.accumulate} batches of {division.batch_size} images."
+        )
+    train = _train_loader(config, task, train_set, preprocessing, processes, division)
+    rate = scaled_rate(config, begun_on)
     if config.schedule.name in ("cosine", "poly") and config.schedule.min_lr > rate:
         notices.append(f"The learning rate rises: from {rate:.3g} to schedule.min_lr, {config.schedule.min_lr:.3g}.")
     val = EpochLoader(
@@ -142,7 +156,7 @@ def assemble(config: TrainConfig, processes: Processes, *, resuming: bool, look:
         notices.append("Batch norms take each process's own statistics: PyTorch synchronises them on GPUs only.")
     model.to(processes.device)
     about = opened.identity, opened.skipped, notices
-    return Parts(config, task, model, options, preprocessing, train, val, started_from, data, *about)
+    return Parts(config, task, model, options, preprocessing, train, val, division, started_from, data, *about)
 
 
 def _bands(config: TrainConfig, task: Task, samples: Samples) -> Bands | None:
@@ -196,58 +210,59 @@ def _model(config: TrainConfig, task: Task, bands: Bands | None, *, resuming: bo
     return model, options
 
 
+def _with_enough_images(
+    config: TrainConfig, task: Task, images: int, processes: int, notices: list[str]
+) -> TrainConfig:
+    """The configuration with a batch size that the data can fill on so many processes."""
+    available = samples_of_epoch(images, task.repeats) // processes
+    if config.batch_size <= available:
+        return config
+    reduced = available - available % task.batch_multiple
+    if reduced < 1:
+        raise ConfigError(
+            f"{images} training image{'s are' if images > 1 else ' is'} too few: these settings take batches of "
+            f"{task.batch_multiple} or a multiple of it{f' on each of {processes} processes' if processes > 1 else ''}."
+        )
+    notices.append(
+        f"data.batch_size is {reduced} instead of {config.batch_size}: there are only {available} training images"
+        f"{' per process' if processes > 1 else ''}."
+    )
+    return config.replace(**{"data.batch_size": reduced})
+
+
 def _train_loader(
     config: TrainConfig,
     task: Task,
     samples: Samples,
     preprocessing: Preprocessing,
     processes: Processes,
-    notices: list[str],
-) -> tuple[TrainConfig, EpochLoader]:
-    """The training loader, and the configuration with a batch size that the data can fill."""
-    transform = task.transform(preprocessing, train=True)
-
-    def loader(batch_size: int) -> EpochLoader:
-        return EpochLoader(
-            samples,
-            transform,
-            collate=task.collate,
-            batch_size=batch_size,
-            seed=config.run.seed,
-            train=True,
-            drop_last=True,
-            workers=config.data.workers,
-            rank=processes.rank,
-            world_size=processes.world,
-            repeats=task.repeats,
-            groups=task.groups(samples) if task.balanced else None,
-        )
-
-    available = loader(1).samples
-    if config.batch_size <= available:
-        return config, loader(config.batch_size)
-    reduced = available - available % task.batch_multiple
-    if reduced < 1:
-        raise ConfigError(
-            f"{len(samples)} training image is too few: these settings take batches of {task.batch_multiple} or a "
-            "multiple of it."
-        )
-    notices.append(
-        f"data.batch_size is {reduced} instead of {config.batch_size}: there are only {available} training images"
-        f"{' per process' if processes.world > 1 else ''}."
+    division: Division,
+) -> EpochLoader:
+    return EpochLoader(
+        samples,
+        task.transform(preprocessing, train=True),
+        collate=task.collate,
+        batch_size=division.batch_size,
+        seed=config.run.seed,
+        train=True,
+        multiple=division.whole,
+        workers=config.data.workers,
+        rank=processes.rank,
+        world_size=processes.world,
+        repeats=task.repeats,
+        groups=task.groups(samples) if task.balanced else None,
     )
-    return config.replace(**{"data.batch_size": reduced}), loader(reduced)
 
 
 def make_optimizer(
-    config: TrainConfig, model: nn.Module, processes: Processes, *, backbone: nn.Module | None = None
+    config: TrainConfig, model: nn.Module, processes: int, *, backbone: nn.Module | None = None
 ) -> torch.optim.Optimizer:
     """The optimiser with the backbone's own rules for weight decay and, where asked for, per-layer learning rates.
 
     Args:
         config: of the run.
         model: whose parameters it updates.
-        processes: for the batch that the learning rate may be scaled by.
+        processes: of which the configuration speaks, for the batch that the learning rate may be scaled by.
         backbone: the part of ``model`` that has the rules; None for all of it.
 
     Raises ConfigError for an unknown name, or for an option that this optimiser or this model does not have.
@@ -285,7 +300,7 @@ def make_optimizer(
         return create_optimizer_v2(
             model,
             opt=optim.name,
-            lr=scaled_rate(config, processes.world),
+            lr=scaled_rate(config, processes),
             weight_decay=optim.weight_decay,
             momentum=optim.momentum,
             layer_decay=layer_decay,

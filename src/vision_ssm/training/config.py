@@ -211,6 +211,15 @@ class RunConfig(Section):
     checkpoint_minutes: NotNegative = setting(
         5.0, "Minutes between two checkpoints inside an epoch; 0 writes one after every update.", free=True
     )
+    parallel: Literal["auto", "ddp", "fsdp"] = setting(
+        "auto",
+        "Of several processes each has the model (ddp) or a shard of it (fsdp); auto shards what a GPU could hardly "
+        "hold.",
+        free=True,
+    )
+    timeout: Positive = setting(
+        600.0, "Seconds without progress after which one of several processes is ended.", free=True
+    )
 
     @model_validator(mode="before")
     @classmethod

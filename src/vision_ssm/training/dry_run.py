@@ -60,7 +60,7 @@ def estimate(config: TrainConfig) -> DryRun:
         ConfigError, DataError, CheckpointError, TrainingDiverged: as `vision_ssm.training.train`, but the run folder
         is not looked at.
     """
-    with Processes.join(config.run.device) as processes, worker_failures():
+    with Processes.join(config.run.device, config.run.timeout) as processes, worker_failures():
         engine = Engine(assemble(config, processes, resuming=False), processes)
         per_update = _seconds_per_update(engine)
         per_eval_batch = _seconds_per_eval_batch(engine)

@@ -32,7 +32,9 @@ from vision_ssm.training.assembly import Parts, make_optimizer
 from vision_ssm.training.distributed import Processes
 from vision_ssm.training.randomness import seed_everything
 from vision_ssm.training.schedule import LearningRate, Length
-from vision_ssm.training.state import refuse_changes
+from vision_ssm.training.sharding import require_shardable, whole
+from vision_ssm.training.shared_state import Key
+from vision_ssm.training.state import Found, refuse_changes
 
 __all__ = ["Engine", "Progress", "Update"]
 
@@ -54,7 +56,8 @@ class Progress:
 class Update:
     """What one update tells about itself.
 
-    ``losses`` are the task's by name and ``loss`` is their sum; ``stop`` is whether any process was asked to stop.
+    ``losses`` are the task's by name and ``loss`` is their sum; ``stop`` is whether any process was asked to stop, and
+    ``due`` whether any finds that a checkpoint is due, so that all do the same.
     """
 
     loss: float
@@ -62,6 +65,7 @@ class Update:
     learning_rate: float
     grad_norm: float
     stop: bool
+    due: bool
 
 
 @contextmanager
@@ -90,36 +94,52 @@ class Engine:
         self.progress = Progress()
         ema = self.config.ema
         self.ema = ModelEmaV3(self.model, decay=ema.decay, use_warmup=ema.warmup) if ema.decay else None
-        self.optimizer = make_optimizer(self.config, self.model, processes, backbone=self.task.backbone(self.model))
-        self.updates_per_epoch = math.ceil(len(parts.train) / self.config.optim.accumulate)
+        self._accumulate = parts.division.accumulate
+        self.parallel = self._spread()
+        self.optimizer = make_optimizer(
+            self.config, self.model, parts.division.begun_on, backbone=self.task.backbone(self.model)
+        )
+        self.updates_per_epoch = math.ceil(len(parts.train) / self._accumulate)
         self.length = Length.of(self.config, self.updates_per_epoch)
         self.rate = LearningRate(self.optimizer, self.config, self.updates_per_epoch)
         self.scaler = torch.amp.GradScaler(processes.device.type, enabled=self.config.run.amp == "fp16")
-        self.parallel = processes.wrap(
-            self.model, sync_batch_norm=self.task.sync_batch_norm, unused_parameters=self.task.unused_parameters
+
+    def _spread(self) -> nn.Module:
+        """The model as training calls it. Before the optimiser is made: sharding puts other parameters in place."""
+        models = [self.model, *([] if self.ema is None else [self.ema.module])]
+        way = self.processes.way(self.config.run.parallel, sum(p.numel() for p in self.model.parameters()))
+        if way == "fsdp" and self.processes.world > 1:
+            require_shardable(self.config.optim.name)
+            if self.ema is not None:
+                self.ema.foreach = False  # one call takes no mixture of shards and buffers
+        return self.processes.spread(
+            models,
+            [self.task.backbone(model) for model in models],
+            way,
+            sync_batch_norm=self.task.sync_batch_norm,
+            unused_parameters=self.task.unused_parameters,
         )
 
     @property
     def images_per_update(self) -> int:
         """Images of a full update, over all processes."""
-        return self.config.batch_size * self.config.optim.accumulate * self.processes.world
+        return self.parts.division.batch_size * self._accumulate * self.processes.world
 
     def images_in(self, updates: int) -> int:
         """Images of the first so many updates of an epoch, over all processes."""
-        batches = min(updates * self.config.optim.accumulate, len(self.parts.train))
-        return batches * self.config.batch_size * self.processes.world
+        batches = min(updates * self._accumulate, len(self.parts.train))
+        return batches * self.parts.division.batch_size * self.processes.world
 
     def batches_in(self, step: int) -> int:
         """Batches of an update; the last one of an epoch may have fewer than the others."""
-        accumulate = self.config.optim.accumulate
-        return min(accumulate, len(self.parts.train) - step * accumulate)
+        return min(self._accumulate, len(self.parts.train) - step * self._accumulate)
 
     def batches(self) -> Iterator[Batch]:
         """The rest of the current epoch."""
-        self.parts.train.set_position(self.progress.epoch, self.progress.step * self.config.optim.accumulate)
+        self.parts.train.set_position(self.progress.epoch, self.progress.step * self._accumulate)
         return iter(self.parts.train)
 
-    def update(self, batches: Iterator[Batch], *, stop: bool = False) -> Update:
+    def update(self, batches: Iterator[Batch], *, stop: bool = False, due: bool = False) -> Update:
         """Take one update's batches and make it. Raises TrainingDiverged, leaving the weights as they were."""
         at = self.progress
         rate = self.rate.set(at.epoch, at.update)
@@ -130,7 +150,9 @@ class Engine:
         names: list[str] = []
         indices: list[list[int]] = []
         for number in range(count):
+            self.processes.at(f"update {at.update + 1} (epoch {at.epoch + 1}), reading its batch")
             batch = next(batches)
+            self.processes.at(f"update {at.update + 1} (epoch {at.epoch + 1}), computing or waiting for the others")
             indices.append(batch.indices.tolist())
             batch = batch.to(self.processes.device)
             seed_everything(self.config.run.seed, "batch", at.update, number, self.processes.rank)
@@ -148,8 +170,9 @@ class Engine:
             names = list(losses)
             totals.append(loss.detach())
             parts.append(torch.stack([value.detach() for value in losses.values()]))
-        told = [torch.stack(totals).mean(), totals[0].new_tensor(float(stop)), *torch.stack(parts).mean(0)]
-        mean_loss, asked_to_stop, *mean_parts = self.processes.mean(torch.stack(told)).tolist()
+        asked = totals[0].new_tensor([float(stop), float(due)])
+        told = torch.cat([torch.stack(totals).mean()[None], asked, torch.stack(parts).mean(0)])
+        mean_loss, asked_to_stop, is_due, *mean_parts = self.processes.mean(told).tolist()
         self.scaler.unscale_(self.optimizer)
         norm = self._clip()
         # With loss scaling an infinite gradient only means that the scale was too high: the scaler skips the update.
@@ -162,14 +185,15 @@ class Engine:
         at.loss_sum += mean_loss
         if self.ema is not None:
             self.ema.update(self.model, step=at.update if self.config.ema.warmup else None)
-        return Update(mean_loss, dict(zip(names, mean_parts, strict=True)), rate, norm, asked_to_stop > 0)
+        by_name = dict(zip(names, mean_parts, strict=True))
+        return Update(mean_loss, by_name, rate, norm, asked_to_stop > 0, is_due > 0)
 
     def _clip(self) -> float:
         parameters = [p for p in self.model.parameters() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         if self.config.optim.clip_grad is not None:
             torch.nn.utils.clip_grads_with_norm_(parameters, self.config.optim.clip_grad, norm)
-        return float(norm)
+        return float(whole(norm))
 
     def _diverged(
         self, loss: float, parts: dict[str, float], rate: float, losses: list[Tensor], indices: list[list[int]]
@@ -199,8 +223,9 @@ class Engine:
         model.eval()
         meter = self.task.meter()
         try:
-            with torch.no_grad():
+            with torch.no_grad(), self.processes.evaluating(model):
                 for done, batch in enumerate(self.parts.val, start=1):
+                    self.processes.at(f"update {self.progress.update}, batch {done} of its evaluation")
                     moved = batch.to(self.processes.device)
                     with autocast(self.processes.device, self.config.run.amp):
                         outputs = self.task.predict(model, moved)
@@ -213,7 +238,9 @@ class Engine:
         return meter
 
     def state(self) -> dict[str, Any]:
-        """Everything the next update depends on."""
+        """Everything the next update depends on. Tensors in shards are left so; all processes must ask."""
+        for model in (self.model, *([] if self.ema is None else [self.ema.module])):
+            self.processes.agree(model)
         return {
             "model": self.model.state_dict(),
             "ema": self.ema.module.state_dict() if self.ema is not None else None,
@@ -222,15 +249,16 @@ class Engine:
             "progress": dataclasses.asdict(self.progress),
             "config": self.config.to_dict(),
             "data": self.parts.data_identity,
-            "processes": self.processes.world,
+            "processes": self.parts.division.begun_on,
         }
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Continue from ``state``.
+    def restore(self, found: Found) -> None:
+        """Continue from a state, which any number of processes may have written.
 
         Raises ConfigError when that would not be the same run, CheckpointError when a part of it is of another one.
         """
-        refuse_changes(state, self.config, self.parts.data_identity, self.processes.world)
+        refuse_changes(found.state, self.config, self.parts.data_identity)
+        state = found.filled(self._like)
         averaged = {} if self.ema is None else {"ema": self.ema.module}
         for part, model in {"model": self.model, **averaged}.items():
             if state[part] is None or (kinds := wrong_kinds(model.state_dict(), state[part])):
@@ -252,6 +280,18 @@ class Engine:
             self.progress = Progress(**state["progress"])
         except (RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
             raise CheckpointError(f"the checkpoint's {part} does not fit this run: {error}.") from error
+
+    def _like(self, key: Key) -> Tensor | None:
+        """What is of the shape and in the shards of the tensor at ``key`` of a state."""
+        match key:
+            case ("model", str(name)):
+                return dict(self.model.named_parameters()).get(name)
+            case ("ema", str(name)) if self.ema is not None:
+                return dict(self.ema.module.named_parameters()).get(name)
+            case ("optimizer", "state", int(number), _):
+                parameters: list[Tensor] = [p for group in self.optimizer.param_groups for p in group["params"]]
+                return parameters[number] if number < len(parameters) else None
+        return None
 
     def _optimizer_has_state(self) -> bool:
         """Whether the optimiser keeps anything from one update to the next, which plain SGD does not."""

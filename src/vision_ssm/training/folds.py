@@ -78,7 +78,9 @@ def train_folds(config: TrainConfig, *, on_event: Listener | None = None) -> Fol
         )
     base = config.run_folder
     runs: list[TrainResult] = []
-    with Processes.join(config.run.device) as processes:  # once for all: the runs find the group that is there
+    with Processes.join(
+        config.run.device, config.run.timeout
+    ) as processes:  # once for all: the runs find the group that is there
         for fold in range(folds):
             folder = base.with_name(f"{base.name}-fold{fold}")
             resume = str(folder) if config.run.resume and (folder / "config.yaml").exists() else None

@@ -42,13 +42,14 @@ def _feed(running: Any, value: Any) -> None:
         running.update(f"{type(value).__name__} {len(text)} {text}\n".encode("utf-8", "surrogatepass"))
 
 
-def fault(state: Mapping[str, Any]) -> str | None:
-    """Say which part of a state is not what it must be; None if all are."""
+def fault(state: Mapping[str, Any], *, hollow: bool = False) -> str | None:
+    """Say which part of a state is not what it must be; None if all are. A hollow state has shapes for tensors."""
     weights = {"model": state["model"], **({} if state["ema"] is None else {"ema": state["ema"]})}
     for part, tensors in weights.items():
         if not _is_mapping(tensors) or not tensors or not all(isinstance(x, Tensor) for x in tensors.values()):
             return f"its {part} must be tensors by their names"
-        strange = next((f"{name} is {how}" for name, x in tensors.items() if (how := not_plain(x))), None)
+        stored = {} if hollow else tensors
+        strange = next((f"{name} is {how}" for name, x in stored.items() if (how := not_plain(x))), None)
         if strange:
             return f"in its {part}, {strange}"
     optimizer = state["optimizer"]

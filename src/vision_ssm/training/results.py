@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 
-from torch import nn
+from torch import Tensor
 
 from vision_ssm.errors import VisionSSMError
 from vision_ssm.inference.evaluate import evaluate
@@ -22,9 +22,9 @@ __all__ = ["write_pictures", "write_progress", "write_weights"]
 
 
 def write_weights(
-    path: Path, model: nn.Module, parts: Parts, scores: Mapping[str, float], epoch: int, kind: str
+    path: Path, model: Mapping[str, Tensor], parts: Parts, scores: Mapping[str, float], epoch: int, kind: str
 ) -> None:
-    """Write ``model`` with all that prediction needs. ``kind`` is "model" or "ema".
+    """Write the state of a model with all that prediction needs. ``kind`` is "model" or "ema".
 
     Raises CheckpointError when it cannot be written; a file of before stays.
     """

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import torch
@@ -13,12 +13,14 @@ from torch import nn
 
 from vision_ssm.data.loader import worker_failures
 from vision_ssm.errors import DataError, TrainingDiverged, UnreadableError
+from vision_ssm.storage import require_writable
 from vision_ssm.tasks.meters import read_scores
 from vision_ssm.training import results
 from vision_ssm.training import state as checkpoint
+from vision_ssm.training.agreement import contact, require_same, require_same_data
 from vision_ssm.training.assembly import assemble
 from vision_ssm.training.config import TrainConfig
-from vision_ssm.training.distributed import Processes
+from vision_ssm.training.distributed import Processes, restarts
 from vision_ssm.training.engine import Engine
 from vision_ssm.training.events import (
     CheckpointWritten,
@@ -37,6 +39,7 @@ from vision_ssm.training.events import (
 from vision_ssm.training.interruption import StopRequest
 from vision_ssm.training.opening import WAYS_OUT, write_skipped
 from vision_ssm.training.run_folder import RunFolder
+from vision_ssm.training.sharding import whole_state
 from vision_ssm.training.sinks import Opening, Outcome, Sinks
 
 __all__ = ["train"]
@@ -61,14 +64,30 @@ def train(config: TrainConfig, *, on_event: Listener | None = None) -> TrainResu
         ConfigError, DataError, CheckpointError: before the first update, saying what to do.
         TrainingDiverged: the loss is no longer finite. The last good checkpoint stays.
     """
-    joined = Processes.join(config.run.device)
+    config = _going_on(config)
+    joined = Processes.join(config.run.device, config.run.timeout)
     with joined as processes, _reproducible_kernels(), StopRequest() as stop, worker_failures():
-        folder = RunFolder(config)
-        source = Path(config.run.resume) if config.run.resume else None
-        if source is not None and not checkpoint.has_state(source):
-            source = None
-        engine = Engine(assemble(config, processes, resuming=source is not None), processes)
-        return _Run(engine, folder, stop, on_event).carry_out(source)
+        with contact(processes, lambda: "starting"):
+            with processes.together():
+                require_same(config, processes)
+                folder = RunFolder(config)
+                source = Path(config.run.resume) if config.run.resume else None
+                has_state = source is not None and checkpoint.has_state(source)
+                found = checkpoint.read_state(source, processes) if source is not None and has_state else None
+                begun_on = None if found is None else found.state["processes"]
+                parts = assemble(config, processes, resuming=found is not None, begun_on=begun_on)
+                require_same_data(parts, processes)
+            engine = Engine(parts, processes)
+        run = _Run(engine, folder, stop, on_event)
+        with contact(processes, lambda: f"update {engine.progress.update}"):
+            return run.carry_out(found)
+
+
+def _going_on(config: TrainConfig) -> TrainConfig:
+    """What torchrun starts anew after a failure goes on where it was, although nobody asks to resume."""
+    if not restarts() or config.run.resume or not (config.run_folder / "config.yaml").exists():
+        return config
+    return config.replace(**{"run.resume": str(config.run_folder), "run.overwrite": False})
 
 
 @contextmanager
@@ -94,25 +113,23 @@ class _Run:
         self._sinks: Sinks | None = None
         self._started_at = self._saved_at = self._drawn_at = time.monotonic()
 
-    def carry_out(self, source: Path | None) -> TrainResult:
-        """Train from the beginning, or from the checkpoint at ``source``, to the end or until a signal."""
+    def carry_out(self, found: checkpoint.Found | None) -> TrainResult:
+        """Train from the beginning, or from a checkpoint, to the end or until a signal."""
         engine = self.engine
         notices = list(engine.parts.notices)
-        log_bytes = 0
-        if source is not None:
-            state, file, passed_over = checkpoint.read_state(source)
-            engine.restore(state)
-            log_bytes = state["log_bytes"]
-            notices += passed_over
-            if file.name != checkpoint.LAST:
-                notices.append(f"Continuing from {file}.")
+        if restarts():
+            notices.append(f"torchrun has started the run anew, for the {restarts()}. time, as a process had ended.")
+        if found is not None:
+            with engine.processes.together():
+                engine.restore(found)
+            notices += found.passed_over
+            if found.file.name != checkpoint.LAST:
+                notices.append(f"Continuing from {found.file}.")
         elif self.config.run.resume:
             notices.append("The run had written no checkpoint yet, so it starts from the beginning.")
-        resumed_at = engine.progress.update if source is not None else None
+        resumed_at = engine.progress.update if found is not None else None
+        self._open_folder(0 if found is None else found.state["log_bytes"])
         if self._is_main:
-            self.folder.start(self.config, log_bytes)
-            if engine.parts.skipped is not None:
-                write_skipped(self.folder.path, engine.parts.skipped)
             primary = f"held_out/{engine.task.primary.name}"
             self._sinks = Sinks(Opening(self.config, self.folder.path, primary, resumed_at))
         outcome: Outcome = "failed"
@@ -127,12 +144,25 @@ class _Run:
             for problem in self._sinks.close(outcome) if self._sinks is not None else []:
                 self.emit(Notice(problem))
 
+    def _open_folder(self, log_bytes: int) -> None:
+        """The main process makes the folder ready, and then each makes sure that it can write its part there."""
+        processes = self.engine.processes
+        with processes.together():
+            if self._is_main:
+                self.folder.start(self.config, log_bytes)
+                if self.engine.parts.skipped is not None:
+                    write_skipped(self.folder.path, self.engine.parts.skipped)
+        if processes.world > 1:
+            with processes.together():
+                require_writable(self.folder.path)
+
     def _to_the_end(self) -> TrainResult:
         engine = self.engine
         try:
-            while engine.progress.epoch < engine.length.epochs and not self._is_out_of_patience():
-                if not self._train_epoch() or not self._close_epoch():
-                    return self._interrupted()
+            with engine.processes.watch or nullcontext():
+                while engine.progress.epoch < engine.length.epochs and not self._is_out_of_patience():
+                    if not self._train_epoch() or not self._close_epoch():
+                        return self._interrupted()
         except UnreadableError as error:
             if self.config.data.skip_unreadable:  # it could be read before the run
                 raise
@@ -182,14 +212,15 @@ class _Run:
         rate = _Rate(engine.images_per_update)
         while at.step < updates:
             started = time.monotonic()
-            done = engine.update(batches, stop=self.stop.signal is not None)
+            due = time.monotonic() - self._saved_at >= 60 * self.config.run.checkpoint_minutes
+            done = engine.update(batches, stop=self.stop.signal is not None, due=due)
             at.seconds += time.monotonic() - started
             speed = rate.after_update(restart=at.update % self.config.run.log_every == 0)
             position = at.epoch + 1, at.step, at.update
             self.emit(StepDone(*position, done.loss, done.losses, done.learning_rate, done.grad_norm, speed))
             if done.stop:
                 return False
-            if time.monotonic() - self._saved_at >= 60 * self.config.run.checkpoint_minutes:
+            if done.due:
                 self._save()
         return True
 
@@ -213,15 +244,7 @@ class _Run:
         is_best = winner is not None
         if winner is not None:
             at.best_epoch, at.best_scores = epoch, scores[winner]
-        if self._is_main:
-            last = "ema" if engine.ema is not None else "model"
-            results.write_weights(
-                self.folder.last_weights, candidates[last], engine.parts, scores.get(last, {}), epoch, last
-            )
-            if winner is not None:
-                results.write_weights(
-                    self.folder.best_weights, candidates[winner], engine.parts, scores[winner], epoch, winner
-                )
+        self._write_weights(candidates, scores, epoch, winner)
         self.emit(
             EpochDone(
                 epoch=epoch,
@@ -240,6 +263,17 @@ class _Run:
         if scores and epoch < engine.length.epochs:  # after the last one everything is drawn
             self._show_progress()
         return True
+
+    def _write_weights(
+        self, candidates: Mapping[str, nn.Module], scores: dict[str, dict[str, float]], epoch: int, winner: str | None
+    ) -> None:
+        """Write the last weights, and those of the winner if there is one; processes with shards all take part."""
+        last = "ema" if "ema" in candidates else "model"
+        for name, model in candidates.items():
+            paths = [self.folder.last_weights] * (name == last) + [self.folder.best_weights] * (name == winner)
+            state = whole_state(model, keep=self._is_main) if paths else {}
+            for path in paths if self._is_main else []:
+                results.write_weights(path, state, self.engine.parts, scores.get(name, {}), epoch, name)
 
     def _show_progress(self) -> None:
         if not self._is_main or time.monotonic() - self._drawn_at < PROGRESS_SECONDS:
@@ -261,9 +295,8 @@ class _Run:
         return None if meter is None else read_scores(meter, self.engine.task)
 
     def _save(self) -> Path:
-        path = self.folder.path / checkpoint.LAST
-        if self._is_main:
-            checkpoint.write_state(self.folder.path, {**self.engine.state(), "log_bytes": self.folder.log_bytes})
+        state = {**self.engine.state(), "log_bytes": self.folder.log_bytes}
+        path = checkpoint.write_state(self.folder.path, state, self.engine.processes)
         self._saved_at = time.monotonic()
         self.emit(CheckpointWritten(path, self.engine.progress.epoch, self.engine.progress.update))
         return path

@@ -12,7 +12,7 @@ from vision_ssm.storage import require_writable, what_else, whole_file
 from vision_ssm.tasks.registry import find_task
 from vision_ssm.training.config import TrainConfig
 from vision_ssm.training.events import Event
-from vision_ssm.training.state import LAST, NEXT, PREVIOUS
+from vision_ssm.training.state import LAST, NEXT, PREVIOUS, remove
 
 __all__ = ["RunFolder"]
 
@@ -68,10 +68,10 @@ class RunFolder:
         require_writable(self.path)
         try:
             for name in self._used if not self._resuming else []:
-                (self.path / name).unlink()
+                remove(self.path / name)
             for pattern in (".*.part", ".writable.*"):  # of processes that were killed
                 for leftover in self.path.glob(pattern):
-                    leftover.unlink(missing_ok=True)
+                    remove(leftover)
             if self.log_bytes > log_bytes:
                 os.truncate(self.log, log_bytes)
         except OSError as error:

@@ -2,26 +2,32 @@
 
 A checkpoint holds everything that the next update depends on: weights, average, optimiser, loss scaler, position and
 configuration. Random numbers need no state, because they are a function of the seed and the position. A digest over all
-of it is checked when it is read.
+of it is checked when it is read. One process writes a file, several write a folder of the same name together
+(`vision_ssm.training.shared_state`); any number of processes continues from either.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from vision_ssm.checkpoints.pickles import refuse_bombs
 from vision_ssm.errors import CheckpointError, ConfigError
 from vision_ssm.settings import differences
 from vision_ssm.storage import what_else, whole_file
 from vision_ssm.training.config import TrainConfig
+from vision_ssm.training.distributed import Processes
 from vision_ssm.training.integrity import fault, state_digest
+from vision_ssm.training.sharding import in_shards_like
+from vision_ssm.training.shared_state import Key, fill, read_record, unwhole, write_folder
 
-__all__ = ["LAST", "NEXT", "PREVIOUS", "Found", "has_state", "read_state", "refuse_changes", "write_state"]
+__all__ = ["LAST", "NEXT", "PREVIOUS", "Found", "has_state", "read_state", "refuse_changes", "remove", "write_state"]
 
 FORMAT = 2
 """2: with a ``digest``. 1 had none, and is still read."""
@@ -30,26 +36,55 @@ LAST, PREVIOUS, NEXT = "last.ckpt", "previous.ckpt", "next.ckpt"
 _KEYS = {"format", "model", "ema", "optimizer", "scaler", "progress", "config", "data", "processes", "log_bytes"}
 
 
-def write_state(folder: Path, state: Mapping[str, Any]) -> Path:
+def write_state(folder: Path, state: Mapping[str, Any], processes: Processes | None = None) -> Path:
     """Write ``last.ckpt`` in ``folder`` and keep the one before it as ``previous.ckpt``.
 
-    Whatever happens meanwhile (kill, full disk, power), one of the two is whole afterwards.
+    Whatever happens meanwhile (kill, full disk, power), one of the two is whole afterwards. Several processes must all
+    call this; each writes what it holds.
 
     Raises CheckpointError when it cannot be written; the files of before are untouched then.
     """
+    shared = processes is not None and processes.world > 1
     path = folder / LAST
     try:
-        with whole_file(folder / NEXT, error=CheckpointError) as part:
-            content = {"format": FORMAT, **state}
-            _serialise({**content, "digest": state_digest(content)}, part)
-        if path.exists():
-            os.replace(path, folder / PREVIOUS)
-        os.replace(folder / NEXT, path)
+        if shared and processes is not None:
+            if processes.is_main:
+                _settle(folder)
+            write_folder(folder / NEXT, {"format": FORMAT, **state}, processes)
+        else:
+            if (folder / NEXT).is_dir():  # whose place no file can take
+                _settle(folder)
+            with whole_file(folder / NEXT, error=CheckpointError) as part:
+                content = {"format": FORMAT, **state}
+                _serialise({**content, "digest": state_digest(content)}, part)
+        if processes is None or processes.is_main:
+            _settle(folder)
     except (CheckpointError, OSError) as error:
         kept = next((folder / name for name in (LAST, PREVIOUS) if (folder / name).exists()), None)
         advice = f"The last good checkpoint is {kept}; make room and resume." if kept else "There is no earlier one."
-        raise CheckpointError(f"could not write the checkpoint: {error} {advice}") from error
+        told = CheckpointError(f"could not write the checkpoint: {error} {advice}")
+        told.is_shared = getattr(error, "is_shared", False)
+        raise told from error
     return path
+
+
+def _settle(folder: Path) -> None:
+    """Give the newest state its name, and the one before it; a kill between two steps leaves both."""
+    if not (folder / NEXT).exists():
+        return
+    if (folder / LAST).exists():
+        if (folder / PREVIOUS).is_dir() or (folder / LAST).is_dir():  # a folder takes no other's place
+            remove(folder / PREVIOUS)
+        os.replace(folder / LAST, folder / PREVIOUS)
+    os.replace(folder / NEXT, folder / LAST)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, or a folder with all that is in it; nothing where neither is."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _serialise(state: Mapping[str, Any], path: Path) -> None:
@@ -69,21 +104,41 @@ def has_state(path: Path) -> bool:
 
 
 class Found(NamedTuple):
-    """A state, the file it came from, and what was wrong with newer ones."""
+    """A state, the file it came from, and what was wrong with newer ones.
+
+    ``state`` of a folder that many processes wrote has shapes in place of tensors until it is `filled`.
+    """
 
     state: dict[str, Any]
     file: Path
     passed_over: tuple[str, ...] = ()
 
+    def filled(self, like: Callable[[Key], Tensor | None] = lambda key: None) -> dict[str, Any]:
+        """The state with its tensors: in shards where that which is ``like`` them in this run is, else whole.
 
-def read_state(path: Path) -> Found:
-    """Read a checkpoint, or the newest whole one of a run folder.
+        Several processes must all ask. Raises CheckpointError when the tensors cannot be read.
+        """
+        if self.file.is_dir():
+            return fill(self.file, self.state, like)
+
+        def cut(value: Any, key: Key) -> Any:
+            if isinstance(value, Tensor):
+                return in_shards_like(value, like(key))
+            if isinstance(value, dict):
+                return {name: cut(inner, (*key, name)) for name, inner in value.items()}
+            return value
+
+        return {name: cut(value, (name,)) for name, value in self.state.items()}
+
+
+def read_state(path: Path, processes: Processes | None = None) -> Found:
+    """Read a checkpoint, or the newest whole one of a run folder; several processes all read the same.
 
     Raises CheckpointError when there is none, or none that can be read.
     """
-    if not path.is_dir():
+    if path.suffix == ".ckpt" or not path.is_dir():
         try:
-            return Found(_read(path), path)
+            return Found(_agreed(path, processes), path)
         except CheckpointError as error:
             others = [name for name in (NEXT, LAST, PREVIOUS) if name != path.name and (path.parent / name).exists()]
             hint = f" To continue from {' or '.join(others)} beside it, give the folder." if others else ""
@@ -94,10 +149,35 @@ def read_state(path: Path) -> Found:
         if not candidate.exists():
             continue
         try:
-            return Found(_read(candidate), candidate, tuple(problems))
+            return Found(_agreed(candidate, processes), candidate, tuple(problems))
         except CheckpointError as error:
             problems.append(str(error))
     raise CheckpointError(" ".join(problems) or f"{path}: no checkpoint ({LAST}) here.")
+
+
+def _agreed(path: Path, processes: Processes | None) -> dict[str, Any]:
+    """Read on every process; what one of them cannot read, none has."""
+    state: dict[str, Any] = {}
+    problem = None
+    try:
+        state = _hollow(path) if path.is_dir() else _read(path)
+    except CheckpointError as error:
+        problem = error
+    told = [problem] if processes is None else processes.gather(problem)
+    for each in told:
+        if each is not None:
+            raise each
+    if path.is_dir() and (what := unwhole(path, state.pop("files"), processes)):
+        raise CheckpointError(f"{path}: damaged: {what}.")
+    return state
+
+
+def _hollow(path: Path) -> dict[str, Any]:
+    state = read_record(path)
+    _require_format(path, state)
+    if what := fault(state, hollow=True):
+        raise CheckpointError(f"{path}: damaged: {what}.")
+    return state
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -113,6 +193,15 @@ def _read(path: Path) -> dict[str, Any]:
             state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever damaged bytes bring out; torch's text would tell how to load them unsafely
         raise CheckpointError(f"{path}: damaged, or not a training checkpoint.") from error
+    _require_format(path, state)
+    if state["format"] > 1 and state.pop("digest", None) != state_digest(state):
+        raise CheckpointError(f"{path}: damaged: its content is not what was written.")
+    if what := fault(state):
+        raise CheckpointError(f"{path}: damaged: {what}.")
+    return state  # type: ignore[no-any-return]
+
+
+def _require_format(path: Path, state: Any) -> None:
     if not isinstance(state, dict) or not set(state) >= _KEYS:
         raise CheckpointError(
             f"{path}: not a training checkpoint of this library. To start from its weights use model.checkpoint "
@@ -123,14 +212,9 @@ def _read(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: damaged: its format is {str(version)[:50]!r}.")
     if version > FORMAT:
         raise CheckpointError(f"{path}: written by a newer version (format {version}, known is {FORMAT}).")
-    if version > 1 and state.pop("digest", None) != state_digest(state):
-        raise CheckpointError(f"{path}: damaged: its content is not what was written.")
-    if what := fault(state):
-        raise CheckpointError(f"{path}: damaged: {what}.")
-    return state
 
 
-def refuse_changes(state: Mapping[str, Any], config: TrainConfig, data: Mapping[str, Any], processes: int) -> None:
+def refuse_changes(state: Mapping[str, Any], config: TrainConfig, data: Mapping[str, Any]) -> None:
     """Make sure that continuing ``state`` under ``config`` is the same run.
 
     Settings that leave the trained weights alone may change (paths, logging, workers, device, checkpoint interval);
@@ -148,8 +232,6 @@ def refuse_changes(state: Mapping[str, Any], config: TrainConfig, data: Mapping[
     lines = [f"{key} was {old!r} and is {new!r}" for key, (old, new) in changed.items()]
     # Checkpoints of format 1 knew the names of the images only.
     lines += [f"the {key} differ" for key, value in data.items() if state["data"].get(key, value) != value]
-    if state["processes"] != processes:
-        lines.append(f"it ran on {state['processes']} processes and would continue on {processes}")
     if lines:
         raise ConfigError(
             f"resuming would not continue the same run: {'; '.join(lines)}. Undo this, or start a new run from the "

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -244,15 +245,16 @@ def _entry(info: WeightsInfo) -> TaskInfo:
         ) from error
 
 
-def save_weights(path: str | Path, model: nn.Module, *, info: WeightsInfo) -> None:
-    """Write a model's state and its description, whole or not at all.
+def save_weights(path: str | Path, model: nn.Module | Mapping[str, Tensor], *, info: WeightsInfo) -> None:
+    """Write a model, or its state, and its description, whole or not at all.
 
     Tensors that share memory are written out under each of their names, so that any reader can load them.
 
     Raises:
         CheckpointError: the file cannot be written (full disk, folder not writable); an older file at ``path`` stays.
     """
-    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
+    state = model.state_dict() if isinstance(model, nn.Module) else model
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
     content = safetensors.torch.save(tensors, metadata={"format": "pt", DESCRIPTION: info.to_json()})
     with whole_file(path, error=CheckpointError) as part:
         part.write_bytes(content)

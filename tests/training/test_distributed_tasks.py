@@ -1,0 +1,63 @@
+"""Tasks know nothing of how a model is spread: whole on two processes and in shards they learn the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.tasks.detection.boards import coco
+from tests.tasks.detection.boards import scenes as boards
+from tests.tasks.segmentation import scenes
+from tests.training.processes import Job, run, saved
+from vision_ssm.training.config import TrainConfig
+
+BACKBONE = {"patch_size": 8, "embed_dim": 16, "depth": 4}
+
+
+def of_segmentation(root: Path) -> dict[str, Any]:
+    names = [f"{part}/{number}" for part, count in (("train", 9), ("val", 3)) for number in range(count)]
+    return {
+        "data.path": str(scenes.folder(root / "scenes", names)), "model.name": "vim_nano",
+        "model.options": {**BACKBONE, "patch_size": 4}, "model.img_size": 32, "head.channels": 8,
+        "head.auxiliary_channels": 4,
+    }  # fmt: skip
+
+
+def of_detection(root: Path) -> dict[str, Any]:
+    """One image of each part has no object, so that heads of one process see none while the other's do."""
+    parts = {"train": boards(9, seed=1), "val": boards(3, seed=2)}
+    return {
+        "data.path": str(coco(root / "boards", parts, outlines="packed", ids=(3, 7), size=(64, 72))),
+        "model.name": "vim_nano", "model.options": BACKBONE, "model.img_size": 64, "head.channels": 16,
+        "head.fc_channels": 32, "head.anchor_scale": 3.0, "head.proposals": 50, "head.mask_convs": 1,
+        "head.box_fcs": 1,
+    }  # fmt: skip
+
+
+def of_generation(root: Path) -> dict[str, Any]:
+    return {"data.path": "digits", "model.name": "dig_nano", "schedule.epochs": None, "schedule.updates": 3}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["segmentation", "detection", "generation"])
+def test_shards_learn_what_whole_models_learn(tmp_path: Path, task: str) -> None:
+    """The last update of the three has one batch of two. Validation has fewer images on one of the processes."""
+    values = {
+        "task": task, "data.batch_size": 1, "data.workers": 0, "schedule.epochs": 1, "optim.lr": 1e-3,
+        "optim.accumulate": 2, "optim.clip_grad": 0.5, "ema.decay": 0.5, "run.output": str(tmp_path / "runs"),
+        "run.device": "cpu", **globals()[f"of_{task}"](tmp_path),
+    }  # fmt: skip
+    found = []
+    for way in ("ddp", "fsdp"):
+        config = TrainConfig.load(None, {**values, "run.name": way, "run.parallel": way})
+        ends = run(Job(config), 2, tmp_path)
+        assert [error for error, _ in ends.values()] == [None, None]
+        found.append(saved(config.run_folder))
+    assert found[0].keys() == found[1].keys()
+    for name, value in found[0].items():
+        if isinstance(value, torch.Tensor) and value.is_floating_point():
+            largest = float(value.abs().max())
+            assert float((value - found[1][name]).abs().max()) <= 1e-3 * largest + 1e-9, name
