@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -111,3 +112,22 @@ def test_models_of_both_families_run_in_a_call_for_each_block() -> None:
         model, x = create_model(name, **options).eval(), torch.randn(1, 3, 32, 32)
         with torch.no_grad():
             assert calls_of(lambda model=model, x=x: model(x)) == ["vssm_gla_block_forward"] * blocks
+
+
+def test_a_model_remembers_its_blocks_and_notices_a_change() -> None:
+    """ViG's column describes them once; copies describe their own."""
+    model, x = create_model("vig_nano", depth=2).eval(), torch.randn(1, 3, 32, 32)
+    with torch.no_grad():
+        before = model(x)
+        assert model.column._known is not None
+        copied = copy.deepcopy(model)
+        assert copied.column._known is None
+        copied.blocks[0].mlp.fc2.weight.mul_(-3)
+        assert not torch.allclose(copied(x), before, rtol=1e-3)
+        assert torch.equal(model(x), before)
+        model.blocks[1].mixer.out_act = False
+        assert not torch.equal(model(x), before)
+        model.blocks = model.blocks[:1]
+        assert calls_of(lambda: model(x)) == ["vssm_gla_block_forward"]
+        model.blocks[0].mlp.register_forward_hook(lambda *_: None)
+        assert "vssm_gla_block_forward" not in calls_of(lambda: model(x))

@@ -19,7 +19,7 @@ from vision_ssm.layers.norms import RMSNorm, StreamLayerNorm
 from vision_ssm.layers.positions import class_indices
 from vision_ssm.layers.untouched import Unchanged, untouched
 
-__all__ = ["Column", "add_and_norm", "convolve", "embed", "gla_block", "halves", "mlp_branch", "vim_block"]
+__all__ = ["Column", "GlaColumn", "add_and_norm", "convolve", "embed", "gla_block", "halves", "mlp_branch", "vim_block"]
 
 KINDS = {RMSNorm: "rms", StreamLayerNorm: "layer", nn.LayerNorm: "layer"}
 
@@ -32,31 +32,29 @@ def vim_block(block: Any, x: Tensor) -> Tensor | None:
 
 def gla_block(block: Any, x: Tensor) -> Tensor | None:
     """Return what a block with ViG's mixer and a gated MLP makes of a map x [B, H, W, C]."""
-    if type(x) is not Tensor or not x.is_cpu or not untouched(block, inside=True):
-        return None
-    mixer, mlp, conv = block.mixer, block.mlp, block.mixer.conv
-    norms: list[Any] = [_norm(norm) for norm in (block.norm, block.norm2, mixer.g_norm, mixer.l_norm)]
-    plain = (conv, mixer.qkv_proj, mixer.gate_down, mixer.o_proj, mlp.fc1, mlp.fc2)
-    biased = any(layer.bias is not None for layer in plain)
-    form = (conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups, conv.padding_mode)
-    depthwise = form == ((3, 3), (1, 1), (1, 1), (1, 1), x.shape[-1], "zeros")
-    # torch's own LayerNorm takes weights of the stream's dtype alone.
-    ruled = any(type(norm) is nn.LayerNorm and norm.weight.dtype != x.dtype for norm in (block.norm, block.norm2))
-    if None in norms or biased or not depthwise or ruled or not _drops_nothing(block.drop_path):
-        return None
-    up, gate = mixer.gate_up, mixer.g_proj
-    described = ops.GlaBlock(
-        *(norms[0], conv.weight, mixer.qkv_proj.weight, mixer.gate_down.weight, up.weight, up.bias),
-        *(gate.weight, gate.bias, norms[2], norms[3], mixer.o_proj.weight, norms[1], mlp.fc1.weight, mlp.fc2.weight),
-        *(mixer.heads, mixer.conv_act, mixer.out_act, mixer.scale),
-    )
-    return ops.gla_block(x, described) if ops.gla_block_applies(x, described) else None
+    described = _described_gla(block, x.dtype, inside=True) if type(x) is Tensor and x.is_cpu else None
+    return ops.gla_block(x, described) if described is not None and ops.gla_block_applies(x, described) else None
 
 
-class Column:
-    """Blocks one after the other, described once for as long as nobody changes one. Copies and pickles are empty."""
+class _Remembering:
+    """Blocks described once, for as long as nobody changes one. Copies and pickles are empty."""
 
-    _known: tuple[nn.ModuleList, Unchanged, ops.VimColumn] | None = None
+    _known: tuple[nn.ModuleList, Unchanged, Any] | None = None
+
+    def _described(self, blocks: nn.ModuleList, describe: Callable[[Any], Any], together: Callable[[Any], Any]) -> Any:
+        """Return ``together`` of what ``describe`` makes of each block, or None if it makes nothing of one."""
+        if self._known is None or self._known[0] is not blocks or not self._known[1].holds():
+            described = [whole for block in blocks if (whole := describe(block)) is not None]
+            known = len(described) == len(blocks)
+            self._known = (blocks, Unchanged(blocks), together(described)) if known else None
+        return None if self._known is None else self._known[2]
+
+    def __reduce__(self) -> tuple[type[_Remembering], tuple[()]]:
+        return type(self), ()
+
+
+class Column(_Remembering):
+    """Vim's blocks one after the other."""
 
     def segments(self, blocks: nn.ModuleList, x: Tensor, norm: nn.Module | None = None) -> Callable[..., Tensor] | None:
         """Return a function of (stream, start, stop): a stream like x [B, L, D] after blocks[start:stop].
@@ -67,15 +65,20 @@ class Column:
             return partial(_joined, blocks)
         if type(x) is not Tensor or not x.is_cpu or torch.is_grad_enabled() or torch.compiler.is_compiling():
             return None
-        if self._known is None or self._known[0] is not blocks or not self._known[1].holds():
-            described = [whole for block in blocks if (whole := _described(block)) is not None]
-            known = len(described) == len(blocks)
-            self._known = (blocks, Unchanged(blocks), ops.VimColumn(described)) if known else None
+        known = self._described(blocks, _described, ops.VimColumn)
         weights = _norm(norm) if norm is not None and untouched(norm) else None
-        return None if self._known is None or (norm and not weights) else self._known[2].segments(x, weights)
+        return None if known is None or (norm and not weights) else known.segments(x, weights)
 
-    def __reduce__(self) -> tuple[type[Column], tuple[()]]:
-        return Column, ()
+
+class GlaColumn(_Remembering):
+    """ViG's blocks one after the other."""
+
+    def segments(self, blocks: nn.ModuleList, x: Tensor) -> Callable[..., Tensor] | None:
+        """Return a function of (map, start, stop): a map like x [B, H, W, C] after blocks[start:stop]."""
+        if type(x) is not Tensor or not x.is_cpu or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return None
+        known = self._described(blocks, partial(_described_gla, dtype=x.dtype), partial(ops.GlaColumn, dtype=x.dtype))
+        return None if known is None else known.segments(x)
 
 
 def embed(model: Any, x: Any) -> tuple[Tensor, tuple[int, int]] | None:
@@ -157,6 +160,28 @@ def _described(block: Any, *, inside: bool = False) -> ops.VimBlock | None:
     ssm = ops.SsmWeights(*mixer.ssm.weights())._replace(conv_weight=mixer.conv_weight, conv_bias=mixer.conv_bias)
     form = (0.5 if mixer.halve else 1.0, mixer.walks_reversed, mixer.convolutions_reversed)
     return ops.VimBlock(norm, mixer.in_proj.weight, ssm, mixer.out_proj.weight, mixer.gamma, *form)
+
+
+def _described_gla(block: Any, dtype: torch.dtype, *, inside: bool = False) -> ops.GlaBlock | None:
+    """Describe a block for streams of a dtype."""
+    if not untouched(block, inside=inside) or not _drops_nothing(block.drop_path):
+        return None
+    mixer, mlp, conv = block.mixer, block.mlp, block.mixer.conv
+    norms: list[Any] = [_norm(norm) for norm in (block.norm, block.norm2, mixer.g_norm, mixer.l_norm)]
+    plain = (conv, mixer.qkv_proj, mixer.gate_down, mixer.o_proj, mlp.fc1, mlp.fc2)
+    biased = any(layer.bias is not None for layer in plain)
+    form = (conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups, conv.padding_mode)
+    depthwise = form == ((3, 3), (1, 1), (1, 1), (1, 1), conv.out_channels, "zeros")
+    # torch's own LayerNorm takes weights of the stream's dtype alone.
+    ruled = any(type(norm) is nn.LayerNorm and norm.weight.dtype != dtype for norm in (block.norm, block.norm2))
+    if None in norms or biased or not depthwise or ruled:
+        return None
+    up, gate = mixer.gate_up, mixer.g_proj
+    return ops.GlaBlock(
+        *(norms[0], conv.weight, mixer.qkv_proj.weight, mixer.gate_down.weight, up.weight, up.bias),
+        *(gate.weight, gate.bias, norms[2], norms[3], mixer.o_proj.weight, norms[1], mlp.fc1.weight, mlp.fc2.weight),
+        *(mixer.heads, mixer.conv_act, mixer.out_act, mixer.scale),
+    )
 
 
 def _norm(norm: Any) -> ops.NormWeights | None:

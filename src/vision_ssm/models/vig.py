@@ -17,6 +17,7 @@ import torch
 from timm.models import checkpoint, register_notrace_function, register_notrace_module
 from torch import Tensor, nn
 
+from vision_ssm.layers import one_call
 from vision_ssm.layers.conv_patch_embed import ConvPatchEmbed
 from vision_ssm.layers.gated_mlp import GatedMlp
 from vision_ssm.layers.gla_block import GLABlock
@@ -108,6 +109,7 @@ class ViG(Columnar):
             )
             for j in range(depth)
         )
+        self.column = one_call.GlaColumn()
         self.norm = RMSNorm(embed_dim, EPS)
         self.head: nn.Module = nn.Linear(embed_dim, num_classes) if num_classes else nn.Identity()
         self.feature_info = [
@@ -151,8 +153,12 @@ class ViG(Columnar):
         return resample_table(self.pos_embed, self.class_token, self.patch_embed.grid_size, grid, patch, patch)
 
     def _runner(self, tokens: Tensor, grid: tuple[int, int]) -> Callable[[Tensor, int, int], Tensor]:
+        whole = None if self.grad_checkpointing else self.column.segments(self.blocks, torch.unflatten(tokens, 1, grid))
+
         def run(tokens: Tensor, start: int, stop: int) -> Tensor:
             x = torch.unflatten(tokens, 1, grid)
+            if whole is not None:
+                return whole(x, start, stop).flatten(1, 2)
             for block in self.blocks[start:stop]:
                 x = checkpoint(block, x) if self.grad_checkpointing and not transformed() else block(x)
             return x.flatten(1, 2)

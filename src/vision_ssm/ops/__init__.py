@@ -9,6 +9,7 @@ from vision_ssm.ops.add_norm.op import applies as add_norm_applies
 from vision_ssm.ops.conv.op import causal_conv1d
 from vision_ssm.ops.dispatch import BackendStatus, available_backends, explain, operators
 from vision_ssm.ops.gla.op import gla
+from vision_ssm.ops.gla_block.column import GlaColumn
 from vision_ssm.ops.gla_block.contract import GlaBlock
 from vision_ssm.ops.gla_block.op import applies as gla_block_applies
 from vision_ssm.ops.gla_block.op import gla_block
@@ -31,6 +32,7 @@ from vision_ssm.ops.vim_block.recycled import release_memory
 __all__ = [
     "BackendStatus",
     "GlaBlock",
+    "GlaColumn",
     "MlpWeights",
     "NormWeights",
     "SsmWeights",

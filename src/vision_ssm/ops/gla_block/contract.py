@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from vision_ssm.ops.add_norm.contract import NORMS, NormWeights
@@ -76,17 +75,12 @@ class GlaBlock(NamedTuple):
             fc2=fc2,
         )
 
-    def misfit(self, shape: torch.Size) -> str | None:
-        """Return what does not fit in a block for maps of a shape [B, H, W, C], or None."""
+    def misfit(self, channels: int) -> str | None:
+        """Return what does not fit in a block for maps of so many channels, C, or None."""
         shapes = [None if w is None else w.shape for w in self.tensors()]
         found = dict(zip(NAMES, shapes, strict=True))
         down, fc1 = found["gate_down"], found["fc1"]
-        channels = shape[-1] if len(shape) == 4 else 0
-        if channels == 0:
-            return (
-                f"a block of gated linear attention takes a map [B, H, W, C] of a channel at least, got {show(shape)}"
-            )
-        if self.heads < 1 or channels % (2 * self.heads):
+        if channels < 1 or self.heads < 1 or channels % (2 * self.heads):
             return f"{channels} channels do not divide into {self.heads} heads of an even number of channels each"
         if down is None or len(down) != 2 or down[0] < 1 or fc1 is None or len(fc1) != 2 or fc1[0] < 2 or fc1[0] % 2:
             return (

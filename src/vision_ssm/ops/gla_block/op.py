@@ -14,17 +14,19 @@ Source: ViG, arXiv:2405.18425; as modules it is layers/gla_block.py.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from vision_ssm.errors import ConfigError, ShapeError
 from vision_ssm.ops.dispatch import native_call_applies
-from vision_ssm.ops.gate import check_tensors
+from vision_ssm.ops.gate import check_tensors, show
 from vision_ssm.ops.gla_block import cpu, reference
 from vision_ssm.ops.gla_block.contract import NAMES, OPTIONAL, GlaBlock
 from vision_ssm.ops.native import are_plain
 
-__all__ = ["applies", "gla_block"]
+__all__ = ["applies", "gla_block", "takes_map"]
 
 
 def applies(x: Tensor, block: GlaBlock) -> bool:
@@ -34,13 +36,17 @@ def applies(x: Tensor, block: GlaBlock) -> bool:
     and of theirs or float32, no gradient of it is wanted, and the shapes fit.
     """
     weights = [w for w in block.tensors() if w is not None]
-    dtype = block.qkv_proj.dtype
-    if x.dtype not in (torch.float32, dtype) or not are_plain((x,), x.dtype) or x.numel() == 0:
+    return takes_map(x, weights) and block.norms_fit() and block.misfit(x.shape[3]) is None
+
+
+def takes_map(x: Tensor, weights: Sequence[Tensor]) -> bool:
+    """Tell whether a map x [B, H, W, C] may be taken in one call by a block with these weights, shapes aside."""
+    dtype = weights[0].dtype
+    if x.dim() != 4 or x.numel() == 0 or x.dtype not in (torch.float32, dtype) or not are_plain((x,), x.dtype):
         return False
     if torch.is_grad_enabled() and x.requires_grad:
         return False
-    whole = block.norms_fit() and native_call_applies("gla_block", block.qkv_proj, weights)
-    return whole and block.misfit(x.shape) is None
+    return native_call_applies("gla_block", weights[0], weights)
 
 
 def gla_block(x: Tensor, block: GlaBlock) -> Tensor:
@@ -67,7 +73,11 @@ def gla_block(x: Tensor, block: GlaBlock) -> Tensor:
     check_tensors("gla_block", x, *OPTIONAL, x=x, **dict(zip(NAMES, block.tensors(), strict=True)))
     if applies(x, block):
         return cpu.forward(x, block)
-    misfit = block.misfit(x.shape)
+    if x.dim() != 4 or x.shape[3] == 0:
+        raise ShapeError(
+            f"a block of gated linear attention takes a map [B, H, W, C] of a channel at least, got {show(x.shape)}"
+        )
+    misfit = block.misfit(x.shape[3])
     if misfit is not None:
         raise ShapeError(misfit)
     if not block.norms_fit():
