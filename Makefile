@@ -6,6 +6,7 @@
 #   make types     mypy --strict on src
 #   make sanitize  tests of the native kernel under AddressSanitizer and UndefinedBehaviorSanitizer
 #   make fuzz      random inputs against promises, 70 seconds of them   (SECONDS=600 SEED=7 ARGS=images)
+#   make browser   the shipped classifier in a page, in build/browser, tried in a headless Chromium (needs npm and Chromium)
 #   make bench     timings into results/
 #   make wheel     a wheel for machines like this one into dist/   make sdist: the source distribution
 #   make wheels    wheels for other machines than this one, as cibuildwheel makes them (on Linux it needs Docker)
@@ -36,7 +37,7 @@ TESTABLE := $(VENV)/.testable
 SANITIZED := build/sanitize
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-oldest test-newest lint types sanitize fuzz bench \
+.PHONY: help setup demo test test-oldest test-newest lint types sanitize fuzz bench browser \
   wheel wheels sdist check-wheel check-release check-workflows clean
 
 help:
@@ -75,6 +76,13 @@ demo: $(READY)
 	@$(BIN)/vision-ssm predict runs/demo/best.safetensors runs/demo/samples --output runs/demo/predictions.json
 	@$(BIN)/python examples/cat_photograph.py runs/demo/photograph.png
 	@$(BIN)/vision-ssm predict runs/demo/photograph.png
+
+browser: $(TESTABLE)
+	mkdir -p build/browser
+	cp examples/browser/index.html examples/browser/package.json build/browser
+	cd build/browser && npm install --ignore-scripts --no-audit --no-fund --no-package-lock --silent
+	$(BIN)/vision-ssm export vim_nano_cifar10 --target portable --output build/browser/model.onnx
+	$(BIN)/python examples/browser/check.py build/browser
 
 test: $(TESTABLE)
 	$(BIN)/python -m pytest -m "not slow" -n $(JOBS) --dist loadfile $(ARGS)
