@@ -219,6 +219,8 @@ def _meet(seconds: float) -> Notes:
     patience = datetime.timedelta(seconds=2 * seconds + 30)
     try:
         store, rank, world = next(rendezvous("env://", timeout=datetime.timedelta(seconds=seconds)))
+        # torchrun keeps one store for all attempts, where the addresses of the processes that ended still are.
+        store = dist.PrefixStore(f"attempt {restarts()}", store)
         dist.init_process_group(store=store, rank=rank, world_size=world, timeout=patience)
     except (dist.DistError, RuntimeError, ValueError) as error:
         reason = str(error).partition("\n")[0]
