@@ -38,7 +38,13 @@ def of_detection(root: Path) -> dict[str, Any]:
 
 
 def of_generation(root: Path) -> dict[str, Any]:
-    return {"data.path": "digits", "model.name": "dig_nano", "schedule.epochs": None, "schedule.updates": 3}
+    return {
+        "data.path": "digits",
+        "model.name": "dig_nano",
+        "schedule.epochs": None,
+        "schedule.updates": 3,
+        "data.eval_batch_size": 128,
+    }
 
 
 @pytest.mark.slow
