@@ -69,4 +69,4 @@ def test_shards_learn_what_whole_models_learn(tmp_path: Path, task: str) -> None
     for name, value in found[0].items():
         if isinstance(value, torch.Tensor) and value.is_floating_point():
             largest = float(value.abs().max())
-            assert float((value - found[1][name]).abs().max()) <= 1e-4 * largest + 1e-7, name
+            assert float((value - found[1][name]).abs().max()) <= 1e-4 * largest + 1e-6, name
