@@ -175,7 +175,7 @@ def test_torchrun_restarts_a_run(tiny: Tiny, tmp_path: Path) -> None:
     assert "torchrun has started the run anew, for the 1. time" in done.stderr + done.stdout
     assert done.stdout.count("Effective configuration") == 2  # of the main process, each time
     refused = torchrun("--nproc-per-node", "2", "-m", "vision_ssm", "train", str(tmp_path / "none"))
-    assert refused.returncode != 0 and refused.stderr.count("error: data") == 1
+    assert refused.returncode != 0 and refused.stderr.count("no folder and no data set is called") == 1
 
 
 DIES_ONCE = """

@@ -38,17 +38,26 @@ def of_detection(root: Path) -> dict[str, Any]:
 
 
 def of_generation(root: Path) -> dict[str, Any]:
-    return {"data.path": "digits", "model.name": "dig_nano", "schedule.epochs": None, "schedule.updates": 3}
+    return {
+        "data.path": "digits",
+        "model.name": "dig_nano",
+        "schedule.epochs": None,
+        "schedule.updates": 3,
+        "data.eval_batch_size": 128,
+    }
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("task", ["segmentation", "detection", "generation"])
 def test_shards_learn_what_whole_models_learn(tmp_path: Path, task: str) -> None:
-    """The last update of the three has one batch of two. Validation has fewer images on one of the processes."""
+    """By SGD: Adam's quotient is of rounding where a gradient is next to nothing, as of biases before a batch norm.
+
+    Validation has fewer images on one of the processes.
+    """
     values = {
-        "task": task, "data.batch_size": 1, "data.workers": 0, "schedule.epochs": 1, "optim.lr": 1e-3,
-        "optim.accumulate": 2, "optim.clip_grad": 0.5, "ema.decay": 0.5, "run.output": str(tmp_path / "runs"),
-        "run.device": "cpu", **globals()[f"of_{task}"](tmp_path),
+        "task": task, "data.batch_size": 1, "data.workers": 0, "schedule.epochs": 1, "optim.name": "sgd",
+        "optim.lr": 0.01, "optim.accumulate": 2, "optim.clip_grad": 0.5, "ema.decay": 0.5, "run.device": "cpu",
+        "run.output": str(tmp_path / "runs"), **globals()[f"of_{task}"](tmp_path),
     }  # fmt: skip
     found = []
     for way in ("ddp", "fsdp"):
@@ -60,4 +69,4 @@ def test_shards_learn_what_whole_models_learn(tmp_path: Path, task: str) -> None
     for name, value in found[0].items():
         if isinstance(value, torch.Tensor) and value.is_floating_point():
             largest = float(value.abs().max())
-            assert float((value - found[1][name]).abs().max()) <= 1e-3 * largest + 1e-9, name
+            assert float((value - found[1][name]).abs().max()) <= 1e-4 * largest + 1e-6, name

@@ -219,7 +219,9 @@ def _meet(seconds: float) -> Notes:
     patience = datetime.timedelta(seconds=2 * seconds + 30)
     try:
         store, rank, world = next(rendezvous("env://", timeout=datetime.timedelta(seconds=seconds)))
-        dist.init_process_group(store=store, rank=rank, world_size=world, timeout=patience)
+        # torchrun keeps one store for all attempts, where the addresses of the processes that ended still are.
+        notes: Any = dist.PrefixStore(f"attempt {restarts()}", store)  # type: ignore[attr-defined]
+        dist.init_process_group(store=notes, rank=rank, world_size=world, timeout=patience)
     except (dist.DistError, RuntimeError, ValueError) as error:
         reason = str(error).partition("\n")[0]
         advice = "free the port or choose another one (torchrun --master-port)" if "in use" in reason else None
@@ -229,7 +231,7 @@ def _meet(seconds: float) -> Notes:
             advice=advice or f"is each of them started, and {where} reachable from here?",
             is_shared=False,
         ) from error
-    return store  # type: ignore[no-any-return]
+    return notes  # type: ignore[no-any-return]
 
 
 def _own_device(name: str, local_rank: int) -> torch.device:

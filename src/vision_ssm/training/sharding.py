@@ -73,13 +73,18 @@ def shard(
     # Imported here: these take a second, and most runs are of one process.
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
+    from torch.distributed.tensor import Shard
+
+    def placement(parameter: nn.Parameter) -> Shard:
+        """Along the first axis that divides evenly: that of the scan directions is shorter than many processes."""
+        return Shard(next((axis for axis, size in enumerate(parameter.shape) if size % world == 0), 0))
 
     mesh = init_device_mesh(device.type, (world,))
     for unit in units(backbone):
-        fully_shard(unit, mesh=mesh)
+        fully_shard(unit, mesh=mesh, shard_placement_fn=placement)
     if unused_parameters:
         model.register_forward_hook(_reach_all)
-    fully_shard(model, mesh=mesh, reshard_after_forward=False)
+    fully_shard(model, mesh=mesh, shard_placement_fn=placement, reshard_after_forward=False)
 
 
 def _reach_all(model: nn.Module, arguments: Any, output: Any) -> Any:
