@@ -105,11 +105,11 @@ def check_first_stage(has: Ran, score: str, maps: list[str]) -> None:
         assert has.probe(has.raw["reg"][level], f"rpn_reg{level}") < 1e-5
         rank = has.found.logits[level][0]
         rank = rank.sigmoid() if score == "score" else rank
-        value, index = rank.sort(descending=True, stable=True)
-        count = len(has.recorded[f"rpn_top_index{level}"])
-        assert index[:count].tolist() == has.recorded[f"rpn_top_index{level}"].tolist()
-        close(value[:count], has.recorded[f"rpn_top_{score}{level}"], 1e-5)
-        moved = has.model.rpn._moved(has.found.deltas[level][0, index[:count]], has.found.anchors[level][index[:count]])
+        index = torch.from_numpy(has.recorded[f"rpn_top_index{level}"].astype(np.int64))
+        # Anchors whose scores differ by rounding change places from machine to machine.
+        close(rank.topk(len(index)).values, rank[index].numpy(), 1e-6 if score == "score" else 1e-5)
+        close(rank[index], has.recorded[f"rpn_top_{score}{level}"], 1e-5)
+        moved = has.model.rpn._moved(has.found.deltas[level][0, index], has.found.anchors[level][index])
         close(clipped(moved, has.size), has.recorded[f"rpn_top_box{level}"], 1e-2)
 
 

@@ -92,6 +92,13 @@ def test_description(loaded: Loaded) -> None:
 
 # Name -> task, model, classes, score and the least that was asked of it.
 SHIPPED = {
+    "aerial_nano": (
+        "segmentation",
+        "vim_nano",
+        ("building", "land (unpaved)", "road", "vegetation", "water"),
+        "miou",
+        0.50,
+    ),
     "nuclei_nano": ("detection", "vmamba_nano", ("nucleus",), "mask_ap50", 0.60),
     "pcb_nano": (
         "detection",
