@@ -41,6 +41,7 @@ NOT_RUN = {
     "vision-ssm bench --show results/mine.json": "shows what the first line measured",
     "vision-ssm train digits --recipe": "minutes to an hour; smaller runs take their place",
     "vision-ssm train scenes/ --task segmentation --recipe segmentation_nano": "an hour; a smaller run takes its place",
+    "torchrun --standalone": "tests/training/test_distributed.py runs one",
     "vision-ssm train --resume runs/my-run": "tests/cli/test_train.py resumes a run",
 }
 

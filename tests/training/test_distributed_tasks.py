@@ -51,6 +51,7 @@ def of_generation(root: Path) -> dict[str, Any]:
 @pytest.mark.parametrize("task", ["segmentation", "detection", "generation"])
 def test_shards_learn_what_whole_models_learn(tmp_path: Path, task: str) -> None:
     """By SGD: Adam's quotient is of rounding where a gradient is next to nothing, as of biases before a batch norm.
+    Gradients are of 0.5 in all, so 1e-5 of one is rounding.
 
     Validation has fewer images on one of the processes.
     """
@@ -69,4 +70,4 @@ def test_shards_learn_what_whole_models_learn(tmp_path: Path, task: str) -> None
     for name, value in found[0].items():
         if isinstance(value, torch.Tensor) and value.is_floating_point():
             largest = float(value.abs().max())
-            assert float((value - found[1][name]).abs().max()) <= 1e-4 * largest + 1e-6, name
+            assert float((value - found[1][name]).abs().max()) <= 1e-4 * largest + 1e-5, name
