@@ -94,6 +94,17 @@ def test_a_state_goes_from_any_processes_to_any_others(tiny: Tiny, tmp_path: Pat
     assert_close(saved(alone.run_folder), saved(folder))
 
 
+@pytest.mark.parametrize("way", ["ddp", "fsdp"])
+def test_a_resume_on_as_many_processes_is_exact(tiny: Tiny, tmp_path: Path, way: str) -> None:
+    """With mixing, crops and dropped paths, in the middle of an epoch."""
+    values = {"data.batch_size": 2, "model.options": {"drop_path_rate": 0.3}, "ema.decay": 0.5, "run.parallel": way}
+    whole, parts = (tiny(**values, **{"run.name": name}) for name in ("whole", "parts"))
+    assert fine(run(Job(whole), 2, tmp_path), 2)
+    assert fine(run(Job(parts, kind="stop", at=2), 2, tmp_path), 2)
+    assert fine(run(Job(parts.replace(**{"run.resume": str(parts.run_folder)})), 2, tmp_path), 2)
+    assert_equal(saved(whole.run_folder), saved(parts.run_folder))
+
+
 @pytest.mark.parametrize("moment", [(1, "step", 2), (0, "save", 0)])
 def test_a_killed_process_costs_no_checkpoint(tiny: Tiny, tmp_path: Path, moment: tuple[int, str, int]) -> None:
     config = tiny(**PLAIN, **{"data.batch_size": 3, "run.parallel": "fsdp", "run.checkpoint_minutes": 0.0})
