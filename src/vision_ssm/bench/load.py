@@ -47,8 +47,8 @@ def doubts(share: float | None, others: float | None, threads: int) -> list[str]
     found = []
     if share is not None and share > 1:
         found.append(
-            f"{share:.0%} of the ceiling cannot be: the matrix product that stands for it was disturbed, or torch's does "
-            "not use all of this processor; the share is no result"
+            f"{share:.0%} of the ceiling cannot be: the matrix product that stands for it was disturbed, or torch's "
+            "does not use all of this processor; the share is no result"
         )
     if is_busy(others, threads):
         found.append(f"other processes kept {others:.1f} cores busy meanwhile; repeat it on a quiet machine")
