@@ -15,23 +15,21 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
-import subprocess
 import sys
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from results_file import provenance, write
+from side_by_side import compared, peak, words
 from timm.layers import Mlp
 from timm.models.vision_transformer import Attention
 from torch import Tensor, nn
 
 from vision_ssm.bench.memory import peak_of
-from vision_ssm.bench.subject import FAILURES, reason, synchronise
 from vision_ssm.layers.conditioning import ClassEmbed, ModulatedOutput, TimestepEmbed, modulate
 from vision_ssm.layers.positions import sincos_table
 from vision_ssm.models import create_model
@@ -110,57 +108,25 @@ def prepare(name: str, latent: int, options: argparse.Namespace) -> Callable[[],
     return train if training else infer
 
 
-def seconds(step: Callable[[], None], options: argparse.Namespace) -> float:
-    """Seconds of one step."""
-    started = time.perf_counter()
-    step()
-    synchronise(options.device)
-    return time.perf_counter() - started
-
-
-def peak(name: str, latent: int, options: argparse.Namespace) -> dict[str, Any]:
-    """Peak memory of a step beyond weights and input, in a process of its own."""
+def compare(latent: int, options: argparse.Namespace) -> dict[str, Any]:
+    """Both contenders at one size."""
     settings = ["--mode", options.mode, "--device", options.device, "--batch", str(options.batch)]
-    settings += ["--threads", str(options.threads)]
-    command = [sys.executable, __file__, "--memory-of", name, "--latents", str(latent), *settings]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        return {"error": f"the process ended with status {done.returncode}, of too little memory perhaps"}
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
+    settings += ["--threads", str(options.threads), "--latents", str(latent)]
+    rows = compared(
+        {name: partial(prepare, name, latent, options) for name in BUILD},
+        lambda name: peak([__file__, "--memory-of", name, *settings]),
+        rounds=options.rounds,
+        device=options.device,
+    )
+    return {"latent": latent, "tokens": (latent // PATCH) ** 2, **rows}
 
 
-def compared(latent: int, options: argparse.Namespace) -> dict[str, Any]:
-    """Both contenders at one size; one that fails keeps the reason."""
-    steps: dict[str, Callable[[], None]] = {}
-    row: dict[str, Any] = {"latent": latent, "tokens": (latent // PATCH) ** 2}
-    for name in BUILD:
-        row[name] = peak(name, latent, options)
-        try:
-            steps[name] = prepare(name, latent, options)
-            seconds(steps[name], options)  # takes memory from the system, chooses kernels
-        except FAILURES as error:
-            steps.pop(name, None)
-            row[name] = {"error": reason(error)}
-    samples: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in range(options.rounds):
-        for name, step in steps.items():
-            samples[name].append(seconds(step, options))
-    for name, taken in samples.items():
-        row[name] |= {"seconds": statistics.median(taken), "samples": taken}
-    return row
-
-
-def told(row: dict[str, Any]) -> str:
+def in_words(row: dict[str, Any]) -> str:
     """A row in words."""
-    words = [f"latent {row['latent']:4}, {row['tokens']:6} tokens:"]
-    for name in BUILD:
-        found = row[name]
-        memory = f"{found['peak_bytes'] / 2**20:.0f} MiB" if "peak_bytes" in found else "memory not measured"
-        words.append(f"{name} {found['seconds'] * 1e3:.1f} ms, {memory};" if "seconds" in found else f"{name} failed;")
+    told = [f"latent {row['latent']:4}, {row['tokens']:6} tokens:", *(words(name, row[name]) for name in BUILD)]
     if all("seconds" in row[name] for name in BUILD):
-        words.append(f"DiT takes {row['dit_s2']['seconds'] / row['dig_s2']['seconds']:.2f} times as long")
-    return " ".join(words)
+        told.append(f"DiT takes {row['dit_s2']['seconds'] / row['dig_s2']['seconds']:.2f} times as long")
+    return " ".join(told)
 
 
 def main() -> None:
@@ -183,8 +149,8 @@ def main() -> None:
     report = provenance(f"python benchmarks/denoiser.py {' '.join(sys.argv[1:])}".strip())
     report |= {"settings": settings, "parameters": {name: parameters(name) for name in BUILD}, "rows": []}
     for latent in options.latents:
-        report["rows"].append(compared(latent, options))
-        print(told(report["rows"][-1]), flush=True)
+        report["rows"].append(compare(latent, options))
+        print(in_words(report["rows"][-1]), flush=True)
         if options.output:
             write(options.output, report)
 
