@@ -69,4 +69,5 @@ def test_models_in_fresh_processes():
     assert training["pass_bytes"] > 2 * small["pass_bytes"]
     assert "patch" in impossible["error"]
     assert enormous["error"].startswith("out of memory: ")
-    assert again["pass_bytes"] == pytest.approx(small["pass_bytes"], abs=MIB)
+    # Nothing of what came between is left; processes differ by themselves, and so `bench` takes the median of five.
+    assert again["pass_bytes"] == pytest.approx(small["pass_bytes"], rel=1 / 3)
