@@ -88,7 +88,7 @@ def stocked(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     for name in ("photo.jpg", "cat.jpg", "street.jpg", "board.jpg", "photos/a.jpg", "photos/b.png"):
         picture(name)
-    for name in ("scan.tif", "scans/one.tif"):
+    for name in ("scan.tif", "scene.tif", "scans/one.tif"):
         picture(name, (90, 130))
     np.save(place / "scan.npy", numbers.integers(0, 255, (50, 60), dtype=np.uint8))
     for name in ("cat", "dog"):
@@ -133,6 +133,11 @@ def train_a_segmentor(place: Path) -> None:
     vision_ssm.train(TrainConfig.load(None, {**values, **small, **options}))
 
 
+def train_a_mapper(place: Path) -> None:
+    train_a_segmentor(place)
+    shutil.copytree(place / "runs" / "vim_nano-scenes", place / "runs" / "land")
+
+
 def train_a_detector(place: Path) -> None:
     boards.coco(place / "boards", {part: boards.scenes(2) for part in ("train", "val")}, size=(64, 72))
     values = {"data.path": "boards", "model.name": "vim_nano", "model.img_size": 64, "schedule.epochs": 1}
@@ -153,6 +158,7 @@ def train_a_classifier_of_digits(_: Path) -> None:
 
 RUNS = {
     "vim_nano-scenes": train_a_segmentor,
+    "runs/land": train_a_mapper,
     "vim_nano-boards": train_a_detector,
     "dig_nano-digits": train_a_denoiser,
     "vim_nano-digits": train_a_classifier_of_digits,
@@ -172,6 +178,8 @@ def learned_first(here: Path, text: str) -> None:
 @pytest.mark.parametrize("block", python_blocks())
 def test_python(here: Path, block: str) -> None:
     learned_first(here, block)
+    if "train(config" in block:
+        shutil.rmtree(here / "runs")  # its run would be there already
     if LOADS in block:
         (before,) = [text for _, text in blocks("python") if SAVES in text]
         exec(before, {"__name__": "block"})

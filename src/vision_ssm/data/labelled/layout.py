@@ -74,8 +74,8 @@ def _parts(place: Path) -> Layout | None:
     held = [folder for folder in (val, test) if folder is not None]
     if train is None and held:
         raise DataError(
-            f"{str(place)!r} has {_and(held)} but no train/ folder; add one, or give a folder of class folders "
-            "(a class of that name needs another one)."
+            f"{str(place)!r} has {_and(held)} but no train/ folder; add one to train, give {str(held[0])!r} itself to "
+            "evaluate, or give a folder of class folders (a class of that name needs another one)."
         )
     if train is None:
         _refuse_unlabelled(place, folders)
