@@ -3,6 +3,8 @@
     python benchmarks/gla.py --output results/gla_cpu.json
     python benchmarks/gla.py --threads 1 2 --tokens 196 1024
 
+It needs the extra `export`, whose ONNX Runtime it compares with.
+
 3 heads of 32 key and 64 value channels, one image, as in ViG-T. The plain-torch forms run under torch.no_grad():
 
     halves        the library's 'chunked' backend, with chunks of 32, 64 and 128 tokens; stable for every gate
