@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import sys
+import tempfile
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -155,7 +156,7 @@ def count_on(rank: int, world: int, way: str, name: str, meeting: str, answers: 
     dist.destroy_process_group()
 
 
-def count(options: argparse.Namespace) -> list[dict[str, Any]]:
+def count(options: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
     model = create_model(options.model)
     parameters = sum(p.numel() for p in model.parameters())
     outside = parameters - sum(p.numel() for unit in units(model) for p in unit.parameters())
@@ -164,8 +165,7 @@ def count(options: argparse.Namespace) -> list[dict[str, Any]]:
     for world in options.processes:
         for way in options.ways:
             answers = context.Queue()
-            meeting = Path(options.scratch) / f"meeting-{way}-{world}"
-            meeting.unlink(missing_ok=True)
+            meeting = folder / f"meeting-{way}-{world}"
             given = (world, way, options.model, str(meeting), answers)
             children = [context.Process(target=count_on, args=(rank, *given)) for rank in range(world)]
             for child in children:
@@ -181,7 +181,8 @@ def count(options: argparse.Namespace) -> list[dict[str, Any]]:
             print(
                 f"{way} on {world}: keeps {sum(kept.values()) / 1e6:.1f} MB, by the formula "
                 f"{sum(row['kept_by_formula'].values()) / 1e6:.1f}; sends {sum(sent.values()) / 1e6:.1f} MB, by the "
-                f"formula {row['sent_by_formula'] / 1e6:.1f}"
+                f"formula {row['sent_by_formula'] / 1e6:.1f}",
+                flush=True,
             )
     return rows
 
@@ -197,7 +198,6 @@ def main() -> None:
         "--teraflops", type=float, default=10.0, help="that a GPU sustains, 10^12 operations per second"
     )
     parser.add_argument("--gigabytes-per-second", type=float, default=25.0, help="that a process sends")
-    parser.add_argument("--scratch", default=".", help="folder where the processes meet")
     parser.add_argument("--patience", type=float, default=900.0, help="seconds to wait for a count")
     parser.add_argument("--output", type=Path, help="results file")
     options = parser.parse_args()
@@ -205,7 +205,8 @@ def main() -> None:
         rows = formulas(options)
         print_formulas(rows, options.gpus)
     else:
-        rows = count(options)
+        with tempfile.TemporaryDirectory() as folder:  # where the processes meet
+            rows = count(options, Path(folder))
     if options.output is not None:
         write(options.output, {**provenance(" ".join(["python", *sys.argv])), options.what: rows})
 
