@@ -18,13 +18,12 @@ import json
 import sys
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from results_file import provenance, write
-from side_by_side import compared, peak, words
+from side_by_side import arguments, compared, peak, words
 from timm.layers import Mlp
 from timm.models.vision_transformer import Attention
 from torch import Tensor, nn
@@ -131,15 +130,9 @@ def in_words(row: dict[str, Any]) -> str:
 
 def main() -> None:
     """Measure, print a line for each size and write the results."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path)
+    parser = arguments(__doc__, BUILD, rounds=7)
     parser.add_argument("--latents", type=int, nargs="+", default=[32, 64, 128])
-    parser.add_argument("--mode", choices=["inference", "training"], default="inference")
     parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--memory-of", choices=list(BUILD), help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if options.memory_of:

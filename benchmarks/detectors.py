@@ -16,14 +16,13 @@ import json
 import sys
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import timm
 import torch
 import torch.nn.functional as F
 from results_file import provenance, write
-from side_by_side import compared, peak, words
+from side_by_side import arguments, compared, peak, words
 from torch import Tensor, nn
 
 from vision_ssm.bench.memory import peak_of
@@ -99,14 +98,8 @@ def prepare(name: str, side: int, options: argparse.Namespace) -> Callable[[], N
 
 def main() -> None:
     """Measure, print a line for each size and write the results."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path)
+    parser = arguments(__doc__, BUILD, rounds=5)
     parser.add_argument("--sides", type=int, nargs="+", default=[1024, 2048])
-    parser.add_argument("--mode", choices=["inference", "training"], default="inference")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--memory-of", choices=list(BUILD), help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if options.memory_of:

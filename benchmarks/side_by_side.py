@@ -6,17 +6,33 @@ the reason and leaves the others alone.
 
 from __future__ import annotations
 
+import argparse
 import json
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
+
+import torch
 
 from vision_ssm.bench.subject import FAILURES, reason, synchronise
 
-__all__ = ["compared", "peak", "words"]
+__all__ = ["arguments", "compared", "peak", "words"]
+
+
+def arguments(about: str | None, contenders: Iterable[str], rounds: int) -> argparse.ArgumentParser:
+    """Return a parser of what such comparisons have in common; ``--memory-of`` is for the processes of `peak`."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path)
+    parser.add_argument("--mode", choices=["inference", "training"], default="inference")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--rounds", type=int, default=rounds)
+    parser.add_argument("--memory-of", choices=list(contenders), help=argparse.SUPPRESS)
+    return parser
 
 
 def peak(arguments: Sequence[str]) -> dict[str, Any]:
