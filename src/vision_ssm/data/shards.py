@@ -41,6 +41,7 @@ __all__ = [
     "is_packed",
     "open_shards",
     "packed_for",
+    "splits_of_shards",
     "write_shards",
 ]
 
