@@ -5,7 +5,10 @@
 Every run is the command ``vision-ssm train`` in a process of its own with the recipe `segmentation_nano`, or the one
 that ``--recipe`` names; only the backbone differs. Finished runs in the output file are kept and interrupted ones are
 resumed, as long as the run folder stays. Times are those of training updates as the log has them, so run this on an
-otherwise idle machine.
+otherwise idle machine; one epoch (``--epochs 1``, another output) is enough for them.
+
+Whole scenes take long to read for one crop; ``--cut 384`` cuts the training images, not those that are evaluated, into
+pieces of about that side first.
 """
 
 from __future__ import annotations
@@ -13,13 +16,17 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image
 from results_file import provenance, write
 
 
@@ -39,7 +46,24 @@ PEERS = {
     "resnet18": Peer("resnet18", {}, "ResNet-18"),
     "vit": Peer("vit_tiny_patch16_224", {**VIT, "dynamic_img_size": True}, "ViT of vim_nano's size, patches of 8"),
 }
+SUFFIX = {"images": ".jpg", "annotations": ".png"}
 FIRST_UPDATES = 10  # not timed: memory is taken from the system, kernels are chosen
+
+
+def cut(data: Path, side: int, folder: Path) -> Path:
+    """Return a folder like ``data`` whose training images and masks are cut into pieces of about ``side`` pixels."""
+    for kind, suffix in SUFFIX.items():
+        (folder / kind / "train").mkdir(parents=True)
+        (folder / kind / "val").symlink_to((data / kind / "val").resolve())
+        for path in sorted((data / kind / "train").iterdir()):
+            with Image.open(path) as opened:
+                rows, columns = (np.linspace(0, n, max(round(n / side), 1) + 1).astype(int) for n in opened.size[::-1])
+                for i, (top, bottom) in enumerate(pairwise(rows)):
+                    for j, (left, right) in enumerate(pairwise(columns)):
+                        place = folder / kind / "train" / f"{path.stem}_{i}_{j}{suffix}"
+                        opened.crop((left, top, right, bottom)).save(place, quality=95)
+    shutil.copy(data / "classes.json", folder)
+    return folder
 
 
 def run(name: str, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
@@ -113,6 +137,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--models", nargs="+", default=list(PEERS), choices=list(PEERS))
     parser.add_argument("--folder", type=Path, default=Path("runs/segmentation"), help="where the runs are kept")
+    parser.add_argument("--cut", type=int, metavar="SIDE", help="cut training images into pieces of about this side")
     parser.epilog = "What follows -- are settings of every run, such as --model.img_size 224."
     end = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
     options = parser.parse_args(sys.argv[1:end])
@@ -121,6 +146,9 @@ def main() -> None:
     report: dict[str, Any] = json.loads(options.output.read_text()) if options.output.exists() else {"runs": []}
     typed = " ".join(sys.argv[1:]).replace(options.data, Path(options.data).name)
     report |= provenance(f"python benchmarks/segmentation.py {typed}")
+    if options.cut:
+        pieces = options.folder / f"pieces_of_{options.cut}"
+        options.data = str(pieces if pieces.exists() else cut(Path(options.data), options.cut, pieces))
     done = {found["name"] for found in report["runs"]}
     for name in options.models:
         if name not in done:
