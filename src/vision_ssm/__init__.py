@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from vision_ssm.exporting.exports import export as export
     from vision_ssm.inference.evaluate import evaluate as evaluate
     from vision_ssm.inference.features import features as features
+    from vision_ssm.inference.jobs.evaluation import evaluate_in_shards as evaluate_in_shards
     from vision_ssm.inference.jobs.job import run_job as run_job
     from vision_ssm.inference.predict import predict as predict
     from vision_ssm.inference.sample import sample as sample
@@ -49,6 +50,7 @@ __all__ = [
     "cost",
     "create_model",
     "evaluate",
+    "evaluate_in_shards",
     "export",
     "features",
     "list_models",
@@ -64,6 +66,7 @@ _HOMES = {
     "cost": ("analysis", "cost"),
     "create_model": ("models.registry", "create_model"),
     "evaluate": ("inference.evaluate", "evaluate"),
+    "evaluate_in_shards": ("inference.jobs.evaluation", "evaluate_in_shards"),
     "export": ("exporting.exports", "export"),
     "features": ("inference.features", "features"),
     "list_models": ("models.registry", "list_models"),

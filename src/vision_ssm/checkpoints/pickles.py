@@ -13,7 +13,7 @@ import pickle
 import re
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -29,8 +29,12 @@ __all__ = ["read_pickle", "refuse_bombs"]
 _GREATEST_RATIO, _SMALL = 20, 2**26
 
 
-def read_pickle(path: Path) -> Any:
+def read_pickle(path: Path, records: Sequence[type] = ()) -> Any:
     """Read what torch.save wrote, with all tensors on the CPU.
+
+    Args:
+        path: of the file.
+        records: classes that may occur in it as well, dataclasses and named tuples.
 
     Raises:
         CheckpointError: not such a file, cut short, or one that asks for more than plain values; nothing was run.
@@ -41,7 +45,7 @@ def read_pickle(path: Path) -> Any:
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
     try:
-        with file, torch.serialization.safe_globals(_ADMITTED):
+        with file, torch.serialization.safe_globals([*_ADMITTED, *records]):
             return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever torch's reader meets in damaged bytes
         # Its own text is not passed on: it tells how to load the file unsafely.

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from vision_ssm.cli.arguments import add_task_options, image_size_or_native, output_file, task_options, whole_number
 from vision_ssm.cli.console import note, print_json, print_table, progress_bar, say
+from vision_ssm.cli.jobs import add_job_options, job_options, refuse_without_shards
 from vision_ssm.errors import ConfigError
 from vision_ssm.storage import require_writable
 
@@ -24,7 +25,10 @@ examples:
   vision-ssm evaluate runs/demo/best.safetensors digits
   vision-ssm evaluate vim_nano_cifar10 cifar10
   vision-ssm evaluate runs/pets images/ --split val --output scores.json --pictures scores/
+  vision-ssm evaluate runs/pets archive/ --shards scores/ --engine ray --address auto
   vision-ssm evaluate vim_t_midclstok_76p1acc.pth imagenet/ --model vim_tiny_patch16_224"""
+
+_ASKED = ("split", "batch_size", "img_size", "device", "amp", "val_fraction", "download")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,7 +51,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--batch-size", type=whole_number(1), default=64, metavar="N", help="images at a time (default: 64)"
     )
     parser.add_argument(
-        "--workers", type=whole_number(0), default=0, metavar="N", help="decoding processes (default: 0)"
+        "--workers",
+        type=whole_number(0),
+        metavar="N",
+        help="decoding processes (default: 0); with --shards, workers (default: one per GPU, else per processor)",
     )
     parser.add_argument(
         "--img-size",
@@ -70,6 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="also draw the evaluation into this folder: which classes are taken for which, the worst mistakes, ...",
     )
     add_task_options(parser, NAME)
+    add_job_options(parser, about="scored by several workers, here or on a cluster", own_workers=True)
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
 
 
@@ -81,8 +89,11 @@ def accept(_: argparse.Namespace, unknown: Sequence[str]) -> Sequence[str]:
 def run(options: argparse.Namespace) -> int:
     """Evaluate and print."""
     from vision_ssm.inference.evaluate import draws, evaluate
+    from vision_ssm.inference.jobs.evaluation import evaluate_in_shards
     from vision_ssm.weights.opening import open_model
 
+    if not options.shards:
+        refuse_without_shards(options, own="workers")
     if options.output:  # found out now rather than after the work
         require_writable(options.output.parent)
     loaded = open_model(options.weights, model=options.model, device=options.device)
@@ -90,21 +101,13 @@ def run(options: argparse.Namespace) -> int:
         if not draws(loaded.info.task):
             raise ConfigError(f"the task {loaded.info.task} draws no pictures of an evaluation; leave --pictures out.")
         require_writable(options.pictures)
+    asked = {name: getattr(options, name) for name in _ASKED} | task_options(options, loaded.info.task)
     with progress_bar("evaluating", shown=not options.json) as on_progress:
-        found = evaluate(
-            loaded,
-            options.data,
-            options.split,
-            batch_size=options.batch_size,
-            img_size=options.img_size,
-            device=options.device,
-            amp=options.amp,
-            workers=options.workers,
-            val_fraction=options.val_fraction,
-            download=options.download,
-            on_progress=on_progress,
-            **task_options(options, loaded.info.task),
-        )
+        if options.shards:
+            given = job_options(options) | {"model": options.model, "on_progress": on_progress}
+            found = evaluate_in_shards(options.weights, options.data, options.shards, **asked, **given)
+        else:
+            found = evaluate(loaded, options.data, workers=options.workers or 0, on_progress=on_progress, **asked)
     if options.output:
         found.write(options.output)
     drawn = found.draw(options.pictures) if options.pictures else []

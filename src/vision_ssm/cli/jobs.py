@@ -12,31 +12,39 @@ from vision_ssm.cli.console import note, print_json, progress_bar, say
 from vision_ssm.cli.images import print_failures
 from vision_ssm.errors import ConfigError
 
-__all__ = ["add_job_options", "refuse_without_shards", "run_in_shards"]
+__all__ = ["add_job_options", "job_options", "refuse_without_shards", "run_in_shards"]
 
 SHOWN = 50  # failures on the terminal; the shards have all
 _ONLY_HERE = ("engine", "address", "workers", "shard_rows")
 
 
-def add_job_options(parser: argparse.ArgumentParser, output: Any = None) -> None:
+def add_job_options(
+    parser: argparse.ArgumentParser,
+    output: Any = None,
+    about: str = "also from tar files, parquet tables, and addresses (s3://)",
+    own_workers: bool = False,
+) -> None:
     """Declare what makes a job of a command.
 
     Args:
         parser: of the command.
         output: where the folder belongs, if it takes the place of another output.
+        about: a line above the options.
+        own_workers: whether the command has an option ``--workers`` of its own.
     """
-    group = parser.add_argument_group("very many images", "also from tar files, parquet tables, and addresses (s3://)")
+    group = parser.add_argument_group("very many images", about)
     (output or group).add_argument(
         "--shards",
         type=Path,
         metavar="DIR",
-        help="write parquet files to this folder, by several workers; the same command goes on with what is missing",
+        help="write shards to this folder, by several workers; the same command goes on with what is missing",
     )
     group.add_argument("--engine", choices=("processes", "ray"), help="who does it (default: processes)")
     group.add_argument("--address", metavar="ADDRESS", help="of a Ray cluster; default: one of this machine alone")
-    group.add_argument(
-        "--workers", type=whole_number(1), metavar="N", help="default: one per GPU, else one per processor"
-    )
+    if not own_workers:
+        group.add_argument(
+            "--workers", type=whole_number(1), metavar="N", help="default: one per GPU, else one per processor"
+        )
     group.add_argument("--shard-rows", type=whole_number(1), metavar="N", help="images of a shard (default: 1024)")
 
 
@@ -66,7 +74,7 @@ def run_in_shards(
     for name in not_with:
         if getattr(options, name):
             raise ConfigError(f"--{name.replace('_', '-')} does not go with --shards, which holds all that is found.")
-    given = {name: getattr(options, name) for name in _ONLY_HERE if getattr(options, name) is not None}
+    given = job_options(options)
     with progress_bar("working", shown=not options.json) as on_progress:
         job = run_job(
             command,
@@ -91,8 +99,13 @@ def run_in_shards(
     return 1 if job.failures else 0
 
 
-def refuse_without_shards(options: argparse.Namespace) -> None:
-    """Raise ConfigError for an option of jobs without a folder for their shards."""
+def job_options(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the options of jobs that were given, by the names of `run_job`."""
+    return {name: getattr(options, name) for name in _ONLY_HERE if getattr(options, name) is not None}
+
+
+def refuse_without_shards(options: argparse.Namespace, own: str = "") -> None:
+    """Raise ConfigError for an option of jobs without a folder for their shards; ``own`` is one of the command, too."""
     for name in _ONLY_HERE:
-        if getattr(options, name) is not None:
+        if name != own and getattr(options, name) is not None:
             raise ConfigError(f"--{name.replace('_', '-')} belongs to --shards DIR, which is not given.")

@@ -4,32 +4,27 @@ from __future__ import annotations
 
 import json
 import math
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from vision_ssm import moved
 from vision_ssm.data.batches import Samples
-from vision_ssm.data.loader import EpochLoader, worker_failures
-from vision_ssm.device import autocast
-from vision_ssm.errors import CheckpointError, ConfigError, DataError, VisionSSMNotice
-from vision_ssm.inference.critics import critic_opener
-from vision_ssm.inference.inputs import ImageSize, is_native
+from vision_ssm.errors import ConfigError
+from vision_ssm.inference.inputs import ImageSize
+from vision_ssm.inference.scoring import Scoring, open_scoring
 from vision_ssm.storage import whole_file
-from vision_ssm.tasks.folds import open_fold
 from vision_ssm.tasks.meters import read_scores
 from vision_ssm.tasks.registry import find_task
 from vision_ssm.tasks.scores import Score
 from vision_ssm.tasks.task import Meter, Task
-from vision_ssm.weights.files import Loaded, WeightsInfo, require_command
+from vision_ssm.weights.files import Loaded
 from vision_ssm.weights.opening import open_model
 
-__all__ = ["Evaluation", "draws", "evaluate"]
+__all__ = ["Evaluation", "draws", "evaluate", "evaluation"]
 
 moved.answer(__name__)
 
@@ -158,42 +153,36 @@ def evaluate(
         CheckpointError: unusable weights;
         ConfigError: an option is out of range.
     """
-    loaded = open_model(weights, model=model, device=device)
-    require_command(loaded.info, "evaluate")
-    if isinstance(data, str | Path):
-        asked = {"download": download} if val_fraction is None else {"download": download, "val_fraction": val_fraction}
-        task = loaded.task(path=str(data), **asked)
-        samples, split, cut_from = _part(task, loaded.info, split, data, may_cut=val_fraction is not None)
-    else:
-        task = loaded.task()
-        samples, split, cut_from = task.adopt(data), "all", None
-    task.ask(options)
-    native = is_native(img_size) or (img_size is None and task.native)
-    own = loaded.info.preprocessing
-    prepared = own if native or img_size is None else task.sized(own, img_size)  # type: ignore[arg-type]
-    loader = EpochLoader(
-        samples,
-        task.transform(prepared, train=False, native=native),
-        collate=task.collate,
-        batch_size=1 if native else batch_size,
-        workers=workers,
+    scoring = open_scoring(
+        open_model(weights, model=model, device=device),
+        data,
+        split,
+        batch_size=batch_size,
+        img_size=img_size,
+        amp=amp,
+        val_fraction=val_fraction,
+        download=download,
+        **options,
     )
-    place = next(loaded.model.parameters()).device
-    task.begin_evaluation(samples, critic_opener(place))
-    meter: Meter = task.meter()
-    with worker_failures():
-        for batch in loader:
-            moved = batch.to(place)
-            with torch.inference_mode(), autocast(place, amp):
-                outputs = task.predict(loaded.model, moved)
-            if not _is_finite(outputs):
-                raise CheckpointError(f"the model's output for {samples.paths[int(batch.indices[0])]!r} is not finite.")
-            meter.update(outputs, moved)
-            if on_progress is not None:
-                on_progress(meter.count, loader.samples)
-    scores, found = read_scores(meter, task), getattr(samples, "found", "")
-    about = loaded.info.task, loaded.info.source
-    return Evaluation(*about, scores, task.scores, meter.count, meter, found, split, cut_from, samples, task)
+    return evaluation(scoring, scoring.meter(workers=workers, on_progress=on_progress))
+
+
+def evaluation(scoring: Scoring, meter: Meter) -> Evaluation:
+    """Return what a meter says that has seen all that is scored."""
+    info, samples = scoring.loaded.info, scoring.samples
+    return Evaluation(
+        task=info.task,
+        weights=info.source,
+        scores=read_scores(meter, scoring.task),
+        named=scoring.task.scores,
+        count=meter.count,
+        meter=meter,
+        found=getattr(samples, "found", ""),
+        split=scoring.split,
+        of=scoring.of,
+        samples=samples,
+        by=scoring.task,
+    )
 
 
 def draws(task: str) -> bool:
@@ -205,39 +194,3 @@ def _called(weights: str) -> str:
     """The weights in a heading: a file with its folder, which is that of its run."""
     path = Path(weights)
     return f"{path.parent.name}/{path.name}" if path.suffix and path.parent.name else path.name
-
-
-def _part(
-    task: Task, info: WeightsInfo, split: str | None, data: str | Path, *, may_cut: bool
-) -> tuple[Samples, str, int | None]:
-    """Open what is to be scored; returns (samples, split, number of images that it was cut from or None)."""
-    own = task.own_splits()
-    if info.fold is not None and split != "all" and not own and not may_cut:
-        part: Literal["train", "val"] = "train" if split == "train" else "val"
-        fold = open_fold(task, part, *info.fold)
-        if fold.whole.fingerprint == info.trained_on:
-            return fold.samples, part, len(fold.whole)
-    if split == "all" or (split or "val") in own:
-        split = split or "val"
-        return task.open(split), split, None
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", VisionSSMNotice)  # what is scored tells it, once
-        seen = bool(info.trained_on) and task.open("train").fingerprint == info.trained_on
-        count = len(task.open("all")) if seen or split is not None or may_cut else 0
-    if split is None and not (seen or may_cut):
-        return task.open("all"), "all", None
-    samples = task.open(split or "val")  # a name that is no split is refused here
-    # Files of before know the share that was held out, but not of which data.
-    if not (seen or may_cut or (info.val_fraction is not None and not info.trained_on)):
-        raise DataError(
-            f"{str(data)!r} has no part called {split}, and these weights were not trained on it: leave the split out "
-            "to score all of it, or say which share to cut off (val_fraction, --val-fraction)."
-        )
-    return samples, split or "val", count
-
-
-def _is_finite(outputs: Any) -> bool:
-    if isinstance(outputs, Tensor):
-        return not outputs.is_floating_point() or bool(outputs.isfinite().all())
-    parts = outputs.values() if isinstance(outputs, dict) else outputs if isinstance(outputs, list | tuple) else ()
-    return all(_is_finite(part) for part in parts)

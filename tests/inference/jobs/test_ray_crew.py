@@ -33,7 +33,7 @@ def test_pieces_are_those_of_this_process(weights, tmp_path):
     kept = {}
     crew = RayCrew(work, workers=1, device="cpu")
     carry_out(crew, plan.pieces, crew.workers, lambda piece, content: kept.update({piece.number: content}))
-    assert kept == {piece.number: bench.table(piece) for piece in plan.pieces}
+    assert kept == {piece.number: bench.content(piece) for piece in plan.pieces}
     assert not ray.is_initialized()
     crew = RayCrew(Work("predict", str(tmp_path / "none.safetensors")), workers=1)
     with pytest.raises(CheckpointError, match=r"none\.safetensors"):

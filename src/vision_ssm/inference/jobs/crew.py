@@ -15,10 +15,24 @@ from typing import Protocol
 from vision_ssm.errors import DataError
 from vision_ssm.inference.jobs.plan import Piece
 
-__all__ = ["Crew", "Report", "carry_out"]
+__all__ = ["AnyBench", "AnyWork", "Crew", "Report", "carry_out"]
 
 LOSSES = 3
 """So many workers may end during the same piece, or one after the other before they have begun."""
+
+
+class AnyBench(Protocol):
+    """What a worker opens once and does all its pieces with."""
+
+    def content(self, piece: Piece) -> bytes:
+        """Do a piece and return the content of its file."""
+
+
+class AnyWork(Protocol):
+    """What is to be done, as it travels to the workers."""
+
+    def open(self, device: str | None = None, threads: int | None = None) -> AnyBench:
+        """Open what the work takes, such as the model, on a device, with so many threads of the processor."""
 
 
 @dataclass(frozen=True)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from vision_ssm.errors import ConfigError
 from vision_ssm.inference.inputs import Failure
-from vision_ssm.inference.jobs.crew import carry_out
+from vision_ssm.inference.jobs.crew import AnyWork, carry_out
 from vision_ssm.inference.jobs.plan import Piece, Plan, plan_of
 from vision_ssm.inference.jobs.processes import ProcessCrew, processors
 from vision_ssm.inference.jobs.ray_crew import RayCrew
@@ -18,7 +17,7 @@ from vision_ssm.inference.jobs.references import list_references, parquet
 from vision_ssm.inference.jobs.work import Command, Work
 from vision_ssm.storage import require_writable, whole_file
 
-__all__ = ["ENGINES", "SHARD_ROWS", "Job", "run_job"]
+__all__ = ["ENGINES", "SHARD_ROWS", "Engine", "Job", "do_pieces", "run_job"]
 
 ENGINES = ("processes", "ray")
 
@@ -32,6 +31,34 @@ _REFUSED = {
     "layers": "maps of layers are written without shards",
     "on_progress": "give it to the job",
 }
+
+
+@dataclass(frozen=True)
+class Engine:
+    """Who does a job.
+
+    Attributes:
+        name: of `ENGINES`.
+        address: of a Ray cluster; None starts one of this machine alone.
+        workers: how many; None for one per GPU, else one per processor.
+
+    Raises:
+        ConfigError: a value out of range, or an address without Ray.
+    """
+
+    name: str = "processes"
+    address: str | None = None
+    workers: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.name not in ENGINES:
+            raise ConfigError(f"engine must be one of {', '.join(ENGINES)}, got {self.name!r}.")
+        if self.address is not None and self.name != "ray":
+            raise ConfigError(
+                f"address {self.address!r} is that of a Ray cluster; give engine='ray' (--engine ray), too."
+            )
+        if self.workers is not None and self.workers < 1:
+            raise ConfigError(f"a job has at least one worker, got workers={self.workers}.")
 
 
 @dataclass(frozen=True)
@@ -104,7 +131,8 @@ def run_job(
             are when one of their files has been written anew; workers end again and again.
         ConfigError, CheckpointError: as the command.
     """
-    _require_known(engine, address, workers, options)
+    hired = Engine(engine, address, workers)
+    _require_known(options)
     parquet()
     folder = Path(shards)
     require_writable(folder)
@@ -117,28 +145,27 @@ def run_job(
     plan.begin(folder, bench.about())
     source = bench.loaded.info.source
     del bench  # its memory is for the workers
-    for left in folder.glob(".part-*.part"):  # by a job that was killed while it wrote
-        with contextlib.suppress(OSError):
-            left.unlink()
     missing = plan.missing(folder)
-    _do(plan, missing, folder, work, engine, address, workers, device, on_progress)
+    do_pieces(plan, missing, folder, work, hired, device, on_progress)
     for piece in plan.pieces:
         failures += _failures(plan.file(folder, piece))
     resumed = len(plan.pieces) - len(missing)
     return Job(folder, plan.images, len(plan.pieces), resumed, tuple(failures), source)
 
 
-def _do(
+def do_pieces(
     plan: Plan,
-    missing: list[Piece],
+    missing: Sequence[Piece],
     folder: Path,
-    work: Work,
-    engine: str,
-    address: str | None,
-    workers: int | None,
+    work: AnyWork,
+    engine: Engine,
     device: str | None,
     on_progress: Callable[[int, int], None] | None,
 ) -> None:
+    """Have the missing pieces of a plan done, and write the file of each when it is whole.
+
+    ``on_progress`` is called with (images done, images in all), those of the pieces from before among them.
+    """
     done = plan.images - sum(len(piece.references) for piece in missing)
 
     def keep(piece: Piece, content: bytes) -> None:
@@ -153,21 +180,15 @@ def _do(
         on_progress(done, plan.images)
     if not missing:
         return
-    if engine == "ray":
-        ray_crew = RayCrew(work, address, workers, device)
+    if engine.name == "ray":
+        ray_crew = RayCrew(work, engine.address, engine.workers, device)
         carry_out(ray_crew, missing, ray_crew.workers, keep)
         return
-    hands = min(workers or _places(device), len(missing))
+    hands = min(engine.workers or _places(device), len(missing))
     carry_out(ProcessCrew(work, hands, device), missing, hands, keep)
 
 
-def _require_known(engine: str, address: str | None, workers: int | None, options: dict[str, Any]) -> None:
-    if engine not in ENGINES:
-        raise ConfigError(f"engine must be one of {', '.join(ENGINES)}, got {engine!r}.")
-    if address is not None and engine != "ray":
-        raise ConfigError(f"address {address!r} is that of a Ray cluster; give engine='ray' (--engine ray), too.")
-    if workers is not None and workers < 1:
-        raise ConfigError(f"a job has at least one worker, got workers={workers}.")
+def _require_known(options: dict[str, Any]) -> None:
     if options.get("batch_size", 1) < 1:
         raise ConfigError(f"batch_size must be at least 1, got {options['batch_size']}.")
     for name, reason in _REFUSED.items():

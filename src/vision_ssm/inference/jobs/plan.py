@@ -1,12 +1,14 @@
 """How a job is cut into pieces: a pure function of its inputs.
 
-Piece ``k`` of ``n`` is the images ``[k * rows, (k + 1) * rows)`` of the list and becomes ``part-k-of-n.parquet``.
-Whoever makes the plan again, on another machine or after everything was killed, makes the same one; so the files that
-are there say all there is to know about what is done, and nothing else has to be kept.
+Piece ``k`` of ``n`` is the images ``[k * rows, (k + 1) * rows)`` of the list and becomes ``part-k-of-n.parquet``; where
+that is no table, with another suffix. Whoever makes the plan again, on another machine or after everything was killed,
+makes the same one; so the files that are there say all there is to know about what is done, and nothing else has to be
+kept.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,7 +29,7 @@ ABOUT = "_job.json"
 
 
 class Piece(NamedTuple):
-    """Consecutive images of a job, whose rows are one file."""
+    """Consecutive images of a job, of which one file is made."""
 
     number: int
     references: tuple[Reference, ...]
@@ -41,10 +43,12 @@ class Plan:
         pieces: in order.
         digest: of the names of all images, in order, of when their files were written, addresses aside, and of how they
             are cut.
+        suffix: of the files.
     """
 
     pieces: tuple[Piece, ...]
     digest: str
+    suffix: str = ".parquet"
 
     @property
     def images(self) -> int:
@@ -52,8 +56,8 @@ class Plan:
         return sum(len(piece.references) for piece in self.pieces)
 
     def file(self, folder: Path, piece: Piece) -> Path:
-        """Where the rows of a piece go."""
-        return folder / f"part-{piece.number:05d}-of-{len(self.pieces):05d}.parquet"
+        """Where what is made of a piece goes."""
+        return folder / f"part-{piece.number:05d}-of-{len(self.pieces):05d}{self.suffix}"
 
     def missing(self, folder: Path) -> list[Piece]:
         """The pieces that are not done."""
@@ -71,8 +75,11 @@ class Plan:
         """
         about = {"images": self.images, "pieces": len(self.pieces), "inputs": self.digest, "work": work}
         path = folder / ABOUT
+        for left in folder.glob(".part-*.part"):  # by a job that was killed while it wrote
+            with contextlib.suppress(OSError):
+                left.unlink()
         if not path.exists():
-            if any(folder.glob("part-*.parquet")):
+            if any(folder.glob("part-*-of-*")):
                 raise DataError(
                     f"{str(folder)!r} holds shards and no {ABOUT} that says of what; choose another folder."
                 )
@@ -109,8 +116,8 @@ def _changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     return told
 
 
-def plan_of(references: Sequence[Reference], rows: int) -> Plan:
-    """Cut images into pieces of ``rows`` each, the last one of what is left.
+def plan_of(references: Sequence[Reference], rows: int, suffix: str = ".parquet") -> Plan:
+    """Cut images into pieces of ``rows`` each, the last one of what is left; ``suffix`` is that of their files.
 
     Raises:
         ConfigError: ``rows`` is below one.
@@ -125,4 +132,4 @@ def plan_of(references: Sequence[Reference], rows: int) -> Plan:
         digest.update(f"{reference!r} {known}\n".encode(errors="surrogatepass"))
     cuts = range(0, len(references), rows)
     pieces = (Piece(number, tuple(references[start : start + rows])) for number, start in enumerate(cuts))
-    return Plan(tuple(pieces), digest.hexdigest())
+    return Plan(tuple(pieces), digest.hexdigest(), suffix)

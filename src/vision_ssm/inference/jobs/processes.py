@@ -12,9 +12,8 @@ from multiprocessing.process import BaseProcess
 from types import FunctionType
 
 from vision_ssm.errors import VisionSSMError
-from vision_ssm.inference.jobs.crew import Report
+from vision_ssm.inference.jobs.crew import AnyWork, Report
 from vision_ssm.inference.jobs.plan import Piece
-from vision_ssm.inference.jobs.work import Work
 
 __all__ = ["ProcessCrew", "processors"]
 
@@ -35,7 +34,7 @@ class ProcessCrew:
         device: of all; None for what there is.
     """
 
-    def __init__(self, work: Work, workers: int, device: str | None = None) -> None:
+    def __init__(self, work: AnyWork, workers: int, device: str | None = None) -> None:
         self._work, self._device = work, device
         self._threads = max(1, processors() // workers)
         # Not forked: this process has threads, and may have used a GPU.
@@ -94,7 +93,7 @@ class ProcessCrew:
         return f"cuda:{number % gpus}" if gpus else None
 
 
-def _serve(connection: Connection, work: Work, device: str | None, threads: int) -> None:
+def _serve(connection: Connection, work: AnyWork, device: str | None, threads: int) -> None:
     """Open the model, then turn pieces into files until nobody asks any more."""
     # Ctrl-C reaches the whole group; the process that started this one decides.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -102,7 +101,7 @@ def _serve(connection: Connection, work: Work, device: str | None, threads: int)
         bench = work.open(device, threads)
         connection.send(None)
         while True:
-            connection.send(bench.table(connection.recv()))
+            connection.send(bench.content(connection.recv()))
     except (EOFError, BrokenPipeError, ConnectionResetError):  # whoever asked is no more
         return
     except VisionSSMError as error:

@@ -13,9 +13,8 @@ import os
 from typing import Any
 
 from vision_ssm.errors import ConfigError, VisionSSMError, notify
-from vision_ssm.inference.jobs.crew import Report
+from vision_ssm.inference.jobs.crew import AnyBench, AnyWork, Report
 from vision_ssm.inference.jobs.plan import Piece
-from vision_ssm.inference.jobs.work import Bench, Work
 
 __all__ = ["RayCrew"]
 
@@ -41,7 +40,7 @@ class RayCrew:
     """
 
     def __init__(
-        self, work: Work, address: str | None = None, workers: int | None = None, device: str | None = None
+        self, work: AnyWork, address: str | None = None, workers: int | None = None, device: str | None = None
     ) -> None:
         self._ray = ray = _ray()
         self._joined = not ray.is_initialized()
@@ -74,7 +73,7 @@ class RayCrew:
 
     def give(self, worker: int, piece: Piece) -> None:
         """Call its method; if it has ended, `wait` tells."""
-        self._pending[self._actors[worker].table.remote(piece)] = worker
+        self._pending[self._actors[worker].content.remote(piece)] = worker
 
     def wait(self) -> list[Report]:
         """Fetch what is ready."""
@@ -107,18 +106,18 @@ class RayCrew:
 class _Actor:
     """A worker: opens the model when it starts."""
 
-    def __init__(self, work: Work, device: str | None) -> None:
+    def __init__(self, work: AnyWork, device: str | None) -> None:
         self._work, self._device = work, device
-        self._bench: Bench | None = None
+        self._bench: AnyBench | None = None
 
     def ready(self) -> None:
         # Not in __init__, whose errors Ray takes for the death of the actor.
         self._bench = self._work.open(self._device)
 
-    def table(self, piece: Piece) -> bytes:
+    def content(self, piece: Piece) -> bytes:
         if self._bench is None:
             raise RuntimeError("an actor is asked for a piece before it is ready")
-        return self._bench.table(piece)
+        return self._bench.content(piece)
 
 
 def _ray() -> Any:

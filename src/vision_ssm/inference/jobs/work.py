@@ -21,11 +21,11 @@ from vision_ssm.tasks.registry import find_task
 from vision_ssm.weights.files import Loaded, require_command
 from vision_ssm.weights.opening import open_model
 
-__all__ = ["Bench", "Command", "Work", "schema_of"]
+__all__ = ["Bench", "Command", "Work", "name_and_digest", "plain_options", "schema_of"]
 
 Command = Literal["predict", "features"]
 
-_RUNNING = ("batch_size",)
+_RUNNING = ("batch_size", "download")
 """Options that change nothing but speed and rounding: a job may go on with others."""
 
 _BATCHES, _BATCH = 4, 16  # so many at a time, and the size of those that predictions and features make by themselves
@@ -82,18 +82,11 @@ class Bench:
 
     def about(self) -> dict[str, Any]:
         """Say what is done, as plain JSON values: as long as these are the same, so are the rows."""
-        source = Path(self.loaded.info.source)
-        weights = source.name
-        if source.is_file():
-            with source.open("rb") as file:
-                digest = blake2b(digest_size=16)
-                while block := file.read(2**22):
-                    digest.update(block)
-            weights = f"{source.name} {digest.hexdigest()}"
-        options = {name: value for name, value in self._work.options.items() if name not in _RUNNING}
-        return {"command": self._work.command, "weights": weights, "model": self._work.model, **_plain(options)}
+        weights = name_and_digest(self.loaded.info.source)
+        told = plain_options(self._work.options)
+        return {"command": self._work.command, "weights": weights, "model": self._work.model, **told}
 
-    def table(self, piece: Piece) -> bytes:
+    def content(self, piece: Piece) -> bytes:
         """Return the content of the parquet file of a piece: a row for each image, in order.
 
         ``path`` says which image, ``error`` why it could not be used; then the other columns are null.
@@ -160,5 +153,19 @@ def _text(name: str) -> str:
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
-def _plain(options: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in options.items()}
+def name_and_digest(weights: str) -> str:
+    """Return the name of a weights file with a digest of its content; any other name as it is."""
+    source = Path(weights)
+    if not source.is_file():
+        return source.name
+    with source.open("rb") as file:
+        digest = blake2b(digest_size=16)
+        while block := file.read(2**22):
+            digest.update(block)
+    return f"{source.name} {digest.hexdigest()}"
+
+
+def plain_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options that change what is found, as they come back from JSON."""
+    kept = {name: value for name, value in options.items() if name not in _RUNNING}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in kept.items()}
