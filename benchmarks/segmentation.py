@@ -37,14 +37,23 @@ class Peer:
     model: str
     options: dict[str, Any]
     about: str
+    settings: tuple[str, ...] = ()
 
 
+OF_A_COLUMN = ("--head.last_norm", "true")  # its last map grows with depth, and is as it is read by a classifier then
 VIT = {"patch_size": 8, "embed_dim": 128, "depth": 6, "num_heads": 4, "class_token": False, "global_pool": ""}
 PEERS = {
-    "vim": Peer("vim_nano", {"patch_size": 8, "class_token": "none", "global_pool": "avg"}, "vim_nano, patches of 8"),
+    "vim": Peer(
+        "vim_nano",
+        {"patch_size": 8, "class_token": "none", "global_pool": "avg"},
+        "vim_nano, patches of 8",
+        OF_A_COLUMN,
+    ),
     "vmamba": Peer("vmamba_nano", {"patch_size": 4, "embed_dim": 48}, "vmamba_nano, patches of 4, 48 channels wide"),
     "resnet18": Peer("resnet18", {}, "ResNet-18"),
-    "vit": Peer("vit_tiny_patch16_224", {**VIT, "dynamic_img_size": True}, "ViT of vim_nano's size, patches of 8"),
+    "vit": Peer(
+        "vit_tiny_patch16_224", {**VIT, "dynamic_img_size": True}, "ViT of vim_nano's size, patches of 8", OF_A_COLUMN
+    ),
 }
 SUFFIX = {"images": ".jpg", "annotations": ".png"}
 FIRST_UPDATES = 10  # not timed: memory is taken from the system, kernels are chosen
@@ -86,7 +95,7 @@ def run(name: str, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
             name,
         ]
         command += ["--model.options", json.dumps(peer.options), "--schedule.epochs", str(options.epochs)]
-        command += [*options.settings]
+        command += [*peer.settings, *options.settings]
     process = subprocess.Popen(command, stdout=sys.stderr)
     _, status, usage = os.wait4(process.pid, 0)
     if status:
