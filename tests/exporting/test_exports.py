@@ -133,7 +133,7 @@ def test_models_that_a_file_cannot_hold_are_refused(loaded, change, message, tmp
     [
         ({"format": "onx"}, "format must be one of onnx, openvino, torch.*Did you mean 'onnx'"),
         ({"dynamic": ["length"]}, "dynamic must be one of batch, size, got 'length'"),
-        ({"target": "tensorrt"}, "target must be one of onnxruntime, portable, got 'tensorrt'"),
+        ({"target": "tensorrt"}, "target of onnx must be one of onnxruntime, portable, got 'tensorrt'"),
         ({"output": "m.pth"}, "files in onnx format end in .onnx, got 'm.pth'"),
         ({"precision": "int4"}, "precision must be one of float32, float16, int8, got 'int4'"),
         ({"precision": "int8"}, "int8 needs a folder of images with known answers to calibrate on"),

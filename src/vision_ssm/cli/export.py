@@ -37,9 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--target",
         choices=TARGETS,
-        default=TARGETS[0],
-        help="onnxruntime: with its own operator for gated linear attention; portable: standard operators only "
-        f"(default: {TARGETS[0]})",
+        help="onnx: onnxruntime (default), with its operator for gated linear attention; aoti: vision-ssm (default), "
+        "with this library's operators; portable: the format's own operators only",
     )
     parser.add_argument(
         "--dynamic",

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from vision_ssm.errors import CheckpointError, ConfigError
-from vision_ssm.exporting import onnx_files, openvino_files, quantising, torch_files
+from vision_ssm.exporting import aoti_files, onnx_files, openvino_files, quantising, torch_files
 from vision_ssm.exporting.checking import Check, Draw, among, check, noise, require
 from vision_ssm.exporting.programs import check_exportable, example, step_of
-from vision_ssm.exporting.settings import TOLERANCE, Settings
+from vision_ssm.exporting.settings import OF_TORCH, TOLERANCE, Settings
 from vision_ssm.storage import require_writable, whole_file
 from vision_ssm.tasks.exported import Form, StandIn
 from vision_ssm.weights.exported import RECORD, ExportedFile, ExportRecord, read_exported
@@ -24,7 +24,12 @@ from vision_ssm.weights.runtimes import OnnxRuntime
 
 __all__ = ["Exported", "export"]
 
-WRITERS: dict[str, Any] = {"onnx": onnx_files, "openvino": openvino_files, "torch": torch_files}
+WRITERS: dict[str, Any] = {
+    "onnx": onnx_files,
+    "openvino": openvino_files,
+    "torch": torch_files,
+    "aoti": aoti_files,
+}
 """What writes a format: a module with ``write`` and ``describe``."""
 
 
@@ -55,7 +60,7 @@ def export(
     output: str | Path | None = None,
     *,
     format: str = "onnx",  # the word of the command and of everybody else
-    target: str = "onnxruntime",
+    target: str | None = None,
     dynamic: Sequence[str] = (),
     img_size: int | tuple[int, int] | None = None,
     precision: str = "float32",
@@ -73,9 +78,10 @@ def export(
         output: the file; None for one named after the weights, beside them, or in this folder where they ship with the
             package or were published.
         format: ``onnx``; ``openvino``, a pair of files, NAME.xml and NAME.bin; ``torch``, a program that torch opens
-            without this library.
-        target: of ONNX: ``onnxruntime`` uses its operator for gated linear attention, ``portable`` standard operators
-            only.
+            without this library; ``aoti``, a library compiled for this processor, which torch opens.
+        target: of ``onnx``, ``onnxruntime`` with its operator for gated linear attention; of ``aoti``, ``vision-ssm``
+            with this library's operators, which has to be installed where the file is used; of all, ``portable`` with
+            the format's own operators only. None for the first that the format has.
         dynamic: what is left open, of ``batch`` and ``size``. Otherwise a file takes one image of one size.
         img_size: side, or (height, width); None for that of training.
         precision: ``float32``; ``float16``, weights stored in half the room, computed with as before; ``int8``,
@@ -89,7 +95,7 @@ def export(
             task without export, in training mode, with hooks, of another package's class;
         CheckpointError: unusable weights, or the file differs from the model, in which case none is left.
     """
-    asked = Settings(format, target, tuple(dynamic), img_size, tolerance, precision, calibrate)
+    asked = Settings(format, target or "", tuple(dynamic), img_size, tolerance, precision, calibrate)
     loaded = weights if isinstance(weights, Loaded) else open_model(weights, model=model, device="cpu")
     _require_model(loaded)
     check_exportable(loaded.model)
@@ -122,7 +128,7 @@ def _written(path: Path, loaded: Loaded, asked: Settings) -> Exported:
             f"models of the task {loaded.info.task} take images one by one once they are exported; leave batch out of "
             "dynamic."
         )
-    if asked.format == "torch" and not form.of_torch:
+    if asked.format in OF_TORCH and not form.of_torch:
         raise ConfigError(
             f"models of the task {loaded.info.task} have no form in torch's own operators alone; choose format onnx or "
             "openvino."

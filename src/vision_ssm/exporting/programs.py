@@ -15,7 +15,7 @@ from vision_ssm.errors import ConfigError
 from vision_ssm.exporting.operators import GlaSteps, ScanSteps, decompositions
 from vision_ssm.tasks.exported import Form
 
-__all__ = ["check_exportable", "example", "program", "step_of"]
+__all__ = ["check_exportable", "example", "program", "step_of", "traced"]
 
 MOST_IMAGES, MOST_STEPS = 4096, 4096
 KNOWN = ("vision_ssm", "timm", "torch", "torchvision")
@@ -85,15 +85,23 @@ def program(
     table: dict[Any, Any] = decompositions(scan_steps, gla_steps)
     einsum = torch.ops.aten.einsum.default  # formats would see its letters, and not that it is a product
     table[einsum] = torch.export.default_decompositions()[einsum]
+    whole = traced(form, images, dynamic, step)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        apart: ExportedProgram = whole.run_decompositions(table)
+    return apart
+
+
+def traced(form: Form, images: Tensor, dynamic: Sequence[str], step: int) -> ExportedProgram:
+    """Trace a form with this library's operators as they are; arguments and errors are those of `program`."""
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            traced = torch.export.export(form.module, (images,), dynamic_shapes=(_open(dynamic, step),))
+            found: ExportedProgram = torch.export.export(form.module, (images,), dynamic_shapes=(_open(dynamic, step),))
         except (torch._dynamo.exc.UserError, RuntimeError, ValueError) as error:
             told = " ".join(str(error).split())[:300]
             raise ConfigError(f"the model cannot be traced with {_words(dynamic)} left open: {told}") from error
-        apart: ExportedProgram = traced.run_decompositions(table)
-    return apart
+    return found
 
 
 def _open(dynamic: Sequence[str], step: int) -> Mapping[int, Any] | None:

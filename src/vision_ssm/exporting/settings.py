@@ -9,13 +9,24 @@ from typing import Any
 
 from vision_ssm.errors import ConfigError, suggestion
 
-__all__ = ["DYNAMIC", "FORMATS", "PRECISIONS", "TARGETS", "TOLERANCE", "Settings"]
+__all__ = ["DYNAMIC", "FORMATS", "OF_TORCH", "PRECISIONS", "TARGETS", "TARGETS_OF", "TOLERANCE", "Settings"]
 
-FORMATS = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2"}
+FORMATS = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2", "aoti": ".pt2"}
 """Formats, and how their files end."""
 
-TARGETS = ("onnxruntime", "portable")
-"""For whom ONNX is written: with ONNX Runtime's own operator for gated linear attention, or standard operators only."""
+TARGETS_OF = {
+    "onnx": ("onnxruntime", "portable"),
+    "openvino": ("portable",),
+    "torch": ("portable",),
+    "aoti": ("vision-ssm", "portable"),
+}
+"""For whom a format is written, by default for the first: with the operators of ONNX Runtime or of this library, which
+have to be there then, or with those of the format alone."""
+
+TARGETS = tuple(dict.fromkeys(target for targets in TARGETS_OF.values() for target in targets))
+
+OF_TORCH = ("torch", "aoti")
+"""Formats of one size, in float32 only."""
 
 DYNAMIC = ("batch", "size")
 """What may be left open."""
@@ -29,14 +40,14 @@ PRECISIONS = tuple(TOLERANCE)
 
 @dataclass(frozen=True)
 class Settings:
-    """How a model is exported.
+    """How a model is exported; without a target for the first of the format.
 
     Raises:
         ConfigError: an unknown word, or a number out of range.
     """
 
     format: str = "onnx"
-    target: str = "onnxruntime"
+    target: str = ""
     dynamic: tuple[str, ...] = ()
     img_size: int | tuple[int, int] | None = None
     tolerance: float | None = None
@@ -45,12 +56,14 @@ class Settings:
 
     def __post_init__(self) -> None:
         check_words("format", [self.format], list(FORMATS))
-        check_words("target", [self.target], TARGETS)
+        if not self.target:
+            object.__setattr__(self, "target", TARGETS_OF[self.format][0])
+        check_words(f"target of {self.format}", [self.target], TARGETS_OF[self.format])
         check_words("dynamic", self.dynamic, DYNAMIC)
-        if self.format == "torch" and "size" in self.dynamic:
+        if self.format in OF_TORCH and "size" in self.dynamic:
             raise ConfigError("a program of torch has one size: leave size out of dynamic, or choose another format.")
         check_words("precision", [self.precision], PRECISIONS)
-        if self.format == "torch" and self.precision != "float32":
+        if self.format in OF_TORCH and self.precision != "float32":
             raise ConfigError(f"a program of torch is written in float32 only, got precision {self.precision!r}.")
         if (self.precision == "int8") != (self.calibrate is not None):
             raise ConfigError(

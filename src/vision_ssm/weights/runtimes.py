@@ -5,12 +5,14 @@
 | onnx     | NAME.onnx    | onnxruntime, on the CPU    |
 | openvino | NAME.xml     | openvino, on the CPU       |
 | torch    | NAME.pt2     | torch                      |
+| aoti     | NAME.pt2     | torch, as it was compiled  |
 """
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+import zipfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
@@ -25,6 +27,7 @@ __all__ = [
     "ENTRIES",
     "EXTRA",
     "SUFFIXES",
+    "AotiPackage",
     "OnnxRuntime",
     "OpenVino",
     "Runtime",
@@ -38,6 +41,11 @@ __all__ = [
 
 EXTRA = "the extra 'export' (pip install 'vision-ssm[export]')"
 
+
+OPERATORS = "vision_ssm.ops"
+"""Module that registers this library's operators with torch."""
+
+COMPILED, LEVELS = "/data/aotinductor/", ("DEFAULT", "AVX2", "AVX512")  # of processors, each with those before it
 
 ENTRIES = ("vision_ssm", "vision_ssm_export")
 """Names of the entries in the metadata of exported files, see `vision_ssm.weights.exported`."""
@@ -128,11 +136,48 @@ def torch_program(path: Path) -> tuple[ExportedProgram, dict[str, str]]:
     return program, {name: text for name, text in said.items() if text}
 
 
-SUFFIXES: dict[str, type[Runtime]] = {".onnx": OnnxRuntime, ".xml": OpenVino, ".pt2": TorchProgram}
+class AotiPackage:
+    """Runs a library that AOTInductor compiled, on processors that have the instructions it was compiled for."""
+
+    def __init__(self, path: Path) -> None:
+        importlib.import_module(OPERATORS)  # packages may call them
+        try:
+            with zipfile.ZipFile(path) as archive:
+                root = archive.namelist()[0].partition("/")[0]
+                said = {name: f"{root}/extra/{name}" for name in ENTRIES}
+                held = set(archive.namelist())
+                self.metadata = {name: archive.read(place).decode() for name, place in said.items() if place in held}
+            self._run = torch._inductor.aoti_load_package(str(path))
+        except Exception as error:  # a damaged archive is answered by anything
+            raise CheckpointError(f"torch cannot open {str(path)!r}: {first_line(error)}") from error
+        needs = str(self._run.loader.get_metadata().get("AOTI_CPU_ISA", "")).split(" ")[0]
+        has = torch.backends.cpu.get_cpu_capability()
+        if needs in LEVELS and has in LEVELS and LEVELS.index(needs) > LEVELS.index(has):
+            raise CheckpointError(
+                f"{str(path)!r} was compiled for processors with {needs}, this one has {has}; export it again here."
+            )
+
+    def __call__(self, images: Tensor) -> list[Tensor]:
+        """See `Runtime`."""
+        with torch.no_grad():
+            return list(self._run(images.contiguous()))
+
+
+def torch_file(path: Path) -> Runtime:
+    """Open a program of torch, or a package of AOTInductor: their names end alike."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            compiled = any(COMPILED in name for name in archive.namelist())
+    except (OSError, zipfile.BadZipFile):
+        compiled = False
+    return AotiPackage(path) if compiled else TorchProgram(path)
+
+
+SUFFIXES: dict[str, Callable[[Path], Runtime]] = {".onnx": OnnxRuntime, ".xml": OpenVino, ".pt2": torch_file}
 """What opens files of a suffix."""
 
 
-def runtime_of(path: str | Path) -> type[Runtime] | None:
+def runtime_of(path: str | Path) -> Callable[[Path], Runtime] | None:
     """Return what opens a file, by its name; None for what is no exported file."""
     return SUFFIXES.get(Path(path).suffix.lower())
 

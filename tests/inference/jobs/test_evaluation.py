@@ -110,7 +110,9 @@ def test_wrong_use(weights, colour_folder, tmp_path):
 def test_workers_with_other_data_are_refused(weights, colour_folder):
     bench = ScoreWork(str(weights), None, str(colour_folder()), None).open("cpu")
     known = bench.references()
-    with pytest.raises(DataError, match=r"not the same for all workers: image 1 is to be 'other.png', and there are 12"):
+    with pytest.raises(
+        DataError, match=r"not the same for all workers: image 1 is to be 'other.png', and there are 12"
+    ):
         bench.content(Piece(0, (known[0], known[1]._replace(name="other.png"))))
 
 
