@@ -32,8 +32,8 @@ class Job(NamedTuple):
     """A run of all processes, or a part of it.
 
     ``kind``: "train"; "stop" as by a signal after so many updates (``at``); "save" only reads the state and writes it
-    again; "read-only on rank 1". ``killed``: that rank (-1: all) dies by SIGKILL at the moment ("step", update) or
-    ("save", checkpoints before). ``of_rank``: settings of one rank.
+    again; "read-only on rank 1"; "other code on rank 1". ``killed``: that rank (-1: all) dies by SIGKILL at the moment
+    ("step", update) or ("save", checkpoints before). ``of_rank``: settings of one rank.
     """
 
     config: TrainConfig
@@ -55,7 +55,7 @@ def _prepare(job: Job, rank: int) -> None:
     """Put in place what a job wants to happen inside of `train`; each job is a new process's, so nothing is undone."""
     import torch.distributed.checkpoint as dcp
 
-    from vision_ssm.training import run
+    from vision_ssm.training import agreement, run
     from vision_ssm.training.engine import Engine
 
     update, write, save = Engine.update, dcp.save, run._Run._save
@@ -81,6 +81,8 @@ def _prepare(job: Job, rank: int) -> None:
     run._Run._interrupted = lambda self: (self._save(), self._result("SIGTERM"))[1]
     if job.kind == "read-only on rank 1" and rank == 1:
         run.require_writable = _refuse
+    if job.kind == "other code on rank 1" and rank == 1:
+        agreement._code_digest = lambda: "of another version"
     if job.kind == "save":
         run._Run._to_the_end = lambda self: (save(self), self._result(None))[1]
 

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import random
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -132,6 +133,29 @@ def test_what_differs_between_processes_is_told_by_rank(tiny: Tiny, images: Path
         assert found[0][0] == found[1][0] and str(found[0][0]).startswith(told)
     found = run(Job(config, kind="read-only on rank 1"), 2, tmp_path)
     assert found[0][0] == found[1][0] == "ProcessError: rank 1 of 2: cannot write to output folder, it is read-only"
+    found = run(Job(config, kind="other code on rank 1"), 2, tmp_path)
+    assert found[0][0] == found[1][0]
+    assert str(found[0][0]).startswith(
+        "ConfigError: rank 1 runs other code of vision_ssm than rank 0; install the same"
+    )
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_meeting_place_that_cannot_be_had_is_told(tmp_path: Path, rank: int) -> None:
+    """The port of rank 0 is in use by a program that knows nothing of it; or nobody listens there."""
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        if rank == 1:
+            other.close()
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "none"}
+        announced = {**place, "RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": "0"}
+        code = "from vision_ssm.training.distributed import Processes\nwith Processes.join('cpu', 2.0): pass"
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=False, env={**os.environ, **announced}
+        )
+    assert f"ProcessError: rank {rank} of 2: cannot join the other processes at 127.0.0.1:{port}" in done.stderr
+    advice = "free the port or choose another one" if rank == 0 else "is each of them started, and 127.0.0.1"
+    assert advice in done.stderr
 
 
 def test_a_process_without_progress_ends_itself(tmp_path: Path) -> None:

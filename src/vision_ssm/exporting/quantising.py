@@ -59,6 +59,9 @@ COMPARED = 16
 POINT = 0.01
 """How far the score may fall."""
 
+WINDOW = "window"
+"""Option of tasks that take large images apart."""
+
 KINDS = ("MatMul", "Gemm", "Conv")
 WHOLE_OUTPUT = ("MatMul", "Gemm")  # their sums stay as they are; a convolution is whole numbers only with its result
 
@@ -124,9 +127,16 @@ def _module_of(node: Any) -> str:
 
 def score_of(file: Run, loaded: Loaded, data: str | Path) -> tuple[float, int]:
     """Return the deciding score of a file on the user's data, and of how many images it is."""
-    stand_in = Loaded(loaded.task().stand_in(file).eval(), loaded.info)
-    found = evaluate(stand_in, data)
+    task = loaded.task()
+    stand_in = Loaded(task.stand_in(file).eval(), loaded.info)
+    found = evaluate(stand_in, data, **_in_windows(task, file))
     return found.scores[found.named[0].name], found.count
+
+
+def _in_windows(task: Task, file: Run) -> dict[str, Any]:
+    """Return what a task has to be asked for whose images keep their sizes, where the file takes only one."""
+    known = getattr(task.Options, "model_fields", {})
+    return {WINDOW: max(file.size)} if task.native and file.size is not None and WINDOW in known else {}
 
 
 def images_seen(file: Run, loaded: Loaded, data: str | Path) -> list[Tensor]:
@@ -140,6 +150,7 @@ def images_seen(file: Run, loaded: Loaded, data: str | Path) -> list[Tensor]:
     chosen = task.subset(samples, [number * len(samples) // count for number in range(count)])
     watched = _Watched(file)
     model = task.stand_in(watched).eval()
+    task.ask(_in_windows(task, file))
     transform = task.transform(loaded.info.preprocessing, train=False, native=task.native)
     for batch in EpochLoader(chosen, transform, collate=task.collate, batch_size=1):
         with torch.inference_mode():
