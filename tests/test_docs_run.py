@@ -35,6 +35,7 @@ VIM, SEGMENTOR = "vim_t_midclstok_76p1acc.pth", "upernet_vssm_4xb4-160k_ade20k-5
 LARGE = (SEGMENTOR, "train(config", "vision_ssm.export(")  # what marks a Python block as slow
 SAVES, LOADS = 'save(program, "model.pt2")', 'load("model.pt2")'  # of two blocks, of which the second runs the first
 NOT_RUN = {
+    "vision-ssm data index imagenet-wds/": "tests/cli/test_data.py runs it on tar files",
     "pip install": "an installation of its own: make check-wheel",
     "vision-ssm bench --models vim_tiny_patch16_224": "minutes; tests/cli/test_bench.py runs a small one",
     "vision-ssm bench --preset vim": "minutes",

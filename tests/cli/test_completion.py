@@ -37,7 +37,7 @@ def script(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["train", "images/", "--schedule.pati"], {"--schedule.patience"}),
         (["cost", "vim_nan"], {"vim_nano"}),
         (["bench", "--models", "vmamba_nan"], {"vmamba_nano"}),
-        (["data", ""], {"check", "pack"}),
+        (["data", ""], {"check", "pack", "index"}),
         (["completion", "z"], {"zsh"}),
         (["predict", "photo"], set()),  # bash then completes names of files
     ],

@@ -30,6 +30,24 @@ def test_training_on_shards_is_that_on_the_folder(run, images, tmp_path):
     assert {**scores[0], **cut} == {**scores[1], **cut}
 
 
+def test_tar_files_of_others(run, images, tmp_path):
+    """Those that pack wrote, without its lists."""
+    packed = tmp_path / "packed"
+    run("data", "pack", images, "--shards", packed)
+    for listed in packed.glob("*.json"):
+        listed.unlink()
+    (tmp_path / "classes.txt").write_text("\n".join(sorted(path.name for path in images.iterdir())))
+    outcome = run("data", "index", packed, "--classes", tmp_path / "classes.txt")
+    assert outcome.code == 0, outcome.err
+    assert f"indexed for classification: 20 train, 4 val images in {packed}" in outcome.out
+    trained = run("train", packed, "--output", tmp_path, "--name", "again", "--epochs", "1", *TINY)
+    assert trained.code == 0, trained.err
+    scored = run("evaluate", tmp_path / "again", images, "--json")
+    assert json.loads(scored.out)["count"] == 24
+
+
 def test_wrong_use(run, images, tmp_path):
     assert "pack needs a folder to write to: --shards DIR" in run("data", "pack", images).err
+    assert "index writes beside tar files" in run("data", "index", images, "--shards", tmp_path).err
+    assert "--classes names what index finds" in run("data", "check", images, "--classes", tmp_path).err
     assert "a check writes nothing" in run("data", "check", images, "--shards", tmp_path).err

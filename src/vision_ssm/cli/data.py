@@ -1,4 +1,4 @@
-"""``vision-ssm data``: what training would stumble over in a data set, and data sets as shards."""
+"""``vision-ssm data``: what training would stumble over in a data set, data sets as shards, and shards of others."""
 
 from __future__ import annotations
 
@@ -8,31 +8,36 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vision_ssm.cli.arguments import whole_number
-from vision_ssm.cli.console import print_json, print_table, progress_bar, say
+from vision_ssm.cli.console import note, print_json, print_table, progress_bar, say
 from vision_ssm.errors import ConfigError
 
 if TYPE_CHECKING:
     from vision_ssm.analysis.data_check import DataReport
 
 NAME = "data"
-SUMMARY = "Look through a data set (check), or write it as tar files (pack)."
+SUMMARY = "Look through a data set (check), write it as tar files (pack), or take tar files of others (index)."
 EXAMPLES = """check decodes every image once, as training would, with what belongs to it, and tells of unreadable files,
 classes, sizes and duplicates. The exit code is 1 where something was found that should be looked at.
 
 pack writes tar files in the layout of WebDataset, and lists of what is where in them. Training and evaluation take
 their folder, or its address, in the place of the data.
 
+index writes such lists beside tar files of others, images with .cls files, whose names say train, val or test.
+
 examples:
   vision-ssm data check images/
   vision-ssm data check scenes/ --task segmentation --json
-  vision-ssm data pack images/ --shards packed/"""
+  vision-ssm data pack images/ --shards packed/
+  vision-ssm data index imagenet-wds/ --classes imagenet_classes.txt"""
 SHOWN = 20  # files of a kind on the terminal; JSON has all
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
-    parser.add_argument("action", choices=("check", "pack"), help="what to do")
-    parser.add_argument("data", metavar="DATA", help="folder of data for a task, or the name of a data set")
+    parser.add_argument("action", choices=("check", "pack", "index"), help="what to do")
+    parser.add_argument(
+        "data", metavar="DATA", help="folder of data for a task, or the name of a data set; for index, of tar files"
+    )
     parser.add_argument("--task", metavar="NAME", help="that the data are for; default: the one they look like")
     parser.add_argument(
         "--workers", type=whole_number(1), default=2, metavar="N", help="threads that decode in a check (default: 2)"
@@ -40,6 +45,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--shards", type=Path, metavar="DIR", help="folder for what pack writes")
     parser.add_argument(
         "--shard-mb", type=whole_number(1), default=256, metavar="N", help="least size of a tar file (default: 256)"
+    )
+    parser.add_argument(
+        "--classes", type=Path, metavar="FILE", help="for index: names of the classes, a JSON list or one in a line"
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
 
@@ -53,6 +61,10 @@ def run(options: argparse.Namespace) -> int:
     """Print what was found, or pack; 1 when there are problems."""
     from vision_ssm.tasks.registry import task_of
 
+    if options.action == "index":
+        return _index(options)
+    if options.classes is not None:
+        raise ConfigError("--classes names what index finds; data for a task know their classes.")
     task = options.task or task_of(options.data)
     if options.action == "pack":
         return _pack(options, task)
@@ -81,6 +93,23 @@ def _pack(options: argparse.Namespace, task: str) -> int:
     else:
         told = ", ".join(f"{count:,} {split}" for split, count in counts.items())
         say(f"packed for {task}: {told} images in {options.shards}")
+    return 0
+
+
+def _index(options: argparse.Namespace) -> int:
+    if options.shards is not None or options.task not in (None, "classification"):
+        raise ConfigError("index writes beside tar files for classification: leave --shards and other tasks out.")
+    from vision_ssm.data.labelled.tars import index_tars
+
+    with progress_bar("indexing", shown=not options.json) as on_progress:
+        counts = index_tars(options.data, options.classes, on_progress)
+    if options.json:
+        print_json({"folder": options.data, "task": "classification", "images": counts})
+    else:
+        told = ", ".join(f"{count:,} {split}" for split, count in counts.items())
+        say(f"indexed for classification: {told} images in {options.data}")
+        if not counts.keys() & {"val", "test"}:
+            note("no part is held out, which training needs: call one of the files ...val....tar, and index again.")
     return 0
 
 

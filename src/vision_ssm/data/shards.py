@@ -17,7 +17,7 @@ import io
 import json
 import os
 import tarfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -41,7 +41,10 @@ __all__ = [
     "is_packed",
     "open_shards",
     "packed_for",
+    "require_unlisted",
     "splits_of_shards",
+    "write_index",
+    "write_list",
     "write_shards",
 ]
 
@@ -213,8 +216,7 @@ def write_shards(
     Raises:
         DataError: the folder holds shards, or cannot be written. What the iterables raise.
     """
-    if (folder / INDEX).exists():
-        raise DataError(f"{str(folder)!r} holds shards already; choose another folder, or remove this one.")
+    require_unlisted(folder)
     written: dict[str, dict[str, Any]] = {}
     for split, (fingerprint, samples) in splits.items():
         shards: list[dict[str, Any]] = []
@@ -223,10 +225,47 @@ def write_shards(
             name_of, number = f"{split}-{len(shards):05d}", sum(shard["samples"] for shard in shards)
             shards.append(_write_shard(folder / name_of, suffix, number, first, remaining, shard_bytes))
         written[split] = {"fingerprint": fingerprint, "shards": shards}
-    index = {"version": _VERSION, "task": task, "suffix": suffix, "name": name, "about": about, "splits": written}
+    return write_index(folder, written, task=task, suffix=suffix, name=name, about=about)
+
+
+def require_unlisted(folder: Path) -> None:
+    """Raise DataError for a folder that is one of shards."""
+    if (folder / INDEX).exists():
+        raise DataError(f"{str(folder)!r} holds shards already; choose another folder, or remove this one.")
+
+
+def write_list(tar: Path, rows: Sequence[Sequence[Any]]) -> dict[str, Any]:
+    """Write beside a tar file what is where in it; return how `INDEX` tells of it.
+
+    Args:
+        tar: the file, whole.
+        rows: of each sample the name of its image, offset and size of this, those of its target, and `Packed.value`.
+    """
+    with whole_file(tar.with_suffix(".json")) as part:
+        part.write_text(json.dumps(rows) + "\n", encoding="utf-8")
+    return {"file": tar.name, "bytes": tar.stat().st_size, "samples": len(rows)}
+
+
+def write_index(
+    folder: Path, splits: Mapping[str, Any], *, task: str, suffix: str, name: str, about: Mapping[str, Any]
+) -> dict[str, int]:
+    """Write `INDEX`, last of all.
+
+    Args:
+        folder: of the tar files.
+        splits: of each its ``fingerprint``, and under ``shards`` what `write_list` returned.
+        task: that they are for.
+        suffix: of the files of targets.
+        name: of the data.
+        about: what all samples share, as plain JSON values.
+
+    Returns:
+        how many samples each split has.
+    """
+    index = {"version": _VERSION, "task": task, "suffix": suffix, "name": name, "about": about, "splits": splits}
     with whole_file(folder / INDEX) as part:
         part.write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
-    return {split: sum(shard["samples"] for shard in of["shards"]) for split, of in written.items()}
+    return {split: sum(shard["samples"] for shard in of["shards"]) for split, of in splits.items()}
 
 
 def _write_shard(
@@ -242,9 +281,7 @@ def _write_shard(
             target = _add(archive, key + suffix, sample.target)
             rows.append([_text(sample.name), *image, *target, sample.value])
             sample = next(remaining, None) if archive.offset < shard_bytes else None
-    with whole_file(stem.with_suffix(".json")) as part:
-        part.write_text(json.dumps(rows) + "\n", encoding="utf-8")
-    return {"file": path.name, "bytes": path.stat().st_size, "samples": len(rows)}
+    return write_list(path, rows)
 
 
 def _add(archive: tarfile.TarFile, name: str, content: bytes) -> tuple[int, int]:
