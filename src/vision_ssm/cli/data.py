@@ -97,17 +97,19 @@ def _pack(options: argparse.Namespace, task: str) -> int:
 
 
 def _index(options: argparse.Namespace) -> int:
-    if options.shards is not None or options.task not in (None, "classification"):
-        raise ConfigError("index writes beside tar files for classification: leave --shards and other tasks out.")
     from vision_ssm.data.labelled.tars import index_tars
+    from vision_ssm.tasks.registry import DEFAULT
+
+    if options.shards is not None or options.task not in (None, DEFAULT):
+        raise ConfigError(f"index writes beside tar files for {DEFAULT}: leave --shards and other tasks out.")
 
     with progress_bar("indexing", shown=not options.json) as on_progress:
         counts = index_tars(options.data, options.classes, on_progress)
     if options.json:
-        print_json({"folder": options.data, "task": "classification", "images": counts})
+        print_json({"folder": options.data, "task": DEFAULT, "images": counts})
     else:
         told = ", ".join(f"{count:,} {split}" for split, count in counts.items())
-        say(f"indexed for classification: {told} images in {options.data}")
+        say(f"indexed for {DEFAULT}: {told} images in {options.data}")
         if not counts.keys() & {"val", "test"}:
             note("no part is held out, which training needs: call one of the files ...val....tar, and index again.")
     return 0
