@@ -104,7 +104,7 @@ def _index(options: argparse.Namespace) -> int:
         raise ConfigError(f"index writes beside tar files for {DEFAULT}: leave --shards and other tasks out.")
 
     with progress_bar("indexing", shown=not options.json) as on_progress:
-        counts = index_tars(options.data, options.classes, on_progress)
+        counts = index_tars(options.data, DEFAULT, options.classes, on_progress)
     if options.json:
         print_json({"folder": options.data, "task": DEFAULT, "images": counts})
     else:

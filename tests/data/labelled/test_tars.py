@@ -5,13 +5,14 @@ from __future__ import annotations
 import io
 import json
 import tarfile
+from functools import partial
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from vision_ssm.data.labelled import tars
 from vision_ssm.data.labelled.packed import open_packed
-from vision_ssm.data.labelled.tars import index_tars
 from vision_ssm.errors import DataError
 
 
@@ -19,6 +20,9 @@ def picture(shade):
     content = io.BytesIO()
     Image.fromarray(np.full((4, 5, 3), shade, np.uint8)).save(content, "PNG")
     return content.getvalue()
+
+
+index_tars = partial(tars.index_tars, task="classification")
 
 
 def tar(path, files):
@@ -67,7 +71,7 @@ def test_classes_by_name(tmp_path, name):
     (tmp_path / "shards.json").unlink()
     names = ["dog", "cow", "cat"]
     (tmp_path / name).write_text(json.dumps(names) if name.endswith("json") else "\n".join([*names, ""]))
-    index_tars(tmp_path, tmp_path / name)
+    index_tars(tmp_path, classes=tmp_path / name)
     found = open_packed(tmp_path, "train")
     assert (found.class_names, found.targets) == (("dog", "cow", "cat"), (0, 2))
 
@@ -88,7 +92,7 @@ def test_what_cannot_be_used_is_named(tmp_path, files, text):
     tar(tmp_path / "train.tar", files)
     (tmp_path / "names.txt").write_text("one\ntwo")
     with pytest.raises(DataError, match=text):
-        index_tars(tmp_path, tmp_path / "names.txt")
+        index_tars(tmp_path, classes=tmp_path / "names.txt")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["names.txt", "train.tar"]
 
 
@@ -111,4 +115,4 @@ def test_folders_and_files_that_do_not_fit(tmp_path):
     mine.unlink()
     (tmp_path / "names.txt").write_text("one\none")
     with pytest.raises(DataError, match="each once; it has 2, 1 of them new"):
-        index_tars(tmp_path, tmp_path / "names.txt")
+        index_tars(tmp_path, classes=tmp_path / "names.txt")

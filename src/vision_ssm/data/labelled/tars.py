@@ -36,6 +36,7 @@ class _Pair(NamedTuple):
 
 def index_tars(
     folder: str | Path,
+    task: str,
     classes: str | Path | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, int]:
@@ -43,6 +44,7 @@ def index_tars(
 
     Args:
         folder: with the tar files; lists of the same names and ``shards.json`` are written into it.
+        task: that they are for, one of images with a class each.
         classes: file with the names of the classes, a JSON list or one in a line; None calls them by their numbers, or
             takes the names that the tar files hold, in alphabetical order.
         on_progress: called with (tar files done, in all).
@@ -75,7 +77,7 @@ def index_tars(
             shards.append(write_list(tar, rows))
         written[part] = {"fingerprint": digest.hexdigest(), "shards": shards}
     about = {"class_names": list(names), "mirror_safe": True}
-    return write_index(place, written, task="classification", suffix=SUFFIX, name=place.resolve().name, about=about)
+    return write_index(place, written, task=task, suffix=SUFFIX, name=place.resolve().name, about=about)
 
 
 def _parts(folder: Path) -> dict[str, list[Path]]:
