@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
 
 import vision_ssm
+from tests.tasks.segmentation.scenes import mask
 from vision_ssm.data.preprocessing import Preprocessing
 from vision_ssm.errors import ConfigError, ShapeError
-from vision_ssm.exporting import export
+from vision_ssm.exporting import export, quantising
+from vision_ssm.tasks.segmentation.exported import segmentor_form
 from vision_ssm.weights.files import Loaded, WeightsInfo, restored_task
 
 RECORD = {
@@ -36,6 +40,34 @@ def segmentor() -> Loaded:
 def test_its_size_cannot_be_left_open(segmentor, tmp_path):
     with pytest.raises(ConfigError, match=r"bound to one size once they are exported.*--img-size"):
         export(segmentor, tmp_path / "m.onnx", dynamic=["size"])
+
+
+class InTorch:
+    """Runs the form of a segmentor, as a file of one size would."""
+
+    size = (32, 32)
+
+    def __init__(self, model):
+        self.form = segmentor_form(model)
+
+    def __call__(self, images):
+        assert images.shape[2:] == self.size
+        return dict(zip(self.form.outputs, self.form.module(images), strict=True))
+
+
+def test_images_of_other_sizes_are_scored_in_windows_of_the_file(segmentor, tmp_path):
+    """As INT8 is judged, whose file takes one size."""
+    data = tmp_path / "data"
+    for name in ("train/a", "val/b"):
+        shades = np.random.default_rng(len(name)).integers(0, 255, (44, 36, 3), dtype=np.uint8)
+        mask(data / "images" / f"{name}.png", shades)
+        mask(data / "annotations" / f"{name}.png", shades[..., 0] // 100)
+    (data / "classes.json").write_text(json.dumps(RECORD["class_names"]))
+    found = quantising.score_of(InTorch(segmentor.model), segmentor, data)
+    whole = vision_ssm.evaluate(segmentor, data, window=32)
+    assert found == (pytest.approx(whole.scores["miou"]), 1)
+    seen = quantising.images_seen(InTorch(segmentor.model), segmentor, data)
+    assert {tuple(images.shape) for images in seen} == {(1, 3, 32, 32)}
 
 
 @pytest.mark.slow
