@@ -82,25 +82,26 @@ def images(count: int, size: int, seed: int) -> list[Tensor]:
     return [torch.randn(1, 3, size, size, generator=generator) for _ in range(count)]
 
 
-def contenders(loaded: Loaded, size: int, folder: Path) -> tuple[dict[str, Run], dict[str, Any]]:
+def contenders(loaded: Loaded, size: int, folder: Path, int8: bool) -> tuple[dict[str, Run], dict[str, Any]]:
     """Everything that is timed, and what is known of the export: its seconds, its check and the sizes of files."""
     exact, whole = folder / "float32.onnx", folder / "int8.onnx"
     started = time.perf_counter()
     found = vision_ssm.export(loaded, exact, target="portable")
     about = {"export_seconds": round(time.perf_counter() - started, 1), "check_error": found.check.error}
-    quantiser = Quantiser(exact, images(CALIBRATION, size, seed=1))
-    quantiser.write(whole, list(quantiser.nodes))
-    mib = {path.stem: round(path.stat().st_size / 2**20, 1) for path in (exact, whole)}
     runs = {
         "torch, float32": of_torch(loaded.model, torch.float32),
         "onnxruntime, float32": of_onnxruntime(exact),
         "openvino, float32": of_openvino(exact, "f32"),
         "openvino, bfloat16": of_openvino(exact, "bf16"),
-        "onnxruntime, int8": of_onnxruntime(whole),
-        "openvino, int8": of_openvino(whole, "f32"),
         "torch, bfloat16": of_torch(built(loaded.info.model, size).model.bfloat16(), torch.bfloat16),
     }
-    return runs, about | {"products_in_int8": len(quantiser.nodes), "mib": mib}
+    if int8:
+        quantiser = Quantiser(exact, images(CALIBRATION, size, seed=1))
+        quantiser.write(whole, list(quantiser.nodes))
+        about["products_in_int8"] = len(quantiser.nodes)
+        runs |= {"onnxruntime, int8": of_onnxruntime(whole), "openvino, int8": of_openvino(whole, "f32")}
+    about["mib"] = {path.stem: round(path.stat().st_size / 2**20, 1) for path in (exact, whole) if path.exists()}
+    return runs, about
 
 
 def error(found: Tensor, expected: Tensor) -> float:
@@ -113,11 +114,11 @@ def seconds(run: Run, image: Tensor) -> float:
     return time.perf_counter() - started
 
 
-def measured(name: str, size: int, rounds: int) -> dict[str, Any]:
+def measured(name: str, size: int, rounds: int, int8: bool) -> dict[str, Any]:
     """Errors and times of one model at one size."""
     loaded = built(name, size)
     with tempfile.TemporaryDirectory() as folder:
-        runs, about = contenders(loaded, size, Path(folder))
+        runs, about = contenders(loaded, size, Path(folder), int8)
         given = images(IMAGES, size, seed=2)
         expected = [runs["torch, float32"](image) for image in given]
         errors = {
@@ -137,10 +138,13 @@ def measured(name: str, size: int, rounds: int) -> dict[str, Any]:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """The rows as Markdown: milliseconds, and the error in brackets."""
-    columns = list(rows[0]["seconds"])
+    columns = list(dict.fromkeys(each for row in rows for each in row["seconds"]))
     lines = [f"| model | size | {' | '.join(columns)} |", "|---" * (len(columns) + 2) + "|"]
     for row in rows:
-        cells = [f"{1e3 * row['seconds'][each]['median']:.1f} ({row['errors'][each]:.0e})" for each in columns]
+        cells = [
+            f"{1e3 * row['seconds'][each]['median']:.1f} ({row['errors'][each]:.0e})" if each in row["seconds"] else "-"
+            for each in columns
+        ]
         lines.append(f"| {row['model']} | {row['size']} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -153,6 +157,12 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[224, 512, 1248])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=11)
+    parser.add_argument(
+        "--no-int8",
+        dest="int8",
+        action="store_false",
+        help="leave it out: all runtimes' attention may not fit together",
+    )
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     there = bool(options.output) and options.output.exists()
@@ -164,7 +174,7 @@ def main() -> None:
         for name in options.models:
             if (name, size) in done:
                 continue
-            report["rows"].append(measured(name, size, options.rounds))
+            report["rows"].append(measured(name, size, options.rounds, options.int8))
             print(table(report["rows"][-1:]), flush=True)
             if options.output:
                 write(options.output, report)
