@@ -75,7 +75,7 @@ def test_every_command_shows_examples_that_it_can_parse(name, monkeypatch):
         (["features", "i.png", "--output", "o", "--maps=-1"], "there is no --maps: here it is called --layers."),
         (["cost", "m", "--layers", "2"], "there is no --layers: here it is called --depth."),
         (["predict", "i.png", "--dtype", "bf16"], "there is no --dtype: here it is called --amp."),
-        (["export", "w", "--format", "onx"], "--format must be one of onnx, openvino, torch, got 'onx'. Did you mean"),
+        (["export", "w", "--format", "onx"], "--format must be one of onnx, openvino, torch, aoti, got 'onx'. Did you"),
         (["export", "w", "--dynamic", "batch,batch"], "expected some of batch,size, got 'batch,batch'"),
         (["doctor", "now"], "unexpected argument 'now'"),
         (["models", "nonsense"], "no model of this library has 'nonsense' in its name"),
