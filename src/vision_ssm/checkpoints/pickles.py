@@ -49,7 +49,7 @@ def read_pickle(path: Path, records: Sequence[type] = ()) -> Any:
             return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever torch's reader meets in damaged bytes
         # Its own text is not passed on: it tells how to load the file unsafely.
-        wanted = _unsafe_globals(path)
+        wanted = _unsafe_globals(path, records)
         if wanted or (isinstance(error, pickle.UnpicklingError) and "Unsupported" in str(error)):
             names = f": {', '.join(wanted)}" if wanted else ""
             raise CheckpointError(
@@ -59,11 +59,11 @@ def read_pickle(path: Path, records: Sequence[type] = ()) -> Any:
         raise CheckpointError(f"{path} is not a checkpoint that torch can read, or only a part of one") from error
 
 
-def _unsafe_globals(path: Path) -> list[str]:
+def _unsafe_globals(path: Path, records: Sequence[type]) -> list[str]:
     if not zipfile.is_zipfile(path):
         return []
     try:
-        with path.open("rb") as file, torch.serialization.safe_globals(_ADMITTED):
+        with path.open("rb") as file, torch.serialization.safe_globals([*_ADMITTED, *records]):
             return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(file))
     except Exception:  # noqa: BLE001 -- as above; this only adds names to a message
         return []

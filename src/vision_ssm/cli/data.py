@@ -102,7 +102,6 @@ def _index(options: argparse.Namespace) -> int:
 
     if options.shards is not None or options.task not in (None, DEFAULT):
         raise ConfigError(f"index writes beside tar files for {DEFAULT}: leave --shards and other tasks out.")
-
     with progress_bar("indexing", shown=not options.json) as on_progress:
         counts = index_tars(options.data, DEFAULT, options.classes, on_progress)
     if options.json:

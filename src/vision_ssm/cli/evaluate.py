@@ -89,14 +89,14 @@ def accept(_: argparse.Namespace, unknown: Sequence[str]) -> Sequence[str]:
 def run(options: argparse.Namespace) -> int:
     """Evaluate and print."""
     from vision_ssm.inference.evaluate import draws, evaluate
-    from vision_ssm.inference.jobs.evaluation import evaluate_in_shards
     from vision_ssm.weights.opening import open_model
 
     if not options.shards:
         refuse_without_shards(options, own="workers")
     if options.output:  # found out now rather than after the work
         require_writable(options.output.parent)
-    loaded = open_model(options.weights, model=options.model, device=options.device)
+    # With shards the workers open it for themselves, and have the device.
+    loaded = open_model(options.weights, model=options.model, device="cpu" if options.shards else options.device)
     if options.pictures:
         if not draws(loaded.info.task):
             raise ConfigError(f"the task {loaded.info.task} draws no pictures of an evaluation; leave --pictures out.")
@@ -104,6 +104,8 @@ def run(options: argparse.Namespace) -> int:
     asked = {name: getattr(options, name) for name in _ASKED} | task_options(options, loaded.info.task)
     with progress_bar("evaluating", shown=not options.json) as on_progress:
         if options.shards:
+            from vision_ssm.inference.jobs.evaluation import evaluate_in_shards
+
             given = job_options(options) | {"model": options.model, "on_progress": on_progress}
             found = evaluate_in_shards(options.weights, options.data, options.shards, **asked, **given)
         else:
