@@ -89,3 +89,36 @@ def test_a_segmentors_backbone_starts_from_a_published_classifier(released: tupl
     torch.save({"model": vmamba.to_published({**source.state_dict(), **weights})}, path)
     load_start(model, path, backbone=model.inner)
     assert torch.equal(model.inner.stages[3].blocks[0].norm.weight, source.stages[3].blocks[0].norm.weight)
+
+
+def test_a_segmentor_of_other_classes_keeps_all_but_the_last_layers(tmp_path: Path) -> None:
+    form = {"channels": 4, "auxiliary_channels": 4}
+    source = build_segmentor("vim_nano", {"num_classes": 3, **form}, patch_size=4)
+    path = tmp_path / "aerial.safetensors"
+    save_file(source.state_dict(), path)
+    model = build_segmentor("vim_nano", {"num_classes": 5, **form}, patch_size=4)
+    own = {key: x.clone() for key, x in model.state_dict().items()}
+    (told,) = load_start(model, path, backbone=model.inner)
+    assert told.endswith(": decode_head.conv_seg, auxiliary_head.conv_seg.")
+    given = source.state_dict()
+    for key, x in model.state_dict().items():
+        assert torch.equal(x, own[key] if ".conv_seg." in key else given[key]), key
+
+
+def test_a_head_of_another_width_starts_anew_but_for_what_fits(tmp_path: Path) -> None:
+    source = build_segmentor("vim_nano", {"num_classes": 3, "channels": 4, "auxiliary_channels": 4}, patch_size=4)
+    save_file(source.state_dict(), tmp_path / "narrow.safetensors")
+    model = build_segmentor("vim_nano", {"num_classes": 3, "channels": 8, "auxiliary_channels": 4}, patch_size=4)
+    (told,) = load_start(model, tmp_path / "narrow.safetensors", backbone=model.inner)
+    assert "decode_head." in told and "auxiliary_head" not in told and " more." in told
+    assert torch.equal(model.auxiliary_head.conv_seg.weight, source.auxiliary_head.conv_seg.weight)
+
+
+def test_layers_of_complex_numbers_are_refused(tmp_path: Path) -> None:
+    form = {"num_classes": 3, "channels": 4, "auxiliary_channels": 4}
+    source = build_segmentor("vim_nano", form, patch_size=4).state_dict()
+    key = "decode_head.conv_seg.weight"
+    save_file({**source, key: torch.zeros_like(source[key], dtype=torch.complex64)}, tmp_path / "odd.safetensors")
+    model = build_segmentor("vim_nano", {**form, "auxiliary_channels": 0}, patch_size=4)
+    with pytest.raises(CheckpointError, match=r"odd\.safetensors: these weights do not fit: .*conv_seg\.weight"):
+        load_start(model, tmp_path / "odd.safetensors", backbone=model.inner)

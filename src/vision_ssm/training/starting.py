@@ -17,6 +17,8 @@ from vision_ssm.weights.shipped import best_of_run
 
 __all__ = ["load_start"]
 
+SHOWN = 5  # names in a message
+
 
 def load_start(
     model: nn.Module, path: str | Path, *, backbone: nn.Module | None = None, positions: str = "grid"
@@ -25,8 +27,9 @@ def load_start(
 
     A head of another number of outputs is left as the model initialised it. A first layer of other channels is repeated
     and scaled as timm does for pretrained weights, see `timm.models.adapt_input_conv`. Anything else that does not fit
-    is an error. Where ``model`` is built around a backbone, a file of the whole model loads whole; from any other one,
-    be it of the backbone alone or of another task's model around it, the backbone is taken.
+    is an error. Where ``model`` is built around a backbone, that must fit, and of what is around it those layers are
+    taken that the file has in the same shape: all but the last ones from such a model of other classes, none from a
+    file of the backbone alone or of another task.
 
     Args:
         model: as the task built it.
@@ -57,8 +60,36 @@ def _load_all_that_fits(
     if {name: x.shape for name, x in weights.items()} == {name: x.shape for name, x in model.state_dict().items()}:
         model.load_state_dict(weights, strict=True)
         return []
-    _load(backbone, weights, path, positions, within=True)
-    return [f"{path}: only the backbone was taken from it; the rest starts from random weights."]
+    told = _load(backbone, weights, path, positions, within=True)
+    taken, others = _layers_that_fit(model, backbone, weights)
+    if not taken:
+        return [*told, f"{path}: only the backbone was taken from it; the rest starts from random weights."]
+    model.load_state_dict(taken, strict=False)
+    if others:
+        shown = ", ".join(others[:SHOWN]) + (f" and {len(others) - SHOWN} more" if len(others) > SHOWN else "")
+        told.append(f"{path}: layers that do not fit here start from random weights: {shown}.")
+    return told
+
+
+def _layers_that_fit(
+    model: nn.Module, backbone: nn.Module, weights: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Of the layers around the backbone: the tensors of those that ``weights`` has alike, the names of the others."""
+    inside = next(f"{name}." for name, part in model.named_modules() if part is backbone)
+    layers: dict[str, dict[str, Tensor]] = {}
+    for key, x in model.state_dict().items():
+        if not key.startswith(inside):
+            layers.setdefault(key.rpartition(".")[0], {})[key] = x
+    taken: dict[str, Tensor] = {}
+    others = []
+    for name, own in layers.items():
+        if all(key in weights and weights[key].shape == x.shape for key, x in own.items()):
+            taken |= {key: weights[key] for key in own}
+            if kinds := wrong_kinds(own, taken):
+                raise CheckpointError(f"these weights do not fit: {', '.join(kinds[:SHOWN])}")
+        else:
+            others.append(name)
+    return taken, others
 
 
 def _load(
@@ -88,7 +119,7 @@ def _load(
         mismatched = [name for name in head if name not in weights or weights[name].shape != own[name].shape]
         kept = {name: own[name] for name in head} if mismatched else {}
         if kinds := wrong_kinds(own, {**weights, **kept}):
-            raise CheckpointError(f"these weights do not fit: {', '.join(kinds[:5])}")
+            raise CheckpointError(f"these weights do not fit: {', '.join(kinds[:SHOWN])}")
         model.load_state_dict({**weights, **kept}, strict=True)
     except (CheckpointError, RuntimeError) as error:
         raise CheckpointError(str(error)) from error
