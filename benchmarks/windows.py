@@ -1,7 +1,10 @@
 """Objects missed and found twice: large images in one pass, in windows that overlap, and shrunk.
 
+    vision-ssm train path/to/aerial_cars --recipe detection_nano --run.name cars
+    vision-ssm train path/to/aerial_cars --recipe detection_nano --run.name cars640 \\
+        --data.short_side 640 --data.long_side 640
     python benchmarks/windows.py runs/cars/best.safetensors path/to/aerial_cars --window 640 --shrink 640 \\
-        --output results/windows_aerial_cars.json
+        --shrunk-weights runs/cars640/best.safetensors --output results/windows_aerial_cars.json
 
 Of the finds from a score of 0.3 on, the surest first, each takes the free object that it covers best, if their IoU is
 at least 0.5. Objects that are left were missed; a find that covers a taken object that far has found it twice; the
@@ -94,7 +97,7 @@ def main() -> None:
     parser.add_argument("--split", default="val")
     parser.add_argument("--window", type=int, nargs="*", default=[640])
     parser.add_argument("--shrink", type=int, help="longer side of shrunk images")
-    parser.add_argument("--shrunk-weights", help="a model that learned from shrunk images (default: the same)")
+    parser.add_argument("--shrunk-weights", help="a model that learned from images that it shrinks itself")
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     rows = [row("one pass", options.weights, options.data, options.split, window="none")]
@@ -103,8 +106,9 @@ def main() -> None:
     if options.shrink:
         with tempfile.TemporaryDirectory() as folder:
             small = shrunk(options.data, options.split, options.shrink, Path(folder) / "data")
-            weights = options.shrunk_weights or options.weights
-            rows.append(row(f"shrunk to {options.shrink}", weights, small, options.split, window="none"))
+            rows.append(row(f"shrunk to {options.shrink}", options.weights, small, options.split, window="none"))
+    if options.shrunk_weights:
+        rows.append(row("learned shrunk", options.shrunk_weights, options.data, options.split, window="none"))
     print(table(rows))
     if options.output:
         typed = " ".join(sys.argv[1:]).replace(str(options.data), options.data.name)

@@ -122,3 +122,10 @@ def test_layers_of_complex_numbers_are_refused(tmp_path: Path) -> None:
     model = build_segmentor("vim_nano", {**form, "auxiliary_channels": 0}, patch_size=4)
     with pytest.raises(CheckpointError, match=r"odd\.safetensors: these weights do not fit: .*conv_seg\.weight"):
         load_start(model, tmp_path / "odd.safetensors", backbone=model.inner)
+
+
+def test_shipped_weights_are_a_start_by_their_name() -> None:
+    model = create_model("vim_nano", num_classes=10, class_token="none", global_pool="avg")
+    assert load_start(model, "vim_nano_cifar10") == []
+    with pytest.raises(CheckpointError, match=r"weights that ship with vision-ssm: .* Did you mean 'vim_nano_cifar10'"):
+        load_start(model, "vim_nano_cifar")

@@ -49,7 +49,10 @@ class ModelConfig(Section):
         None, "Side of the square input in pixels, or [height, width]; null takes the model's own."
     )
     pretrained: bool = setting(False, "Start from the published weights of this model.")
-    checkpoint: str | None = setting(None, "Start from this weights file (.safetensors or .pth), ours or published.")
+    checkpoint: str | None = setting(
+        None,
+        "Start from this weights file (.safetensors or .pth), ours or published, this run, or these shipped weights.",
+    )
     start_required: bool = setting(
         False, "Refuse to begin from random weights; recipes of fine-tuning say so.", free=True
     )

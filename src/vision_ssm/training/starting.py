@@ -13,7 +13,7 @@ from vision_ssm.checkpoints.tensors import wrong_kinds
 from vision_ssm.errors import CheckpointError
 from vision_ssm.families import family_of
 from vision_ssm.weights.recognition import misfit
-from vision_ssm.weights.shipped import best_of_run
+from vision_ssm.weights.shipped import find_weights
 
 __all__ = ["load_start"]
 
@@ -33,7 +33,7 @@ def load_start(
 
     Args:
         model: as the task built it.
-        path: the file, or the folder of a run, whose best weights are taken.
+        path: the file, the folder of a run, whose best weights are taken, or the name of shipped weights.
         backbone: the part of ``model`` that published weights are for; None for all of it.
         positions: the rule for a position table of another size, see `vision_ssm.checkpoints`.
 
@@ -43,7 +43,7 @@ def load_start(
     Raises:
         CheckpointError: not a weights file, or weights of another model, listing names and shapes.
     """
-    path = best_of_run(path)
+    path = find_weights(path)
     checkpoint = read_checkpoint(path)
     weights = checkpoint.weights
     try:
