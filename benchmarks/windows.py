@@ -31,6 +31,7 @@ from vision_ssm.tasks.detection.coco_scores import Seen
 from vision_ssm.tasks.detection.meter import CONFIDENT, box_overlaps
 
 MATCHED = 0.5
+ONLY = "train"  # what data of one part call it
 SCORES = ("ap50", "ap", "ap_small", "ap_medium", "ap_large")
 
 
@@ -52,27 +53,27 @@ def counted(seen: Seen) -> np.ndarray:
 
 
 def shrunk(data: Path, split: str, side: int, folder: Path) -> Path:
-    """A copy of one split of COCO data whose images have ``side`` as their longer side."""
+    """A copy of one split of COCO data, its only one, whose images have ``side`` as their longer side."""
     told = json.loads((data / "annotations" / f"{split}.json").read_text())
     (folder / "annotations").mkdir(parents=True)
-    (folder / split).mkdir()
+    (folder / ONLY).mkdir()
     factors = {}
     for image in told["images"]:
         factors[image["id"]] = factor = min(1.0, side / max(image["width"], image["height"]))
         with Image.open(data / split / image["file_name"]) as opened:
             size = round(opened.width * factor), round(opened.height * factor)
-            opened.convert("RGB").resize(size, Image.Resampling.BILINEAR).save(folder / split / image["file_name"])
+            opened.convert("RGB").resize(size, Image.Resampling.BILINEAR).save(folder / ONLY / image["file_name"])
         image["width"], image["height"] = size
     for found in told["annotations"]:
         factor = factors[found["image_id"]]
         found["bbox"] = [value * factor for value in found["bbox"]]
         found["area"] *= factor**2
         found.pop("segmentation", None)
-    (folder / "annotations" / f"{split}.json").write_text(json.dumps(told))
+    (folder / "annotations" / f"{ONLY}.json").write_text(json.dumps(told))
     return folder
 
 
-def row(way: str, weights: str, data: Path, split: str, **options: Any) -> dict[str, Any]:
+def row(way: str, weights: str, data: Path, split: str | None, **options: Any) -> dict[str, Any]:
     """Count and score one way."""
     found = vision_ssm.evaluate(weights, data, split, **options)
     objects, missed, twice, wrong = sum(map(counted, found.meter.seen.values())).tolist()
@@ -106,7 +107,7 @@ def main() -> None:
     if options.shrink:
         with tempfile.TemporaryDirectory() as folder:
             small = shrunk(options.data, options.split, options.shrink, Path(folder) / "data")
-            rows.append(row(f"shrunk to {options.shrink}", options.weights, small, options.split, window="none"))
+            rows.append(row(f"shrunk to {options.shrink}", options.weights, small, None, window="none"))
     if options.shrunk_weights:
         rows.append(row("learned shrunk", options.shrunk_weights, options.data, options.split, window="none"))
     print(table(rows))

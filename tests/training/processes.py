@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import queue
 import signal
+import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -94,6 +95,7 @@ def _child(rank: int, world: int, meeting: str, job: Job, output: Any) -> None:
 
     faulthandler.dump_traceback_later(LONGEST, exit=True)  # a test that hangs says where
     torch.set_num_threads(1)
+    warnings.filterwarnings("error", message="Grad strides")  # would be told by every process, and is nothing
     run.results.write_pictures = lambda *_: None
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=world)
     _prepare(job, rank)

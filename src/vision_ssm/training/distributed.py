@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import datetime
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -121,6 +122,9 @@ class Processes:
             for each, backbone in zip(models, backbones, strict=True):
                 shard(each, backbone, self.device, self.world, unused_parameters=unused_parameters)
             return model
+        # PyTorch's depthwise convolutions give gradients whose dimension of one channel has another stride than the
+        # weight's. They lie in memory alike, so the copy that the notice is about costs nothing.
+        warnings.filterwarnings("ignore", message="Grad strides do not match")
         return DistributedDataParallel(
             model, device_ids=[self.device] if on_gpu else None, find_unused_parameters=unused_parameters
         )
