@@ -52,7 +52,10 @@ PEERS = {
     "vmamba": Peer("vmamba_nano", {"patch_size": 4, "embed_dim": 48}, "vmamba_nano, patches of 4, 48 channels wide"),
     "resnet18": Peer("resnet18", {}, "ResNet-18"),
     "vit": Peer(
-        "vit_tiny_patch16_224", {**VIT, "dynamic_img_size": True}, "ViT of vim_nano's size, patches of 8", OF_A_COLUMN
+        "vit_tiny_patch16_224",
+        {**VIT, "dynamic_img_size": True, "dynamic_img_pad": True},
+        "ViT of vim_nano's size, patches of 8",
+        OF_A_COLUMN,
     ),
 }
 SUFFIX = {"images": ".jpg", "annotations": ".png"}

@@ -13,7 +13,7 @@ from torch import nn
 
 from tests.recorded import fill, image, relative
 from vision_ssm.checkpoints import load_published
-from vision_ssm.errors import CheckpointError, ConfigError
+from vision_ssm.errors import CheckpointError, ConfigError, ShapeError
 from vision_ssm.families import family_of
 from vision_ssm.models.registry import create_model, list_models, list_whole_models
 from vision_ssm.models.segmentors import SEGMENTORS, build_segmentor
@@ -158,6 +158,13 @@ def test_any_backbone_with_the_four_strides(backbone: str, options: dict[str, in
     (main.square().mean() + auxiliary.square().mean()).backward()
     missing = [name for name, p in built.named_parameters() if p.grad is None]
     assert not missing, "gradients reach every parameter"
+
+
+def test_a_size_that_timm_asserts_is_told() -> None:
+    heads = {"num_classes": 4, "channels": 8, "auxiliary_channels": 0}
+    built = build_segmentor("vit_tiny_patch16_224", heads, dynamic_img_size=True, depth=4).eval()
+    with pytest.raises(ShapeError, match=r"images of \(64, 70\): .*divisible.* dynamic_img_pad true"):
+        built(torch.randn(1, 3, 64, 70))
 
 
 @pytest.mark.parametrize("tap", ["stream", "branch"])

@@ -27,7 +27,7 @@ from vision_ssm.layers.detection.proposals import ProposalStage
 from vision_ssm.layers.detection.regions import MASK_SIDE, BoxHead, MaskHead, region_features
 from vision_ssm.layers.detection.stages import Objects, RegionStages
 from vision_ssm.layers.options import check_choice, check_count, check_flags, check_rates
-from vision_ssm.models.pyramid import REDUCTIONS
+from vision_ssm.models.pyramid import REDUCTIONS, maps_of
 
 __all__ = ["KINDS", "Detector", "finished"]
 
@@ -212,7 +212,7 @@ class Detector(nn.Module):
     def maps(self, batch: Tensor) -> list[Tensor]:
         """Return the maps [B, C, h, w] at strides 4 to 64 of padded images [B, C, H, W]."""
         # The residual stream of a column stays in float32 where weights and images are half.
-        found = [x.to(batch.dtype) for x in self.backbone(batch)]
+        found = [x.to(batch.dtype) for x in maps_of(self.backbone, batch)]
         made: list[Tensor] = self.neck(found)
         return made
 

@@ -14,7 +14,7 @@ from vision_ssm.errors import ConfigError, ShapeError
 from vision_ssm.layers.options import check_choice, check_flags
 from vision_ssm.layers.strips import Patches
 
-__all__ = ["REDUCTIONS", "TAPS", "FeaturePyramid", "quarter_taps"]
+__all__ = ["REDUCTIONS", "TAPS", "FeaturePyramid", "maps_of", "quarter_taps"]
 
 REDUCTIONS = (4, 8, 16, 32)
 TAPS = ("stream", "branch")
@@ -23,6 +23,20 @@ TAPS = ("stream", "branch")
 def quarter_taps(steps: int) -> tuple[int, ...]:
     """The last block of each quarter of the network: the taps of Vim's published segmentation (5, 11, 17, 23 of 24)."""
     return tuple(sorted({max(math.ceil(steps * quarter / 4) - 1, 0) for quarter in (1, 2, 3, 4)}))
+
+
+def maps_of(backbone: nn.Module, images: Tensor | Patches, *size: tuple[int, int]) -> list[Tensor]:
+    """Return a backbone's maps. Raises ShapeError where one of timm's asserts another size of images [B, C, H, W]."""
+    try:
+        found: list[Tensor] = backbone(images, *size)
+    except AssertionError as error:
+        sides = tuple(images.shape[2:]) if isinstance(images, Tensor) else size[0]
+        raise ShapeError(
+            f"the backbone does not take images of {sides}: {error} timm's transformers take every "
+            "size with model.options dynamic_img_size and dynamic_img_pad true; other sizes of images are set by "
+            "data.short_side and model.img_size in training, and by --img-size and --window afterwards."
+        ) from error
+    return found
 
 
 class FeaturePyramid(nn.Module):

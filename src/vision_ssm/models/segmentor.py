@@ -20,7 +20,7 @@ from vision_ssm.layers.resize import resize
 from vision_ssm.layers.strips import Patches
 from vision_ssm.layers.uper_head import FCNHead, UPerHead
 from vision_ssm.models.in_words import in_words
-from vision_ssm.models.pyramid import REDUCTIONS, FeaturePyramid
+from vision_ssm.models.pyramid import REDUCTIONS, FeaturePyramid, maps_of
 
 __all__ = ["Segmentor"]
 
@@ -74,7 +74,7 @@ class Segmentor(nn.Module):
 
         Without an auxiliary head it is a tuple of one.
         """
-        maps = self.backbone(images)
+        maps = maps_of(self.backbone, images)
         logits = resize(self.decode_head(maps), images.shape[2:])
         if not self.training:
             return logits
@@ -91,8 +91,7 @@ class Segmentor(nn.Module):
 
     def maps(self, x: Tensor | Patches, size: tuple[int, int]) -> list[Tensor]:
         """Return the backbone's maps of images of that (H, W), or of what `inner.embed_strips` returned for them."""
-        found: list[Tensor] = self.backbone(x, size) if isinstance(self.backbone, FeaturePyramid) else self.backbone(x)
-        return found
+        return maps_of(self.backbone, x, *([size] if isinstance(self.backbone, FeaturePyramid) else []))
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute the backbone's blocks in the backward pass instead of keeping what is inside them."""
