@@ -9,7 +9,8 @@
 Of the finds from a score of 0.3 on, the surest first, each takes the free object that it covers best, if their IoU is
 at least 0.5. Objects that are left were missed; a find that covers a taken object that far has found it twice; the
 others are wrong. Classes do not count here. AP50, AP and AP by COCO's sizes are those of `vision-ssm evaluate`; null
-where there is no object of a size, and of shrunk images by their sizes there.
+where there is no object of a size, and of shrunk images by their sizes there. "shrunk to" is the model of the first row
+on shrunk copies, "learned shrunk" another model, which resizes the images itself as it did in training.
 """
 
 from __future__ import annotations
@@ -62,7 +63,9 @@ def shrunk(data: Path, split: str, side: int, folder: Path) -> Path:
         factors[image["id"]] = factor = min(1.0, side / max(image["width"], image["height"]))
         with Image.open(data / split / image["file_name"]) as opened:
             size = round(opened.width * factor), round(opened.height * factor)
-            opened.convert("RGB").resize(size, Image.Resampling.BILINEAR).save(folder / ONLY / image["file_name"])
+            small = opened.convert("RGB").resize(size, Image.Resampling.BILINEAR)
+        image["file_name"] = f"{image['id']}.png"  # as JPEG again it would lose more than size
+        small.save(folder / ONLY / image["file_name"])
         image["width"], image["height"] = size
     for found in told["annotations"]:
         factor = factors[found["image_id"]]

@@ -32,6 +32,12 @@ def small(backbone: str = "vmamba_nano", kind: str = "mask", **options: Any) -> 
     return build_detector(backbone, 3, kind=kind, **{**SMALL, **BACKBONES[backbone], **options}).eval()
 
 
+def test_a_size_that_timm_asserts_is_told() -> None:
+    built = small("vit_tiny_patch16_224", dynamic_img_size=False)
+    with pytest.raises(ShapeError, match=r"images of \(64, 96\): .* dynamic_img_size"):
+        built([torch.zeros(3, 64, 96)])
+
+
 def target(boxes: list[list[float]], size: tuple[int, int]) -> dict[str, Tensor]:
     masks = torch.zeros(len(boxes), *size, dtype=torch.bool)
     for mask, (x1, y1, x2, y2) in zip(masks, boxes, strict=True):

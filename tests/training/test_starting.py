@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from safetensors.torch import save_file
 from vision_ssm.checkpoints import vmamba
 from vision_ssm.errors import CheckpointError
 from vision_ssm.models import create_model
+from vision_ssm.models.detectors import build_detector
 from vision_ssm.models.segmentors import build_segmentor
 from vision_ssm.training.starting import load_start
 
@@ -91,18 +93,46 @@ def test_a_segmentors_backbone_starts_from_a_published_classifier(released: tupl
     assert torch.equal(model.inner.stages[3].blocks[0].norm.weight, source.stages[3].blocks[0].norm.weight)
 
 
-def test_a_segmentor_of_other_classes_keeps_all_but_the_last_layers(tmp_path: Path) -> None:
+@pytest.mark.parametrize("classes", [3, 5])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("vim_nano", {"patch_size": 4}),
+        ("vmamba_nano", {"patch_size": 4, "stage_norms": True}),
+        ("efficientvmamba_nano", {"patch_size": 4, "stage_norms": True}),
+        ("resnet18", {}),
+    ],
+)
+def test_a_segmentor_starts_whole_but_for_other_classes(
+    tmp_path: Path, name: str, options: dict[str, Any], classes: int
+) -> None:
     form = {"channels": 4, "auxiliary_channels": 4}
-    source = build_segmentor("vim_nano", {"num_classes": 3, **form}, patch_size=4)
-    path = tmp_path / "aerial.safetensors"
-    save_file(source.state_dict(), path)
-    model = build_segmentor("vim_nano", {"num_classes": 5, **form}, patch_size=4)
+    source = build_segmentor(name, {"num_classes": 3, **form}, **options)
+    given = {key: torch.rand_like(x) if x.is_floating_point() else x + 7 for key, x in source.state_dict().items()}
+    path = tmp_path / "scenes.safetensors"
+    save_file(given, path)
+    model = build_segmentor(name, {"num_classes": classes, **form}, **options)
     own = {key: x.clone() for key, x in model.state_dict().items()}
-    (told,) = load_start(model, path, backbone=model.inner)
-    assert told.endswith(": decode_head.conv_seg, auxiliary_head.conv_seg.")
-    given = source.state_dict()
+    told = load_start(model, path, backbone=model.inner)
+    anew = () if classes == 3 else ("decode_head.conv_seg", "auxiliary_head.conv_seg")
+    assert told == [
+        f"{path}: layers that do not fit here start from random weights: {', '.join(anew)}." for _ in anew[:1]
+    ]
     for key, x in model.state_dict().items():
-        assert torch.equal(x, own[key] if ".conv_seg." in key else given[key]), key
+        assert torch.equal(x, own[key] if key.rpartition(".")[0] in anew else given[key]), key
+
+
+def test_a_detector_of_other_classes_keeps_neck_proposals_and_heads(tmp_path: Path) -> None:
+    form = {"channels": 8, "fc_channels": 16}
+    source = build_detector("vim_nano", 3, kind="cascade", patch_size=8, **form)
+    given = {key: torch.rand_like(x) if x.is_floating_point() else x + 7 for key, x in source.state_dict().items()}
+    save_file(given, tmp_path / "boards.safetensors")
+    model = build_detector("vim_nano", 1, kind="cascade", patch_size=8, **form)
+    (told,) = load_start(model, tmp_path / "boards.safetensors", backbone=model.inner)
+    anew = told.removesuffix(".").rpartition(": ")[2].split(", ")
+    assert all(name.startswith("stages.") for name in anew)
+    for key, x in model.state_dict().items():
+        assert torch.equal(x, given[key]) if key.rpartition(".")[0] not in anew else x.shape != given[key].shape, key
 
 
 def test_a_head_of_another_width_starts_anew_but_for_what_fits(tmp_path: Path) -> None:
@@ -110,7 +140,7 @@ def test_a_head_of_another_width_starts_anew_but_for_what_fits(tmp_path: Path) -
     save_file(source.state_dict(), tmp_path / "narrow.safetensors")
     model = build_segmentor("vim_nano", {"num_classes": 3, "channels": 8, "auxiliary_channels": 4}, patch_size=4)
     (told,) = load_start(model, tmp_path / "narrow.safetensors", backbone=model.inner)
-    assert "decode_head." in told and "auxiliary_head" not in told and " more." in told
+    assert "decode_head." in told and told.endswith(" more.")
     assert torch.equal(model.auxiliary_head.conv_seg.weight, source.auxiliary_head.conv_seg.weight)
 
 
@@ -119,7 +149,7 @@ def test_layers_of_complex_numbers_are_refused(tmp_path: Path) -> None:
     source = build_segmentor("vim_nano", form, patch_size=4).state_dict()
     key = "decode_head.conv_seg.weight"
     save_file({**source, key: torch.zeros_like(source[key], dtype=torch.complex64)}, tmp_path / "odd.safetensors")
-    model = build_segmentor("vim_nano", {**form, "auxiliary_channels": 0}, patch_size=4)
+    model = build_segmentor("vim_nano", form, patch_size=4)
     with pytest.raises(CheckpointError, match=r"odd\.safetensors: these weights do not fit: .*conv_seg\.weight"):
         load_start(model, tmp_path / "odd.safetensors", backbone=model.inner)
 

@@ -123,7 +123,7 @@ class Processes:
                 shard(each, backbone, self.device, self.world, unused_parameters=unused_parameters)
             return model
         # PyTorch's depthwise convolutions give gradients whose dimension of one channel has another stride than the
-        # weight's. They lie in memory alike, so the copy that the notice is about costs nothing.
+        # weight's, though both lie in memory alike. Every process would tell of it, at the first update.
         warnings.filterwarnings("ignore", message="Grad strides do not match")
         return DistributedDataParallel(
             model, device_ids=[self.device] if on_gpu else None, find_unused_parameters=unused_parameters

@@ -57,9 +57,6 @@ def _load_all_that_fits(
 ) -> list[str]:
     if backbone is None or backbone is model:
         return _load(model, weights, path, positions)
-    if {name: x.shape for name, x in weights.items()} == {name: x.shape for name, x in model.state_dict().items()}:
-        model.load_state_dict(weights, strict=True)
-        return []
     told = _load(backbone, weights, path, positions, within=True)
     taken, others = _layers_that_fit(model, backbone, weights)
     if not taken:
