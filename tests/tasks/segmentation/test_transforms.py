@@ -128,10 +128,29 @@ def test_pixels_that_do_not_count_are_no_class_of_a_crop() -> None:
     assert all((crop != 255).any() for crop in crops)
 
 
+@pytest.mark.parametrize("place", [(0, 0), (99, 99), (57, 31)], ids=["corner", "last corner", "inside"])
+def test_crops_over_classes_see_a_rare_one_as_often_as_a_common_one(place: tuple[int, int]) -> None:
+    mask = np.zeros((100, 100), np.uint8)
+    mask[:, 50:], mask[40:45, :], mask[place] = 1, 255, 7
+    transform = TrainTransform(PLAIN, Augment(size=100, crop=(20, 30), **{**STILL, "on_classes": 1.0}))
+    picture, target = Image.new("RGB", (100, 100)), tv_tensors.Mask(torch.from_numpy(mask))
+    random.seed(0)
+    crops = [transform(picture, target)[1] for _ in range(300)]
+    seen = [crop for crop in crops if (crop == 7).any()]
+    assert 0.26 < len(seen) / 300 < 0.55  # one in three, and some of the crops over its neighbours
+    if place == (57, 31):  # anywhere in the crop, not only in its middle
+        rows = [int((crop == 7).nonzero()[0, 0]) for crop in seen]
+        assert min(rows) < 4
+        assert max(rows) > 15
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
 @pytest.mark.parametrize("value", [255, 3])
-def test_masks_of_nothing_or_one_class_are_cut_all_the_same(value: int) -> None:
+def test_masks_of_nothing_or_one_class_are_cut_all_the_same(value: int, share: float) -> None:
     mask = tv_tensors.Mask(torch.full((40, 60), value, dtype=torch.uint8))
-    _, target = TrainTransform(PLAIN, Augment(size=40, crop=(16, 16)))(Image.new("RGB", (60, 40)), mask)
+    _, target = TrainTransform(PLAIN, Augment(size=40, crop=(16, 16), on_classes=share))(
+        Image.new("RGB", (60, 40)), mask
+    )
     assert target.unique().tolist() == [value]
 
 
@@ -184,6 +203,7 @@ def test_at_its_own_size_an_image_is_only_normalised() -> None:
         ({"scale": (2.0, 1.0)}, "scale must be"),
         ({"hflip": 1.5}, "hflip must lie in 0..1"),
         ({"most_of_one_class": -0.1}, "most_of_one_class must lie"),
+        ({"on_classes": 1.1}, "on_classes must lie"),
     ],
 )
 def test_numbers_out_of_range_are_refused(wrong: dict[str, object], reason: str) -> None:

@@ -46,6 +46,9 @@ class SegmentationAugment(Section):
 
     ratio: tuple[Positive, Positive] = setting((0.5, 2.0), "Range of the random resizing.")
     cat_max_ratio: Share = setting(0.75, "A crop with a larger share of one class is drawn again, up to ten times.")
+    on_classes: Probability = setting(
+        0.0, "Probability that the crop is placed over one of the image's classes, each as likely as the other."
+    )
     hflip: Probability = setting(0.5, "Probability of mirroring left-right.")
     vflip: Probability = setting(0.0, "Probability of mirroring top-bottom.")
     rotate: bool = setting(False, "Turn by a random multiple of 90 degrees: for images without an upper side.")

@@ -133,6 +133,7 @@ class Segmentation(Task):
             scale=chosen.ratio,
             crop=preprocessing.input_size[1:],
             most_of_one_class=chosen.cat_max_ratio,
+            on_classes=chosen.on_classes,
             hflip=chosen.hflip,
             vflip=chosen.vflip,
             turns=chosen.rotate,

@@ -45,6 +45,8 @@ class Augment:
         crop: height and width of the part that is cut out; smaller images are padded to it.
         most_of_one_class: one class must have less than this share of the labelled pixels of a cut, unless ten tries
             fail; 1 takes any.
+        on_classes: probability that a cut is placed over a pixel of a class drawn evenly from those in the image, so
+            that rare ones are seen as often as common ones; `most_of_one_class` does not ask about such a cut.
         hflip: probability of mirroring left-right.
         vflip: probability of mirroring top-bottom.
         turns: whether to turn by a random multiple of 90 degrees, for images without an upright.
@@ -58,6 +60,7 @@ class Augment:
     scale: tuple[float, float] = (0.5, 2.0)
     crop: tuple[int, int] = (512, 512)
     most_of_one_class: float = 0.75
+    on_classes: float = 0.0
     hflip: float = 0.5
     vflip: float = 0.0
     turns: bool = False
@@ -68,7 +71,7 @@ class Augment:
             raise ConfigError(f"sizes must be at least 1 pixel, got size {self.size} and crop {self.crop}.")
         if not 0 < self.scale[0] <= self.scale[1]:
             raise ConfigError(f"scale must be (smallest, largest) factor above 0, got {self.scale}.")
-        for name in ("most_of_one_class", "hflip", "vflip"):
+        for name in ("most_of_one_class", "on_classes", "hflip", "vflip"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name} must lie in 0..1, got {getattr(self, name)}.")
 
@@ -150,9 +153,15 @@ class TrainTransform:
         )
 
     def _box(self, labels: Tensor) -> tuple[int, int, int, int]:
-        """Choose (top, left, height, width) of a part that is of several classes, if one of ten is."""
+        """Choose (top, left, height, width) of a part: over a class, or of several classes if one of ten is."""
         height, width = (min(side, given) for side, given in zip(self._augment.crop, labels.shape, strict=True))
-        most = self._augment.most_of_one_class
+        most, share = self._augment.most_of_one_class, self._augment.on_classes
+        if share > 0 and random.random() < share and (pixel := _pixel_of_a_class(labels)) is not None:
+            top, left = (
+                random.randint(max(0, at - side + 1), min(at, whole - side))
+                for at, side, whole in zip(pixel, (height, width), labels.shape, strict=True)
+            )
+            return top, left, height, width
         for attempt in range(_TRIES + 1):
             top, left = random.randint(0, labels.shape[0] - height), random.randint(0, labels.shape[1] - width)
             if attempt == _TRIES or most >= 1:
@@ -162,6 +171,16 @@ class TrainTransform:
             if 0 < counts.max() < most * counts.sum():
                 break
         return top, left, height, width
+
+
+def _pixel_of_a_class(labels: Tensor) -> tuple[int, int] | None:
+    """Choose a class of the mask, each as likely as the other, and a pixel of it; None for a mask without classes."""
+    flat = np.asarray(labels).ravel()
+    present = np.flatnonzero(np.bincount(flat, minlength=IGNORE + 1)[:IGNORE])
+    if not len(present):
+        return None
+    at = random.choice(np.flatnonzero(flat == random.choice(present)))
+    return divmod(int(at), labels.shape[1])
 
 
 def _pixels(image: AnyImage, preprocessing: Preprocessing) -> tv_tensors.Image:
