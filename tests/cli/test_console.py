@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -128,7 +129,7 @@ def test_closed_streams_and_readers_that_leave(redirection: str, arguments: str,
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a device that is always full is Linux's")
-@pytest.mark.parametrize("redirection", [">/dev/full", "| head -1"])
+@pytest.mark.parametrize("redirection", [">/dev/full", pytest.param("| head -1", marks=pytest.mark.slow)])
 def test_training_outlives_a_screen_that_is_lost(redirection: str, tmp_path: Path) -> None:
     data = write_images(tmp_path / "data", count=4)
     options = [*TINY, "--epochs", "1", "--img-size", "16", "--output", str(tmp_path), "--name", "run"]
@@ -193,11 +194,12 @@ def test_a_pipe_without_columns_is_wide(monkeypatch: pytest.MonkeyPatch) -> None
     assert console.console().width == 72
 
 
-def test_a_message_on_a_narrow_terminal_is_broken_between_words(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
 
+
+def test_a_message_on_a_narrow_terminal_is_broken_between_words(monkeypatch: pytest.MonkeyPatch) -> None:
     screen = Terminal()
     monkeypatch.setattr(sys, "stderr", screen)
     monkeypatch.setenv("COLUMNS", "24")
@@ -205,3 +207,23 @@ def test_a_message_on_a_narrow_terminal_is_broken_between_words(monkeypatch: pyt
     console.complain("cannot open '/a/path/longer/than/the/terminal.png': no such file.")
     lines = ["error: cannot open", "'/a/path/longer/than/the/terminal.png':", "no such file."]
     assert re.sub(r"\x1b\[[\d;]*m", "", screen.getvalue()).splitlines() == lines
+
+
+def test_stages_are_shown_one_after_the_other_and_on_a_terminal_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = Terminal()
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERM", "xterm")
+    with console.stage_bars() as on_stage:
+        assert on_stage is not None
+        for stage in ("looking", "scoring"):
+            for done in range(3):
+                on_stage(stage, done, 2)
+            time.sleep(0.15)  # the screen is drawn ten times a second
+    shown = screen.getvalue()
+    assert shown.index("looking") < shown.index("scoring")
+    assert "looking" not in shown[shown.index("scoring") :]
+    assert "100%" in shown
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    with console.stage_bars() as on_stage:
+        assert on_stage is None

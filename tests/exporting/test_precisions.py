@@ -6,6 +6,7 @@ import itertools
 from collections import Counter
 
 import pytest
+import torch
 
 import vision_ssm
 from vision_ssm.cli.main import main
@@ -58,9 +59,20 @@ def test_int8_keeps_the_score_and_the_scan(loaded, colour_folder, tmp_path, caps
 def test_layers_that_cost_most_stay_in_float(loaded, colour_folder, tmp_path, monkeypatch):
     scores = itertools.chain([1.0, 0.5, 0.9, 0.995])  # in float, and with 0, 1 and 2 products in float
     monkeypatch.setattr(quantising, "score_of", lambda *_: (next(scores), 12))
-    found = export(loaded, tmp_path / "m.onnx", precision="int8", calibrate=colour_folder(), dynamic=["batch"])
+    heard: dict[str, list[tuple[int, int]]] = {}
+    found = export(
+        loaded,
+        tmp_path / "m.onnx",
+        precision="int8",
+        calibrate=colour_folder(),
+        dynamic=["batch"],
+        on_stage=lambda stage, *counts: heard.setdefault(stage, []).append(counts),
+    )
     said = found.record.quantised
     assert (said["before"], said["after"]) == (1.0, 0.995)
+    assert list(heard) == ["looking at images", "taking ranges of values", "quantising each product alone"]
+    assert heard["taking ranges of values"] == [(done, said["calibrated"]) for done in range(said["calibrated"] + 1)]
+    assert [done for done, of in heard["quantising each product alone"] if of == 4] == [0, 1, 2, 3]
     errors = [layer["error"] for layer in said["layers"]]
     assert errors == sorted(errors, reverse=True)
     assert [layer["kept"] for layer in said["layers"]] == [True, True, False, False]
@@ -91,7 +103,7 @@ def test_openvino_is_scored_by_itself(loaded, colour_folder, tmp_path, monkeypat
     outcome = quantising.Quantised("top1", 1.0, 1.0, 12, 12, ())
     monkeypatch.setattr(quantising, "score_of", lambda *_: (0.9, 12))
     with pytest.raises(CheckpointError, match=r"falls from 100.00 % to 90.00 % in this runtime"):
-        quantising.scored_again(outcome, read_exported(found.path), loaded, data)
+        quantising.scored_again(outcome, read_exported(found.path), loaded, data, print)
 
 
 @pytest.mark.usefixtures("written_once")
@@ -106,8 +118,13 @@ def test_float16_takes_half_the_room(exported, loaded, tmp_path):
     assert found.record.precision == "float16"
 
 
+@pytest.mark.parametrize(("side", "count"), [(32, 128), (224, 128), (512, 24), (2000, 1), (9000, 1)])
+def test_of_larger_images_fewer_set_the_ranges(side, count):
+    assert quantising.as_many(quantising.IMAGES, torch.empty(1, 3, side, side, device="meta")) == count
+
+
 def test_only_shares_decide(loaded, monkeypatch):
     distance = Score("fid", "Fréchet distance", higher_is_better=False)
     monkeypatch.setattr(type(loaded.task()), "primary", distance)
     with pytest.raises(ConfigError, match="judged by a share that is to be high, and Fréchet distance decides"):
-        quantising.quantise(None, None, loaded, "images")
+        quantising.quantise(None, None, loaded, "images", print)

@@ -40,6 +40,7 @@ __all__ = [
     "printable",
     "progress_bar",
     "say",
+    "stage_bars",
     "usable_streams",
 ]
 
@@ -342,6 +343,26 @@ def progress_bar(label: str, *, shown: bool = True) -> Iterator[Callable[[int, i
     with Progress(console=out, transient=True) as progress:
         task = progress.add_task(label, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+@contextmanager
+def stage_bars(*, shown: bool = True) -> Iterator[Callable[[str, int, int], None] | None]:
+    """Show one bar after the other, on a terminal only; yields what to call with (what is being done, done, in all)."""
+    out = console(stderr=True)
+    if not (shown and out.is_terminal):
+        yield None
+        return
+    from rich.progress import Progress
+
+    with Progress(console=out, transient=True) as progress:
+        task = progress.add_task("", total=None, visible=False)
+
+        def show(stage: str, done: int, total: int) -> None:
+            if progress.tasks[0].description != stage:
+                progress.reset(task, description=stage, visible=True)
+            progress.update(task, completed=done, total=total)
+
+        yield show
 
 
 def duration(seconds: float) -> str:

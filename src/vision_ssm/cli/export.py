@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vision_ssm.cli.arguments import image_size
-from vision_ssm.cli.console import note, percent, print_json, print_table, say
+from vision_ssm.cli.console import note, percent, print_json, print_table, say, stage_bars
 from vision_ssm.exporting.settings import DYNAMIC, FORMATS, PRECISIONS, TARGETS
 
 if TYPE_CHECKING:
@@ -92,17 +92,19 @@ def run(options: argparse.Namespace) -> int:
 
     if not options.json:
         note("exporting takes a minute or more for a model of many blocks.")
-    found = export(
-        options.weights,
-        options.output,
-        format=options.format,
-        target=options.target,
-        dynamic=options.dynamic,
-        img_size=options.img_size,
-        precision=options.precision,
-        calibrate=options.calibrate,
-        model=options.model,
-    )
+    with stage_bars(shown=not options.json) as on_stage:
+        found = export(
+            options.weights,
+            options.output,
+            format=options.format,
+            target=options.target,
+            dynamic=options.dynamic,
+            img_size=options.img_size,
+            precision=options.precision,
+            calibrate=options.calibrate,
+            model=options.model,
+            on_stage=on_stage,
+        )
     if options.json:
         print_json(found.to_dict())
     else:

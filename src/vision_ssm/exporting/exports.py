@@ -67,6 +67,7 @@ def export(
     calibrate: str | Path | None = None,
     tolerance: float | None = None,
     model: str | None = None,
+    on_stage: quantising.OnStage | None = None,
 ) -> Exported:
     """Write a model as a file for another runtime, run it there, and keep it only if it says what the model says.
 
@@ -89,6 +90,7 @@ def export(
         calibrate: for INT8, folder or name of data with known answers.
         tolerance: largest error of an output over its largest absolute value; None for that of the precision.
         model: registered name of the model that a checkpoint belongs to.
+        on_stage: called with (what is being done, done, in all) while INT8 looks at the data, which can take minutes.
 
     Raises:
         ConfigError: an option is out of range, a package is missing, or the model is one that cannot be exported: of a
@@ -104,7 +106,11 @@ def export(
         raise ConfigError(f"files in {asked.format} format end in {asked.suffix}, got {str(path)!r}.")
     require_writable(path.parent, error=CheckpointError)
     path.parent.mkdir(parents=True, exist_ok=True)
-    return _written(path, loaded, asked)
+    return _written(path, loaded, asked, on_stage or _unheard)
+
+
+def _unheard(stage: str, done: int, total: int) -> None:
+    """Nobody asked how far it is."""
 
 
 def _require_model(loaded: Loaded) -> None:
@@ -114,7 +120,7 @@ def _require_model(loaded: Loaded) -> None:
         raise ConfigError("models are exported from the CPU: load it with device='cpu'.")
 
 
-def _written(path: Path, loaded: Loaded, asked: Settings) -> Exported:
+def _written(path: Path, loaded: Loaded, asked: Settings, on_stage: quantising.OnStage) -> Exported:
     task = loaded.task()
     form = task.exported(loaded.model)
     form.module.eval()
@@ -145,7 +151,7 @@ def _written(path: Path, loaded: Loaded, asked: Settings) -> Exported:
     record = ExportRecord(
         asked.format, asked.target, form.outputs, (height, width), asked.dynamic, step, asked.precision
     )
-    writer, lower = WRITERS[asked.format], _Lower(Loaded(loaded.model, info), form, record, asked)
+    writer, lower = WRITERS[asked.format], _Lower(Loaded(loaded.model, info), form, record, asked, on_stage)
     # Beside its place, under its own name: runtimes know files by how they end, and pairs by what they are called.
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".export-") as folder:
         draft = Path(folder) / path.name
@@ -173,8 +179,10 @@ class _Lower:
         draw: what the check draws its images from afterwards.
     """
 
-    def __init__(self, loaded: Loaded, form: Form, record: ExportRecord, asked: Settings) -> None:
-        self._loaded, self._form, self._asked = loaded, form, asked
+    def __init__(
+        self, loaded: Loaded, form: Form, record: ExportRecord, asked: Settings, on_stage: quantising.OnStage
+    ) -> None:
+        self._loaded, self._form, self._asked, self._on_stage = loaded, form, asked, on_stage
         self._record = record
         self._found: quantising.Quantised | None = None
         self.draw: Draw = noise
@@ -184,7 +192,7 @@ class _Lower:
     def _quantise(self, path: Path) -> None:
         file = ExportedFile(self._loaded.info, self._record, OnnxRuntime(path))
         require(check(file, self._form, TOLERANCE["float32"]))
-        self._found, seen = quantising.quantise(path, file, self._loaded, self._data)
+        self._found, seen = quantising.quantise(path, file, self._loaded, self._data, self._on_stage)
         self.draw = among(seen)  # ranges say nothing of noise
 
     @property
@@ -197,7 +205,7 @@ class _Lower:
             return {}
         found = self._found
         if self._asked.format != "onnx":  # another runtime than that which was watched
-            found = quantising.scored_again(found, read_exported(draft), self._loaded, self._data)
+            found = quantising.scored_again(found, read_exported(draft), self._loaded, self._data, self._on_stage)
         return dataclasses.asdict(found)
 
 

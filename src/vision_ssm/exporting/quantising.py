@@ -19,8 +19,9 @@ import dataclasses
 import io
 import logging
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +42,10 @@ from vision_ssm.weights.runtimes import OnnxRuntime, Runtime
 __all__ = [
     "IMAGES",
     "Layer",
+    "OnStage",
     "Quantised",
     "Quantiser",
+    "as_many",
     "images_seen",
     "products",
     "quantise",
@@ -50,14 +53,20 @@ __all__ = [
     "scored_again",
 ]
 
+PHOTOGRAPH = 224 * 224
+"""Pixels; of larger images fewer are taken, since each says more and takes longer."""
+
 IMAGES = 128
-"""Of the data, that the ranges of values are taken from."""
+"""Photographs of the data that the ranges of values are taken from, or as many pixels."""
 
 COMPARED = 16
-"""Of them, that layers are compared on."""
+"""Of them, that layers are compared on, one after the other."""
 
 POINT = 0.01
 """How far the score may fall."""
+
+OnStage = Callable[[str, int, int], None]
+"""Called with what is being done, how much of it is done, and of how much."""
 
 WINDOW = "window"
 """Option of tasks that take large images apart."""
@@ -125,11 +134,13 @@ def _module_of(node: Any) -> str:
     return str(scopes[-2]).removeprefix("model.") if len(scopes) > 1 else str(node.name)
 
 
-def score_of(file: Run, loaded: Loaded, data: str | Path) -> tuple[float, int]:
+def score_of(
+    file: Run, loaded: Loaded, data: str | Path, on_progress: Callable[[int, int], None] | None = None
+) -> tuple[float, int]:
     """Return the deciding score of a file on the user's data, and of how many images it is."""
     task = loaded.task()
     stand_in = Loaded(task.stand_in(file).eval(), loaded.info)
-    found = evaluate(stand_in, data, **_in_windows(task, file))
+    found = evaluate(stand_in, data, on_progress=on_progress, **_in_windows(task, file))
     return found.scores[found.named[0].name], found.count
 
 
@@ -139,7 +150,9 @@ def _in_windows(task: Task, file: Run) -> dict[str, Any]:
     return {WINDOW: max(file.size)} if task.native and file.size is not None and WINDOW in known else {}
 
 
-def images_seen(file: Run, loaded: Loaded, data: str | Path) -> list[Tensor]:
+def images_seen(
+    file: Run, loaded: Loaded, data: str | Path, on_progress: Callable[[int, int], None] | None = None
+) -> list[Tensor]:
     """Return what a file is given, one prepared image [1, C, h, w] each, as it predicts `IMAGES` of the data.
 
     They come from the training part where the data have one, evenly spread over it.
@@ -152,10 +165,17 @@ def images_seen(file: Run, loaded: Loaded, data: str | Path) -> list[Tensor]:
     model = task.stand_in(watched).eval()
     task.ask(_in_windows(task, file))
     transform = task.transform(loaded.info.preprocessing, train=False, native=task.native)
-    for batch in EpochLoader(chosen, transform, collate=task.collate, batch_size=1):
+    for done, batch in enumerate(EpochLoader(chosen, transform, collate=task.collate, batch_size=1), start=1):
         with torch.inference_mode():
             task.predict(model, batch)
-    return watched.seen[:: -(-len(watched.seen) // IMAGES)]
+        if on_progress is not None:
+            on_progress(done, count)
+    return watched.seen[:: -(-len(watched.seen) // as_many(IMAGES, watched.seen[0]))]
+
+
+def as_many(photographs: int, image: Tensor) -> int:
+    """Return how many images of this size have at most the pixels of so many photographs, and at least one."""
+    return min(photographs, max(1, photographs * PHOTOGRAPH // (image.shape[-2] * image.shape[-1])))
 
 
 class Quantiser:
@@ -164,12 +184,13 @@ class Quantiser:
     Args:
         path: of the file.
         seen: images [1, C, h, w] that the ranges of values are taken from.
+        on_stage: hears how far it is.
     """
 
-    def __init__(self, path: Path, seen: Sequence[Tensor]) -> None:
+    def __init__(self, path: Path, seen: Sequence[Tensor], on_stage: OnStage) -> None:
         from onnxruntime import quantization
 
-        self.path, self.seen, self.nodes = path, seen, products(path)
+        self.path, self.seen, self.nodes, self._on_stage = path, seen, products(path), on_stage
         if not self.nodes:
             raise ConfigError("there is no product to quantise in this model.")
         with _quiet(), tempfile.TemporaryDirectory() as folder:
@@ -179,7 +200,7 @@ class Quantiser:
                 augmented_model_path=str(Path(folder) / "watched.onnx"),
                 calibrate_method=quantization.CalibrationMethod.MinMax,
             )
-            calibrator.collect_data(_Reader(seen))
+            calibrator.collect_data(_Reader(seen, partial(on_stage, "taking ranges of values")))
             self._ranges = calibrator.compute_data()
 
     def write(self, path: Path, nodes: Sequence[str]) -> None:
@@ -210,6 +231,7 @@ class Quantiser:
         found = {}
         with tempfile.TemporaryDirectory() as folder:
             for number, node in enumerate(self.nodes):
+                self._on_stage("quantising each product alone", number, len(self.nodes))
                 alone = Path(folder) / f"{number}.onnx"
                 self.write(alone, [node])
                 found[node] = float((self._outputs(OnnxRuntime(alone)) - exact).norm() / exact.norm())
@@ -217,10 +239,13 @@ class Quantiser:
         return dict(sorted(found.items(), key=lambda entry: -entry[1]))
 
     def _outputs(self, runtime: Runtime) -> Tensor:
-        return torch.cat([runtime(images)[0].flatten() for images in self.seen[:COMPARED]]).double()
+        compared = self.seen[: as_many(COMPARED, self.seen[0])]
+        return torch.cat([runtime(images)[0].flatten() for images in compared]).double()
 
 
-def quantise(path: Path, file: ExportedFile, loaded: Loaded, data: str | Path) -> tuple[Quantised, list[Tensor]]:
+def quantise(
+    path: Path, file: ExportedFile, loaded: Loaded, data: str | Path, on_stage: OnStage
+) -> tuple[Quantised, list[Tensor]]:
     """Quantise an ONNX file where it lies; return what came of it, and the images that it was calibrated on.
 
     Args:
@@ -228,15 +253,16 @@ def quantise(path: Path, file: ExportedFile, loaded: Loaded, data: str | Path) -
         file: opened.
         loaded: the model that it came from, prepared as the file is.
         data: folder or name of data with known answers.
+        on_stage: hears how far it is.
 
     Raises:
         ConfigError: no score of the data decides in shares of one; CheckpointError: the score falls by more than a
             point whatever stays in float.
     """
     score = _deciding(loaded)
-    before, images = score_of(file, loaded, data)
-    seen = images_seen(file, loaded, data)
-    quantiser = Quantiser(path, seen)
+    before, images = score_of(file, loaded, data, partial(on_stage, "scoring in float32"))
+    seen = images_seen(file, loaded, data, partial(on_stage, "looking at images"))
+    quantiser = Quantiser(path, seen, on_stage)
     draft = path.with_name("quantised.onnx")
     errors: dict[str, float] = {}
     for kept in _doubling(len(quantiser.nodes)):
@@ -244,7 +270,9 @@ def quantise(path: Path, file: ExportedFile, loaded: Loaded, data: str | Path) -
             errors = quantiser.errors()
         order = list(errors or quantiser.nodes)
         quantiser.write(draft, order[kept:])
-        after, _ = score_of(dataclasses.replace(file, runtime=OnnxRuntime(draft)), loaded, data)
+        scoring = "scoring in INT8" + (f" with {kept} of {len(order)} products in float" if kept else "")
+        lower = dataclasses.replace(file, runtime=OnnxRuntime(draft))
+        after, _ = score_of(lower, loaded, data, partial(on_stage, scoring))
         if before - after <= POINT:
             break
     else:
@@ -257,9 +285,11 @@ def quantise(path: Path, file: ExportedFile, loaded: Loaded, data: str | Path) -
     return Quantised(score.name, before, after, images, len(seen), layers), seen
 
 
-def scored_again(found: Quantised, file: ExportedFile, loaded: Loaded, data: str | Path) -> Quantised:
+def scored_again(
+    found: Quantised, file: ExportedFile, loaded: Loaded, data: str | Path, on_stage: OnStage
+) -> Quantised:
     """Return the outcome with the score that another runtime reaches with the file. Raises CheckpointError likewise."""
-    after, _ = score_of(file, loaded, data)
+    after, _ = score_of(file, loaded, data, partial(on_stage, "scoring in the other runtime"))
     if found.before - after > POINT:
         score = _deciding(loaded)
         raise CheckpointError(
@@ -302,11 +332,12 @@ class _Watched:
 class _Reader:
     """Hands images to the calibration, as `onnxruntime.quantization.CalibrationDataReader` does."""
 
-    def __init__(self, images: Sequence[Tensor]) -> None:
-        self._left = iter(images)
+    def __init__(self, images: Sequence[Tensor], on_progress: Callable[[int, int], None]) -> None:
+        self._left, self._count, self._on_progress = iter(enumerate(images)), len(images), on_progress
 
     def get_next(self) -> dict[str, Any] | None:
-        images = next(self._left, None)
+        number, images = next(self._left, (self._count, None))
+        self._on_progress(number, self._count)
         return None if images is None else {INPUT: images.numpy()}
 
 
