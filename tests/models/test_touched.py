@@ -188,7 +188,7 @@ def trained(model: nn.Module) -> list[Tensor]:
 
 # All of it takes minutes. In the quick part every touch meets Vim; of touches that are seen by the same question, such
 # as hooks before and behind a module, one meets the others.
-ALIKE = ("class", "pre-hook", "pruned", "spectral by a hook")
+ALIKE = ("class", "instance", "pre-hook", "pruned", "spectral", "spectral by a hook")
 ALIKE_TOO = ("vim scaled", "vmamba gated", "vig_h")  # the blocks are those of others, with other options
 
 

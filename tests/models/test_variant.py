@@ -6,7 +6,6 @@ import inspect
 
 import pytest
 import timm
-import torch
 
 from vision_ssm.analysis.model_cost import own_size_cost
 from vision_ssm.errors import ConfigError
@@ -34,14 +33,7 @@ def test_every_option_is_written_out(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ROWS)
-def test_parameters_are_as_published(name: str) -> None:
-    with torch.device("meta"):
-        model = timm.create_model(name)
-    assert sum(parameter.numel() for parameter in model.parameters()) == ROWS[name][1].params
-
-
-@pytest.mark.parametrize("name", ROWS)
-def test_multiply_adds_are_counted_and_round_to_the_published_figure(name: str) -> None:
+def test_parameters_and_multiply_adds_are_as_published(name: str) -> None:
     row = ROWS[name][1]
     size, params, macs = own_size_cost(name)
     assert (size, params, macs) == ((row.inputs.side, row.inputs.side), row.params, row.macs)

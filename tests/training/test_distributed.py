@@ -97,7 +97,7 @@ def test_a_state_goes_from_any_processes_to_any_others(tiny: Tiny, tmp_path: Pat
     assert_close(saved(alone.run_folder), saved(folder))
 
 
-@pytest.mark.parametrize("way", ["ddp", "fsdp"])
+@pytest.mark.parametrize("way", [pytest.param("ddp", marks=pytest.mark.slow), "fsdp"])
 def test_a_resume_on_as_many_processes_is_exact(tiny: Tiny, tmp_path: Path, way: str) -> None:
     """With mixing, crops and dropped paths, in the middle of an epoch."""
     values = {"data.batch_size": 2, "model.options": {"drop_path_rate": 0.3}, "ema.decay": 0.5, "run.parallel": way}

@@ -120,7 +120,9 @@ def test_these_are_the_kernels_that_run(monkeypatch: pytest.MonkeyPatch) -> None
     assert ran == ["forward", "backward"]
 
 
-@pytest.mark.parametrize("tokens", [1, 2, 3, 4, 5, ROWS - 1, ROWS, ROWS + 1])
+@pytest.mark.parametrize(
+    "tokens", [1, 3, 4, *(pytest.param(tokens, marks=pytest.mark.slow) for tokens in (2, 5, ROWS - 1, ROWS)), ROWS + 1]
+)
 @pytest.mark.parametrize("reverse", DIRECTIONS)
 def test_lengths(tokens: int, reverse: tuple[bool, ...]) -> None:
     draw(tokens, reverse, batch=1 if tokens < 5 else 2).check()
@@ -131,7 +133,7 @@ def test_several_tiles_and_pieces() -> None:
 
 
 @pytest.mark.parametrize("taps", [1, 2, 8])
-@pytest.mark.parametrize("tokens", [1, 7, 8, 19])
+@pytest.mark.parametrize("tokens", [1, *(pytest.param(tokens, marks=pytest.mark.slow) for tokens in (7, 8)), 19])
 def test_numbers_of_taps(taps: int, tokens: int) -> None:
     for reverse in DIRECTIONS:
         draw(tokens, reverse, taps=taps, batch=1).check()
@@ -188,7 +190,7 @@ def test_nothing_in_nothing_out(shape: tuple[int, int, int]) -> None:
 
 
 @pytest.mark.parametrize("shortest", [1, 3])
-@pytest.mark.parametrize("programs", [1, 2, 1024])
+@pytest.mark.parametrize("programs", [pytest.param(1, marks=pytest.mark.slow), 2, 1024])
 def test_many_pieces_and_several_in_turn(shortest: int, programs: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pieces shorter than the taps reach, a last piece with fewer tokens, a last set with fewer pieces."""
     from vision_ssm.ops.conv import triton as triton_conv

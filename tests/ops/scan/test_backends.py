@@ -45,7 +45,9 @@ def test_sequence_lengths(backend: str, tokens: int) -> None:
     check_against_reference(random_case(tokens, both_ways(tokens), batch=1), torch.float32, backend)
 
 
-@pytest.mark.parametrize("decay", [1e-5, 1e-4, 1e-3, 1e-2])
+@pytest.mark.parametrize(
+    "decay", [1e-5, *(pytest.param(decay, marks=pytest.mark.slow) for decay in (1e-4, 1e-3)), 1e-2]
+)
 def test_long_memory_adds_up_no_more_error_than_plain_operations(backend: str, decay: float) -> None:
     """Constant steps round the same way every time: an error of one decay counts as often as the state remembers."""
     found = constant_steps(backend, torch.float32, decay)

@@ -81,7 +81,7 @@ def test_two_passes_of_several_directions_and_short_walks(monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("walks", [cross, atrous, each_line])
-@pytest.mark.parametrize("shared", [(), ("u",), ("u", "delta", "B", "C")])
+@pytest.mark.parametrize("shared", [(), pytest.param(("u",), marks=pytest.mark.slow), ("u", "delta", "B", "C")])
 @pytest.mark.parametrize("merge", [True, False])
 def test_maps(walks: object, shared: tuple[str, ...], merge: bool) -> None:
     case = random_case(6, walks(2, 3), batch=1, shared=shared, merge=merge, channels=9, states=3)  # type: ignore[operator]
@@ -96,7 +96,7 @@ def test_dtypes(dtype: torch.dtype, walks: tuple[Traversal, ...]) -> None:
     check_against_reference(random_case(tokens, walks, batch=1, shared=shared, channels=9), dtype, "triton")
 
 
-@pytest.mark.parametrize("states", [1, 2, 3, 8, 21, 64])
+@pytest.mark.parametrize("states", [1, *(pytest.param(states, marks=pytest.mark.slow) for states in (2, 3, 8)), 21, 64])
 def test_numbers_of_states(states: int) -> None:
     check_against_reference(random_case(5, both_ways(5), batch=1, states=states), torch.float32, "triton")
 

@@ -81,7 +81,14 @@ def test_gradients_at_awkward_sizes(
     check_gradients(stream(batch, tokens, 20), random_block("bidirectional", width=20, **sizes))
 
 
-@pytest.mark.parametrize(("batch", "tokens", "width", "inner"), [(1, 2, 1, 1), (3, 70, 25, 41), (1, 200, 40, 72)])
+@pytest.mark.parametrize(
+    ("batch", "tokens", "width", "inner"),
+    [
+        pytest.param(1, 2, 1, 1, marks=pytest.mark.slow),
+        (3, 70, 25, 41),
+        pytest.param(1, 200, 40, 72, marks=pytest.mark.slow),
+    ],
+)
 def test_gradients_under_autocast(
     monkeypatch: pytest.MonkeyPatch,
     instruction_set: str,
@@ -98,7 +105,7 @@ def test_gradients_under_autocast(
         check_gradients(stream(batch, tokens, width), weights)
 
 
-@pytest.mark.parametrize("way", ["bidirectional", "shared"])
+@pytest.mark.parametrize("way", ["bidirectional", pytest.param("shared", marks=pytest.mark.slow)])
 def test_gradients_over_many_tiles(threads: int, way: str) -> None:
     """More tokens than threads that share an image take between two of their meetings, and the ones after the next."""
     weights = random_block(way, width=20, inner=260, states=3)

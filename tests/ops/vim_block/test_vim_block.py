@@ -81,7 +81,9 @@ def test_many_tiles_shared_by_threads(threads: int) -> None:
 
 
 @pytest.mark.parametrize("way", ["bidirectional", "shared"])
-@pytest.mark.parametrize("tokens", [90, 255, 257, 320])
+@pytest.mark.parametrize(
+    "tokens", [pytest.param(90, marks=pytest.mark.slow), 255, 257, pytest.param(320, marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_two_threads_on_one_image(
     monkeypatch: pytest.MonkeyPatch, instruction_set: str, way: str, tokens: int, dtype: torch.dtype
