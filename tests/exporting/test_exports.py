@@ -184,6 +184,7 @@ SMALL = {
         ("onnx", "onnxruntime", ("batch", "size")),
         ("onnx", "portable", ("batch", "size")),
         ("openvino", "portable", ()),
+        ("openvino", "portable", ("batch", "size")),
         ("torch", "portable", ()),
         ("torch", "portable", ("batch",)),
     ],
