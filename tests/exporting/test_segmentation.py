@@ -49,8 +49,10 @@ class InTorch:
 
     def __init__(self, model):
         self.form = segmentor_form(model)
+        self.runs = 0
 
     def __call__(self, images):
+        self.runs += 1
         assert images.shape[2:] == self.size
         return dict(zip(self.form.outputs, self.form.module(images), strict=True))
 
@@ -66,8 +68,11 @@ def test_images_of_other_sizes_are_scored_in_windows_of_the_file(segmentor, tmp_
     found = quantising.score_of(InTorch(segmentor.model), segmentor, data)
     whole = vision_ssm.evaluate(segmentor, data, window=32)
     assert found == (pytest.approx(whole.scores["miou"]), 1)
-    seen = quantising.images_seen(InTorch(segmentor.model), segmentor, data)
+    file = InTorch(segmentor.model)
+    seen = quantising.images_seen(file, segmentor, data)
     assert {tuple(images.shape) for images in seen} == {(1, 3, 32, 32)}
+    assert len(seen) > 1 == file.runs  # what the windows show is not asked for
+    assert not torch.equal(seen[0], seen[1])
 
 
 @pytest.mark.slow
