@@ -9,7 +9,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -219,7 +218,6 @@ def test_stages_are_shown_one_after_the_other_and_on_a_terminal_alone(monkeypatc
         for stage in ("looking", "scoring"):
             for done in range(3):
                 on_stage(stage, done, 2)
-            time.sleep(0.15)  # the screen is drawn ten times a second
     shown = screen.getvalue()
     assert shown.index("looking") < shown.index("scoring")
     assert "looking" not in shown[shown.index("scoring") :]

@@ -127,6 +127,8 @@ def test_what_is_left_open_and_sizes_that_are_padded_are_refused(tmp_path):
             export(loaded, tmp_path / "m.onnx", dynamic=[left])
     with pytest.raises(ConfigError, match="have no form in torch's own operators alone"):
         export(loaded, tmp_path / "m.pt2", format="torch")
+    with pytest.raises(ConfigError, match=r"detection are not exported in int8: .*; choose precision float16"):
+        export(loaded, tmp_path / "m.onnx", precision="int8", calibrate=tmp_path)
     with pytest.raises(ConfigError, match="pads images of 60x60 to 64x64; give --img-size that"):
         detector_form(loaded.model).module(torch.zeros(1, 3, 60, 60))
     with pytest.raises(ShapeError, match="does not learn"):

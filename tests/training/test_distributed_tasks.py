@@ -83,9 +83,9 @@ def test_two_processes_learn_what_one_learns_of_their_shares_in_turn(
 ) -> None:
     """20 updates by SGD, of images that share evenly: what does not fill an update is left out by two and used by one.
 
-    Heads norm over a batch, and losses count its boxes: those of a process, not of all. So one
-    process is compared that accumulates over the same shares; the running statistics, which it moves twice as often,
-    are left out. Which boxes are drawn is made certain, for every process draws its own.
+    Heads norm over a batch, and losses count its boxes: those of a process, not of all. So one process is compared that
+    accumulates over the same shares; the running statistics, which it moves twice as often, are left out. Which boxes
+    are drawn is made certain, for every process draws its own.
     """
     values = {
         "task": task, "data.batch_size": 1, "data.workers": 0, "schedule.epochs": 5, "optim.name": "sgd",

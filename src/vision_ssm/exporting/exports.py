@@ -93,8 +93,9 @@ def export(
         on_stage: called with (what is being done, done, in all) while INT8 looks at the data, which can take minutes.
 
     Raises:
-        ConfigError: an option is out of range, a package is missing, or the model is one that cannot be exported: of a
-            task without export, in training mode, with hooks, of another package's class;
+        ConfigError: an option is out of range or not for this task, such as INT8 for detectors, a package is missing,
+            or the model is one that cannot be exported: of a task without export, in training mode, with hooks, of
+            another package's class;
         CheckpointError: unusable weights, or the file differs from the model, in which case none is left.
     """
     asked = Settings(format, target or "", tuple(dynamic), img_size, tolerance, precision, calibrate)
@@ -138,6 +139,11 @@ def _written(path: Path, loaded: Loaded, asked: Settings, on_stage: quantising.O
         raise ConfigError(
             f"models of the task {loaded.info.task} have no form in torch's own operators alone; choose format onnx or "
             "openvino."
+        )
+    if asked.precision == "int8" and not form.in_int8:
+        raise ConfigError(
+            f"models of the task {loaded.info.task} are not exported in int8: what they find there cannot be checked "
+            "against the model; choose precision float16 or float32."
         )
     prepared = loaded.info.preprocessing
     if asked.img_size is not None:

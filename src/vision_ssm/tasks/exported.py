@@ -41,6 +41,7 @@ class Form(NamedTuple):
         any_size: whether height and width may be left open; False where the module is bound to one size.
         any_batch: whether the number of images may be left open; False where it takes them one by one.
         of_torch: whether torch's own operators are enough for it, beside the scans.
+        in_int8: whether products in whole numbers leave answers that the check of a file can compare.
         compare: how outputs are compared; None for the largest difference over the largest value of each.
     """
 
@@ -49,6 +50,7 @@ class Form(NamedTuple):
     any_size: bool = True
     any_batch: bool = True
     of_torch: bool = True
+    in_int8: bool = True
     compare: Compare | None = None
 
 

@@ -41,10 +41,13 @@ def detector_form(model: Detector) -> Form:
 
     ``scores`` [1, classes, N] holds the score of each detection in the row of its class, the best first, and zeros;
     ``boxes`` [1, N, 4] are in pixels of the image; ``masks`` [1, N, 28, 28] are probabilities within the box. No score
-    is too low to be among them.
+    is too low to be among them. In whole numbers other boxes are suppressed and pixels of masks change sides, so that
+    finds cannot be compared one by one.
     """
     names = (SCORES, BOXES, MASKS) if model.stages.mask_heads else (SCORES, BOXES)
-    return Form(_Detected(model), names, any_size=False, any_batch=False, of_torch=False, compare=compared)
+    return Form(
+        _Detected(model), names, any_size=False, any_batch=False, of_torch=False, in_int8=False, compare=compared
+    )
 
 
 def compared(found: Sequence[Tensor], expected: Sequence[Tensor]) -> tuple[float, int, int]:
