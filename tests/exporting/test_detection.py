@@ -7,11 +7,12 @@ import pytest
 import torch
 
 import vision_ssm
+from tests.tasks.detection import boards
 from vision_ssm.data.preprocessing import Preprocessing
 from vision_ssm.errors import ConfigError, ShapeError
 from vision_ssm.exporting import export, onnx_files
 from vision_ssm.layers.detection.suppression import BEST
-from vision_ssm.tasks.detection.exported import ExportedDetector, compared, detector_form
+from vision_ssm.tasks.detection.exported import ExportedDetector, compared, compared_by_overlap, detector_form
 from vision_ssm.tasks.exported import Form
 from vision_ssm.weights.files import Loaded, WeightsInfo, restored_task
 from vision_ssm.weights.runtimes import OnnxRuntime
@@ -24,7 +25,7 @@ def detector(*, masks: bool, cascade: bool) -> Loaded:
     torch.manual_seed(0)
     options = {"depths": (1, 1, 1, 1), "embed_dim": 16, "patch_size": 4, "img_size": 64}
     record = {
-        "class_names": ["nut", "bolt"],
+        "class_names": list(boards.NAMES),
         "category_ids": [1, 2],
         "masks": masks,
         "heads": {**HEADS, "cascade": cascade},
@@ -94,6 +95,41 @@ def test_detections_are_compared_by_their_nearest():
     torch.testing.assert_close(compared([scores, boxes * torch.nan], [scores, boxes])[0], torch.nan, equal_nan=True)
 
 
+def test_in_int8_confident_detections_are_compared_by_their_overlap():
+    scores = torch.zeros(1, 2, 4)
+    scores[0, 0, 0], scores[0, 1, 1], scores[0, 1, 2], scores[0, 1, 3] = 0.9, 0.6, 0.5, 0.2
+    boxes = torch.tensor([[[0.0, 0, 10, 10], [10, 10, 50, 50], [0, 50, 100, 100], [0, 0, 5, 5]]])
+    turned = [scores[:, :, [1, 0, 2, 3]], boxes[:, [1, 0, 2, 3]]]
+    assert compared_by_overlap(turned, [scores, boxes]) == (0.0, 6, 6)
+    moved = boxes.clone()
+    moved[0, 0, 2], moved[0, 3] = 8, 90  # of the last one nobody is sure
+    error, same, count = compared_by_overlap([scores, moved], [scores, boxes])
+    assert (round(error, 6), same, count) == (round(2 * 0.2 / 6, 6), 6, 6)
+    doubtful = scores.clone()
+    doubtful[0, 0, 0] = 0.4  # of 0.9: seen by the one and hardly by the other
+    error, same, count = compared_by_overlap([doubtful, boxes], [scores, boxes])
+    assert (round(error, 6), same, count) == (round(1 / 6, 6), 5, 6)
+    assert compared_by_overlap([scores.flip(1), boxes], [scores, boxes]) == (1.0, 0, 6)
+    nothing = torch.zeros(1, 2, 4)
+    assert compared_by_overlap([nothing, boxes], [nothing, boxes]) == (0.0, 1, 1)
+    assert compared_by_overlap([nothing, boxes], [scores, boxes]) == (1.0, 0, 3)
+    assert compared_by_overlap([scores, boxes], [nothing, boxes]) == (1.0, 0, 3)
+    torch.testing.assert_close(
+        compared_by_overlap([scores, boxes * torch.nan], [scores, boxes])[0], torch.nan, equal_nan=True
+    )
+
+
+def test_in_int8_masks_are_compared_within_their_boxes():
+    scores, boxes = torch.tensor([[[0.9]]]), torch.tensor([[[0.0, 0, 10, 10]]])
+    masks = torch.zeros(1, 1, 28, 28)
+    masks[..., :14, :] = 1
+    half = masks.clone()
+    half[..., :7, :] = 0.1
+    assert compared_by_overlap([scores, boxes, 0.6 * masks], [scores, boxes, masks]) == (0.0, 2, 2)
+    assert compared_by_overlap([scores, boxes, half], [scores, boxes, masks]) == (0.5, 2, 2)
+    assert compared_by_overlap([scores, boxes, 1 - masks], [scores, boxes, masks]) == (1.0, 0, 2)
+
+
 class Boxes(torch.nn.Module):
     def forward(self, images):
         corners = 8 * images[0, 0].reshape(-1, 2).sigmoid()
@@ -127,8 +163,6 @@ def test_what_is_left_open_and_sizes_that_are_padded_are_refused(tmp_path):
             export(loaded, tmp_path / "m.onnx", dynamic=[left])
     with pytest.raises(ConfigError, match="have no form in torch's own operators alone"):
         export(loaded, tmp_path / "m.pt2", format="torch")
-    with pytest.raises(ConfigError, match=r"detection are not exported in int8: .*; choose precision float16"):
-        export(loaded, tmp_path / "m.onnx", precision="int8", calibrate=tmp_path)
     with pytest.raises(ConfigError, match="pads images of 60x60 to 64x64; give --img-size that"):
         detector_form(loaded.model).module(torch.zeros(1, 3, 60, 60))
     with pytest.raises(ShapeError, match="does not learn"):
@@ -150,3 +184,17 @@ def test_files_find_what_the_weights_find(masks, cascade, format, tmp_path):
     assert len(ours.boxes) > 0
     np.testing.assert_allclose(theirs.boxes, ours.boxes, atol=1e-2)
     np.testing.assert_array_equal(theirs.labels, ours.labels)
+
+
+@pytest.mark.slow
+def test_int8_is_judged_by_what_is_found(tmp_path):
+    for package in ("onnx", "onnxscript", "onnxruntime", "faster_coco_eval"):
+        pytest.importorskip(package)
+    loaded = detector(masks=True, cascade=False)
+    data = boards.coco(tmp_path / "data", {part: boards.scenes(4) for part in ("train", "val")}, size=(64, 72))
+    found = export(loaded, tmp_path / "m.onnx", precision="int8", calibrate=data)
+    assert {layer["kept"] for layer in found.record.quantised["layers"]} == {False}
+    assert 0 < found.check.error < 0.5
+    assert found.check.agreement > 0.7
+    sure = vision_ssm.predict(found.path, data / "val" / "1.png", window=64).results[0]
+    assert len(sure.boxes) > 0

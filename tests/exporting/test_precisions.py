@@ -7,10 +7,11 @@ from collections import Counter
 
 import pytest
 import torch
+from PIL import Image
 
 import vision_ssm
 from vision_ssm.cli.main import main
-from vision_ssm.errors import CheckpointError, ConfigError
+from vision_ssm.errors import CheckpointError, ConfigError, DataError
 from vision_ssm.exporting import export, onnx_files, quantising
 from vision_ssm.tasks.scores import Score
 from vision_ssm.weights.exported import read_exported
@@ -91,6 +92,17 @@ def test_a_model_that_does_not_bear_it_leaves_no_file(loaded, colour_folder, tmp
     with pytest.raises(CheckpointError, match=r"top-1 falls from 100.00 % to 90.00 %, with 2 of 4 products in float"):
         export(loaded, place / "m.onnx", precision="int8", calibrate=data, dynamic=["batch"])
     assert list(place.iterdir()) == []
+
+
+def test_data_that_cannot_judge_a_model_are_refused_before_it_is_converted(loaded, tmp_path, monkeypatch):
+    monkeypatch.setattr(onnx_files, "write", lambda *_, **__: pytest.fail("it was converted"))
+    for name in ("gulls", "terns"):
+        folder = tmp_path / "birds" / name
+        folder.mkdir(parents=True)
+        Image.new("RGB", (16, 16)).save(folder / "1.png")
+    for data, message in ((tmp_path / "nowhere", "nowhere"), (tmp_path / "birds", "unknown to the weights: 'gulls'")):
+        with pytest.raises(DataError, match=message):
+            export(loaded, tmp_path / "m.onnx", precision="int8", calibrate=data)
 
 
 @pytest.mark.usefixtures("written_once")

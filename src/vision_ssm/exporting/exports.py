@@ -93,10 +93,10 @@ def export(
         on_stage: called with (what is being done, done, in all) while INT8 looks at the data, which can take minutes.
 
     Raises:
-        ConfigError: an option is out of range or not for this task, such as INT8 for detectors, a package is missing,
-            or the model is one that cannot be exported: of a task without export, in training mode, with hooks, of
-            another package's class;
-        CheckpointError: unusable weights, or the file differs from the model, in which case none is left.
+        ConfigError: an option is out of range or not for this task, a package is missing, or the model is one that
+            cannot be exported: of a task without export, in training mode, with hooks, of another package's class;
+        CheckpointError: unusable weights, or the file differs from the model, in which case none is left;
+        DataError: ``calibrate`` names data that are unusable, or have classes that the model does not know.
     """
     asked = Settings(format, target or "", tuple(dynamic), img_size, tolerance, precision, calibrate)
     loaded = weights if isinstance(weights, Loaded) else open_model(weights, model=model, device="cpu")
@@ -140,11 +140,6 @@ def _written(path: Path, loaded: Loaded, asked: Settings, on_stage: quantising.O
             f"models of the task {loaded.info.task} have no form in torch's own operators alone; choose format onnx or "
             "openvino."
         )
-    if asked.precision == "int8" and not form.in_int8:
-        raise ConfigError(
-            f"models of the task {loaded.info.task} are not exported in int8: what they find there cannot be checked "
-            "against the model; choose precision float16 or float32."
-        )
     prepared = loaded.info.preprocessing
     if asked.img_size is not None:
         prepared = prepared.with_size(asked.img_size)
@@ -153,6 +148,8 @@ def _written(path: Path, loaded: Loaded, asked: Settings, on_stage: quantising.O
     step = step_of(task.backbone(loaded.model)) if "size" in asked.dynamic else 1
     if height % step or width % step:
         raise ConfigError(f"with an open size, sides are multiples of {step}, got {height}x{width}; give --img-size.")
+    if asked.calibrate is not None:
+        quantising.require_data(loaded, asked.calibrate)
     images = example((height, width), channels, asked.dynamic)
     record = ExportRecord(
         asked.format, asked.target, form.outputs, (height, width), asked.dynamic, step, asked.precision
@@ -196,7 +193,8 @@ class _Lower:
         self.change = changes[asked.precision]
 
     def _quantise(self, path: Path) -> None:
-        file = ExportedFile(self._loaded.info, self._record, OnnxRuntime(path))
+        record = dataclasses.replace(self._record, precision="float32")
+        file = ExportedFile(self._loaded.info, record, OnnxRuntime(path))
         require(check(file, self._form, TOLERANCE["float32"]))
         self._found, seen = quantising.quantise(path, file, self._loaded, self._data, self._on_stage)
         self.draw = among(seen)  # ranges say nothing of noise

@@ -49,6 +49,7 @@ __all__ = [
     "images_seen",
     "products",
     "quantise",
+    "require_data",
     "score_of",
     "scored_again",
 ]
@@ -150,6 +151,17 @@ def _in_windows(task: Task, file: Run) -> dict[str, Any]:
     return {WINDOW: max(file.size)} if task.native and file.size is not None and WINDOW in known else {}
 
 
+def require_data(loaded: Loaded, data: str | Path) -> None:
+    """Look whether a model can be judged on the data, before anything takes long.
+
+    Raises:
+        ConfigError: no score decides in shares of one; DataError: unusable data, or classes unknown to the model.
+    """
+    _deciding(loaded)
+    task: Task = loaded.task(path=str(data))
+    task.open_unseen(_for_ranges(task))
+
+
 def images_seen(
     file: Run, loaded: Loaded, data: str | Path, on_progress: Callable[[int, int], None] | None = None
 ) -> list[Tensor]:
@@ -158,7 +170,7 @@ def images_seen(
     They come from the training part where the data have one, evenly spread over it.
     """
     task: Task = loaded.task(path=str(data))
-    samples = task.open("train" if "train" in task.own_splits() else "all")
+    samples = task.open(_for_ranges(task))
     count = min(IMAGES, len(samples))
     chosen = task.subset(samples, [number * len(samples) // count for number in range(count)])
     watched = _Watched(file)
@@ -171,6 +183,10 @@ def images_seen(
         if on_progress is not None:
             on_progress(done, count)
     return watched.seen[:: -(-len(watched.seen) // as_many(IMAGES, watched.seen[0]))]
+
+
+def _for_ranges(task: Task) -> str:
+    return "train" if "train" in task.own_splits() else "all"
 
 
 def as_many(photographs: int, image: Tensor) -> int:

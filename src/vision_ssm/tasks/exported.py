@@ -41,8 +41,8 @@ class Form(NamedTuple):
         any_size: whether height and width may be left open; False where the module is bound to one size.
         any_batch: whether the number of images may be left open; False where it takes them one by one.
         of_torch: whether torch's own operators are enough for it, beside the scans.
-        in_int8: whether products in whole numbers leave answers that the check of a file can compare.
         compare: how outputs are compared; None for the largest difference over the largest value of each.
+        compare_int8: how those of a file whose products are in whole numbers are; None for as others.
     """
 
     module: nn.Module
@@ -50,8 +50,8 @@ class Form(NamedTuple):
     any_size: bool = True
     any_batch: bool = True
     of_torch: bool = True
-    in_int8: bool = True
     compare: Compare | None = None
+    compare_int8: Compare | None = None
 
 
 class StandIn(nn.Module):

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import roi_align
+from torchvision.ops import box_iou, roi_align
 
 from vision_ssm.errors import ConfigError, ShapeError
 from vision_ssm.layers.detection.boxes import apply_deltas, clipped, has_area
@@ -23,6 +23,7 @@ from vision_ssm.layers.detection.proposals import UNWEIGHTED
 from vision_ssm.layers.detection.regions import BOX_SIDE, MASK_SIDE, levels_of
 from vision_ssm.layers.detection.suppression import BEST, NEVER
 from vision_ssm.models.detector import Detector, finished
+from vision_ssm.tasks.detection.meter import CONFIDENT
 from vision_ssm.tasks.exported import Form, Run, StandIn
 
 __all__ = ["ExportedDetector", "detector_form"]
@@ -33,6 +34,9 @@ SHARE = 0.98
 SAME = 1e-3
 """Distance from which on two detections count as different answers."""
 
+MATCHED = 0.5
+"""IoU from which on they count as the same in INT8."""
+
 SCORES, BOXES, MASKS = "scores", "boxes", "masks"
 
 
@@ -41,12 +45,17 @@ def detector_form(model: Detector) -> Form:
 
     ``scores`` [1, classes, N] holds the score of each detection in the row of its class, the best first, and zeros;
     ``boxes`` [1, N, 4] are in pixels of the image; ``masks`` [1, N, 28, 28] are probabilities within the box. No score
-    is too low to be among them. In whole numbers other boxes are suppressed and pixels of masks change sides, so that
-    finds cannot be compared one by one.
+    is too low to be among them.
     """
     names = (SCORES, BOXES, MASKS) if model.stages.mask_heads else (SCORES, BOXES)
     return Form(
-        _Detected(model), names, any_size=False, any_batch=False, of_torch=False, in_int8=False, compare=compared
+        _Detected(model),
+        names,
+        any_size=False,
+        any_batch=False,
+        of_torch=False,
+        compare=compared,
+        compare_int8=compared_by_overlap,
     )
 
 
@@ -70,6 +79,37 @@ def compared(found: Sequence[Tensor], expected: Sequence[Tensor]) -> tuple[float
     surplus = errors.new_ones(max(int((scores > 0).sum()) - len(aims), 0))
     errors = torch.cat([errors, surplus]).sort().values
     return float(errors[: math.ceil(SHARE * len(errors))].max()), int((errors < SAME).sum()), len(errors)
+
+
+def compared_by_overlap(found: Sequence[Tensor], expected: Sequence[Tensor]) -> tuple[float, int, int]:
+    """Compare the confident detections of one image as `vision_ssm.tasks.exported.Compare` says.
+
+    Products in whole numbers move every box a little, have others suppressed and turn pixels of masks, so what is
+    compared is what is shown of an image:
+
+        error = 1 - mean over confident detections of either of  max IoU with those of the other
+
+    of its class with at least half of its score. With masks the IoU of a pair is the smaller of that of its boxes and
+    that of its masks, each within its box.
+    """
+    overlaps = torch.cat([_best_overlaps(found, expected), _best_overlaps(expected, found)])
+    if not len(overlaps):
+        return 0.0, 1, 1
+    return 1 - float(overlaps.mean()), int((overlaps >= MATCHED).sum()), len(overlaps)
+
+
+def _best_overlaps(ones: Sequence[Tensor], others: Sequence[Tensor]) -> Tensor:
+    """Return for each confident detection of the ones its largest IoU with the others."""
+    (scores, labels), (counter_scores, counter_labels) = (each[0][0].max(dim=0) for each in (ones, others))
+    rows = scores >= CONFIDENT
+    overlaps: Tensor = box_iou(ones[1][0, rows], others[1][0])
+    if len(ones) > len((SCORES, BOXES)):
+        inside, counter_inside = ((each[2][0] >= 0.5).flatten(1).float() for each in (ones, others))
+        both = inside[rows] @ counter_inside.T
+        either = inside[rows].sum(dim=1)[:, None] + counter_inside.sum(dim=1) - both
+        overlaps = torch.minimum(overlaps, both / either.clamp(min=1))
+    alike = (labels[rows][:, None] == counter_labels) & (counter_scores >= scores[rows][:, None] / 2)
+    return overlaps.masked_fill(~alike, 0).amax(dim=1)
 
 
 class _Detected(nn.Module):
