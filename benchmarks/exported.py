@@ -96,7 +96,7 @@ def contenders(loaded: Loaded, size: int, folder: Path, int8: bool) -> tuple[dic
         "torch, bfloat16": of_torch(built(loaded.info.model, size).model.bfloat16(), torch.bfloat16),
     }
     if int8:
-        quantiser = Quantiser(exact, images(CALIBRATION, size, seed=1))
+        quantiser = Quantiser(exact, images(CALIBRATION, size, seed=1), on_stage=lambda *_: None)
         quantiser.write(whole, list(quantiser.nodes))
         about["products_in_int8"] = len(quantiser.nodes)
         runs |= {"onnxruntime, int8": of_onnxruntime(whole), "openvino, int8": of_openvino(whole, "f32")}
