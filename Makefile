@@ -3,7 +3,7 @@
 #   make demo      train, evaluate and predict on handwritten digits; a photograph to the shipped weights; all in runs/demo
 #   make test      the test suite without its slow part   (make test ARGS="tests/ops -x", ARGS="-m slow", JOBS=8)
 #   make lint      ruff and the import-direction check
-#   make types     mypy --strict on src
+#   make types     mypy --strict on src, benchmarks and examples
 #   make sanitize  tests of the native kernel under AddressSanitizer and UndefinedBehaviorSanitizer
 #   make fuzz      random inputs against promises, 70 seconds of them   (SECONDS=600 SEED=7 ARGS=images)
 #   make browser   the shipped classifier in a page, in build/browser, tried in a headless Chromium (needs npm and Chromium)

@@ -24,8 +24,8 @@ import torch
 import torch.nn.functional as F
 from results_file import provenance, write
 from side_by_side import arguments, compared, peak, words
-from timm.layers import Mlp
-from timm.models.vision_transformer import Attention
+from timm.layers import GELUTanh, Mlp  # type: ignore[attr-defined]
+from timm.models.vision_transformer import Attention  # type: ignore[attr-defined]
 from torch import Tensor, nn
 
 from vision_ssm.bench.memory import peak_of
@@ -43,7 +43,7 @@ class DiTBlock(nn.Module):
         super().__init__()
         self.modulation = nn.Linear(CHANNELS, 6 * CHANNELS)
         self.attention = Attention(CHANNELS, HEADS, qkv_bias=True)
-        self.mlp = Mlp(CHANNELS, 4 * CHANNELS, act_layer=lambda: nn.GELU(approximate="tanh"))
+        self.mlp = Mlp(CHANNELS, 4 * CHANNELS, act_layer=GELUTanh)
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         """Run the block on a map x [B, H, W, D]."""

@@ -58,12 +58,13 @@ def vim(side: int) -> nn.Module:
 
 def deit(side: int, *, windowed: bool) -> nn.Module:
     """Return the same detector over DeiT-Ti."""
-    form = {"class_token": False, "global_pool": "avg", "img_size": side}
-    backbone = timm.create_model("deit_tiny_patch16_224", features_only=True, out_indices=(11,), **form)
+    form: dict[str, Any] = {"class_token": False, "global_pool": "avg", "img_size": side}
+    backbone: Any = timm.create_model("deit_tiny_patch16_224", features_only=True, out_indices=(11,), **form)
     for index, block in enumerate(backbone.model.blocks):
         if windowed and index not in GLOBAL_BLOCKS:
             block.attn = Windowed(block.attn, side // 16)
-    return build_detector(backbone, **(CASCADE | {"square": side}))
+    options: dict[str, Any] = {**CASCADE, "square": side}
+    return build_detector(backbone, **options)
 
 
 BUILD: dict[str, Callable[[int], nn.Module]] = {

@@ -50,7 +50,7 @@ Run = Callable[[Tensor], Tensor]
 def built(name: str, size: int) -> Loaded:
     """A classifier with random weights for images of that size."""
     torch.manual_seed(0)
-    model = build_for_size(name, (size, size)).eval()
+    model: Any = build_for_size(name, (size, size)).eval()
     classes = [str(number) for number in range(model.num_classes)]
     prepared = Preprocessing(input_size=(3, size, size))
     return Loaded(model, WeightsInfo(name, {}, "classification", {"class_names": classes}, prepared))
@@ -87,7 +87,10 @@ def contenders(loaded: Loaded, size: int, folder: Path, int8: bool) -> tuple[dic
     exact, whole = folder / "float32.onnx", folder / "int8.onnx"
     started = time.perf_counter()
     found = vision_ssm.export(loaded, exact, target="portable")
-    about = {"export_seconds": round(time.perf_counter() - started, 1), "check_error": found.check.error}
+    about: dict[str, Any] = {
+        "export_seconds": round(time.perf_counter() - started, 1),
+        "check_error": found.check.error,
+    }
     runs = {
         "torch, float32": of_torch(loaded.model, torch.float32),
         "onnxruntime, float32": of_onnxruntime(exact),

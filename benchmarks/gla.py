@@ -90,7 +90,7 @@ CONTENDERS: dict[str, Callable[..., Tensor]] = {
 
 def onnx_node(threads: int) -> Callable[..., Tensor]:
     """ONNX Runtime's node for one direction, on so many threads."""
-    form = {"update_rule": "gated", "q_num_heads": HEADS, "kv_num_heads": HEADS}
+    form: dict[str, Any] = {"update_rule": "gated", "q_num_heads": HEADS, "kv_num_heads": HEADS}
     names = ["q", "k", "v", "log_gates"]
     node = helper.make_node(
         "LinearAttention", [*names[:3], "", "log_gates"], ["o", "s"], domain="com.microsoft", **form

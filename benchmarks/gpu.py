@@ -107,7 +107,7 @@ def channel_first(arguments: dict[str, Any]) -> dict[str, Tensor]:
 def check(device: str) -> None:
     """Hold the scan to the reference in float64."""
     arguments = inputs((2, (12, 11), 40, 16, "cross"), torch.float32, device)
-    wide = {k: v.double().cpu() if isinstance(v, Tensor) else v for k, v in arguments.items()}
+    wide: dict[str, Any] = {k: v.double().cpu() if isinstance(v, Tensor) else v for k, v in arguments.items()}
     exact = selective_scan(**wide, backend="reference")
     hold("the triton backend", selective_scan(**arguments, backend="triton").cpu(), exact, 1e-6)
 
@@ -155,7 +155,7 @@ def measure_models(options: argparse.Namespace) -> None:
             )
             path = options.output / f"gpu_{name}_{mode}.json"
             print(settings.command(), flush=True)
-            report = run_benchmark(settings, on_group=lambda report, _, path=path: report.save(path))
+            report = run_benchmark(settings, on_group=lambda report, _, path=path: report.save(path))  # type: ignore[misc]
             report.save(path)
             found = report.to_dict()
             for row in found["rows"]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable
 from fractions import Fraction
+from functools import partial
 
 import torch
 import triton
@@ -101,7 +102,7 @@ def seconds(run: Callable[[], object], rounds: int = 10, least: float = 0.02) ->
             run()
         end.record()
         end.synchronize()
-        return begin.elapsed_time(end) / 1e3 / calls
+        return float(begin.elapsed_time(end)) / 1e3 / calls
 
     run()  # compiles
     calls = max(1, round(least / sample(3)))
@@ -182,6 +183,6 @@ def exponentials_per_second_by_share(rounds: int) -> dict[str, list[float]]:
     rates: dict[str, list[float]] = {str(Fraction(eighths, 8)): [] for eighths in SHARES}
     for _ in range(rounds):
         for eighths, found in zip(SHARES, rates.values(), strict=True):
-            took = seconds(lambda eighths=eighths: scan_results(*inputs, STEPS, eighths), rounds=1)
+            took = seconds(partial(scan_results, *inputs, STEPS, eighths), rounds=1)
             found += [count / value for value in took]
     return rates

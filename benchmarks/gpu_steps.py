@@ -109,9 +109,9 @@ def separate_add_norm(x: Tensor, added: Tensor, weight: Tensor, bias: Tensor | N
 
 def steps(device: str) -> Iterator[Step]:
     """All of CONVS and NORMS, one after the other since a GPU may not hold them together."""
-    for name, (*shape, reverse) in CONVS.items():
+    for name, (batch, tokens, channels, reverse) in CONVS.items():
         for dtype in ("float32", "bfloat16"):
-            yield conv_step(name, tuple(shape), reverse, dtype, device)
+            yield conv_step(name, (batch, tokens, channels), reverse, dtype, device)
     for kind in ("rms", "layer"):
         for dtypes in STREAMS:
             for shape in NORMS:

@@ -27,9 +27,9 @@ PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime")
 
 
 def told(stage: str, done: int, total: int) -> None:
-    """Say what is being done as it begins."""
-    if done == 0:
-        print(f"{stage}, {total} in all", file=sys.stderr, flush=True)
+    """Say how far it is, now and then."""
+    if done % max(total // 4, 1) == 0:
+        print(f"{stage}: {done} of {total}", file=sys.stderr, flush=True)
 
 
 def measured(weights: str, data: Path, side: int | None) -> dict[str, Any]:
@@ -39,7 +39,7 @@ def measured(weights: str, data: Path, side: int | None) -> dict[str, Any]:
         vision_ssm.export(weights, exact, img_size=side)
         found = vision_ssm.export(weights, whole, precision="int8", calibrate=data, img_size=side, on_stage=told)
         mib = {path.stem: round(path.stat().st_size / 2**20, 2) for path in (exact, whole)}
-    said = found.record.quantised
+    said = dict(found.record.quantised)
     layers = said.pop("layers")
     return {
         "weights": weights,

@@ -14,16 +14,18 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from results_file import provenance, write
 
 import vision_ssm
 from vision_ssm.data.preprocessing import Preprocessing
-from vision_ssm.inference.jobs.job import ENGINES
 from vision_ssm.weights.files import WeightsInfo, save_weights
 
 CLASSES = 10
+
+ENGINES: tuple[Literal["processes"], Literal["ray"]] = ("processes", "ray")
 
 
 def main() -> None:
@@ -37,7 +39,7 @@ def main() -> None:
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
         weights = Path(folder) / "model.safetensors"
-        model = vision_ssm.create_model(options.model, num_classes=CLASSES)
+        model: Any = vision_ssm.create_model(options.model, num_classes=CLASSES)
         record = {"class_names": [str(number) for number in range(CLASSES)]}
         size = model.pretrained_cfg["input_size"]
         info = WeightsInfo(options.model, {}, "classification", record, Preprocessing(input_size=tuple(size)))
@@ -58,7 +60,9 @@ def main() -> None:
     print(figures)
 
 
-def measured(options: argparse.Namespace, weights: Path, out: Path, engine: str) -> dict[str, float]:
+def measured(
+    options: argparse.Namespace, weights: Path, out: Path, engine: Literal["processes", "ray"]
+) -> dict[str, float]:
     told: list[tuple[float, int]] = []
     start = time.perf_counter()
     job = vision_ssm.run_job(

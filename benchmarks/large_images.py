@@ -117,7 +117,7 @@ def main() -> None:
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
-        print(json.dumps(run_one(*arguments.one, arguments.threads)))
+        print(json.dumps(run_one(arguments.one[0], arguments.one[1], arguments.threads)))
         return
     with tempfile.TemporaryDirectory() as folder:
         rows = measure(arguments, Path(folder))

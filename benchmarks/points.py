@@ -83,7 +83,7 @@ def main() -> None:
     parser.add_argument("--within", type=float, default=6.0, help="metres (default: 6)")
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
-    tuning = matched(*options.chosen_on, options.within)
+    tuning = matched(options.chosen_on[0], options.chosen_on[1], options.within)
     score = max((round(float(each), 2) for each in np.arange(0.02, 1, 0.02)), key=lambda each: tuning.at(each)["f1"])
     scored = matched(options.found, options.truth, options.within)
     result = {"within": options.within, "score": score, "points": scored.points, "finds": len(scored.scores)}

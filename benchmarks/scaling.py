@@ -69,7 +69,7 @@ def formulas(options: argparse.Namespace) -> list[dict[str, Any]]:
     rows = []
     for name, config in recipes():
         side = config.model.img_size
-        found = cost(config.model.name, side)  # type: ignore[arg-type]
+        found = cost(config.model.name, side)
         operations = 6 * found.macs_all  # two per multiply-add, forward once and backward twice as many
         per_gpu = 1e12 * options.teraflops / operations
         rows.append({"recipe": name, "parameters": found.params, "epochs": config.schedule.epochs})

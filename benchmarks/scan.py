@@ -69,7 +69,7 @@ def inputs(batch: int, tokens: int, directions: int, gated: bool, dtype: torch.d
 def check(backend: str) -> None:
     """Refuse to time a backend whose results are wrong."""
     arguments = inputs(1, 130, 2, True, torch.float32)
-    wide = {k: v.double() if isinstance(v, Tensor) else v for k, v in arguments.items()}
+    wide: dict[str, Any] = {k: v.double() if isinstance(v, Tensor) else v for k, v in arguments.items()}
     exact = selective_scan(**wide, backend="reference")
     error = (selective_scan(**arguments, backend=backend).double() - exact).norm() / exact.norm()
     if error > 1e-6:
@@ -89,9 +89,7 @@ def timed(run: Callable[[], Any], least: float = 0.05) -> float:
 
 def bare_kernel(arguments: dict[str, Any]) -> Callable[[], None]:
     """The forward kernel as one call that allocates nothing."""
-    names = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")
-    walks = tuple(arguments["traversals"])
-    call = ScanCall(*(arguments[name] for name in names), walks, arguments["delta_softplus"], merge=True)
+    call = ScanCall(**(arguments | {"traversals": tuple(arguments["traversals"]), "merge": True}))
     y = call.output()
     total = y if y.dtype == torch.float32 else torch.empty_like(y, dtype=torch.float32)
     kernel = cpu._describe(call)
@@ -107,7 +105,9 @@ def measure(setting: str, dtype: torch.dtype, backend: str, rounds: int) -> dict
     def forward() -> Tensor:
         return selective_scan(**arguments, backend=backend)
 
-    leaves = {k: v.clone().requires_grad_() if isinstance(v, Tensor) else v for k, v in arguments.items()}
+    leaves: dict[str, Any] = {
+        k: v.clone().requires_grad_() if isinstance(v, Tensor) else v for k, v in arguments.items()
+    }
     y = selective_scan(**leaves, backend=backend)
     gradient, wanted = torch.randn_like(y), [v for v in leaves.values() if isinstance(v, Tensor)]
 

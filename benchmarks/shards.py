@@ -68,7 +68,7 @@ def images_per_second(place: str, name: str, images: int, workers: int) -> float
     task.prepare(samples)
     transform = task.transform(Preprocessing(), train=True)
     loader = EpochLoader(
-        samples, transform, collate=task.collate, batch_size=BATCH, train=True, drop_last=True, workers=workers
+        samples, transform, collate=task.collate, batch_size=BATCH, train=True, multiple=BATCH, workers=workers
     )
     batches, seen = iter(loader), 0
     next(batches)  # processes have started, and the first batches are on their way

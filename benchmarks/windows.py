@@ -79,7 +79,7 @@ def shrunk(data: Path, split: str, side: int, folder: Path) -> Path:
 def row(way: str, weights: str, data: Path, split: str | None, **options: Any) -> dict[str, Any]:
     """Count and score one way."""
     found = vision_ssm.evaluate(weights, data, split, **options)
-    objects, missed, twice, wrong = sum(map(counted, found.meter.seen.values())).tolist()
+    objects, missed, twice, wrong = np.sum([counted(seen) for seen in found.meter.seen.values()], axis=0).tolist()
     scores = {name: None if math.isnan(value := found.scores[name]) else round(value, 4) for name in SCORES}
     return {"way": way, "objects": objects, "missed": missed, "twice": twice, "wrong": wrong, **scores}
 

@@ -17,7 +17,7 @@ def main(folder: Path, count: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(min(count, len(digits))):
         image, target = digits[number]
-        image.save(folder / f"{number:02d}_a_{digits.class_names[target]}.png")
+        image.save(folder / f"{number:02d}_a_{digits.class_names[target]}.png")  # type: ignore[union-attr]
 
 
 if __name__ == "__main__":

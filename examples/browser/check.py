@@ -15,7 +15,6 @@ import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import ClassVar
 
 from PIL import Image
 from skimage.data import chelsea
@@ -29,7 +28,7 @@ NEAR = 2e-3  # of probabilities: pixels are the same, and numbers are shown with
 class Quiet(SimpleHTTPRequestHandler):
     """Serves files and says nothing of it."""
 
-    extensions_map: ClassVar = {
+    extensions_map = {  # noqa: RUF012 - as in the class above
         **SimpleHTTPRequestHandler.extensions_map,
         ".mjs": "text/javascript",
         ".wasm": "application/wasm",
