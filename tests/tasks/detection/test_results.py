@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 from pathlib import Path
@@ -56,13 +57,24 @@ def test_as_plain_values() -> None:
 
 def test_the_drawing_has_boxes_masks_and_a_legend() -> None:
     image = Image.new("RGB", (200, 120), (255, 255, 255))
-    drawn = np.asarray(result(masks=True).draw(image))
+    large = dataclasses.replace(result(masks=True), size=(120, 200))
+    drawn = np.asarray(large.draw(image))
     assert drawn.shape[0] > 120
     assert drawn[49, 20].tolist() == [0, 0, 200]  # the lower edge of the dog
     assert drawn[40, 13].tolist() not in ([255, 255, 255], [0, 0, 200])  # its mask, half transparent
     assert drawn[35, 25].tolist() == [255, 255, 255]  # the hole in it
     assert np.asarray(image).min() == 255
     assert np.asarray(nothing().draw(image)).shape[1] == 200
+
+
+def test_the_drawing_on_a_smaller_picture_of_a_scene_is_in_its_pixels() -> None:
+    image = Image.new("RGB", (200, 120), (255, 255, 255))
+    bits = np.ones((300, 300), bool)
+    bits[100:200, 100:200] = False
+    masks = [Patch(200, 100, bits), Patch(50, 600, np.ones((200, 300), bool))]
+    ten_times = dataclasses.replace(result(), size=(1200, 2000), boxes=BOXES * 10, masks=masks)
+    once = dataclasses.replace(result(masks=True), size=(120, 200))
+    np.testing.assert_array_equal(np.asarray(ten_times.draw(image)), np.asarray(once.draw(image)))
 
 
 def test_coco(tmp_path: Path) -> None:

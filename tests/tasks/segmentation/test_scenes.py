@@ -17,8 +17,8 @@ from tests.data.geo.made import rasterio, write_scene
 from vision_ssm.data.geo.maps import read_map
 from vision_ssm.data.geo.raster import open_raster
 from vision_ssm.errors import ConfigError, DataError, VisionSSMNotice
+from vision_ssm.tasks import fitting
 from vision_ssm.tasks.segmentation import scenes as module
-from vision_ssm.tasks.segmentation import task as task_module
 from vision_ssm.tasks.segmentation.inference import Testing, segment
 from vision_ssm.tasks.segmentation.results import Segments
 from vision_ssm.tasks.segmentation.scenes import segment_scene
@@ -150,7 +150,7 @@ def test_a_large_scene_goes_by_windows_unless_asked_otherwise(
     trained: Loaded, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = sorted((data / "images" / "val").iterdir())[0]
-    monkeypatch.setattr(task_module, "WHOLE", 1000)
+    monkeypatch.setattr(fitting, "WHOLE", 1000)
     with pytest.warns(VisionSSMNotice, match=r"has 48 x 40 pixels, more than are taken in one piece .* windows of 256"):
         (found,) = vision_ssm.predict(trained, path, results=tmp_path).results
     assert found.file == tmp_path / "09.tif" and found.classes.shape == (40, 48)

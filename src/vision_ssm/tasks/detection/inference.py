@@ -12,7 +12,7 @@ is kept; where an edge cuts all of them, their boxes and masks are joined.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from vision_ssm.tasks.detection.masks import Patch, joined, patch_of
 from vision_ssm.tasks.fitting import window_starts
 
-__all__ = ["Found", "Testing", "detect", "detect_whole"]
+__all__ = ["Found", "Read", "Testing", "detect", "detect_in_windows", "detect_whole"]
 
 _AGREE = 0.5  # IoU, as NMS has it
 _NEAR = 64  # a box that ends within so many parts of a window's side from its edge counts as cut by it
@@ -63,6 +63,10 @@ class Testing:
     stride: int | None = None
 
 
+Read = Callable[[int, int, int, int], Tensor | None]
+"""From (top, left, bottom, right) to that part [C, h, w] of an image, prepared; None where it shows nothing."""
+
+
 def detect_whole(model: nn.Module, images: Sequence[Tensor], sizes: Sequence[tuple[int, int]]) -> list[Found]:
     """Find the objects in prepared images [3, h, w], in pixels of files of (H, W)."""
     results = model(list(images), sizes=list(sizes))
@@ -82,16 +86,46 @@ def detect(model: nn.Module, image: Tensor, size: tuple[int, int], testing: Test
     window = testing.window
     if window is None or (height <= window and width <= window):
         return detect_whole(model, [image], [size])[0]
+
+    def read(top: int, left: int, bottom: int, right: int) -> Tensor:
+        return image[:, top:bottom, left:right]
+
+    return _in_file(detect_in_windows(model, read, (height, width), window, testing.stride), (height, width), size)
+
+
+def detect_in_windows(
+    model: nn.Module,
+    read: Read,
+    size: tuple[int, int],
+    window: int,
+    stride: int | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Found:
+    """Find the objects of an image that is read window by window.
+
+    Args:
+        model: in evaluation mode.
+        read: the windows.
+        size: (H, W) of the image, in whose pixels the results are.
+        window: side of the windows.
+        stride: pixels between them; None for two thirds of a window.
+        on_progress: called with (rows done, rows in all).
+    """
+    height, width = size
     parts: list[Found] = []
     places: list[tuple[int, int, int, int]] = []
-    for top, left, bottom, right in _windows(height, width, window, testing.stride or max(1, window * 2 // 3)):
-        crop = image[:, top:bottom, left:right]
-        found = detect_whole(model, [crop], [(bottom - top, right - left)])[0]
-        masks = None if found.masks is None else [mask.shifted(top, left) for mask in found.masks]
-        parts.append(found._replace(boxes=found.boxes + found.boxes.new_tensor([left, top] * 2), masks=masks))
-        places.append((left, top, right, bottom))
-    merged = _merged(parts, places, (height, width), max(2, window // _NEAR))
-    return _in_file(merged, (height, width), size)
+    for top, left, bottom, right in _windows(height, width, window, stride or max(1, window * 2 // 3)):
+        crop = read(top, left, bottom, right)
+        if crop is not None:
+            found = detect_whole(model, [crop], [(bottom - top, right - left)])[0]
+            masks = None if found.masks is None else [mask.shifted(top, left) for mask in found.masks]
+            parts.append(found._replace(boxes=found.boxes + found.boxes.new_tensor([left, top] * 2), masks=masks))
+            places.append((left, top, right, bottom))
+        if right == width and on_progress is not None:
+            on_progress(bottom, height)
+    if not parts:
+        return Found(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0), None, size)
+    return _merged(parts, places, size, max(2, window // _NEAR))
 
 
 def _windows(height: int, width: int, window: int, stride: int) -> Iterator[tuple[int, int, int, int]]:

@@ -105,7 +105,12 @@ class Detections(Result):
 
     def draw(self, image: Image.Image) -> Image.Image:
         """Draw masks, boxes and scores in the colours of the classes, and write below what they mean."""
-        over = enlarged(drawn(image, self.boxes, self.labels, self.palette, self.scores, self.masks))
+        boxes, masks = self.boxes, self.masks
+        if (image.height, image.width) != self.size:
+            down, across = image.height / self.size[0], image.width / self.size[1]
+            boxes = boxes * np.array([across, down, across, down], np.float32)
+            masks = None if masks is None else [mask.resized(down, across, image.height, image.width) for mask in masks]
+        over = enlarged(drawn(image, boxes, self.labels, self.palette, self.scores, masks))
         return with_legend(
             over, [(f"{self.class_names[label]} {count}", self.palette[label]) for label, count in self.counts()]
         )

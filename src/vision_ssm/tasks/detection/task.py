@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Self
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from vision_ssm.data.batches import Batch, Sample, Samples, Transform
+from vision_ssm.data.geo.raster import RasterFile
 from vision_ssm.data.preprocessing import Preprocessing
 from vision_ssm.errors import CheckpointError, ConfigError, DataError
 from vision_ssm.models.detectors import build_detector
@@ -19,10 +20,11 @@ from vision_ssm.models.registry import create_model, list_whole_models
 from vision_ssm.tasks.detection.coco_scores import require_scorer
 from vision_ssm.tasks.detection.exported import ExportedDetector, detector_form
 from vision_ssm.tasks.detection.exports import export
-from vision_ssm.tasks.detection.inference import Found, Testing, detect, detect_whole
+from vision_ssm.tasks.detection.inference import Found, Testing, detect, detect_in_windows, detect_whole
 from vision_ssm.tasks.detection.meter import DetectionMeter, score_list
 from vision_ssm.tasks.detection.pictures import draw_confusion, draw_precision_recall, draw_predictions
 from vision_ssm.tasks.detection.results import Detections
+from vision_ssm.tasks.detection.scenes import windows_of_scene
 from vision_ssm.tasks.detection.settings import (
     DetectionOptions,
     DetectionSettings,
@@ -32,6 +34,7 @@ from vision_ssm.tasks.detection.settings import (
 from vision_ssm.tasks.detection.sources import ObjectImages, Objects, count_labels, matched, open_objects, own_splits
 from vision_ssm.tasks.detection.transforms import Augment, EvalTransform, Sides, TrainTransform
 from vision_ssm.tasks.exported import Form, Run, StandIn
+from vision_ssm.tasks.fitting import WHOLE, window_of_scene
 from vision_ssm.tasks.legend import default_palette
 from vision_ssm.tasks.photometric import Distortion
 from vision_ssm.tasks.task import Meter, Result, Task
@@ -211,9 +214,32 @@ class Detection(Task):
             return detect_whole(model, list(batch.images), sizes)
         return [detect(model, image, size, testing) for image, size in zip(batch.images, sizes, strict=True)]
 
+    def predict_scene(
+        self,
+        model: nn.Module,
+        scene: RasterFile,
+        preprocessing: Preprocessing,
+        stem: Path | None,
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> Result | None:
+        """Window by window where windows are asked for, or where the scene is larger than `WHOLE` and nobody said."""
+        testing, size = self._testing(), (scene.height, scene.width)
+        window = testing.window
+        if window is None and self.options.window != "none":
+            window = window_of_scene(scene.path, size, preprocessing.input_size[1:])
+        if window is None:
+            return None
+        read = windows_of_scene(scene, preprocessing, next(model.parameters()).device)
+        result = self._result(detect_in_windows(model, read, size, window, testing.stride, on_progress))
+        if result is None:
+            raise DataError("the model's output is not finite")
+        return result if scene.grid is None else result.placed(scene.grid)
+
     def at_once(self, model: nn.Module, size: tuple[int, int], *, scene: bool) -> tuple[nn.Module, tuple[int, int]]:
         """The whole detector, and a window where there are any."""
         window = self._testing().window
+        if window is None and scene and self.options.window != "none" and size[0] * size[1] > WHOLE:
+            return model, (1, 1)  # windows of the size of training, which need no word
         return model, size if window is None else (min(window, size[0]), min(window, size[1]))
 
     def exported(self, model: nn.Module) -> Form:

@@ -28,10 +28,7 @@ from vision_ssm.tasks.segmentation.inference import Testing, image_logits, windo
 from vision_ssm.tasks.segmentation.masks import IGNORE
 from vision_ssm.tasks.segmentation.results import SceneSegments, counted_rows, listed_areas
 
-__all__ = ["WHOLE", "segment_scene"]
-
-WHOLE = 2**24
-"""Pixels of a scene that is taken in one piece where nothing is said of windows: 4,096 x 4,096."""
+__all__ = ["segment_scene"]
 
 _BYTES = 2**28  # of the logits of a row of windows
 
@@ -133,7 +130,7 @@ def _blocks(
     def logits(crop: Tensor) -> Tensor:  # of the part that was read last
         return crop.new_zeros(1, count, *crop.shape[2:]) if is_empty else image_logits(model, crop, testing)
 
-    window = testing.window or WHOLE
+    window = testing.window or max(scene.height, scene.width)
     wide = _BYTES // (3 * 4 * count * min(window, scene.height)) // TILE * TILE
     size = scene.height, scene.width
     for top, left, found in window_logits(read, logits, size, testing, columns=max(wide, TILE)):

@@ -15,10 +15,11 @@ from vision_ssm.data.geo.gdal import EXTRA, is_installed
 from vision_ssm.data.geo.raster import RasterFile
 from vision_ssm.data.normalise import Normalise
 from vision_ssm.data.preprocessing import Preprocessing
-from vision_ssm.errors import CheckpointError, ConfigError, DataError, notify
+from vision_ssm.errors import CheckpointError, ConfigError, DataError
 from vision_ssm.models.registry import create_model, list_whole_models
 from vision_ssm.models.segmentors import build_segmentor
 from vision_ssm.tasks.exported import Form, Run
+from vision_ssm.tasks.fitting import WHOLE, window_of_scene
 from vision_ssm.tasks.legend import default_palette
 from vision_ssm.tasks.photometric import Distortion
 from vision_ssm.tasks.scores import Score
@@ -29,7 +30,7 @@ from vision_ssm.tasks.segmentation.losses import pixel_cross_entropy
 from vision_ssm.tasks.segmentation.meter import SegmentationMeter
 from vision_ssm.tasks.segmentation.pictures import draw_confusion, draw_predictions
 from vision_ssm.tasks.segmentation.results import Segments
-from vision_ssm.tasks.segmentation.scenes import WHOLE, segment_scene
+from vision_ssm.tasks.segmentation.scenes import segment_scene
 from vision_ssm.tasks.segmentation.settings import SegmentationOptions, SegmentationSettings, TestSettings
 from vision_ssm.tasks.segmentation.sources import ChosenMasks, MaskSamples, matched, open_masks, own_splits
 from vision_ssm.tasks.segmentation.transforms import Augment, EvalTransform, TrainTransform
@@ -197,15 +198,11 @@ class Segmentation(Task):
     ) -> Result | None:
         """Window by window where windows are asked for, or where the scene is larger than `WHOLE` and nobody said."""
         testing = self._testing()
+        if testing.window is None and self.options.window != "none":
+            size = scene.height, scene.width
+            testing = replace(testing, window=window_of_scene(scene.path, size, preprocessing.input_size[1:]))
         if testing.window is None:
-            if scene.height * scene.width <= WHOLE or self.options.window == "none":
-                return None
-            side = max(256, *preprocessing.input_size[1:])
-            notify(
-                f"{scene.path} has {scene.width:,} x {scene.height:,} pixels, more than are taken in one piece unless "
-                f"asked for: it is read in windows of {side}. --window says otherwise; none takes it whole."
-            )
-            testing = replace(testing, window=side)
+            return None
         return segment_scene(
             model,  # type: ignore[arg-type]
             scene,
