@@ -303,7 +303,12 @@ FAILURES = {
 }
 
 
-@pytest.mark.parametrize("case", FAILURES)
+QUICK = "a killed worker"  # each starts two processes
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=[] if case == QUICK else [pytest.mark.slow]) for case in FAILURES]
+)
 def test_what_happens_to_a_worker_is_an_error_and_no_wait(case: str) -> None:
     code, message = FAILURES[case]
     done = in_time(code)

@@ -23,6 +23,7 @@ needs_compiler = pytest.mark.skipif(
 
 
 @needs_compiler
+@pytest.mark.slow
 def test_a_package_with_our_operators(loaded, colour_folder, tmp_path, monkeypatch):
     found = export(loaded, tmp_path / "colours.pt2", format="aoti", dynamic=["batch"])
     assert found.check.error < 1e-5
