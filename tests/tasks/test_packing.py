@@ -13,8 +13,9 @@ from PIL import Image
 from tests.tasks.detection import boards
 from tests.tasks.segmentation.scenes import folder as scenes
 from vision_ssm.data.loader import EpochLoader
+from vision_ssm.data.measuring import measure_bands
 from vision_ssm.data.shards import INDEX, Packed, open_shards, write_shards
-from vision_ssm.errors import ConfigError, DataError
+from vision_ssm.errors import ConfigError, DataError, VisionSSMNotice
 from vision_ssm.inference.jobs.references import list_references
 from vision_ssm.settings import from_mapping
 from vision_ssm.tasks.packing import pack
@@ -161,14 +162,61 @@ def test_a_held_out_part_alone_stays_one(tmp_path):
         after.open("train")
 
 
-def test_scenes_are_refused(tmp_path):
-    pytest.importorskip("rasterio")
-    tifffile = pytest.importorskip("tifffile")
+def as_scenes(root):
+    """Turn the pictures of images into scenes of four bands, some of whose pixels hold no data."""
+    made = pytest.importorskip("tests.data.geo.made")
+    numbers = np.random.default_rng(1)
+    for path in [*root.rglob("*.png"), *root.rglob("*.jpg")]:
+        if "annotations" not in path.parts:
+            width, height = Image.open(path).size
+            values = numbers.integers(1, 4000, (4, height, width)).astype(np.uint16)
+            values[:, :3, :5] = 0
+            made.write_scene(path.with_suffix(".tif"), values, photometric="MINISBLACK", nodata=0)
+            path.unlink()
+    for path in (root / "annotations").glob("*.json"):
+        path.write_text(path.read_text().replace(".png", ".tif"))
+    return root
+
+
+@pytest.mark.parametrize("task", ["classification", "segmentation", "detection"])
+def test_scenes_are_those_of_the_folder(tmp_path, task):
+    folder, packed = as_scenes(of_task(tmp_path / "data", task)), tmp_path / "packed"
+    pack(folder, packed, task)
+    before, after = opened(folder, task), opened(packed, task)
+    expected, found = before.open("train"), after.open("train")
+    for index in range(len(expected)):
+        (image, target), (other, same) = expected[index], found[index]
+        assert np.array_equal(image.values, other.values)
+        assert np.array_equal(image.valid, other.valid)
+        assert (image.bands, image.samples) == (other.bands, other.samples)
+        assert plain(target) == plain(same)
+    for chosen in (slice(None), slice(1, None, 2)):
+        positions = range(len(expected))[chosen]
+        parts = [task.subset(samples, positions) for task, samples in ((before, expected), (after, found))]
+        assert measure_bands(parts[0]) == measure_bands(parts[1]) is not None
+    after.prepare(found)
+    assert measure_bands(opened(packed, task).adopt(found)) == measure_bands(expected)
+
+
+def test_scenes_that_need_files_beside_them(tmp_path):
+    """Coordinates in one are left behind; what changes the samples is refused."""
+    made = pytest.importorskip("tests.data.geo.made")
     folder = classes(tmp_path / "data")
-    tifffile.imwrite(folder / "cat" / "a.tif", np.zeros((8, 8), np.float32))
-    with pytest.raises(DataError, match=r"a.tif' is a scene, which shards do not keep"):
+    values = made.values_of("uint8", 3)
+    path = made.write_scene(folder / "cat" / "a.tif", values, crs=None, transform=None, photometric="RGB")
+    path.with_suffix(".tfw").write_text("1\n0\n0\n-1\n0\n0\n")
+    with pytest.warns(VisionSSMNotice, match=r"left out .* files of other formats \(1 .tfw\)"):
         pack(folder, tmp_path / "packed", "classification")
-    assert not (tmp_path / "packed" / INDEX).exists()
+    found = opened(tmp_path / "packed", "classification").open("all")
+    (place,) = (at for at, name in enumerate(found.paths) if name.endswith("a.tif"))
+    assert found.scenes == tuple(at == place for at in range(len(found)))
+    assert np.array_equal(found[place][0].values, values.transpose(1, 2, 0))
+    with made.rasterio.Env(GDAL_TIFF_INTERNAL_MASK=False), made.rasterio.open(path, "r+") as scene:
+        scene.write_mask(np.eye(*values.shape[1:], dtype=bool))
+    assert path.with_name("a.tif.msk").exists()
+    with pytest.raises(DataError, match=r"a.tif' is read otherwise without a.tif.msk beside it, .* into one file"):
+        pack(folder, tmp_path / "again", "classification")
+    assert not (tmp_path / "again" / INDEX).exists()
 
 
 def test_what_fails_on_the_way_leaves_no_data_set(tmp_path):

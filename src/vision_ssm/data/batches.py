@@ -23,7 +23,8 @@ class Samples(Protocol):
         paths: one file name (or, where there are no files, an identifier such as ``digits/0042``) per sample.
         fingerprint: changes when the samples or their targets do; folders may move.
 
-    An attribute ``found``, where there is one, says in a line for people what these samples are.
+    An attribute ``found``, where there is one, says in a line for people what these samples are; ``scenes``, which of
+    them are scenes, where the paths are no files that could be asked.
     """
 
     name: str

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from vision_ssm.data.bands import AnyImage
+from vision_ssm.data.geo.raster import Raster, read_raster
 from vision_ssm.data.images import MAX_PIXELS, read_encoded
 from vision_ssm.data.scenes import SUFFIXES, read_any
 from vision_ssm.errors import DataError
@@ -37,11 +39,25 @@ class Encoded:
         suffix = Path(self.name).suffix.lower()
         if not scenes or suffix not in SUFFIXES:
             return read_encoded(content, self.name, max_pixels=max_pixels)
-        # What reads scenes takes files.
+        with self._as_file(content) as path:
+            return read_any(path, max_pixels=max_pixels)
+
+    def read_scene(self, *, max_pixels: int = MAX_PIXELS) -> Raster:
+        """Decode it as `vision_ssm.data.geo.raster.read_raster`, whether or not its header makes it a scene.
+
+        Raises:
+            DataError: naming the image and the reason.
+        """
+        with self._as_file(self.fetch()) as path:
+            return read_raster(path, max_pixels=max_pixels)
+
+    @contextmanager
+    def _as_file(self, content: bytes) -> Iterator[Path]:
+        """What reads scenes takes files."""
         with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / f"scene{suffix}"
+            path = Path(folder) / f"scene{Path(self.name).suffix.lower()}"
             path.write_bytes(content)
             try:
-                return read_any(path, max_pixels=max_pixels)
+                yield path
             except DataError as error:
                 raise DataError(str(error).replace(str(path), self.name)) from error

@@ -77,7 +77,8 @@ def measure_bands(samples: Samples, *, grey: bool = False, seed: int = 0) -> Ban
         DataError: naming the files: two have different bands or samples, none has a pixel with data, or scenes are to
             be read as grey.
     """
-    scenes = [position for position, path in enumerate(samples.paths) if is_scene(path)]
+    known = getattr(samples, "scenes", None)  # of shards, which are no files of their own
+    scenes = [at for at, path in enumerate(samples.paths) if (is_scene(path) if known is None else known[at])]
     if not scenes and not grey:
         return None
     if scenes and grey:

@@ -68,12 +68,14 @@ class Packed(NamedTuple):
         image: the content of that file.
         target: the content of the file of its target.
         value: what of the target is wanted before anything is read, as a plain JSON value.
+        scene: whether the file is read as a scene.
     """
 
     name: str
     image: bytes
     target: bytes
     value: Any = None
+    scene: bool = False
 
 
 class _Entry(NamedTuple):
@@ -84,6 +86,7 @@ class _Entry(NamedTuple):
     target_offset: int
     target_size: int
     value: Any
+    scene: bool = False
 
 
 @dataclass(frozen=True)
@@ -114,11 +117,16 @@ class ShardSplit:
         """`Packed.value` of each sample."""
         return tuple(entry.value for entry in self.entries)
 
+    @property
+    def scenes(self) -> tuple[bool, ...]:
+        """Which samples are scenes."""
+        return tuple(entry.scene for entry in self.entries)
+
     def image(self, index: int, *, max_pixels: int = MAX_PIXELS) -> AnyImage:
-        """Decode an image as `vision_ssm.data.images.read_image`. Raises DataError naming it."""
+        """Decode a picture as `vision_ssm.data.images.read_image`, or a scene. Raises DataError naming it."""
         entry = self.entries[index]
-        fetch = partial(read_part, entry.tar, entry.offset, entry.size)
-        return Encoded(f"{entry.tar}/{entry.name}", fetch).read(max_pixels=max_pixels)
+        encoded = Encoded(f"{entry.tar}/{entry.name}", partial(read_part, entry.tar, entry.offset, entry.size))
+        return encoded.read_scene(max_pixels=max_pixels) if entry.scene else encoded.read(max_pixels=max_pixels)
 
     def target(self, index: int) -> bytes:
         """Read the content of a target's file. Raises DataError naming the tar file."""
@@ -239,7 +247,8 @@ def write_list(tar: Path, rows: Sequence[Sequence[Any]]) -> dict[str, Any]:
 
     Args:
         tar: the file, whole.
-        rows: of each sample the name of its image, offset and size of this, those of its target, and `Packed.value`.
+        rows: of each sample the name of its image, offset and size of this, those of its target, and `Packed.value`;
+            for a scene ``True`` as well.
     """
     with whole_file(tar.with_suffix(".json")) as part:
         part.write_text(json.dumps(rows) + "\n", encoding="utf-8")
@@ -279,7 +288,7 @@ def _write_shard(
             key = f"{number + len(rows):08d}"
             image = _add(archive, key + Path(sample.name).suffix.lower(), sample.image)
             target = _add(archive, key + suffix, sample.target)
-            rows.append([_text(sample.name), *image, *target, sample.value])
+            rows.append([_text(sample.name), *image, *target, sample.value, *([True] if sample.scene else [])])
             sample = next(remaining, None) if archive.offset < shard_bytes else None
     return write_list(path, rows)
 

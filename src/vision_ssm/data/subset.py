@@ -27,6 +27,7 @@ class Subset:
         self._samples, self._positions = samples, tuple(positions)
         self.name = samples.name
         self.paths = self._of_each("paths")
+        self.scenes = None if getattr(samples, "scenes", None) is None else self._of_each("scenes")
         whole = getattr(samples, "found", "")
         told = f"{len(self._positions):,} of {whole or f'{len(samples):,} images'}"
         self.found = told if found is None else found

@@ -7,9 +7,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 from PIL import Image
 
 from vision_ssm.data.batches import Samples
+from vision_ssm.data.encoded import Encoded
+from vision_ssm.data.geo.raster import read_raster
 from vision_ssm.data.images import IMAGE_SUFFIXES
 from vision_ssm.data.scenes import is_scene
 from vision_ssm.data.shards import SHARD_BYTES, Packed, write_shards
@@ -19,6 +22,9 @@ from vision_ssm.storage import require_writable
 from vision_ssm.tasks.registry import find_task
 
 __all__ = ["Packing", "pack"]
+
+BESIDE = (".aux.xml", ".msk")
+"""What GDAL reads with a file, beside where it lies: of that only coordinates are dispensable."""
 
 
 class Packing(Protocol):
@@ -47,8 +53,8 @@ def pack(
 ) -> dict[str, int]:
     """Write a data set as shards: the parts that it has, or else those that training would cut.
 
-    Image files are taken as they are. The order is that of the data set. Scenes cannot be packed: training looks into
-    their files for what their bands are.
+    Image files are taken as they are, scenes too, without their coordinates where those are in a file beside them. The
+    order is that of the data set.
 
     Args:
         data: a folder, or a name that the task knows.
@@ -84,9 +90,9 @@ def pack(
     def packed(samples: Samples) -> Iterator[Packed]:
         nonlocal done
         for index in range(len(samples)):
-            name, content = _image_file(samples, index)
+            name, content, scene = _image_file(samples, index)
             target, value = packing.target(samples, index)
-            yield Packed(name, content, target, value)
+            yield Packed(name, content, target, value, scene)
             done += 1
             if on_progress is not None:
                 on_progress(done, total)
@@ -102,19 +108,36 @@ def pack(
     )
 
 
-def _image_file(samples: Samples, index: int) -> tuple[str, bytes]:
-    """Name and content of the file of an image; images that have none become PNG."""
+def _image_file(samples: Samples, index: int) -> tuple[str, bytes, bool]:
+    """Name and content of the file of an image, and whether it is a scene; images that have none become PNG."""
     path = Path(samples.paths[index])
     if path.suffix.lower() in IMAGE_SUFFIXES:
-        if is_scene(path):
-            raise DataError(f"{str(path)!r} is a scene, which shards do not keep; train on the folder.")
         try:
-            return path.name, path.read_bytes()
+            content = path.read_bytes()
         except OSError as error:
             raise DataError(f"cannot read image {str(path)!r}: {error.strerror}.") from error
+        scene = is_scene(path)
+        if scene:
+            _require_alone(path, content)
+        return path.name, content, scene
     image, _ = samples[index]
     if not isinstance(image, Image.Image):
         raise DataError(f"image {str(path)!r} is neither a file nor a picture, so it cannot be packed.")
-    content = io.BytesIO()
-    image.save(content, "PNG")
-    return path.name + ".png", content.getvalue()
+    png = io.BytesIO()
+    image.save(png, "PNG")
+    return path.name + ".png", png.getvalue(), False
+
+
+def _require_alone(path: Path, content: bytes) -> None:
+    """Raise DataError for a scene of which files beside it say which pixels hold data, or what samples mean."""
+    beside = [other.name for ending in BESIDE if (other := path.with_name(path.name + ending)).exists()]
+    if not beside:
+        return
+    whole, alone = read_raster(path), Encoded(str(path), lambda: content).read_scene()
+    masks = [np.True_ if each.valid is None else each.valid for each in (whole, alone)]
+    same = whole.samples == alone.samples and np.array_equal(whole.values, alone.values, equal_nan=True)
+    if not (same and np.array_equal(masks[0], masks[1])):
+        raise DataError(
+            f"{str(path)!r} is read otherwise without {' and '.join(beside)} beside it, which shards do not keep; "
+            "write all of it into one file."
+        )

@@ -25,6 +25,7 @@ class PackedClasses:
         self.class_names: tuple[str, ...] = tuple(shards.about["class_names"])
         self.mirror_safe = bool(shards.about["mirror_safe"])
         self.targets: tuple[int, ...] = shards.values
+        self.scenes = shards.scenes
         self.fingerprint = shards.fingerprint
         self.found = f"{len(self.paths):,} images of {len(self.class_names):,} classes in the shards {shards.place}"
         self._shards, self._max_pixels = shards, max_pixels

@@ -134,6 +134,7 @@ class _Renumbered:
         self.name, self.paths, self.mirror_safe = samples.name, samples.paths, samples.mirror_safe
         self.class_names = tuple(class_names)
         self.found = getattr(samples, "found", "")
+        self.scenes = getattr(samples, "scenes", None)
         self.targets = tuple(self._outputs[target] for target in samples.targets)
 
     @property

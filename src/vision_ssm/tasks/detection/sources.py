@@ -91,6 +91,7 @@ class ObjectImages:
         self._images = [listed[position] for position in keep]
         self._labels = [0 if one_class else label for label in range(len(parts[0].class_names))]
         self.paths = tuple(str(image.path) for image in self._images)
+        self.scenes = None if shards is None else shards.scenes
         self.faults: tuple[Fault, ...] = tuple(fault for part in parts for fault in part.faults)
         self._digest = "/".join(part.digest for part in parts)
         self._max_pixels = max_pixels

@@ -32,6 +32,7 @@ class PackedMasks:
         self.class_names: tuple[str, ...] = tuple(shards.about["class_names"])
         self.palette: tuple[Colour, ...] = tuple((red, green, blue) for red, green, blue in shards.about["palette"])
         self.mask_paths = tuple(entry.tar for entry in shards.entries)
+        self.scenes = shards.scenes
         self.fingerprint = shards.fingerprint
         self.found = f"{len(self.paths):,} images of {len(self.class_names)} classes in the shards {shards.place}"
         self._shards, self._max_pixels = shards, max_pixels

@@ -243,6 +243,7 @@ class _Renumbered:
         self.class_names, self.palette = tuple(class_names), tuple(palette)
         self.name, self.found = samples.name, samples.found
         self.paths, self.mask_paths = samples.paths, samples.mask_paths
+        self.scenes = getattr(samples, "scenes", None)
 
     @property
     def fingerprint(self) -> str:
