@@ -143,10 +143,11 @@ def _found(result: dict[str, Tensor], size: tuple[int, int]) -> Found:
 
 
 class _Finds(NamedTuple):
-    """Finds of all windows: boxes [N, 4], the windows they come from [N, 4], and so on."""
+    """Finds of all windows: boxes [N, 4], the windows [W, 4] and of which each find is [N], and so on."""
 
     boxes: NDArray[np.float64]
     windows: NDArray[np.float64]
+    of: NDArray[np.int64]
     labels: NDArray[np.int64]
     scores: NDArray[np.float32]
     cut: NDArray[np.bool_]
@@ -158,24 +159,20 @@ def _merged(
 ) -> Found:
     finds = _collected(parts, places, size, near)
     order = np.lexsort((-finds.scores, finds.cut))  # those that no edge cuts first, the best of them first
-    groups: list[list[int]] = []
-    for index in order:
-        at = _same_object(int(index), groups, finds)
-        if at is None:
-            groups.append([int(index)])
-        else:
-            groups[at].append(int(index))
+    groups = _Groups(finds)
+    for index in order.tolist():
+        groups.add(index)
     boxes, masks = [], []
-    for group in groups:
+    for group in groups.members:
         members = group if finds.cut[group[0]] else group[:1]
         boxes.append([*finds.boxes[members, :2].min(0), *finds.boxes[members, 2:].max(0)])
         if finds.masks is not None:
             masks.append(joined([finds.masks[member] for member in members]))
-    scores = torch.tensor([finds.scores[group].max() for group in groups], dtype=torch.float32)
+    scores = torch.tensor([finds.scores[group].max() for group in groups.members], dtype=torch.float32)
     best = scores.argsort(descending=True, stable=True)
     return Found(
         torch.tensor(np.array(boxes), dtype=torch.float32).view(-1, 4)[best],
-        torch.tensor([int(finds.labels[group[0]]) for group in groups], dtype=torch.int64)[best],
+        torch.tensor([int(finds.labels[group[0]]) for group in groups.members], dtype=torch.int64)[best],
         scores[best],
         None if finds.masks is None else [masks[index] for index in best.tolist()],
         size,
@@ -187,13 +184,14 @@ def _collected(
 ) -> _Finds:
     counts = [len(part.boxes) for part in parts]
     boxes = torch.cat([part.boxes for part in parts]).double().numpy()
-    windows = np.repeat(np.array(places, np.float64), counts, axis=0)
+    windows, of = np.array(places, np.float64), np.repeat(np.arange(len(places)), counts)
     inner = windows != np.array([0, 0, size[1], size[0]])  # edges of windows that are none of the image
-    cut = (inner & (np.abs(boxes - windows) < near)).any(1)
+    cut = (inner[of] & (np.abs(boxes - windows[of]) < near)).any(1)
     with_masks = all(part.masks is not None for part in parts)
     return _Finds(
         boxes,
         windows,
+        of,
         torch.cat([part.labels for part in parts]).numpy(),
         torch.cat([part.scores for part in parts]).numpy(),
         cut,
@@ -201,21 +199,50 @@ def _collected(
     )
 
 
-def _same_object(index: int, groups: Sequence[Sequence[int]], finds: _Finds) -> int | None:
-    """The group whose object a find is another view of; a window shows an object once."""
-    if not groups:
-        return None
-    members = np.array([member for group in groups for member in group])
-    owners = np.repeat(np.arange(len(groups)), [len(group) for group in groups])
-    window = finds.windows[index]
-    alien = (finds.windows[members] != window).any(1)
-    taken = np.unique(owners[~alien])
-    free = alien & (finds.labels[members] == finds.labels[index]) & ~np.isin(owners, taken)
-    members, owners = members[free], owners[free]
-    shared = _common(finds.windows[members], window)
-    overlap = _agreement(_common(finds.boxes[members], shared), _common(finds.boxes[index], shared))
-    best = int(overlap.argmax()) if len(overlap) else 0
-    return int(owners[best]) if len(overlap) and overlap[best] >= _AGREE else None
+class _Groups:
+    """Finds of one object each, in ``members``; one is compared with those of windows that share a part with its own.
+
+    So the time grows with the finds, not with their square: of a large scene there are hundreds of thousands.
+    """
+
+    def __init__(self, finds: _Finds) -> None:
+        self._finds = finds
+        self.members: list[list[int]] = []
+        self._owner = np.full(len(finds.boxes), -1)
+        self._placed: list[list[int]] = [[] for _ in finds.windows]
+        self._near: dict[int, list[int]] = {}
+
+    def add(self, index: int) -> None:
+        """Put a find to those of its object, or begin with a new object."""
+        at = self._same_object(index)
+        if at is None:
+            at = len(self.members)
+            self.members.append([])
+        self.members[at].append(index)
+        self._owner[index] = at
+        self._placed[self._finds.of[index]].append(index)
+
+    def _same_object(self, index: int) -> int | None:
+        """The group whose object a find is another view of; a window shows an object once."""
+        finds, own = self._finds, int(self._finds.of[index])
+        near = np.array([find for window in self._neighbours(own) for find in self._placed[window]], np.int64)
+        free = (finds.labels[near] == finds.labels[index]) & ~np.isin(self._owner[near], self._owner[self._placed[own]])
+        near = near[free]
+        if not len(near):
+            return None
+        owners = self._owner[near]
+        shared = _common(finds.windows[finds.of[near]], finds.windows[own])
+        overlap = _agreement(_common(finds.boxes[near], shared), _common(finds.boxes[index], shared))
+        best = overlap.max()
+        return int(owners[overlap == best].min()) if best >= _AGREE else None
+
+    def _neighbours(self, window: int) -> list[int]:
+        """The other windows that share a part with one."""
+        if window not in self._near:
+            shared = _common(self._finds.windows, self._finds.windows[window])
+            there = np.flatnonzero((shared[:, 2:] > shared[:, :2]).all(1)).tolist()
+            self._near[window] = [other for other in there if other != window]
+        return self._near[window]
 
 
 def _common(boxes: Any, others: Any) -> NDArray[np.float64]:
