@@ -120,9 +120,9 @@ def _print(found: Exported) -> None:
         worst[form] = max(worst.get(form, 0.0), case.error)
     print_table(
         f"{found.record.format} against the model (at most {check.tolerance:.0e})",
-        ("images", "size", "largest relative error"),
+        ("images", "size", "largest error"),
         [(str(batch), f"{height} x {width}", f"{error:.1e}") for (batch, height, width), error in worst.items()],
-        numeric=("images", "largest relative error"),
+        numeric=("images", "largest error"),
     )
     say(f"{percent(check.agreement)} of the answers agree")
     if found.record.quantised:

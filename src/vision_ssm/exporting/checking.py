@@ -2,6 +2,8 @@
 
     error = max over outputs, images and sizes of  max |file - model| / max |model|
 
+or what a task has to say of its own outputs, see `vision_ssm.tasks.exported.Form`.
+
 Five images at the size that was exported; where the number of images is open, a batch of three and one of two as well;
 where the size is open, two others, not square and of odd numbers of steps.
 """
@@ -32,7 +34,7 @@ ROUNDS = 5  # of which the middle one is the time
 
 @dataclass(frozen=True)
 class Case:
-    """Images of one size in one batch, and the largest relative error of their outputs."""
+    """Images of one size in one batch, and the largest error of their outputs."""
 
     batch: int
     height: int
@@ -125,7 +127,7 @@ def require(found: Check) -> None:
     if not found.error <= found.tolerance:
         worst = max(found.cases, key=lambda case: _badness(case.error))
         raise CheckpointError(
-            f"the exported file differs from the model: a relative error of {worst.error:.1e} for {worst.batch} "
+            f"the exported file differs from the model: an error of {worst.error:.1e} for {worst.batch} "
             f"image(s) of {worst.height}x{worst.width}, and {found.tolerance:.0e} is allowed; {found.agreement:.1%} of "
             "the answers agree. The file was removed."
         )
