@@ -55,7 +55,7 @@ class Encoded:
     def _as_file(self, content: bytes) -> Iterator[Path]:
         """What reads scenes takes files."""
         with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / f"scene{Path(self.name).suffix.lower()}"
+            path = Path(folder) / Path(self.name).name  # which notices name
             path.write_bytes(content)
             try:
                 yield path

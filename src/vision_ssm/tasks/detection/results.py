@@ -20,7 +20,7 @@ from vision_ssm.tasks.task import Result
 __all__ = ["Detections", "drawn"]
 
 _SHOWN = 4  # classes in a row of the table on the terminal
-_MANY = 60  # objects in a picture above which their scores are not written
+_MANY = 60  # objects in a picture above which their scores are not written, and lines are thin
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,7 +126,8 @@ def drawn(
 ) -> Image.Image:
     """Return an RGB image with boxes [N, 4], and masks half transparent, in the colours of their classes [N].
 
-    The letters of ``scores`` and the lines grow with the image; of very many objects no score is written.
+    The letters of ``scores`` and the lines grow with the image; of very many objects lines are thin and no score is
+    written.
     """
     over = image.copy()
     for index, patch in enumerate(masks or ()):
@@ -135,7 +136,7 @@ def drawn(
             alpha = Image.fromarray(patch.bits.astype(np.uint8) * 110)
             over.paste(colour, (patch.left, patch.top), alpha)
     draw: Any = ImageDraw.Draw(over)
-    width = max(1, round(max(image.size) / 400))
+    width = max(1, round(max(image.size) / (400 if len(boxes) <= _MANY else 1000)))
     size = max(10, round(max(image.size) / 64))
     font = ImageFont.load_default(size)
     for index in range(len(boxes) - 1, -1, -1):  # the best on top
