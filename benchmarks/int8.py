@@ -70,7 +70,7 @@ def main() -> None:
         return
     row = measured(options.weights, options.data, options.img_size)
     size = "" if options.img_size is None else f" --img-size {options.img_size}"
-    command = f"python benchmarks/int8.py {options.weights} PATH/{options.data.name}{size} --output results/int8.json"
+    command = f"python benchmarks/int8.py {options.weights} PATH/{options.data.name}{size} --threads {options.threads}"
     report["rows"].append(row | provenance(command))
     report["runtimes"] = {package: version(package) for package in PACKAGES}
     print(json.dumps(row, indent=1))

@@ -21,11 +21,10 @@ from results_file import provenance, write
 
 import vision_ssm
 from vision_ssm.data.preprocessing import Preprocessing
+from vision_ssm.inference.jobs.job import ENGINES
 from vision_ssm.weights.files import WeightsInfo, save_weights
 
 CLASSES = 10
-
-ENGINES: tuple[Literal["processes"], Literal["ray"]] = ("processes", "ray")
 
 
 def main() -> None:

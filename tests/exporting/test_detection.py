@@ -9,7 +9,7 @@ import torch
 import vision_ssm
 from tests.tasks.detection import boards
 from vision_ssm.data.preprocessing import Preprocessing
-from vision_ssm.errors import ConfigError, ShapeError
+from vision_ssm.errors import ConfigError, DataError, ShapeError
 from vision_ssm.exporting import export, onnx_files
 from vision_ssm.layers.detection.suppression import BEST
 from vision_ssm.tasks.detection.exported import ExportedDetector, compared, compared_by_overlap, detector_form
@@ -184,6 +184,16 @@ def test_files_find_what_the_weights_find(masks, cascade, format, tmp_path):
     assert len(ours.boxes) > 0
     np.testing.assert_allclose(theirs.boxes, ours.boxes, atol=1e-2)
     np.testing.assert_array_equal(theirs.labels, ours.labels)
+
+
+def test_classes_that_the_detector_does_not_know_are_refused_before_it_is_converted(tmp_path, monkeypatch):
+    pytest.importorskip("onnxruntime")
+    monkeypatch.setattr(onnx_files, "write", lambda *_, **__: pytest.fail("it was converted"))
+    data = boards.coco(tmp_path / "data", {"train": boards.scenes(2)}, size=(64, 72))
+    listing = data / "annotations" / "train.json"
+    listing.write_text(listing.read_text().replace(boards.NAMES[0], "green"))
+    with pytest.raises(DataError, match="unknown to the weights: 'green'"):
+        export(detector(masks=False, cascade=False), tmp_path / "m.onnx", precision="int8", calibrate=data)
 
 
 @pytest.mark.slow

@@ -159,7 +159,7 @@ def require_data(loaded: Loaded, data: str | Path) -> None:
     """
     _deciding(loaded)
     task: Task = loaded.task(path=str(data))
-    task.open_unseen(_for_ranges(task))
+    task.open(_for_ranges(task))
 
 
 def images_seen(

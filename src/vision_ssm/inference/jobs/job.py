@@ -19,7 +19,7 @@ from vision_ssm.storage import require_writable, whole_file
 
 __all__ = ["ENGINES", "SHARD_ROWS", "Engine", "Job", "do_pieces", "run_job"]
 
-ENGINES = ("processes", "ray")
+ENGINES: tuple[Literal["processes"], Literal["ray"]] = ("processes", "ray")
 
 SHARD_ROWS = 1024
 """Images of a shard, where nothing else is asked for: 64 batches of the default size."""

@@ -23,7 +23,7 @@ from vision_ssm.layers.detection.proposals import UNWEIGHTED
 from vision_ssm.layers.detection.regions import BOX_SIDE, MASK_SIDE, levels_of
 from vision_ssm.layers.detection.suppression import BEST, NEVER
 from vision_ssm.models.detector import Detector, finished
-from vision_ssm.tasks.detection.meter import CONFIDENT
+from vision_ssm.tasks.detection.meter import CONFIDENT, MATCHED
 from vision_ssm.tasks.exported import Form, Run, StandIn
 
 __all__ = ["ExportedDetector", "detector_form"]
@@ -33,9 +33,6 @@ SHARE = 0.98
 
 SAME = 1e-3
 """Distance from which on two detections count as different answers."""
-
-MATCHED = 0.5
-"""IoU from which on they count as the same in INT8."""
 
 SCORES, BOXES, MASKS = "scores", "boxes", "masks"
 

@@ -15,12 +15,13 @@ from vision_ssm.tasks.detection.inference import Found
 from vision_ssm.tasks.detection.sources import Objects
 from vision_ssm.tasks.scores import Score, Table
 
-__all__ = ["CONFIDENT", "DetectionMeter", "box_overlaps", "score_list"]
+__all__ = ["CONFIDENT", "MATCHED", "DetectionMeter", "box_overlaps", "score_list"]
 
 CONFIDENT = 0.3
 """Finds of a lower score are in no confusion matrix and no picture."""
 
-_MATCHED = 0.5  # IoU from which a find is of an object, for the confusion
+MATCHED = 0.5
+"""IoU from which a find counts as of an object in a confusion matrix."""
 
 
 class DetectionMeter:
@@ -94,7 +95,7 @@ class DetectionMeter:
             overlaps = box_overlaps(seen.found[sure].astype(np.float64), seen.boxes)
             for row, label in zip(overlaps, seen.found_labels[sure], strict=True):
                 best = int(np.where(free, row, -1).argmax()) if len(row) else -1
-                if best >= 0 and free[best] and row[best] >= _MATCHED:
+                if best >= 0 and free[best] and row[best] >= MATCHED:
                     counts[seen.labels[best], label] += 1
                     free[best] = False
                 elif not (len(row) and (row[seen.crowd] > 0).any()):
