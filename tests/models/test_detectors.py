@@ -230,7 +230,7 @@ def test_half_precision_keeps_boxes_in_place() -> None:
     [
         (None, "training needs targets for each of 1 images, got 0"),
         ([target([[3, 3, 3, 9]], (40, 40))], "1 of them empty"),
-        ([target([[3, 3, 9, 9]], (40, 40)) | {"labels": torch.tensor([3])}], "labels must be 0 to 2, got up to 3"),
+        ([target([[3, 3, 9, 9]], (40, 40)) | {"labels": torch.tensor([3])}], "labels must be 0 to 2, got 3 to 3"),
         ([target([[3, 3, 9, 9]], (40, 40)) | {"labels": torch.tensor([0, 1])}], "and 2 labels"),
         ([target([[3, 3, 9, 9]], (20, 40))], r"needs masks \[1, 40, 40\] to learn from, got \[1, 20, 40\]"),
     ],
@@ -280,3 +280,10 @@ def test_what_a_detector_costs_is_as_published() -> None:
     found = cost("vmamba_tiny_s1l8_mask_rcnn_coco", (800, 1280))
     assert round(found.macs / 1e9) == 271
     assert found.training_bytes > found.inference_bytes > 0
+
+
+def test_a_backbone_of_other_strides_is_told_what_gives_them() -> None:
+    with pytest.raises(
+        ConfigError, match=r"strides 4, 8, 16, 32, .* got 2, 4, 8, 16. Patches of 4 pixels may .*patch_size=4"
+    ):
+        build_detector("vmamba_nano", 3)

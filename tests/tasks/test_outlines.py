@@ -64,12 +64,20 @@ def test_run_lengths_give_the_mask_back(seed: int, as_text: bool) -> None:
 
 def test_packed_lengths_by_hand() -> None:
     # 6 fits into five bits with its sign; 20 does not: 20 = 0b10100 low, then 0. The fourth is 2 less than the second.
-    assert unpacked_counts("6d06N") == [6, 20, 6, 18]
+    assert unpacked_counts("6d06N").tolist() == [6, 20, 6, 18]
 
 
 @pytest.mark.parametrize(
     ("counts", "reason"),
-    [([3, 4], "add up to the 2 x 4 pixels"), ([9, -1], "add up"), ("T", "end within"), ("\x01", "character")],
+    [
+        ([3, 4], "add up to the 2 x 4 pixels"),
+        ([9, -1], "add up"),
+        ("T", "end within"),
+        ("\x01", "character"),
+        ("\ud800", "character"),
+        ("P" * 12 + "0", "13 characters"),
+        ("", "add up"),
+    ],
 )
 def test_wrong_run_lengths_are_refused(counts: list[int] | str, reason: str) -> None:
     with pytest.raises(DataError, match=reason):

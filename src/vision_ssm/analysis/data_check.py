@@ -38,6 +38,7 @@ class SplitReport:
         sizes: (width, height) of the smallest, the middle and the largest image, by pixels.
         duplicates: groups of files that show the same.
         faults: (file, what is wrong) of the annotations.
+        asides: (file, what is unusual and does no harm) of them.
     """
 
     split: str
@@ -48,6 +49,7 @@ class SplitReport:
     sizes: tuple[tuple[int, int], ...]
     duplicates: tuple[tuple[str, ...], ...]
     faults: tuple[tuple[str, str], ...] = ()
+    asides: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -112,8 +114,9 @@ def check_data(
     for split, samples in _splits(opened):
         seen = list(_looked_at(opened, samples, workers, on_progress))
         digests[split] = {one.digest: one.path for one in reversed(seen) if one.fault is None}
-        faults = tuple(opened.faults(samples))
-        reports.append(replace(_report(split, seen, list(getattr(samples, "class_names", ()))), faults=faults))
+        report = _report(split, seen, list(getattr(samples, "class_names", ())))
+        faults, asides = tuple(opened.faults(samples)), tuple(opened.asides(samples))
+        reports.append(replace(report, faults=faults, asides=asides))
     shared = tuple(_shared(digests))
     return DataReport(str(data), task, opened.counted, tuple(reports), shared, tuple(_problems(reports, shared)))
 
@@ -187,7 +190,8 @@ def _problems(reports: Sequence[SplitReport], shared: Sequence[tuple[str, str, s
         if report.unreadable:
             yield f"{report.split}: {len(report.unreadable)} of {_count(report)} images cannot be used."
         if report.faults:
-            yield f"{report.split}: {len(report.faults):,} faults in the annotations."
+            many = "fault" if len(report.faults) == 1 else "faults"
+            yield f"{report.split}: {len(report.faults):,} {many} in the annotations."
         if not report.images:
             yield f"{report.split}: not one image can be used."
         if report.duplicates:

@@ -133,7 +133,7 @@ def _print(found: DataReport) -> None:
         print_table(f"Images with each class (share of the {found.counted})", ("class", *splits), table, numeric=splits)
     listed = [(path, reason) for part in found.splits for path, reason in part.unreadable]
     listed += [(paths[0], f"shows the same as {', '.join(paths[1:])}") for p in found.splits for paths in p.duplicates]
-    listed += [fault for part in found.splits for fault in part.faults]
+    listed += [fault for part in found.splits for fault in (*part.faults, *part.asides)]
     listed += [(path, f"in {split}; in {other} as {twin}") for split, path, other, twin in found.shared]
     if listed:
         print_table("Files", ("file", ""), listed[:SHOWN])

@@ -60,6 +60,8 @@ def warn_of_memory(
         asked: the task's options for predictions; None where only features are taken.
     """
     task = loaded.task()
+    if asked is not None:
+        task.ask(asked)
     if options.img_size != "native" and not (options.img_size is None and task.native):
         return
     import torch
@@ -87,15 +89,16 @@ def warn_of_memory(
     try:
         part, size = task.backbone(loaded.model), (height, width)
         if asked is not None:
-            task.ask(asked)
             part, size = task.at_once(loaded.model, size, scene=is_scene(name))
         taken = cost(part, size).inference_bytes
     except VisionSSMError:  # a size that this model refuses, which is a failure of the image
         return
     if taken > MUCH * there_is:
+        has_windows = asked is not None and "window" in getattr(task.Options, "model_fields", {})
+        less = "Windows (--window N) or a smaller --img-size take" if has_windows else "A smaller --img-size takes"
         note(
             f"{name} has {width:,} x {height:,} pixels: at its own size it may take {memory(taken)} of memory, and "
-            f"there are {memory(there_is)}. A smaller --img-size takes less."
+            f"there are {memory(there_is)}. {less} less."
         )
 
 

@@ -27,7 +27,7 @@ from vision_ssm.layers.detection.proposals import ProposalStage
 from vision_ssm.layers.detection.regions import MASK_SIDE, BoxHead, MaskHead, region_features
 from vision_ssm.layers.detection.stages import Objects, RegionStages
 from vision_ssm.layers.options import check_choice, check_count, check_flags, check_rates
-from vision_ssm.models.pyramid import REDUCTIONS, maps_of
+from vision_ssm.models.pyramid import REDUCTIONS, maps_of, other_patches
 
 __all__ = ["KINDS", "Detector", "finished"]
 
@@ -191,7 +191,7 @@ class Detector(nn.Module):
         if given[0].is_meta:
             return self._counted(given)
         if self.training:
-            objects = _checked_targets(given, targets, self.num_classes, bool(self.stages.mask_heads))
+            objects = _checked_targets(given, targets, self.num_classes, self.has_masks)
             return self._losses(given, objects)
         if targets is not None:
             raise ShapeError("targets are for training; call model.train() first, or leave them out")
@@ -215,6 +215,11 @@ class Detector(nn.Module):
         found = [x.to(batch.dtype) for x in maps_of(self.backbone, batch)]
         made: list[Tensor] = self.neck(found)
         return made
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether masks are predicted, and learned."""
+        return bool(self.stages.mask_heads)
 
     @property
     def in_chans(self) -> int:
@@ -314,7 +319,7 @@ def _neck(backbone: nn.Module, channels: int) -> nn.Module:
         return SimplePyramid(widths[0], reductions[0], channels)
     raise ConfigError(
         f"detection needs a backbone with maps at strides {', '.join(map(str, REDUCTIONS))}, or with one map, got "
-        f"{', '.join(map(str, reductions))}."
+        f"{', '.join(map(str, reductions))}.{other_patches(reductions)}"
     )
 
 
@@ -358,7 +363,9 @@ def _checked_targets(
                 "labels"
             )
         if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
-            raise ShapeError(f"target {index}: labels must be 0 to {classes - 1}, got up to {int(labels.max())}")
+            raise ShapeError(
+                f"target {index}: labels must be 0 to {classes - 1}, got {int(labels.min())} to {int(labels.max())}"
+            )
         if masks and (of_objects is None or of_objects.shape != (len(boxes), *_size(image))):
             shape = None if of_objects is None else list(of_objects.shape)
             raise ShapeError(

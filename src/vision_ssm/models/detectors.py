@@ -74,7 +74,7 @@ CASCADE = {
 
 
 # In the names of parameters that depend on the number of classes.
-OF_CLASSES = (".classes.", ".boxes.", ".mask_heads.0.logits.")
+OF_CLASSES = (".classes.", ".boxes.", *(f".mask_heads.{stage}.logits." for stage in range(3)))
 
 
 def _vmamba(

@@ -14,7 +14,7 @@ from vision_ssm.errors import ConfigError, ShapeError
 from vision_ssm.layers.options import check_choice, check_flags
 from vision_ssm.layers.strips import Patches
 
-__all__ = ["REDUCTIONS", "TAPS", "FeaturePyramid", "maps_of", "quarter_taps"]
+__all__ = ["REDUCTIONS", "TAPS", "FeaturePyramid", "maps_of", "other_patches", "quarter_taps"]
 
 REDUCTIONS = (4, 8, 16, 32)
 TAPS = ("stream", "branch")
@@ -149,3 +149,10 @@ def _resize(channels: int, stride: int, target: int) -> nn.Module:
             parts += [nn.BatchNorm2d(channels), nn.GELU()]
         parts.append(nn.ConvTranspose2d(channels, channels, 2, 2))
     return nn.Sequential(*parts)
+
+
+def other_patches(strides: Sequence[int]) -> str:
+    """Say which option gives a model of this library maps at `REDUCTIONS`, if it is half or twice as fine."""
+    if not strides or tuple(s * REDUCTIONS[0] for s in strides) != tuple(r * strides[0] for r in REDUCTIONS):
+        return ""
+    return f" Patches of {REDUCTIONS[0]} pixels may give them: patch_size={REDUCTIONS[0]} among the model's options."

@@ -28,7 +28,14 @@ LISTED = 20
 
 
 def draw_matrix(
-    counts: NDArray[np.int64], names: Sequence[str], path: str | Path, *, title: str, unit: str, asked: str = "true"
+    counts: NDArray[np.int64],
+    names: Sequence[str],
+    path: str | Path,
+    *,
+    title: str,
+    unit: str,
+    asked: str = "true",
+    told: str = "predicted",
 ) -> None:
     """Draw the counts [true class, predicted class]; each row shows how one class was spread.
 
@@ -43,6 +50,7 @@ def draw_matrix(
         title: heading.
         unit: what is counted, such as ``images``.
         asked: what the rows are called, such as ``true`` or ``labelled``.
+        told: what the columns are called.
 
     Raises:
         DataError: the picture cannot be written.
@@ -69,7 +77,7 @@ def draw_matrix(
         axes.set_xticks(range(total), names, rotation=0 if upright else 90, fontsize=font)
         axes.set_yticks(range(total), sized, fontsize=font)
         axes.tick_params(length=0)
-        axes.set_xlabel("predicted", labelpad=8)
+        axes.set_xlabel(told, labelpad=8)
         axes.set_ylabel(f"{asked} (number of {unit})", labelpad=8)
         axes.set_title("\n".join(_lines(title, side)), pad=10)
         for spine in axes.spines.values():

@@ -11,7 +11,9 @@ from vision_ssm.errors import DataError
 
 __all__ = [
     "fill_polygons",
+    "lengths_of",
     "pack_counts",
+    "polygon_corners",
     "rings_of",
     "run_lengths",
     "runs_of",
@@ -20,6 +22,7 @@ __all__ = [
 ]
 
 _FARTHEST = 1e9  # pixels from the corner
+_CHARACTERS = 12  # of a packed number: 60 bits
 
 
 def fill_polygons(polygons: Sequence[Sequence[float]], height: int, width: int) -> NDArray[np.bool_]:
@@ -33,11 +36,20 @@ def fill_polygons(polygons: Sequence[Sequence[float]], height: int, width: int) 
     """
     inside = np.zeros((height, width), bool)
     for polygon in polygons:
-        corners = np.asarray(polygon, np.float64)
-        if corners.ndim != 1 or len(corners) < 6 or len(corners) % 2 or not (np.abs(corners) < _FARTHEST).all():
-            raise DataError(f"a polygon must be three or more corners [x0, y0, x1, y1, ...], got {list(polygon)!r:.80}")
-        _fill(inside, corners.reshape(-1, 2))
+        _fill(inside, polygon_corners(polygon))
     return inside
+
+
+def polygon_corners(polygon: Sequence[float]) -> NDArray[np.float64]:
+    """Return the corners (x, y) [N, 2] of a polygon [x0, y0, x1, y1, ...].
+
+    Raises:
+        DataError: without the file's name; there are less than three, or one that is nowhere near an image.
+    """
+    corners = np.asarray(polygon, np.float64)
+    if corners.ndim != 1 or len(corners) < 6 or len(corners) % 2 or not (np.abs(corners) < _FARTHEST).all():
+        raise DataError(f"a polygon must be three or more corners [x0, y0, x1, y1, ...], got {list(polygon)!r:.80}")
+    return corners.reshape(-1, 2)
 
 
 def _fill(inside: NDArray[np.bool_], corners: NDArray[np.float64]) -> None:
@@ -64,14 +76,20 @@ def run_lengths(counts: Sequence[int] | str, height: int, width: int) -> NDArray
     Raises:
         DataError: without the file's name; the lengths do not fill the mask.
     """
-    lengths = np.asarray(unpacked_counts(counts) if isinstance(counts, str) else counts)
-    if lengths.ndim != 1 or lengths.dtype.kind not in "iu" or (lengths < 0).any() or lengths.sum() != height * width:
-        raise DataError(f"run lengths must add up to the {height} x {width} pixels of the image")
+    lengths = lengths_of(counts, height, width)
     values = np.arange(len(lengths)) % 2 == 1
     return np.repeat(values, lengths).reshape(width, height).T
 
 
-def unpacked_counts(text: str) -> list[int]:
+def lengths_of(counts: Sequence[int] | str, height: int, width: int) -> NDArray[np.int64]:
+    """Return the run lengths of a mask [H, W], see `run_lengths`. Raises DataError likewise."""
+    lengths = unpacked_counts(counts) if isinstance(counts, str) else np.asarray(counts)
+    if lengths.ndim != 1 or lengths.dtype.kind not in "iu" or (lengths < 0).any() or lengths.sum() != height * width:
+        raise DataError(f"run lengths must add up to the {height} x {width} pixels of the image")
+    return lengths.astype(np.int64)
+
+
+def unpacked_counts(text: str) -> NDArray[np.int64]:
     """Return the run lengths that COCO's text packs.
 
     A length is written five bits a character, the lowest first, from the character '0' on; 32 more says that another
@@ -81,22 +99,24 @@ def unpacked_counts(text: str) -> list[int]:
     Raises:
         DataError: without the file's name; the text ends within a length, or holds other characters.
     """
-    lengths: list[int] = []
-    value = shift = 0
-    for character in text:
-        code = ord(character) - 48
-        if not 0 <= code < 64:
-            raise DataError(f"packed run lengths hold the character {character!r}")
-        value |= (code & 31) << shift
-        shift += 5
-        if code & 32:
-            continue
-        if code & 16:
-            value -= 1 << shift
-        lengths.append(value + (lengths[-2] if len(lengths) > 2 else 0))
-        value = shift = 0
-    if shift:
+    codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32).astype(np.int64) - 48
+    wrong = np.flatnonzero((codes < 0) | (codes >= 64))
+    if len(wrong):
+        raise DataError(f"packed run lengths hold the character {text[wrong[0]]!r}")
+    if not len(codes):
+        return np.zeros(0, np.int64)
+    last = np.flatnonzero(codes & 32 == 0)
+    if not len(last) or last[-1] != len(codes) - 1:
         raise DataError("packed run lengths end within a number")
+    first = np.append(0, last[:-1] + 1)
+    characters = last - first + 1
+    if characters.max() > _CHARACTERS:
+        raise DataError(f"packed run lengths hold a number of {characters.max()} characters")
+    place = 5 * (np.arange(len(codes)) - np.repeat(first, characters))
+    lengths = np.add.reduceat((codes & 31) << place, first)
+    lengths -= np.where(codes[last] & 16, 1 << (5 * characters), 0)
+    for start in (1, 2):  # differences to the one before the last
+        lengths[start::2] = np.cumsum(lengths[start::2])
     return lengths
 
 

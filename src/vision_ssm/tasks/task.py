@@ -178,6 +178,10 @@ class Task(ABC):
         """
         return ()
 
+    def asides(self, samples: Samples) -> Sequence[tuple[str, str]]:
+        """Return what is unusual in the annotations of ``samples`` and does no harm, as `faults` does."""
+        return ()
+
     def preprocessing(self, model: nn.Module) -> Preprocessing:
         """Return how pictures in colour are prepared for ``model``: what it declares, changed by the settings.
 

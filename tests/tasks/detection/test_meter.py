@@ -59,6 +59,21 @@ def test_confusions_are_counted() -> None:
     assert meter.details()["objects"] == [1, 2, 0]
 
 
+def test_masks_are_scored_where_every_object_has_an_outline() -> None:
+    meter = DetectionMeter(NAMES, masks=True)
+    truth = objects([A, B], [0, 1], crowd=(1,))
+    truth.outlines[1] = None  # a crowd may have a box alone
+    meter.update([found([A], [0], [0.9])], batch([truth], [0]))
+    assert meter.scores()["mask_ap"] == meter.scores()["ap"] == pytest.approx(1)
+    boxes_only = objects([B], [1])
+    boxes_only.outlines[0] = None
+    meter.update([found([B], [1], [0.9])], batch([boxes_only], [1]))
+    assert meter.scores()["ap"] == pytest.approx(1)
+    assert math.isnan(meter.scores()["mask_ap"])
+    assert "class_mask_ap" not in meter.details()
+    assert "mask AP" not in meter.tables()[0].columns
+
+
 def test_processes_together_are_one() -> None:
     pairs = [
         (found([A, B], [0, 1], [0.9, 0.8]), objects([A, B], [0, 0])),

@@ -82,6 +82,8 @@ def test_coco(tmp_path: Path) -> None:
         (text,) = export("coco", [("x/one.jpg", result(masks)), ("x/two.jpg", nothing())]).values()
         content = json.loads(text)
         assert [image["file_name"] for image in content["images"]] == ["one.jpg", "two.jpg"]
+        (apart,) = export("coco", [("x/y/one.jpg", nothing()), (str(Path("x/one.jpg").absolute()), nothing())]).values()
+        assert [image["file_name"] for image in json.loads(apart)["images"]] == ["y/one.jpg", "one.jpg"]
         assert content["categories"] == [{"id": 17, "name": "cat"}, {"id": 18, "name": "dog"}]
         assert [entry["score"] for entry in content["annotations"]] == [0.9, 0.625]
         root = tmp_path / str(masks)
@@ -141,6 +143,8 @@ def test_geojson() -> None:
     plain, masked = (json.loads(text)["features"] for text in files.values())
     assert plain[1]["geometry"]["coordinates"] == [[[60, 5], [90.5, 5], [90.5, 25], [60, 25], [60, 5]]]
     assert plain[0]["properties"] == {"class": "dog", "category_id": 18, "score": 0.9}
+    points = json.loads(export("points", [("a/one.jpg", result(masks=True))])["one.geojson"])["features"]
+    assert points[1] == {**plain[1], "geometry": {"type": "Point", "coordinates": [75.25, 15.0]}}
     outer, hole = masked[0]["geometry"]["coordinates"]
     assert signed_area(outer[:-1]) == 900
     assert signed_area(hole[:-1]) == -100

@@ -161,8 +161,14 @@ FAULTS = [
     ("annotations", entry(id=2), "annotation id 2 occurs more than once", False),
     ("annotations", entry(category_id=9), "annotation 1: its category_id 9 is listed nowhere", True),
     ("annotations", entry(image_id=77), "annotation 1: its image_id 77 is listed nowhere", True),
-    ("annotations", entry(bbox=[1, 2]), "annotation 1: ", True),
-    ("annotations", entry(segmentation=[[1, 2, 3, 4]]), "annotation 1: ValueError a polygon of its .* fewer", True),
+    ("annotations", entry(bbox=[1, 2]), r"annotation 1: its bbox must be left, .* got \[1, 2\]", True),
+    ("annotations", entry(bbox=[1, 2, "wide", 4]), r"annotation 1: its bbox must be left, .* 'wide'", True),
+    ("annotations", entry(segmentation={"size": [40, 30], "counts": [1200]}), "annotation 1: .* of .40, 30. pix", True),
+    ("annotations", entry(segmentation={"size": [30, 40], "counts": [1199]}), "annotation 1: run lengths must", True),
+    ("annotations", entry(segmentation={"size": [30, 40], "counts": "é"}), "annotation 1: .* the character 'é'", True),
+    ("annotations", entry(segmentation="all"), "annotation 1: its segmentation must be polygons or run lengths", True),
+    ("annotations", lambda all_: [7, *all_[1:]], "annotation number 0: expected an object, got 7", True),
+    ("annotations", entry(segmentation=[[1, 2, 3, 4]]), "annotation 1: a polygon must be three or more corners", True),
     ("images", entry(file_name="gone.png"), "image 1: image 'gone.png' of .*train.json' is missing", True),
     ("images", entry(id=2), "image id 2 occurs more than once", True),
     ("images", lambda all_: all_[1:], r"1.png:? is not listed in train.json: it was never annotated", False),
@@ -201,6 +207,56 @@ def test_what_is_wrong_is_named(
         assert all(re.search(said, text) for text in spoken)
 
 
+@pytest.mark.parametrize("wrong", [{"file_name": "gone.png"}, {"height": 0}, {"id": 3}])
+def test_nothing_more_is_said_of_what_belongs_to_an_image_that_cannot_be_used(
+    wrong: dict[str, Any], tmp_path: Path
+) -> None:
+    coco(tmp_path, {"train": [SCENE, SCENE, SCENE]})
+    own = [] if "id" in wrong else [1]
+    changed(
+        tmp_path / "annotations" / "train.json",
+        images=entry(**wrong),
+        annotations=lambda all_: [one for one in all_ if one["image_id"] in (*own, 2, 3)],
+    )
+    faults = open_objects(tmp_path, "train", strict=False).faults
+    assert len([fault for fault in faults if "never annotated" not in fault.text or "1.png" not in fault.file]) == 1
+
+
+def test_what_is_no_object_is_neither_learned_nor_scored(tmp_path: Path) -> None:
+    coco(tmp_path, {"train": [SCENE, ()]})
+    boxes = ([30, 20, 20, 30], [-0.4, 0, 40.9, 5], [50, 6, 12, 6], [4, 6, 0, 6], [9, 9, -3, 4], [float("nan"), 1, 2, 3])
+    changed(
+        tmp_path / "annotations" / "train.json",
+        annotations=lambda all_: [
+            {**all_[0], "id": at, "bbox": box, "area": None, "segmentation": None} for at, box in enumerate(boxes)
+        ],
+    )
+    with pytest.warns(VisionSSMNotice, match="and 4 more"):
+        samples = open_objects(tmp_path, "train")
+    objects = samples[0][1]
+    assert objects.boxes.tolist() == [[30, 20, 40, 30], [-0.4, 0, 40.5, 5]]  # rounding is left as it is
+    assert objects.areas.tolist() == [100, pytest.approx(204.5)]
+    assert samples.outlined == (2, 0)
+    assert "with 2 objects" in samples.found
+
+
+def test_what_stands_alone_in_voc_folders_is_named(tmp_path: Path) -> None:
+    root = voc(tmp_path)
+    (root / "Annotations" / "a.xml").rename(root / "Annotations" / "z.xml")
+    found = check_data(root, "detection")
+    told = {(Path(file).name, text) for split in found.splits for file, text in split.faults}
+    assert told == {("train.txt", "a.xml is missing"), ("a.png", "has no a.xml: it was never annotated")}
+    assert found.problems
+
+
+def test_harmless_oddities_are_no_problems(tmp_path: Path) -> None:
+    coco(tmp_path, {"train": [SCENE] * 6, "val": [SCENE] * 6}, ids=(3, 9))
+    found = check_data(tmp_path, "detection")
+    assert [len(split.asides) for split in found.splits] == [1, 1]
+    assert "category ids have gaps (4, 5, 6, 7, 8)" in found.splits[0].asides[0][1]
+    assert not any("fault" in problem for problem in found.problems)
+
+
 def test_data_check_names_file_and_id(tmp_path: Path) -> None:
     coco(tmp_path, {"train": [SCENE] * 6, "val": [SCENE]})
     assert check_data(tmp_path, "detection").splits[0].amounts == {"red": 6, "blue": 6}
@@ -212,7 +268,7 @@ def test_data_check_names_file_and_id(tmp_path: Path) -> None:
         ("train.json", "box [35.0, 6.0, 47.0, 12.0] of annotation 1")
     ]
     assert "image id 1 occurs more than once" in val.faults[0][1]
-    assert "train: 1 faults in the annotations." in found.problems
+    assert "train: 1 fault in the annotations." in found.problems
 
 
 def test_an_image_of_another_size_is_refused(tmp_path: Path) -> None:
@@ -229,13 +285,17 @@ def test_yolo_lines_that_are_wrong_are_named(tmp_path: Path) -> None:
         ("5 0.5 0.5 0.1 0.1", "line 1 .*: class 5 is not one of the 2"),
         ("0 0.5 0.5 0.1", "expected a class and 4 numbers"),
         ("red 0.5 0.5 0.1 0.1", "line 1"),
+        ("0 120 80 40 20", "line 1 .*: expected shares of the image's width and height, from 0 to 1, got 120"),
     ):
         path.write_text(f"{line}\n")
         with pytest.raises(DataError, match=said):
             open_objects(root, "train")
     path.write_text("0 0.95 0.5 0.2 0.1\n")
-    with pytest.warns(VisionSSMNotice, match="line 1 reaches outside a.png"):
-        open_objects(root, "train")
+    with pytest.warns(VisionSSMNotice, match=r"line 1 reaches outside a.png; it is cut"):
+        assert open_objects(root, "train")[0][1].boxes[0, 2] == 40
+    path.write_text("0 1.5 0.5 0.2 0.1\n")
+    with pytest.warns(VisionSSMNotice, match=r"line 1 is outside a.png; it is left out"):
+        assert not len(open_objects(root, "train")[0][1].boxes)
     (root / "labels" / "val" / "stray.txt").write_text("0 0.5 0.5 0.1 0.1\n")
     told = {Path(file).name: text for file, text, *_ in open_objects(root, "val", strict=False).faults}
     assert "belongs to no image" in told["stray.txt"]

@@ -18,9 +18,9 @@ from safetensors.torch import load_file
 pytest.importorskip("faster_coco_eval", reason="the extra 'detection' is not installed")
 
 import vision_ssm
-from tests.tasks.detection.boards import SCENE, coco, scenes
+from tests.tasks.detection.boards import SCENE, changed, coco, scenes
 from vision_ssm.cli.main import main
-from vision_ssm.errors import CheckpointError, ConfigError, DataError
+from vision_ssm.errors import CheckpointError, ConfigError, DataError, VisionSSMNotice
 from vision_ssm.settings import from_mapping
 from vision_ssm.tasks.detection.settings import DetectionSettings
 from vision_ssm.tasks.detection.task import Detection
@@ -171,6 +171,14 @@ def test_data_without_outlines_have_no_masks(configured: Callable[..., TrainConf
     assert [score.name for score in parts.task.scores][-1] == "ar_large"
     with pytest.raises(DataError, match="2 of the 2 objects of 'boxes' have a box only"):
         assemble(configured(**{**path, "head.masks": True}), ALONE, resuming=False)
+    annotations = coco(tmp_path / "some", {"train": [SCENE, ()], "val": [SCENE]}) / "annotations" / "train.json"
+    changed(annotations, annotations=lambda all_: [{**all_[0], "segmentation": None}, *all_[1:]])
+    with pytest.warns(VisionSSMNotice, match=r"boxes alone are learned: 1 of the 2 objects of 'some' .* on 1.png"):
+        parts = assemble(configured(**{**path, "data.path": str(tmp_path / "some")}), ALONE, resuming=False)
+    assert parts.task.with_masks is False
+    parts.task.with_masks = True
+    with pytest.warns(VisionSSMNotice, match=r"masks are not scored: 1 of the 2 objects"):
+        parts.task.open("train")
     coco(tmp_path / "none", {"train": [(), ()], "val": [SCENE]})
     with pytest.raises(DataError, match="no object is annotated in 'none'"):
         assemble(configured(**{"data.path": str(tmp_path / "none")}), ALONE, resuming=False)
@@ -193,6 +201,10 @@ def test_a_record_is_restored() -> None:
     task = Detection.restore(told, DetectionSettings())
     assert (task.heads.channels, task.heads.anchor_ratios) == (3, (1, 2))
     assert (task.testing.window, task.sides.short, task.native) == (64, 48, False)
+    task.ask({"window": 32})  # windows cut images at their own size
+    assert task.native
+    task.ask({"window": "none"})
+    assert not task.native
     assert Detection.restore(json.loads(json.dumps(task.record())), DetectionSettings()).record() == task.record()
     assert Detection.restore(RECORD, DetectionSettings()).native
     assert task.knows() == "masks of 2 classes of objects (a, b)"

@@ -17,7 +17,8 @@ TASK = TaskInfo(
         "coco": "one JSON file with images, categories and annotations that have a score",
         "yolo": "a folder of text files: class, box or polygon in shares of the image, score",
         "labelstudio": "one JSON file of tasks with predictions, to be imported into Label Studio",
-        "geojson": "a folder of feature collections in pixels of the images",
+        "geojson": "a folder of feature collections, in map coordinates of scenes and in pixels of pictures",
+        "points": "the same with the middle of each box instead of its outline",
     },
     columns={
         "size": [int],

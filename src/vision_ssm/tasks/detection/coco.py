@@ -11,7 +11,16 @@ from typing import Any
 from vision_ssm.data.files import image_files
 from vision_ssm.errors import DataError
 from vision_ssm.tasks.coco_files import CocoPart, image_file, read_json
-from vision_ssm.tasks.detection.things import Annotated, Fault, Listed, Outline, Thing, box_faults, named
+from vision_ssm.tasks.detection.things import (
+    Annotated,
+    Fault,
+    Listed,
+    Outline,
+    Thing,
+    box_faults,
+    named,
+    require_outline,
+)
 
 __all__ = ["read_coco"]
 
@@ -38,15 +47,17 @@ def read_coco(part: CocoPart) -> Annotated:
     ids = tuple(sorted(categories))
     names = named([categories[key] for key in ids], path)
     faults: list[Fault] = list(_numbering(path, ids, content["categories"]))
-    images = _images(part, entries, faults)
+    images, unusable = _images(part, entries, faults)
     things: dict[Any, list[Thing]] = {key: [] for key in images}
     labels = {key: label for label, key in enumerate(ids)}
     seen: set[Any] = set()
     for number, entry in enumerate(annotations):
         try:
-            thing = _thing(entry, labels)
             key = entry["image_id"]
+            if key in unusable:  # which has been said
+                continue
             file, size = images[key]
+            thing = _thing(entry, labels, size)
         except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
             shown = entry.get("id", f"number {number}") if isinstance(entry, Mapping) else f"number {number}"
             faults.append(Fault(str(path), f"annotation {shown}: {_reason(error, entry)}", refused=True))
@@ -57,7 +68,7 @@ def read_coco(part: CocoPart) -> Annotated:
         faults += [Fault(str(path), text) for text in box_faults(thing, size, file.name)]
         things[key].append(thing)
     listed = [Listed(file, path, size, tuple(things[key])) for key, (file, size) in images.items()]
-    faults += _unlisted(part, listed)
+    faults += _unlisted(part, listed, {Path(str(name)).name for name in unusable.values()})
     return Annotated(path, digest, names, ids, tuple(sorted(listed, key=lambda image: image.path)), tuple(faults))
 
 
@@ -75,8 +86,12 @@ def _numbering(path: Path, ids: tuple[int, ...], entries: list[Any]) -> list[Fau
     return faults
 
 
-def _images(part: CocoPart, entries: list[Any], faults: list[Fault]) -> dict[Any, tuple[Path, tuple[int, int]]]:
+def _images(
+    part: CocoPart, entries: list[Any], faults: list[Fault]
+) -> tuple[dict[Any, tuple[Path, tuple[int, int]]], dict[Any, Any]]:
+    """Files and sizes of the images by their ids, and the file names of those that cannot be used."""
     found: dict[Any, tuple[Path, tuple[int, int]]] = {}
+    unusable: dict[Any, Any] = {}
     for number, entry in enumerate(entries):
         try:
             key, size = entry["id"], (int(entry["height"]), int(entry["width"]))
@@ -88,7 +103,10 @@ def _images(part: CocoPart, entries: list[Any], faults: list[Fault]) -> dict[Any
         except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
             shown = entry.get("id", f"number {number}") if isinstance(entry, Mapping) else f"number {number}"
             faults.append(Fault(str(part.annotations), f"image {shown}: {_reason(error, entry)}", refused=True))
-    return found
+            if isinstance(entry, Mapping):
+                key = entry.get("id")
+                unusable[f"number {number}" if key in found else key] = entry.get("file_name")
+    return found, unusable
 
 
 def _reason(error: Exception, entry: Any) -> str:
@@ -99,15 +117,25 @@ def _reason(error: Exception, entry: Any) -> str:
         if missing not in entry:
             belongs = next((key for key in ("category_id", "image_id") if str(entry.get(key)) == missing), None)
             return f"its {belongs} {missing} is listed nowhere" if belongs else f"it has no {missing}"
-    return f"{type(error).__name__} {error}"
+    return str(error) if isinstance(entry, Mapping) else f"expected an object, got {entry!r:.60}"
 
 
-def _thing(entry: Mapping[str, Any], labels: Mapping[int, int]) -> Thing:
-    left, top, width, height = (float(value) for value in entry["bbox"])
+def _thing(entry: Mapping[str, Any], labels: Mapping[int, int], size: tuple[int, int]) -> Thing:
+    left, top, width, height = _numbers(entry["bbox"])
     area = float(entry["area"]) if entry.get("area") is not None else math.nan
     outline = _outline(entry.get("segmentation"))
+    if outline is not None:
+        require_outline(outline, size)
     box = (left, top, left + width, top + height)
     return Thing(labels[entry["category_id"]], box, outline, area, bool(entry.get("iscrowd", 0)), entry["id"])
+
+
+def _numbers(box: Any) -> tuple[float, float, float, float]:
+    try:
+        left, top, width, height = map(float, box)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"its bbox must be left, top, width and height, got {box!r:.60}") from error
+    return left, top, width, height
 
 
 def _outline(given: Any) -> Outline | None:
@@ -115,19 +143,22 @@ def _outline(given: Any) -> Outline | None:
         return None
     if isinstance(given, Mapping):
         if not isinstance(given.get("counts"), str | list) or len(given.get("size", ())) != 2:
-            raise ValueError('run lengths are {"size": [height, width], "counts": ...}')
+            raise DataError('its run lengths must be {"size": [height, width], "counts": ...}')
         return given
-    polygons = [[float(value) for value in polygon] for polygon in given]
-    if any(len(polygon) < 6 or len(polygon) % 2 for polygon in polygons):
-        raise ValueError("a polygon of its segmentation has fewer than three corners, or half of one")
-    return polygons
+    try:
+        return [[float(value) for value in polygon] for polygon in given]
+    except (TypeError, ValueError) as error:
+        raise DataError(f"its segmentation must be polygons or run lengths, got {given!r:.60}") from error
 
 
-def _unlisted(part: CocoPart, listed: list[Listed]) -> list[Fault]:
-    """Images that lie beside those of the file, in a folder of this part's own, and are not in it."""
+def _unlisted(part: CocoPart, listed: list[Listed], said: set[str]) -> list[Fault]:
+    """Images that lie beside those of the file, in a folder of this part's own, and are not in it.
+
+    Those called as in ``said`` are, and cannot be used.
+    """
     folder = part.folders[0] if part.folders else None
     known = {image.path for image in listed}
     if folder is None or not any(path.is_relative_to(folder) for path in known):
         return []
-    alone = [path for path in image_files(folder) if path not in known]
+    alone = [path for path in image_files(folder) if path not in known and path.name not in said]
     return [Fault(str(path), f"is not listed in {part.annotations.name}: it was never annotated") for path in alone]

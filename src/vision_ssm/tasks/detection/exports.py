@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +30,12 @@ def export(form: str, found: Sequence[tuple[str, Detections]]) -> dict[str, str]
     called ``label`` on an image called ``image``. ``geojson``: a collection of features per image. Of a scene it is in
     the coordinates of its file, whose reference system ``crs`` names where that has an EPSG number, as GDAL writes it;
     ``x`` and ``y`` are the middle of the box. Of a picture it is in pixels from the upper left corner, rows counted
-    downwards.
+    downwards. ``points``: the same with the middle of each box in the place of its outline.
 
     Raises:
         ConfigError: there is no such format.
     """
-    writers = {"coco": _coco, "yolo": _yolo, "labelstudio": _label_studio, "geojson": _geojson}
+    writers = {"coco": _coco, "yolo": _yolo, "labelstudio": _label_studio, "geojson": _geojson, "points": _points}
     if form not in writers:
         raise ConfigError(f"detections have no format {form!r}.{suggestion(form, writers)}")
     return writers[form](found)
@@ -44,10 +45,11 @@ def _coco(found: Sequence[tuple[str, Detections]]) -> dict[str, str]:
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     names: dict[int, str] = {}
+    above = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path, _ in found]) if found else ""
     for number, (path, result) in enumerate(found, 1):
         height, width = result.size
         names |= dict(zip(result.category_ids, result.class_names, strict=True))
-        images.append({"id": number, "file_name": Path(path).name, "height": height, "width": width})
+        images.append({"id": number, "file_name": _below(path, above), "height": height, "width": width})
         for index, entry in enumerate(result.detections()):
             area = _area(result, index)
             own = {key: value for key, value in entry.items() if key != "class"}
@@ -55,6 +57,11 @@ def _coco(found: Sequence[tuple[str, Detections]]) -> dict[str, str]:
     categories = [{"id": key, "name": names[key]} for key in sorted(names)]
     content = {"images": images, "annotations": annotations, "categories": categories}
     return {"detections.json": json.dumps(content) + "\n"}
+
+
+def _below(path: str, folder: str) -> str:
+    """The name of a file as COCO has it: below the folder that all files are in, with slashes."""
+    return Path(os.path.relpath(os.path.abspath(path), folder)).as_posix()
 
 
 def _area(result: Detections, index: int) -> float:
@@ -124,12 +131,22 @@ def _label_studio(found: Sequence[tuple[str, Detections]]) -> dict[str, str]:
 
 
 def _geojson(found: Sequence[tuple[str, Detections]]) -> dict[str, str]:
+    return _collections(found, _geometry)
+
+
+def _points(found: Sequence[tuple[str, Detections]]) -> dict[str, str]:
+    return _collections(found, _middle)
+
+
+def _collections(
+    found: Sequence[tuple[str, Detections]], geometry: Callable[[Detections, int], dict[str, Any]]
+) -> dict[str, str]:
     files: dict[str, str] = {}
     for path, result in found:
         features = [
             {
                 "type": "Feature",
-                "geometry": _geometry(result, index),
+                "geometry": geometry(result, index),
                 "properties": {
                     "class": result.class_names[label],
                     "category_id": result.category_ids[label],
@@ -153,11 +170,13 @@ def _reference(grid: Grid | None) -> dict[str, Any]:
 
 def _centre(result: Detections, index: int) -> dict[str, float]:
     """``x`` and ``y`` of the middle of a box, of a scene."""
-    if result.grid is None:
-        return {}
+    return {} if result.grid is None else dict(zip("xy", _middle(result, index)["coordinates"], strict=True))
+
+
+def _middle(result: Detections, index: int) -> dict[str, Any]:
     left, top, right, bottom = result.boxes[index].tolist()
-    ((x, y),) = _placed([((left + right) / 2, (top + bottom) / 2)], result.grid)
-    return {"x": x, "y": y}
+    (place,) = _placed([((left + right) / 2, (top + bottom) / 2)], result.grid)
+    return {"type": "Point", "coordinates": place}
 
 
 def _placed(corners: Sequence[tuple[float, float]], grid: Grid | None) -> list[list[float]]:

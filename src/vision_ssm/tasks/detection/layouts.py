@@ -21,7 +21,7 @@ from vision_ssm.data.parts import EXACT, IMAGE_FOLDERS, named_folder, part_folde
 from vision_ssm.errors import DataError
 from vision_ssm.tasks.coco_files import CocoPart, find_coco
 from vision_ssm.tasks.detection.coco import read_coco
-from vision_ssm.tasks.detection.things import Annotated
+from vision_ssm.tasks.detection.things import Annotated, Fault
 from vision_ssm.tasks.detection.voc import VocPart, read_voc
 from vision_ssm.tasks.detection.yolo import YoloPart, images_of, read_yolo
 
@@ -194,7 +194,7 @@ def _place(path: Path, content: dict[str, Any], entry: str) -> Path:
 
 def _voc(place: Path, folders: Sequence[Path]) -> Layout | None:
     images, listed = named_folder(folders, IMAGE_FOLDERS, place), named_folder(folders, ("annotations",), place)
-    files: dict[str, list[tuple[Path, Path | None]]] = {}
+    files: dict[str, _Pairs] = {}
     if images and listed:
         inner = {part: part_folder(visible_folders(listed), part) for part in EXACT}
         for part, folder in inner.items():
@@ -208,36 +208,48 @@ def _voc(place: Path, folders: Sequence[Path]) -> Layout | None:
             folder = part_folder(folders, part)
             if folder:
                 files[part] = _pairs(folder, folder)
-        if not any(files.values()):
+        if not any(found.files for found in files.values()):
             files = {"all": _pairs(place, place)}
-    files = {part: pairs for part, pairs in files.items() if pairs}
+    files = {part: found for part, found in files.items() if found.files}
     if not files:
         return None
-    of_all = tuple(source for pairs in files.values() for source, _ in pairs)
-    parts = {part: VocPart(place, tuple(pairs), of_all) for part, pairs in files.items()}
+    of_all = tuple(source for found in files.values() for source, _ in found.files)
+    parts = {part: VocPart(place, found.files, of_all, found.faults) for part, found in files.items()}
     _require_training(place, parts)
-    first = next(iter(files.values()))[0][0]
+    first = next(iter(files.values())).files[0][0]
     return Layout(place, parts, f"{first.name} is an XML file of an image's things")
 
 
-def _pairs(folder: Path, images: Path) -> list[tuple[Path, Path | None]]:
+class _Pairs(NamedTuple):
+    """XML files, the image of each or None, and what stands alone."""
+
+    files: tuple[tuple[Path, Path | None], ...]
+    faults: tuple[Fault, ...] = ()
+
+
+def _pairs(folder: Path, images: Path) -> _Pairs:
     """XML files of a folder with the images of their names."""
     files = sorted(folder.glob("*.xml"))
     pictures = {path.stem: path for path in search(images).images} if files else {}
-    return [(file, pictures.get(file.stem)) for file in files]
+    known = {file.stem for file in files}
+    alone = (path for stem, path in pictures.items() if stem not in known)
+    faults = [Fault(str(path), f"has no {path.stem}.xml: it was never annotated") for path in alone]
+    return _Pairs(tuple((file, pictures.get(file.stem)) for file in files), tuple(faults))
 
 
-def _by_lists(place: Path, pairs: list[tuple[Path, Path | None]]) -> dict[str, list[tuple[Path, Path | None]]]:
+def _by_lists(place: Path, all_: _Pairs) -> dict[str, _Pairs]:
     """Part XML files as ``ImageSets/Main/train.txt`` and ``val.txt`` say; the names before the first blank count."""
     folder = place / "ImageSets" / "Main"
-    lists = {part: folder / f"{part}.txt" for part in EXACT}
-    known = {source.stem: (source, image) for source, image in pairs}
+    known = {source.stem: (source, image) for source, image in all_.files}
     found = {}
-    for part, path in lists.items():
+    for part, path in ((part, folder / f"{part}.txt") for part in EXACT):
         if path.is_file():
             stems = [line.split()[0] for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-            found[part] = [known[stem] for stem in stems if stem in known]
-    return found if found.get("train") else {"all": pairs}
+            faults = tuple(Fault(str(path), f"{stem}.xml is missing") for stem in stems if stem not in known)
+            # Images that no XML file is of belong to no list; they are said once.
+            alone = all_.faults if part == "train" else ()
+            found[part] = _Pairs(tuple(known[stem] for stem in stems if stem in known), faults + alone)
+    return found if "train" in found and found["train"].files else {"all": all_}
 
 
 def _require_training(place: Path, parts: Mapping[str, Part]) -> None:

@@ -32,7 +32,7 @@ class DetectionMeter:
 
     Args:
         class_names: in the order of the outputs.
-        masks: whether masks are scored as well.
+        masks: whether masks are scored as well, where everything annotated has an outline, crowds aside.
         most: finds of an image that count.
 
     Raises:
@@ -42,10 +42,19 @@ class DetectionMeter:
     def __init__(self, class_names: Sequence[str], *, masks: bool = False, most: int = 100) -> None:
         require_scorer()
         self.class_names = tuple(class_names)
-        self.masks, self.most = masks, most
+        self._masks, self.most = masks, most
         self.seen: dict[int, Seen] = {}
         """What was annotated and found, by the image's position in the data."""
         self._scored: dict[bool, CocoScores] = {}
+
+    @property
+    def masks(self) -> bool:
+        """Whether masks are scored: of the model, and of all objects seen so far."""
+        return self._masks and all(
+            outline is not None or crowd
+            for seen in self.seen.values()
+            for outline, crowd in zip(seen.outlines, seen.crowd.tolist(), strict=True)
+        )
 
     @property
     def count(self) -> int:
@@ -74,10 +83,11 @@ class DetectionMeter:
         return self._scored[masks]
 
     def scores(self) -> dict[str, float]:
-        """The twelve figures for boxes, and for masks with ``mask_`` before their names."""
+        """The twelve figures for boxes, and for masks with ``mask_`` before their names; nan of masks not scored."""
         found = dict(self.scored().figures)
-        if self.masks:
-            found |= {f"mask_{name}": value for name, value in self.scored(masks=True).figures.items()}
+        if self._masks:
+            masks = self.scored(masks=True).figures if self.masks else dict.fromkeys(FIGURES, math.nan)
+            found |= {f"mask_{name}": value for name, value in masks.items()}
         return found
 
     def confusion(self) -> NDArray[np.int64]:
@@ -141,7 +151,7 @@ class DetectionMeter:
     def _kept(self, found: Found, target: Objects) -> Seen:
         best = slice(0, self.most)
         masks = None
-        if self.masks and found.masks is not None:
+        if self._masks and found.masks is not None:
             masks = [mask.packed(*found.size) for mask in found.masks[best]]
         return Seen(
             target.size,
@@ -149,7 +159,7 @@ class DetectionMeter:
             target.labels.numpy(),
             target.crowd.numpy(),
             target.areas.numpy(),
-            target.outlines if self.masks else [None] * len(target.outlines),
+            target.outlines if self._masks else [None] * len(target.outlines),
             found.boxes[best].numpy(),
             found.labels[best].numpy(),
             found.scores[best].numpy(),

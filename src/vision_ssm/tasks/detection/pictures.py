@@ -5,17 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from vision_ssm.data.bands import as_picture
-from vision_ssm.plots import BLUE, GREY, INK, ORANGE, RED, png_figure
+from vision_ssm.plots import BLUE, GREY, INK, ORANGE, RED, png_figure, shortened
+from vision_ssm.tasks.confusion import draw_matrix
 from vision_ssm.tasks.detection.coco_scores import CocoScores, Seen
 from vision_ssm.tasks.detection.masks import Patch
-from vision_ssm.tasks.detection.meter import CONFIDENT, DetectionMeter
+from vision_ssm.tasks.detection.meter import CONFIDENT, MATCHED, DetectionMeter
 from vision_ssm.tasks.detection.results import drawn
 from vision_ssm.tasks.detection.sources import ObjectImages
 from vision_ssm.tasks.detection.things import filled
@@ -33,7 +34,9 @@ SHEET = 6
 SHEET_SIDE = 900
 """Longer side of a drawn image, in pixels."""
 
-_WRITTEN = 20  # classes of a matrix whose counts are written into its cells
+NOTHING = "nothing"
+"""Stands in the matrix for what was not found, and for where nothing is annotated."""
+
 _CURVES = 10  # classes whose curves are drawn
 
 
@@ -51,7 +54,9 @@ def draw_precision_recall(meter: DetectionMeter, path: str | Path, *, title: str
             _curves(axes, scored, meter.class_names)
             kind = "Masks" if masks else "Boxes"
             axes.set_title(f"{kind}: AP {_percent(scored.figures['ap'])}, AP50 {_percent(scored.figures['ap50'])}")
-        figure.suptitle(_short(title, 60) or f"{meter.count:,} held-out images", x=0.01, ha="left", fontweight="bold")
+        figure.suptitle(
+            shortened(title, 60) or f"{meter.count:,} held-out images", x=0.01, ha="left", fontweight="bold"
+        )
 
 
 def _curves(axes: Axes, scored: CocoScores, names: Sequence[str]) -> None:
@@ -71,7 +76,7 @@ def _curves(axes: Axes, scored: CocoScores, names: Sequence[str]) -> None:
                 continue
             at = int(reached[-1])
             axes.annotate(
-                _short(names[label], 14),
+                shortened(names[label], 14),
                 (scored.recalls[at], scored.precision[0, at, label]),
                 fontsize=7,
                 color=INK,
@@ -92,37 +97,10 @@ def draw_confusion(meter: DetectionMeter, path: str | Path, *, title: str = "") 
     Raises:
         DataError: the picture cannot be written.
     """
-    counts = meter.confusion()
-    used = [at for at in range(len(counts) - 1) if counts[at].sum() or counts[:, at].sum()] or [0]
-    counts = counts[np.ix_([*used, -1], [*used, -1])]
-    names = [_short(meter.class_names[at], 24) for at in used]
-    total = len(names) + 1
-    side = 1.8 + 0.55 * total if total <= _WRITTEN else 4 + 0.12 * total  # inches, the axes alone
-    font = 9.0 if total <= _WRITTEN else 7.0
-    with png_figure(path, (side, side), layout=None) as figure:
-        axes = figure.add_axes((0, 0, 1, 1))
-        axes.grid(visible=False)
-        shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-        shown = axes.imshow(100 * shares, cmap=_blues(), vmin=0, vmax=100, interpolation="nearest")
-        upright = max(len(name) for name in [*names, "not found"]) * 0.075 < side / total
-        axes.set_xticks(range(total), [*names, "not found"], rotation=0 if upright else 90, fontsize=font)
-        axes.set_yticks(range(total), [*names, "nothing"], fontsize=font)
-        axes.tick_params(length=0)
-        axes.set_xlabel("found", labelpad=8)
-        axes.set_ylabel("annotated", labelpad=8)
-        for spine in axes.spines.values():
-            spine.set_visible(True)
-        axes.axhline(total - 1.5, color=INK, linewidth=0.8)
-        axes.axvline(total - 1.5, color=INK, linewidth=0.8)
-        scale = figure.colorbar(shown, cax=figure.add_axes((1 + 0.25 / side, 0, 0.18 / side, 1)))
-        scale.set_label("% of the row")
-        scale.outline.set_visible(False)
-        about = f"finds of at least {CONFIDENT:g} over {meter.count:,} images, IoU 0.5"
-        axes.set_title(f"{_short(title, 40)}: {about}" if title else about, pad=10, fontsize=10)
-        if total <= _WRITTEN:
-            for row, column in zip(*np.nonzero(counts), strict=True):
-                colour = "white" if shares[row, column] > 0.55 else INK
-                axes.text(column, row, f"{counts[row, column]:,}", ha="center", va="center", fontsize=8.5, color=colour)
+    about = f"finds of at least {CONFIDENT:g} over {meter.count:,} images, IoU {MATCHED:g}"
+    heading = f"{shortened(title, 40)}: {about}" if title else about
+    names = [*meter.class_names, NOTHING]
+    draw_matrix(meter.confusion(), names, path, title=heading, unit="objects", asked="annotated", told="found")
 
 
 def draw_predictions(meter: DetectionMeter, samples: ObjectImages, path: str | Path, *, title: str = "") -> None:
@@ -143,7 +121,7 @@ def draw_predictions(meter: DetectionMeter, samples: ObjectImages, path: str | P
     width = across * 2 * cell + (across - 1) * between
     height = top + sum(heights) + down * gap + below
     with png_figure(path, (width, height), layout=None) as figure:
-        figure.text(0, 1, _short(title, 90) or _heading(meter), va="top", fontsize=13, fontweight="bold")
+        figure.text(0, 1, shortened(title, 90) or _heading(meter), va="top", fontsize=13, fontweight="bold")
         for number, pair in enumerate(rows):
             line, place = divmod(number, across)
             edge = top + sum(heights[:line]) + line * gap
@@ -203,7 +181,7 @@ def _legend(axes: Axes, names: Sequence[str], palette: Sequence[Colour], size: t
     axes.set_ylim(size[1], 0)
     left = 0.0
     for number, (name, colour) in enumerate(zip(names, palette, strict=True)):
-        text = _short(name, 20)
+        text = shortened(name, 20)
         if left + 1.2 > size[0]:
             axes.text(left, 0.31, f"and {len(names) - number} more", va="center", fontsize=8.5)
             break
@@ -211,12 +189,6 @@ def _legend(axes: Axes, names: Sequence[str], palette: Sequence[Colour], size: t
         axes.add_patch(Rectangle((left, 0.22), 0.15, 0.15, facecolor=face, edgecolor=INK, linewidth=0.4))
         axes.text(left + 0.23, 0.305, text, va="center", fontsize=8.5)
         left += 0.5 + 0.085 * len(text)
-
-
-def _blues() -> Any:
-    from matplotlib.colors import LinearSegmentedColormap
-
-    return LinearSegmentedColormap.from_list("blues", ["#ffffff", "#cfe0f1", "#6fa3d3", BLUE, "#123d6d"])
 
 
 def _heading(meter: DetectionMeter) -> str:
@@ -227,8 +199,3 @@ def _heading(meter: DetectionMeter) -> str:
 
 def _percent(share: float) -> str:
     return "-" if math.isnan(share) else f"{100 * share:.1f} %"
-
-
-def _short(text: str, length: int) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= length else text[: length - 1].rstrip() + "…"

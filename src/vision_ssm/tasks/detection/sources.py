@@ -27,7 +27,7 @@ from vision_ssm.data.splits import VAL_FRACTION, held_out
 from vision_ssm.errors import DataError, VisionSSMNotice, suggestion
 from vision_ssm.tasks.detection.layouts import Layout, find_layout, read_part
 from vision_ssm.tasks.detection.packed import SUFFIX, annotated
-from vision_ssm.tasks.detection.things import Annotated, Fault, Listed, Outline
+from vision_ssm.tasks.detection.things import Annotated, Box, Fault, Listed, Outline, Thing, usable
 from vision_ssm.tasks.legend import Colour, default_palette
 from vision_ssm.tasks.matching import match_names
 
@@ -41,7 +41,8 @@ class Objects:
     """The things of one image, as annotated; N of them. They stay on the CPU when a batch is moved.
 
     Attributes:
-        boxes: [N, 4] float64, left, top, right, bottom in pixels of the file.
+        boxes: [N, 4] float64, left, top, right, bottom in pixels of the file; each has area in it, and those that
+            reach more than half a pixel beyond its edges are cut there.
         labels: class indices [N] int64.
         crowd: [N] bool; these are neither learned nor counted.
         areas: [N] float64 in pixels, of the outline where the file says so, else of the box.
@@ -69,6 +70,7 @@ class ObjectImages:
         found: what these samples are, in a line for people.
         faults: what is wrong in their annotation files.
         outlined: (things, those with an outline), crowds aside.
+        without_outline: name of the first image with a thing that has none; None where all have.
     """
 
     def __init__(
@@ -95,9 +97,18 @@ class ObjectImages:
         self.faults: tuple[Fault, ...] = tuple(fault for part in parts for fault in part.faults)
         self._digest = "/".join(part.digest for part in parts)
         self._max_pixels = max_pixels
-        things = [thing for image in self._images for thing in image.things if not thing.crowd]
+        used = [[thing for thing, _ in _used(image, image.size)] for image in self._images]
+        things = [thing for of_image in used for thing in of_image if not thing.crowd]
         self.outlined = len(things), sum(thing.outline is not None for thing in things)
-        self.found = _described(self, len(things), sum(not image.things for image in self._images), place)
+        self.without_outline = next(
+            (
+                image.path.name
+                for image, of_image in zip(self._images, used, strict=True)
+                if any(thing.outline is None and not thing.crowd for thing in of_image)
+            ),
+            None,
+        )
+        self.found = _described(self, len(things), sum(not of_image for of_image in used), place)
 
     @property
     def fingerprint(self) -> str:
@@ -135,13 +146,12 @@ class ObjectImages:
         return other
 
     def _objects(self, listed: Listed, size: tuple[int, int]) -> Objects:
-        height, width = size
-        things = [thing for thing in listed.things if all(map(math.isfinite, thing.box))]
-        boxes = torch.tensor([thing.box for thing in things], dtype=torch.float64).view(-1, 4)
+        used = _used(listed, size)
+        things = [thing for thing, _ in used]
+        boxes = torch.tensor([box for _, box in used], dtype=torch.float64).view(-1, 4)
         outlines = [thing.outline for thing in things]
         if listed.relative:
-            boxes = boxes * torch.tensor([width, height, width, height], dtype=torch.float64)
-            outlines = [_scaled(outline, height, width) for outline in outlines]
+            outlines = [_scaled(outline, *size) for outline in outlines]
         covered = (boxes[:, 2:] - boxes[:, :2]).prod(1)
         areas = torch.tensor([thing.area for thing in things], dtype=torch.float64).view(-1)
         return Objects(
@@ -152,6 +162,22 @@ class ObjectImages:
             outlines,
             size,
         )
+
+
+def _used(listed: Listed, size: tuple[int, int] | None) -> list[tuple[Thing, Box]]:
+    """The things of an image of (height, width) that training and scores know, and their boxes, cut at its edges.
+
+    Boxes are in pixels; where the size is not known yet they are as the file has them.
+    """
+    height, width = size or ((1, 1) if listed.relative else (math.inf, math.inf))
+    across, down = (width, height) if listed.relative else (1, 1)
+    found = []
+    for thing in listed.things:
+        left, top, right, bottom = thing.box
+        box = usable((left * across, top * down, right * across, bottom * down), (height, width))
+        if box is not None:
+            found.append((thing, box))
+    return found
 
 
 def _scaled(outline: Outline | None, height: int, width: int) -> Outline | None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from vision_ssm.data.batches import Batch, Sample, Samples, Transform
 from vision_ssm.data.geo.raster import RasterFile
 from vision_ssm.data.preprocessing import Preprocessing
-from vision_ssm.errors import CheckpointError, ConfigError, DataError
+from vision_ssm.errors import CheckpointError, ConfigError, DataError, notify
 from vision_ssm.models.detectors import build_detector
 from vision_ssm.models.registry import create_model, list_whole_models
 from vision_ssm.tasks.detection.coco_scores import require_scorer
@@ -72,7 +72,11 @@ class Detection(Task):
         self.testing = settings.test
         self.sides = Sides(data.short_side, data.long_side, data.antialias)
         self.one_class = data.one_class
-        self.native = data.short_side is None
+
+    @property
+    def native(self) -> bool:  # type: ignore[override]  # a setting and a wish decide
+        """Whether images keep their size: trained so, or cut into windows that somebody asks for."""
+        return self.settings.data.short_side is None or isinstance(self.options.window, int)
 
     @property
     def scores(self) -> Any:  # type: ignore[override]  # masks are scored where there are any
@@ -99,6 +103,12 @@ class Detection(Task):
 
     def adopt(self, samples: ObjectImages) -> ObjectImages:  # type: ignore[override]  # classes are needed
         """Match the data's classes with the model's by name, once there are any."""
+        objects, outlined = samples.outlined
+        if self.with_masks and outlined < objects:
+            notify(
+                f"masks are not scored: {objects - outlined:,} of the {objects:,} objects of {samples.name!r} have no "
+                f"outline, the first on {samples.without_outline}."
+            )
         return matched(samples, self.class_names, self.category_ids) if self.class_names else samples
 
     def prepare(self, train: ObjectImages) -> None:  # type: ignore[override]
@@ -115,6 +125,11 @@ class Detection(Task):
         self.class_names, self.category_ids = train.class_names, train.category_ids
         if self.with_masks is None:
             self.with_masks = outlined == objects
+            if 0 < outlined < objects:
+                notify(
+                    f"boxes alone are learned: {objects - outlined:,} of the {objects:,} objects of {train.name!r} "
+                    f"have no outline, the first on {train.without_outline}."
+                )
         elif self.with_masks and outlined < objects:
             raise DataError(
                 f"head.masks asks for masks, and {objects - outlined:,} of the {objects:,} objects of {train.name!r} "
@@ -127,7 +142,11 @@ class Detection(Task):
 
     def faults(self, samples: ObjectImages) -> list[tuple[str, str]]:  # type: ignore[override]
         """What is wrong in the annotation files."""
-        return [(fault.file, fault.text) for fault in samples.faults]
+        return [(fault.file, fault.text) for fault in samples.faults if not fault.harmless]
+
+    def asides(self, samples: ObjectImages) -> list[tuple[str, str]]:  # type: ignore[override]
+        """What is unusual in them, and does no harm."""
+        return [(fault.file, fault.text) for fault in samples.faults if fault.harmless]
 
     def preprocessing(self, model: nn.Module) -> Preprocessing:
         """What the backbone declares, with bilinear resizing."""
@@ -176,7 +195,7 @@ class Detection(Task):
             task = getattr(model, "published_task", "")
             if task != self.name:
                 raise ConfigError(f"{backbone} is a model of the task {task}, and this is {self.name}.")
-            masks = str(getattr(model, "kind", "")).endswith("mask")
+            masks = bool(getattr(model, "has_masks", False))
             if masks and self.with_masks is False:
                 raise ConfigError(
                     f"{backbone} learns masks, and not every object of these data has an outline; train a detector "
@@ -350,7 +369,7 @@ class Detection(Task):
         return {
             "class_names": [entry["name"] for entry in listed],
             "category_ids": [entry["id"] for entry in listed],
-            "masks": str(getattr(model, "kind", "")).endswith("mask"),
+            "masks": bool(getattr(model, "has_masks", False)),
             "short_side": square or 800,
             "long_side": square or 1333,
             "antialias": square is not None,

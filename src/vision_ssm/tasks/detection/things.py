@@ -11,15 +11,31 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vision_ssm.errors import DataError
-from vision_ssm.tasks.outlines import fill_polygons, run_lengths
+from vision_ssm.tasks.outlines import fill_polygons, lengths_of, polygon_corners, run_lengths
 
-__all__ = ["LEAST_SIDE", "Annotated", "Box", "Fault", "Listed", "Outline", "Thing", "box_faults", "filled", "named"]
+__all__ = [
+    "LEAST_SIDE",
+    "Annotated",
+    "Box",
+    "Fault",
+    "Listed",
+    "Outline",
+    "Thing",
+    "box_faults",
+    "filled",
+    "named",
+    "require_outline",
+    "usable",
+]
 
 Box = tuple[float, float, float, float]
 """Left, top, right, bottom, counted from the corner of the first pixel."""
 
 Outline = Sequence[Sequence[float]] | Mapping[str, Any]
 """Polygons [x0, y0, x1, y1, ...], or COCO's run lengths ``{"size": [H, W], "counts": ...}``."""
+
+ROUNDING = 0.5
+"""Pixels beyond the edge of an image at which a box may end."""
 
 LEAST_SIDE = 1.0
 """Boxes narrower or lower than this, in pixels of the image as it is trained on, are no object to learn."""
@@ -111,12 +127,42 @@ def box_faults(thing: Thing, size: tuple[int, int] | None, image: str) -> Iterat
         return
     if size is None:
         return
+    kept = usable(thing.box, size)
+    if kept is None:
+        yield f"{shown} is outside the {size[0]} x {size[1]} pixels of the image; it is left out"
+    elif kept != thing.box:
+        yield f"{shown} reaches outside the {size[0]} x {size[1]} pixels of the image; it is cut"
+
+
+def usable(box: Box, size: tuple[float, float]) -> Box | None:
+    """Return what is left of a box in an image of (height, width) pixels, or None: it has no area there.
+
+    A box that ends at most `ROUNDING` beyond the edge stays as it is, so that scores of data whose programs round so
+    are those of other scorers.
+    """
+    if not all(math.isfinite(value) for value in box):
+        return None
     height, width = size
-    # Half a pixel beyond the edge is how programs round.
-    if right <= 0 or bottom <= 0 or left >= width or top >= height:
-        yield f"{shown} is outside the {height} x {width} pixels of the image; it is left out"
-    elif left < -0.5 or top < -0.5 or right > width + 0.5 or bottom > height + 0.5:
-        yield f"{shown} reaches outside the {height} x {width} pixels of the image; it is cut"
+    left, top, right, bottom = box
+    if not (left < right and top < bottom and left < width and top < height and right > 0 and bottom > 0):
+        return None
+    return (
+        left if left >= -ROUNDING else 0.0,
+        top if top >= -ROUNDING else 0.0,
+        right if right <= width + ROUNDING else float(width),
+        bottom if bottom <= height + ROUNDING else float(height),
+    )
+
+
+def require_outline(outline: Outline, size: tuple[int, int]) -> None:
+    """Raise DataError, without the file's name, unless `filled` can fill an outline in an image of (height, width)."""
+    if not isinstance(outline, Mapping):
+        for polygon in outline:
+            polygon_corners(polygon)
+        return
+    if list(outline["size"]) != list(size):
+        raise DataError(f"its run lengths are of {list(outline['size'])} pixels, the image of {list(size)}")
+    lengths_of(outline["counts"], *size)
 
 
 def filled(outline: Outline, height: int, width: int) -> NDArray[np.bool_]:
@@ -125,10 +171,9 @@ def filled(outline: Outline, height: int, width: int) -> NDArray[np.bool_]:
     Raises:
         DataError: without the file's name: it cannot be filled, or is of another size.
     """
+    require_outline(outline, (height, width))
     if not isinstance(outline, Mapping):
         return fill_polygons(outline, height, width)
-    if list(outline["size"]) != [height, width]:
-        raise DataError(f"its run lengths are of {list(outline['size'])} pixels, the image of {[height, width]}")
     return run_lengths(outline["counts"], height, width)
 
 

@@ -20,11 +20,19 @@ __all__ = ["VocPart", "read_voc"]
 
 
 class VocPart(NamedTuple):
-    """XML files of one part with their images, None where there is none, and those of all parts, for the classes."""
+    """XML files of one part with their images.
+
+    Attributes:
+        place: the folder.
+        files: with the image of each, None where there is none.
+        of_all: those of all parts, for the classes.
+        faults: of files and lists that do not belong together.
+    """
 
     place: Path
     files: tuple[tuple[Path, Path | None], ...]
     of_all: tuple[Path, ...]
+    faults: tuple[Fault, ...] = ()
 
 
 def _names(files: Sequence[Path]) -> tuple[str, ...]:
@@ -40,7 +48,7 @@ def read_voc(part: VocPart) -> Annotated:
     """
     names = named(_names(part.of_all), part.place)
     labels = {name: label for label, name in enumerate(names)}
-    faults: list[Fault] = []
+    faults = list(part.faults)
     digest = blake2b(digest_size=16)
     listed = []
     for source, image in part.files:

@@ -6,16 +6,19 @@ class  x_centre  y_centre  width  height          or          class  x0 y0  x1 y
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from hashlib import blake2b
 from pathlib import Path
 from typing import NamedTuple
 
 from vision_ssm.data.files import image_files
 from vision_ssm.errors import DataError
-from vision_ssm.tasks.detection.things import Annotated, Box, Fault, Listed, Thing, box_faults, named
+from vision_ssm.tasks.detection.things import Annotated, Box, Fault, Listed, Thing, box_faults, named, usable
 
 __all__ = ["YoloPart", "images_of", "label_file", "read_yolo"]
+
+_ROUNDING = 0.005  # shares beyond the edge at which a box may end
+_FARTHEST = 2.0  # shares from the corner; larger ones are pixels
 
 
 class YoloPart(NamedTuple):
@@ -83,15 +86,26 @@ def _things(text: str, source: Path, image: Path, classes: int, faults: list[Fau
             faults.append(Fault(str(source), f"line {number} ({line.strip()[:60]}): {error}", refused=True))
             continue
         thing = Thing(int(label), box, outline, math.nan, False, f"line {number}")
-        faults += [Fault(str(source), text) for text in box_faults(thing, None, image.name)]
-        if min(box) < -0.005 or max(box) > 1.005:
-            shown = [round(value, 4) for value in box]
-            faults.append(Fault(str(source), f"box {shown} of line {number} reaches outside {image.name}; it is cut"))
+        wrong = [*box_faults(thing, None, image.name)] or [*_outside(box, number, image.name)]
+        faults += [Fault(str(source), text) for text in wrong]
         found.append(thing)
     return found
 
 
+def _outside(box: Box, number: int, image: str) -> Iterator[str]:
+    shown = f"box {[round(value, 4) for value in box]} of line {number}"
+    if usable(box, (1, 1)) is None:
+        yield f"{shown} is outside {image}; it is left out"
+    elif min(box) < -_ROUNDING or max(box) > 1 + _ROUNDING:
+        yield f"{shown} reaches outside {image}; it is cut"
+
+
 def _box(values: Sequence[float]) -> tuple[Box, list[list[float]] | None]:
+    farthest = max(map(abs, values[:4] if len(values) == 5 else values), default=0.0)
+    if farthest > _FARTHEST:
+        raise ValueError(
+            f"expected shares of the image's width and height, from 0 to 1, got {farthest:g}; divide pixels by them"
+        )
     if len(values) in (4, 5):  # predictions have a score at the end
         x, y, width, height = values[:4]
         return (x - width / 2, y - height / 2, x + width / 2, y + height / 2), None
