@@ -68,7 +68,7 @@ class Predictions:
 
     Attributes:
         results: one per image that could be used.
-        failures: the others.
+        failures: the others, and images of whose result a file could not be written.
         task: what the model was trained for.
         weights: the file, or the name, that they came from.
         exporter: of the task, see `vision_ssm.tasks.task.Task.export`.
@@ -98,6 +98,12 @@ class Predictions:
         for name, text in files.items():
             with whole_file(path if path.suffix else path / name) as part:
                 part.write_text(text, encoding="utf-8")
+
+    @property
+    def complete(self) -> int:
+        """Number of images that nothing failed of; what was found in an image may fail to be written."""
+        failed = {failure.path for failure in self.failures}
+        return sum(found.path not in failed for found in self.results)
 
     def __repr__(self) -> str:
         failed = f", {len(self.failures)} failures" if self.failures else ""

@@ -13,16 +13,24 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vision_ssm.errors import ConfigError
+from vision_ssm.layers.patch_embed import PatchGrid
 from vision_ssm.layers.resize import resize
 from vision_ssm.layers.strips import Patches
 from vision_ssm.layers.uper_head import FCNHead, UPerHead
 from vision_ssm.models.in_words import in_words
-from vision_ssm.models.pyramid import REDUCTIONS, FeaturePyramid, maps_of
+from vision_ssm.models.pyramid import REDUCTIONS, FeaturePyramid, maps_of, other_patches
 
-__all__ = ["Segmentor"]
+__all__ = ["Segmentor", "patch_side"]
+
+
+def patch_side(backbone: nn.Module) -> int:
+    """Return the side of the smallest image that a backbone takes; 1 where it does not cut images into patches."""
+    embed = getattr(backbone, "patch_embed", None)
+    return embed.patch_size[0] if isinstance(embed, PatchGrid) else 1
 
 
 class Segmentor(nn.Module):
@@ -56,7 +64,7 @@ class Segmentor(nn.Module):
         if reductions != REDUCTIONS:
             raise ConfigError(
                 f"segmentation needs a backbone with maps at strides {', '.join(map(str, REDUCTIONS))}, got "
-                f"{', '.join(map(str, reductions))}."
+                f"{', '.join(map(str, reductions))}.{other_patches(reductions)}"
             )
         self.num_classes = num_classes
         self.backbone = backbone
@@ -74,7 +82,7 @@ class Segmentor(nn.Module):
 
         Without an auxiliary head it is a tuple of one.
         """
-        maps = maps_of(self.backbone, images)
+        maps = self.maps(images, (images.shape[2], images.shape[3]))
         logits = resize(self.decode_head(maps), images.shape[2:])
         if not self.training:
             return logits
@@ -90,7 +98,13 @@ class Segmentor(nn.Module):
         return found
 
     def maps(self, x: Tensor | Patches, size: tuple[int, int]) -> list[Tensor]:
-        """Return the backbone's maps of images of that (H, W), or of what `inner.embed_strips` returned for them."""
+        """Return the backbone's maps of images of that (H, W), or of what `inner.embed_strips` returned for them.
+
+        Images smaller than a patch are padded to one with zeros, at the bottom and right.
+        """
+        if isinstance(x, Tensor):
+            below, right = (max(patch_side(self.inner) - side, 0) for side in size)
+            x = F.pad(x, (0, right, 0, below)) if below or right else x
         return maps_of(self.backbone, x, *([size] if isinstance(self.backbone, FeaturePyramid) else []))
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:

@@ -101,6 +101,17 @@ def test_a_geopackage_has_the_scenes_own_coordinates(tmp_path: Path) -> None:
     assert (order, kind, rings) == (1, 3, 2)
 
 
+def test_a_geopackage_without_a_region_has_the_columns_of_any_other(tmp_path: Path) -> None:
+    columns = []
+    for name, found in (("some", classes()), ("none", np.full((4, 5), 255, np.uint8))):
+        write_polygons(tmp_path / f"{name}.gpkg", found, UTM, NAMES)
+        with sqlite3.connect(tmp_path / f"{name}.gpkg") as file:
+            columns.append([row[1:3] for row in file.execute("PRAGMA table_info(classes)")])
+    assert columns[0] == columns[1]
+    assert columns[0][2:] == [("class", "TEXT"), ("index", "INTEGER"), ("pixels", "INTEGER"), ("area_m2", "DOUBLE")]
+    assert file.execute("SELECT min_x FROM gpkg_contents").fetchone() == (None,)
+
+
 def test_without_coordinates_pixels_are_written_and_geojson_is_refused(tmp_path: Path) -> None:
     write_polygons(tmp_path / "map.gpkg", classes(), None, NAMES)
     with sqlite3.connect(tmp_path / "map.gpkg") as file:

@@ -38,7 +38,7 @@ def halves(height: int = 6, width: int = 8, left: int = 0, right: int = 1) -> np
 def folder(root: Path, images: Iterable[str], *, masks: str = "annotations", classes: Any = CLASSES) -> Path:
     """Write ``images/NAME.jpg`` and ``annotations/NAME.png`` for each name, such as ``train/a``."""
     for number, name in enumerate(images):
-        image(root / "images" / f"{name}.jpg", value=10 * number)
+        image(root / "images" / f"{name}.jpg", value=10 * number % 256)
         mask(root / masks / f"{name}.png", halves())
     if classes is not None:
         (root / "classes.json").write_text(json.dumps(classes))

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
+from vision_ssm.errors import ConfigError
 from vision_ssm.models.segmentor import Segmentor
 from vision_ssm.models.segmentors import build_segmentor
 from vision_ssm.tasks.fitting import window_starts
@@ -77,11 +82,11 @@ def test_windows_join_to_their_weighted_mean(window: int, stride: int | None, co
     found = torch.full((1, 2, height, width), torch.nan, dtype=torch.float64)
     read = []
 
-    def part(top: int, left: int, rows: int, wide: int) -> torch.Tensor:
+    def of_window(top: int, left: int, rows: int, wide: int) -> torch.Tensor:
         read.append((top, left))
-        return x[:, :, top : top + rows, left : left + wide]
+        return logits_of(x[:, :, top : top + rows, left : left + wide])
 
-    for top, left, block in window_logits(part, logits_of, (height, width), testing, columns=columns):
+    for top, left, block in window_logits(of_window, (height, width), testing, columns=columns):
         place = (..., slice(top, top + block.shape[2]), slice(left, left + block.shape[3]))
         assert found[place].isnan().all(), "no pixel twice"
         assert block.shape[3] <= columns
@@ -108,6 +113,67 @@ def test_windows_as_large_as_the_image_are_the_image(model: Segmentor) -> None:
     halves = segment(model, x, (64, 96), Testing(window=64, stride=32))
     assert halves.classes.shape == (64, 96)
     assert not torch.equal(halves.confidence, whole.confidence)
+
+
+def joined(model: Segmentor, x: torch.Tensor, testing: Testing) -> torch.Tensor:
+    """All logits of an image in windows."""
+
+    def of_window(top: int, left: int, rows: int, columns: int) -> torch.Tensor:
+        return model(x[:, :, top : top + rows, left : left + columns])
+
+    blocks = window_logits(of_window, (x.shape[2], x.shape[3]), testing, columns=x.shape[3])
+    return torch.cat([block for _, _, block in blocks], 2)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("size", [(120, 70), (240, 140), (97, 40)])
+def test_a_picture_in_windows_is_classified_as_they_are_computed(
+    model: Segmentor, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x = image(120, 70)
+    expected = enlarged(joined(model, x, Testing(32, 20)), size)[0]
+    mirrored = enlarged(joined(model, x.flip(3), Testing(32, 20)), size)[0].flip(2)
+    blocks: list[weakref.ref[torch.Tensor]] = []
+    most = 0
+
+    def watched(*args: Any, **options: Any) -> Iterator[tuple[int, int, torch.Tensor]]:
+        nonlocal most
+        for top, left, block in window_logits(*args, **options):
+            blocks.append(weakref.ref(block))
+            most = max(most, sum(known.shape[2] for ref in blocks if (known := ref()) is not None))
+            yield top, left, block
+            del block
+
+    monkeypatch.setattr(inference, "window_logits", watched)
+    monkeypatch.setattr(inference, "_VALUES", 1)
+    monkeypatch.setattr(inference, "_LEAST_ROWS", 2)
+    found = segment(model, x, size, Testing(32, 20))
+    assert len(blocks) == 6 and most <= 2 * 32  # rows of the 120
+    best = expected.topk(2, dim=0).values
+    clear = best[0] - best[1] > 1e-5
+    assert torch.equal(found.classes[clear].long(), expected.argmax(0)[clear])
+    assert float(found.confidence) == pytest.approx(float(expected.softmax(0).amax(0).mean()), rel=1e-5)
+    most = 0
+    both = segment(model, x, size, Testing(32, 20, flips=True))
+    assert 0 < most <= 2 * 2 * 32
+    mean = (expected.softmax(0) + mirrored.softmax(0)) / 2
+    assert float(both.confidence) == pytest.approx(float(mean.amax(0).mean()), rel=1e-5)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("backbone", ["vim_nano", "vmamba_nano"])
+@pytest.mark.parametrize("size", [(1, 1), (3, 90), (70, 2)])
+def test_images_smaller_than_a_patch_are_padded_and_windows_refused(backbone: str, size: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    heads = {"num_classes": 5, "channels": 8, "auxiliary_channels": 0}
+    options: dict[str, Any] = {"depth": 4} if backbone == "vim_nano" else {"patch_size": 4, "depths": (1, 1, 1, 1)}
+    tiny = build_segmentor(backbone, heads, **options).eval()
+    found = segment(tiny, image(*size), size, Testing())
+    assert found.classes.shape == size
+    assert float(found.confidence) == pytest.approx(float(tiny(image(*size))[0].softmax(0).amax(0).mean()), rel=1e-5)
+    if backbone == "vim_nano":
+        with pytest.raises(ConfigError, match="a window must be at least as large as the model's patches, got 3 and 4"):
+            segment(tiny, image(8, 8), (8, 8), Testing(window=3))
 
 
 @torch.inference_mode()

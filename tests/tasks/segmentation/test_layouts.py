@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 
 from tests.tasks.segmentation.scenes import folder, halves, image, mask
 from vision_ssm.errors import DataError
-from vision_ssm.tasks.segmentation.layouts import find_layout
+from vision_ssm.tasks.segmentation.layouts import Fault, find_layout, recognise
+
+
+def told(faults: Iterable[Fault]) -> list[tuple[str, str, str, str]]:
+    return [(fault.part, fault.path.name, fault.text, fault.kind) for fault in faults]
 
 
 def found(root: Path) -> dict[str, list[tuple[str, str]]]:
@@ -79,10 +85,33 @@ def test_images_without_a_mask_are_left_out_and_told(tmp_path: Path) -> None:
     image(tmp_path / "images" / "test" / "secret.jpg")
     layout = find_layout(tmp_path)
     assert [pair.image.name for pair in layout.parts["train"]] == ["a.jpg"]
-    assert layout.left_out == (
-        "1 images without a mask in images/train/ (later.jpg)",
-        "images/test/, as annotations/ has no such folder",
-    )
+    assert told(layout.faults) == [
+        ("train", "later.jpg", "without a mask", "left out"),
+        ("test", "test", "as annotations/ has no such folder", "harmless"),
+    ]
+
+
+def test_a_part_without_any_mask_is_left_out_and_told(tmp_path: Path) -> None:
+    for part in ("train", "val", "test"):
+        image(tmp_path / part / "a.jpg")
+    mask(tmp_path / "train" / "a_mask.png", halves())
+    layout = find_layout(tmp_path)
+    assert list(layout.parts) == ["train"]
+    assert [fault[0::3] for fault in told(layout.faults)] == [("val", "left out"), ("test", "harmless")]
+    (tmp_path / "images").mkdir()  # beside the parts: of neither
+    assert list(find_layout(tmp_path).parts) == ["train"]
+
+
+@pytest.mark.parametrize("emptied", [("images", "annotations"), ("annotations",), ("images",)])
+def test_a_part_that_is_empty_is_no_reason_not_to_look_at_the_others(tmp_path: Path, emptied: tuple[str, ...]) -> None:
+    folder(tmp_path, ["train/a", "val/b"])
+    for kind in emptied:
+        next((tmp_path / kind / "val").iterdir()).unlink()
+    layout = find_layout(tmp_path)
+    assert {part: len(pairs) for part, pairs in layout.parts.items()} == {"train": 1, "val": 0}
+    ((part, name, text, kind),) = told(layout.faults)
+    assert (part, name, kind) == ("val", "val", "refused")
+    assert f"holds no {'images' if 'images' in emptied else 'masks'}; expected" in text
 
 
 def test_previews_beside_the_masks_do_not_count(tmp_path: Path) -> None:
@@ -91,32 +120,52 @@ def test_previews_beside_the_masks_do_not_count(tmp_path: Path) -> None:
     assert found(tmp_path) == {"all": [("images/a.jpg", "a.png")]}
 
 
-def test_a_mask_without_an_image_is_refused(tmp_path: Path) -> None:
+def test_a_lossy_mask_in_the_place_of_a_mask_is_refused(tmp_path: Path) -> None:
+    folder(tmp_path / "paired", ["a", "b", "c"])
+    for name in ("b", "stray"):
+        image(tmp_path / "paired" / "annotations" / f"{name}.jpg")
+    (tmp_path / "paired" / "annotations" / "b.png").unlink()
+    for name in ("a", "b"):
+        image(tmp_path / "flat" / f"{name}.jpg")
+    mask(tmp_path / "flat" / "a_mask.png", halves())
+    image(tmp_path / "flat" / "b_mask.webp")
+    for root, name in (("paired", "b.jpg"), ("flat", "b_mask.webp")):
+        ((_, file, text, kind),) = told(find_layout(tmp_path / root).faults)
+        assert (file, kind) == (name, "refused")
+        assert "files, which may change their values. Export them as PNG" in text
+
+
+def test_masks_without_an_image_are_refused_each(tmp_path: Path) -> None:
     folder(tmp_path, ["train/a"])
-    mask(tmp_path / "annotations" / "train" / "other.png", halves())
-    with pytest.raises(DataError, match=r"other\.png.*has no image of that name.*first is 'a\.jpg'.*called alike"):
-        find_layout(tmp_path)
+    for name in ("other", "third"):
+        mask(tmp_path / "annotations" / "train" / f"{name}.png", halves())
+    faults = told(find_layout(tmp_path).faults)
+    assert [(name, kind) for _, name, _, kind in faults] == [("other.png", "refused"), ("third.png", "refused")]
+    assert re.search(r"other\.png' has no image called 'other' in.*first is 'a\.jpg'; .* called alike", faults[0][2])
 
 
 def test_a_flat_mask_without_an_image_is_refused(tmp_path: Path) -> None:
     image(tmp_path / "a.jpg")
     mask(tmp_path / "b_mask.png", halves())
-    with pytest.raises(DataError, match=r"b_mask\.png.*no image called 'b' beside it"):
-        find_layout(tmp_path)
+    fault = find_layout(tmp_path).faults[0]
+    assert (fault.path.name, fault.kind) == ("b_mask.png", "refused") and "has no image called 'b' in" in fault.text
+    assert recognise(tmp_path) is None
 
 
 def test_jpeg_masks_are_refused_by_name(tmp_path: Path) -> None:
     image(tmp_path / "images" / "a.jpg")
     image(tmp_path / "masks" / "a.jpg")
-    with pytest.raises(DataError, match=r"masks/a\.jpg.*\.jpg files, which may change"):
-        find_layout(tmp_path)
+    ((_, name, text, kind),) = told(find_layout(tmp_path).faults)
+    assert (name, kind) == ("a.jpg", "refused") and ".jpg files, which may change" in text
 
 
 def test_two_images_of_one_name_are_refused(tmp_path: Path) -> None:
     folder(tmp_path, ["a"])
     image(tmp_path / "images" / "a.png")
-    with pytest.raises(DataError, match=r"a\.jpg' and 'a\.png' have one name"):
-        find_layout(tmp_path)
+    mask(tmp_path / "annotations" / "a.tif", halves())
+    twice, both = told(find_layout(tmp_path).faults)
+    assert re.search(r"a\.jpg' and '.*a\.png' have one name", twice[2])
+    assert re.search(r"a\.png' and '.*a\.tif' are both of 'a\.jpg'", both[2])
 
 
 @pytest.mark.parametrize("split", ["val", "test"])

@@ -51,6 +51,12 @@ def test_a_jpeg_mask_is_refused_by_name(tmp_path: Path) -> None:
         read_mask(mask(tmp_path / "street.jpg", np.zeros((4, 4), np.uint8)))
 
 
+def test_what_is_no_picture_at_all_says_which_formats_masks_have(tmp_path: Path) -> None:
+    (tmp_path / "m.png").write_bytes(b"RIFF")
+    with pytest.raises(DataError, match=r"cannot read mask '.*m\.png': expected a PNG, TIFF, BMP or GIF file\.$"):
+        read_mask(tmp_path / "m.png")
+
+
 def test_a_written_mask_holds_indices_and_shows_colours(tmp_path: Path) -> None:
     classes, palette = np.array([[0, 2], [1, 255]]), [(10, 20, 30), (40, 50, 60), (70, 80, 90)]
     write_mask(tmp_path / "new" / "m.png", classes, palette)

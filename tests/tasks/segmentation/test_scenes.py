@@ -14,6 +14,7 @@ from PIL import Image
 
 import vision_ssm
 from tests.data.geo.made import rasterio, write_scene
+from vision_ssm.cli.images import print_failures
 from vision_ssm.data.geo.maps import read_map
 from vision_ssm.data.geo.raster import open_raster
 from vision_ssm.errors import ConfigError, DataError, VisionSSMNotice
@@ -174,15 +175,22 @@ def test_a_scene_without_any_data_has_no_classes(trained: Loaded, tmp_path: Path
     for window in (None, 32):
         (found,) = vision_ssm.predict(trained, path, window=window, results=tmp_path / "maps").results
         assert (found.classes == 255).all() and found.areas == [] and found.row()["classes"] == "none"
+        assert found.confidence is None and "mean_confidence" not in found.to_dict()
+        assert found.mask().getextrema() == (255, 255)
 
 
-def test_polygons_need_a_folder_and_geojson_coordinates(trained: Loaded, tmp_path: Path) -> None:
+def test_polygons_need_a_folder_and_geojson_coordinates(
+    trained: Loaded, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = write_scene(tmp_path / "nowhere.tif", ground(0)[0], crs=None, transform=None, photometric="MINISBLACK")
     with pytest.raises(ConfigError, match=r"polygons are written to files; give a folder of results"):
         vision_ssm.predict(trained, path, polygons="gpkg")
     found = vision_ssm.predict(trained, path, polygons="geojson", results=tmp_path / "maps")
     assert len(found.results) == 1 and "GeoJSON is in longitude and latitude" in found.failures[0].reason
     assert (tmp_path / "maps" / "nowhere.png").exists()
+    assert found.complete == 0
+    print_failures(found.failures, found.complete)
+    assert "1 of 1 could not be used" in capsys.readouterr().err
 
 
 def test_an_unlike_image_among_those_of_training_is_named(
@@ -209,3 +217,13 @@ def test_preprocessing_of_a_turned_scene_keeps_its_grid(trained: Loaded, tmp_pat
     with rasterio.open(tmp_path / "maps" / "turned.tif") as written:
         assert tuple(written.transform)[:6] == pytest.approx(turned)
     assert sum(area.square_metres for area in found.areas) == pytest.approx(37 * 48 * 0.25)
+
+
+def test_output_that_is_not_finite_is_a_failure_and_leaves_no_map(
+    trained: Loaded, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = sorted((data / "images" / "val").iterdir())[0]
+    monkeypatch.setattr(module, "image_logits", lambda _, crop, __: crop.new_full((1, 2, *crop.shape[2:]), torch.nan))
+    found = vision_ssm.predict(trained, path, window=32, results=tmp_path)
+    assert [failure.reason for failure in found.failures] == ["the model's output is not finite"]
+    assert not [file for file in tmp_path.iterdir() if file.suffix == ".tif"]

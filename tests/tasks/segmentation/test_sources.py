@@ -11,10 +11,14 @@ import torch
 from torchvision import tv_tensors
 
 from tests.tasks.segmentation.scenes import CLASSES, folder, halves, image, mask
+from vision_ssm.analysis import check_data
 from vision_ssm.data.loader import EpochLoader
 from vision_ssm.data.preprocessing import Preprocessing
 from vision_ssm.errors import DataError, VisionSSMNotice
+from vision_ssm.settings import from_mapping
+from vision_ssm.tasks.segmentation.settings import SegmentationSettings
 from vision_ssm.tasks.segmentation.sources import ChosenMasks, matched, open_masks
+from vision_ssm.tasks.segmentation.task import Segmentation
 from vision_ssm.tasks.segmentation.transforms import Augment, TrainTransform
 
 
@@ -143,9 +147,91 @@ def test_a_picture_in_place_of_a_mask_is_no_list_of_classes(tmp_path: Path) -> N
 def test_what_is_left_out_is_told(tmp_path: Path) -> None:
     folder(tmp_path, ["train/a"])
     image(tmp_path / "images" / "train" / "b.jpg")
-    with pytest.warns(VisionSSMNotice, match=r"1 images without a mask in images/train/ \(b\.jpg\)"):
+    image(tmp_path / "images" / "val" / "c.jpg")
+    with pytest.warns(
+        VisionSSMNotice, match=r": images/train/b\.jpg without a mask; images/val as annotations/ has no"
+    ):
         samples = open_masks(tmp_path)
-    assert samples.found.endswith("; left out: 1 images without a mask in images/train/ (b.jpg)")
+    assert samples.found.endswith(
+        "; left out: images/train/b.jpg without a mask; images/val as annotations/ has no such folder"
+    )
+    mask(tmp_path / "annotations" / "val" / "c.png", halves())
+    for number in range(5):
+        image(tmp_path / "images" / "val" / f"{number}.jpg")
+    told = r"images/val/0\.jpg, images/val/1\.jpg, images/val/2\.jpg and 2 more without a mask\.$"
+    with pytest.warns(VisionSSMNotice, match=told):
+        open_masks(tmp_path, "val")
+
+
+def test_what_does_not_fit_is_an_error_unless_somebody_looks_at_all_of_it(tmp_path: Path) -> None:
+    folder(tmp_path, ["train/a", "val/b"])
+    for name in ("x", "y", "z"):
+        mask(tmp_path / "annotations" / "val" / f"{name}.png", halves())
+    with pytest.raises(DataError, match=r"x\.png' has no image.* 2 more do not fit: y\.png, z\.png\.$"):
+        open_masks(tmp_path)
+    task = Segmentation(from_mapping(SegmentationSettings, {"data": {"path": str(tmp_path)}}))
+    assert task.faults(task.open_unseen("train")) == []
+    unseen = task.open_unseen("val")
+    assert [Path(path).name for path, _ in task.faults(unseen)] == ["x.png", "y.png", "z.png"]
+    with pytest.raises(DataError, match=r"x\.png' has no image"):
+        task.adopt(unseen)
+
+
+def test_without_any_pair_a_check_needs_a_list_of_classes(tmp_path: Path) -> None:
+    folder(tmp_path, [f"train/{name}" for name in "abcdef"], classes=CLASSES)
+    for path in (tmp_path / "annotations" / "train").iterdir():
+        path.rename(path.with_stem(f"of_{path.stem}"))
+    with pytest.warns(VisionSSMNotice, match="and 3 more without a mask"):
+        (part,) = check_data(tmp_path, "segmentation").splits
+    assert (part.split, part.images, len(part.faults)) == ("all", 0, 12)
+    (tmp_path / "classes.json").unlink()
+    with pytest.raises(DataError, match=r"of_a\.png' has no .* 5 more do not fit: of_b\.png, .* and 2 more\.$"):
+        check_data(tmp_path, "segmentation")
+
+
+@pytest.mark.parametrize("classes", [CLASSES, None])
+def test_a_check_lists_every_fault_of_every_part(tmp_path: Path, classes: object) -> None:
+    folder(
+        tmp_path, [*(f"train/{number}" for number in range(6)), "train/torn", "train/empty", "val/v"], classes=classes
+    )
+    for name, content in (("torn", b"RIFF"), ("empty", b"")):
+        (tmp_path / "annotations" / "train" / f"{name}.png").write_bytes(content)
+    image(tmp_path / "images" / "train" / "bare.jpg")
+    image(tmp_path / "images" / "test" / "secret.jpg")
+    (tmp_path / "annotations" / "val" / "v.png").unlink()
+    with pytest.warns(VisionSSMNotice, match=r"train': images/train/bare\.jpg without a mask"):
+        report = check_data(tmp_path, "segmentation")
+    train, val = report.splits
+    assert (train.split, train.images, val.split, val.images) == ("train", 6, "val", 0)
+    reasons = {Path(path).stem: reason for path, reason in train.unreadable}
+    assert reasons.keys() == {"torn", "empty"}
+    assert reasons["torn"].endswith("torn.png': expected a PNG, TIFF, BMP or GIF file.")
+    assert [(Path(path).name, text) for path, text in train.faults] == [("bare.jpg", "without a mask")]
+    assert [Path(path).name for path, _ in train.asides] == ["test"]
+    assert [Path(path).name for path, _ in val.faults] == ["val"]
+    assert {"train: 1 fault in the annotations.", "val: not one image can be used."} <= set(report.problems)
+
+
+def test_masks_that_are_all_unreadable_say_so(tmp_path: Path) -> None:
+    folder(tmp_path, ["a", "b"], classes=None)
+    for name in ("a", "b"):
+        (tmp_path / "annotations" / f"{name}.png").write_bytes(b"junk")
+    with pytest.raises(DataError, match=r"cannot read mask '.*a\.png': expected a PNG"):
+        check_data(tmp_path, "segmentation")
+
+
+def test_masks_without_any_class_are_refused_in_training_and_told_elsewhere(tmp_path: Path) -> None:
+    folder(tmp_path, [f"{part}/{number:02}" for part, count in (("train", 40), ("val", 2)) for number in range(count)])
+    masks = {part: sorted((tmp_path / "annotations" / part).iterdir()) for part in ("train", "val")}
+    for path in (*masks["train"][:-1], *masks["val"]):
+        mask(path, np.full((6, 8), 255, np.uint8))
+    assert len(open_masks(tmp_path)) == 40  # the last one has classes
+    told = r"none of the 2 masks for val .*val/00\.png, .*val/01\.png hold 255 alone. The 2 classes are 0 to 1; what "
+    with pytest.warns(VisionSSMNotice, match=told):
+        open_masks(tmp_path, "val")
+    mask(masks["train"][-1], np.full((6, 8), 255, np.uint8))
+    with pytest.raises(DataError, match=r"none of the 40 masks for train .* and 37 more hold 255 alone.*Label pixels"):
+        open_masks(tmp_path)
 
 
 def test_the_fingerprint_follows_the_masks_and_not_the_place(tmp_path: Path) -> None:

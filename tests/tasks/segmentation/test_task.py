@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -97,10 +98,26 @@ def test_from_training_to_maps(configured: Callable[..., TrainConfig], scenes: P
     assert cut.scores["miou"] > 0.5
     with pytest.raises(ConfigError, match="stride is the distance of windows"):
         vision_ssm.predict(weights, files, stride=8)
+    with pytest.raises(ConfigError, match=r"^stride must not be larger than window, got 40 and 32"):
+        vision_ssm.predict(weights, files, window=32, stride=40)
+    with pytest.raises(ConfigError, match="as large as the model's patches, got 3 and 4"):
+        vision_ssm.predict(weights, files, window=3)
     with pytest.raises(ConfigError, match="shorter side as one number"):
         vision_ssm.predict(weights, files, img_size=(20, 30))
     with pytest.raises(ConfigError, match="windw"):
         vision_ssm.evaluate(weights, scenes, windw=32)
+
+
+def test_a_held_out_image_smaller_than_a_patch_is_scored(
+    configured: Callable[..., TrainConfig], scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vision_ssm.training.results.write_pictures", lambda *_: None)
+    folder = tmp_path / "with_a_dot"
+    shutil.copytree(scenes, folder)
+    for kind, value in (("images", (9, 9, 9)), ("annotations", 0)):
+        Image.new("RGB" if kind == "images" else "L", (1, 1), value).save(folder / kind / "val" / "dot.png")
+    result = train(configured(**{"data.path": str(folder), "schedule.epochs": 1}))
+    assert result.best_weights is not None
 
 
 def test_a_killed_run_goes_on_to_the_bit(
@@ -190,6 +207,8 @@ def test_a_record_is_restored() -> None:
     assert (task.testing.window, task.short_side, task.native) == (64, 48, False)
     assert Segmentation.restore(json.loads(json.dumps(task.record())), SegmentationSettings()).record() == task.record()
     assert Segmentation.restore(RECORD, SegmentationSettings()).native
+    without = from_mapping(SegmentationSettings, {"test": {"window": "none"}})
+    assert without.test.window is None and Segmentation(without).record()["test"]["window"] is None
 
 
 @pytest.mark.parametrize(

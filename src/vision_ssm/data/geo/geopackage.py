@@ -39,7 +39,7 @@ CREATE TABLE gpkg_geometry_columns (table_name TEXT NOT NULL, column_name TEXT N
   CONSTRAINT fk_gc_tn FOREIGN KEY (table_name) REFERENCES gpkg_contents(table_name),
   CONSTRAINT fk_gc_srs FOREIGN KEY (srs_id) REFERENCES gpkg_spatial_ref_sys(srs_id));
 """
-_KINDS = {str: "TEXT", int: "INTEGER", float: "DOUBLE", type(None): "DOUBLE"}
+_KINDS: Mapping[type, str] = {str: "TEXT", int: "INTEGER", float: "DOUBLE"}
 
 
 class Feature(NamedTuple):
@@ -49,13 +49,16 @@ class Feature(NamedTuple):
     properties: Mapping[str, Any]
 
 
-def write_geopackage(path: Path, layer: str, features: Iterable[Feature], crs: Any) -> None:
+def write_geopackage(
+    path: Path, layer: str, columns: Mapping[str, type], features: Iterable[Feature], crs: Any
+) -> None:
     """Write polygons as the one layer of a new file.
 
     Args:
         path: the file; what is there is replaced.
         layer: its name, letters only.
-        features: with the same properties each, texts or numbers (None for an unknown one).
+        columns: names of the properties, and of what type their values are: str, int or float.
+        features: with these properties each, in this order; None for an unknown value.
         crs: of their coordinates, rasterio's; None for none.
 
     Raises:
@@ -68,7 +71,7 @@ def write_geopackage(path: Path, layer: str, features: Iterable[Feature], crs: A
             database.execute(f"PRAGMA user_version = {_VERSION}")
             database.executescript(_TABLES)
             system = _reference_systems(database, crs)
-            _layer(database, layer, features, system)
+            _layer(database, layer, columns, features, system)
     except sqlite3.Error as error:
         raise DataError(f"cannot write the polygons: {error}") from error
 
@@ -91,31 +94,26 @@ def _reference_systems(database: sqlite3.Connection, crs: Any) -> int:
     return number
 
 
-def _layer(database: sqlite3.Connection, layer: str, features: Iterable[Feature], system: int) -> None:
+def _layer(
+    database: sqlite3.Connection, layer: str, columns: Mapping[str, type], features: Iterable[Feature], system: int
+) -> None:
     now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.000Z")
     low, high = np.full(2, np.inf), np.full(2, -np.inf)
-    names: list[str] = []
     database.execute(
         "INSERT INTO gpkg_contents (table_name, data_type, identifier, last_change, srs_id) VALUES (?, ?, ?, ?, ?)",
         (layer, "features", layer, now, system),
     )
-    database.execute(
-        "INSERT INTO gpkg_geometry_columns VALUES (?, 'geom', 'POLYGON', ?, 0, 0)", (layer, system)
-    )  # the table itself may be made before or after
+    database.execute("INSERT INTO gpkg_geometry_columns VALUES (?, 'geom', 'POLYGON', ?, 0, 0)", (layer, system))
+    typed = "".join(f', "{name}" {_KINDS[kind]}' for name, kind in columns.items())
+    database.execute(f'CREATE TABLE "{layer}" (fid INTEGER PRIMARY KEY AUTOINCREMENT, geom BLOB{typed})')
+    insert = f'INSERT INTO "{layer}" VALUES (NULL, ?{", ?" * len(columns)})'
     for feature in features:
-        if not names:
-            names = list(feature.properties)
-            columns = ", ".join(f'"{name}" {_KINDS[type(value)]}' for name, value in feature.properties.items())
-            database.execute(f'CREATE TABLE "{layer}" (fid INTEGER PRIMARY KEY AUTOINCREMENT, geom BLOB, {columns})')
-            insert = f'INSERT INTO "{layer}" VALUES (NULL, ?{", ?" * len(names)})'
         outer = feature.rings[0]
         low, high = np.minimum(low, outer.min(0)), np.maximum(high, outer.max(0))
         database.execute(insert, (_geometry(feature.rings, system), *feature.properties.values()))
-    if not names:  # an empty layer
-        database.execute(f'CREATE TABLE "{layer}" (fid INTEGER PRIMARY KEY AUTOINCREMENT, geom BLOB)')
-        return
-    bounds = (*low.tolist(), *high.tolist())
-    database.execute("UPDATE gpkg_contents SET min_x = ?, min_y = ?, max_x = ?, max_y = ?", bounds)
+    if np.isfinite(low).all():  # there is one
+        bounds = (*low.tolist(), *high.tolist())
+        database.execute("UPDATE gpkg_contents SET min_x = ?, min_y = ?, max_x = ?, max_y = ?", bounds)
 
 
 def _geometry(rings: Sequence[NDArray[np.float64]], system: int) -> bytes:

@@ -22,6 +22,8 @@ __all__ = ["FORMATS", "polygons", "write_polygons"]
 FORMATS = ("geojson", "gpkg")
 """Suffixes of the files that `write_polygons` writes."""
 
+_COLUMNS = {"class": str, "index": int, "pixels": int, "area_m2": float}  # of `_properties`
+
 Ring = NDArray[np.float64]  # [n, 2], closed
 
 
@@ -102,7 +104,7 @@ def write_polygons(
     with whole_file(path) as unfinished:
         if path.suffix == ".gpkg":
             features = (Feature(polygon.rings, _properties(polygon, class_names)) for polygon in found)
-            write_geopackage(unfinished, "classes", features, None if grid is None else grid.crs)
+            write_geopackage(unfinished, "classes", _COLUMNS, features, None if grid is None else grid.crs)
             return
         if grid is None or grid.crs is None:
             raise DataError(

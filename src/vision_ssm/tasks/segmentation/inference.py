@@ -3,8 +3,9 @@
     logits at stride 4 -> up to the size of the input -> up to the size of the file -> argmax
 
 The two steps are the published rule; one step would give other classes at edges. Everything after the backbone happens
-in strips of rows, so that logits of all classes are never in memory at the size of the image. Over several scales and
-mirror images probabilities are averaged, as published.
+in strips of rows, so that logits of all classes are never in memory at the size of the image: windows are computed row
+by row as strips ask for them, and what is kept is as wide as the image and about as high as a window. Over several
+scales and mirror images probabilities are averaged, as published; each of them keeps that much, or its own maps.
 """
 
 from __future__ import annotations
@@ -16,14 +17,15 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from vision_ssm.errors import ConfigError
 from vision_ssm.layers.resize import resize, resize_rows, source_rows
 from vision_ssm.layers.strips import Patches
 from vision_ssm.layers.uper_head import Merged, UPerHead
-from vision_ssm.models.segmentor import Segmentor
+from vision_ssm.models.segmentor import Segmentor, patch_side
 from vision_ssm.tasks.fitting import window_starts
 from vision_ssm.tasks.segmentation.masks import IGNORE
 
-__all__ = ["ClassMap", "Testing", "image_logits", "segment", "window_logits"]
+__all__ = ["ClassMap", "Testing", "image_logits", "require_window", "segment", "window_logits"]
 
 _VALUES = 2**26  # numbers that a strip may take at a time
 _LEAST_ROWS = 32  # of a strip at stride 4, of which four are decoded twice
@@ -35,11 +37,11 @@ class ClassMap(NamedTuple):
     Attributes:
         classes: [H, W] at the size of the file, uint8; 255 where it holds no data.
         confidence: mean over the pixels with data of the probability of their class, a scalar; not finite where the
-            logits are not, and 0 without such pixels.
+            logits are not, and None without such pixels.
     """
 
     classes: Tensor
-    confidence: Tensor
+    confidence: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -88,17 +90,30 @@ class _Decoded:
         return resize_rows(middle, self.size, start, stop, top=first, height=self.input_size[0])
 
 
-@dataclass(frozen=True)
 class _Joined:
-    """Logits of the whole input, joined from windows."""
+    """Logits of the whole input, joined from windows as they are asked for: from top to bottom, once.
 
-    logits: Tensor
-    size: tuple[int, int]
+    Args:
+        blocks: of `window_logits`, as wide as the input.
+        height: of the input.
+        size: (H, W) of the file.
+    """
+
+    def __init__(self, blocks: Iterator[tuple[int, int, Tensor]], height: int, size: tuple[int, int]) -> None:
+        self._blocks, self._height, self._size = blocks, height, size
+        self._kept: list[tuple[int, Tensor]] = []  # their first rows
+        self._bottom = 0
 
     def rows(self, start: int, stop: int) -> Tensor:
-        height = self.logits.shape[2]
-        first, last = source_rows(start, stop, height, self.size[0])
-        return resize_rows(self.logits[:, :, first:last], self.size, start, stop, top=first, height=height)
+        first, last = source_rows(start, stop, self._height, self._size[0])
+        self._kept = [(top, block) for top, block in self._kept if top + block.shape[2] > first]
+        while self._bottom < last:
+            top, _, block = next(self._blocks)
+            self._kept.append((top, block))
+            self._bottom = top + block.shape[2]
+        parts = [block[:, :, max(first - top, 0) : last - top] for top, block in self._kept]
+        logits = parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+        return resize_rows(logits, self._size, start, stop, top=first, height=self._height)
 
 
 @dataclass(frozen=True)
@@ -120,7 +135,11 @@ def segment(
         size: (H, W) of the file, which the classes are for.
         testing: how.
         valid: bool [H, W], where the file holds data; None for everywhere.
+
+    Raises:
+        ConfigError: the windows are smaller than a patch of the model.
     """
+    require_window(model, testing)
     if isinstance(x, Patches):
         found: list[Logits] = [_whole(model, x, size, size)]
     else:
@@ -141,15 +160,11 @@ def _logits(model: Segmentor, image: Tensor, size: tuple[int, int], testing: Tes
     height, width = image.shape[2:]
     if testing.window is None or (height <= testing.window and width <= testing.window):
         return _whole(model, image, (height, width), size)
-    blocks = window_logits(
-        lambda top, left, rows, columns: image[:, :, top : top + rows, left : left + columns],
-        lambda crop: _whole_logits(model, crop),
-        (height, width),
-        testing,
-        columns=width,
-    )
-    joined = torch.cat([block for _, _, block in blocks], dim=2)
-    return _Joined(joined, size)
+
+    def of_window(top: int, left: int, rows: int, columns: int) -> Tensor:
+        return _whole_logits(model, image[:, :, top : top + rows, left : left + columns])
+
+    return _Joined(window_logits(of_window, (height, width), testing, columns=width), height, size)
 
 
 def _whole(model: Segmentor, x: Tensor | Patches, input_size: tuple[int, int], size: tuple[int, int]) -> Logits:
@@ -197,16 +212,24 @@ def _classified(found: Sequence[Logits], size: tuple[int, int], model: Segmentor
             best, sure = best.where(known, IGNORE), sure.where(known, 0.0)
         certain.append(sure.sum() / len(logits))
         classes[start:stop] = best.to(torch.uint8)
-    count = height * width if valid is None else max(1, int(valid.sum()))
-    return ClassMap(classes, torch.stack(certain).sum() / count)
+    count = height * width if valid is None else int(valid.sum())
+    return ClassMap(classes, torch.stack(certain).sum() / count if count else None)
 
 
 # ------------------------------------------------------------------------------------------------------------ windows
 
 
+def require_window(model: Segmentor, testing: Testing) -> None:
+    """Raise ConfigError for windows that are smaller than a patch of the model."""
+    patch = patch_side(model.inner)
+    if testing.window is not None and testing.window < patch:
+        raise ConfigError(
+            f"a window must be at least as large as the model's patches, got {testing.window} and {patch}."
+        )
+
+
 def window_logits(
-    read: Callable[[int, int, int, int], Tensor],
-    logits_of: Callable[[Tensor], Tensor],
+    logits_of: Callable[[int, int, int, int], Tensor],
     size: tuple[int, int],
     testing: Testing,
     *,
@@ -215,8 +238,7 @@ def window_logits(
     """Yield logits of an image cut into windows as soon as no window is left that covers them.
 
     Args:
-        read: from (top, left, rows, columns) to that part of the image, [1, C, rows, columns].
-        logits_of: from such a part to its logits [1, classes, rows, columns].
+        logits_of: from (top, left, rows, columns) to the logits [1, classes, rows, columns] of that part of the image.
         size: (height, width) of the image.
         testing: window, stride and blending.
         columns: so many columns are worked on at a time, which bounds the memory; windows at the border between two
@@ -234,12 +256,11 @@ def window_logits(
     for begin in range(0, size[1], columns):
         end = min(begin + columns, size[1])
         inside = [left for left in lefts if left < end and left + width > begin]
-        yield from _rows_of_windows(read, logits_of, size[0], tops, inside, weights, begin, end)
+        yield from _rows_of_windows(logits_of, size[0], tops, inside, weights, begin, end)
 
 
 def _rows_of_windows(
-    read: Callable[[int, int, int, int], Tensor],
-    logits_of: Callable[[Tensor], Tensor],
+    logits_of: Callable[[int, int, int, int], Tensor],
     height: int,
     tops: Sequence[int],
     lefts: Sequence[int],
@@ -252,7 +273,7 @@ def _rows_of_windows(
     weight = torch.zeros(rows, end - begin)
     for top, following in zip(tops, [*tops[1:], height], strict=True):
         for left in lefts:
-            logits = logits_of(read(top, left, rows, columns))
+            logits = logits_of(top, left, rows, columns)
             if total is None:
                 total = logits.new_zeros(1, logits.shape[1], rows, end - begin)
                 weights, weight = weights.to(logits.device), weight.to(logits.device)
@@ -262,8 +283,9 @@ def _rows_of_windows(
             weight[:, low - begin : high - begin] += weights[:, part]
         done = following - top
         yield top, begin, total[:, :, :done] / weight[:done]
-        total = torch.cat([total[:, :, done:], torch.zeros_like(total[:, :, :done])], dim=2)[:, :, :rows]
-        weight = torch.cat([weight[done:], torch.zeros_like(weight[:done])])[:rows]
+        for sums in (total[0], weight[None]):
+            sums[:, : rows - done] = sums[:, done:].clone()
+            sums[:, rows - done :] = 0
 
 
 def _taper(side: int) -> Tensor:

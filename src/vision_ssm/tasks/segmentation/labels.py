@@ -40,12 +40,14 @@ class LabelTable:
             shown = listed if len(values) <= 4 else f"{', '.join(listed.split('), ')[:4])}), ..."
             raise DataError(
                 f"mask {str(path)!r} holds numbers that stand for no class: {shown}. The "
-                f"{len(self._classes.names)} classes are {self._span()}; give each number a class in classes.json, or "
+                f"{len(self._classes.names)} classes are {self.expected}; give each number a class in classes.json, or "
                 "list it there under ignore."
             )
         return self._indices.take(labels)
 
-    def _span(self) -> str:
+    @property
+    def expected(self) -> str:
+        """Which numbers masks may hold, in words."""
         values, ignored = sorted(self._classes.values), self._classes.ignored
         dense = values == list(range(values[0], values[-1] + 1))
         listed = f"{values[0]} to {values[-1]}" if dense else ", ".join(map(str, values[:12]))

@@ -15,7 +15,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from vision_ssm.data.files import search
 from vision_ssm.data.images import ARRAY_SUFFIX
@@ -24,7 +24,7 @@ from vision_ssm.data.stored import STORED_SUFFIXES
 from vision_ssm.errors import DataError
 from vision_ssm.tasks.coco_files import CocoPart, find_coco
 
-__all__ = ["Layout", "Pair", "find_layout", "recognise"]
+__all__ = ["Fault", "Layout", "Pair", "find_layout", "recognise"]
 
 CLASSES_FILES = ("classes.json", "palette.json")
 
@@ -49,16 +49,34 @@ class Pair(NamedTuple):
     mask: Path
 
 
+class Fault(NamedTuple):
+    """What in a data folder is not used.
+
+    Attributes:
+        part: that it is of, as in `Layout.parts`.
+        path: of the file or folder.
+        text: what is wrong; a sentence that names it where it is ``refused``.
+        kind: ``refused`` is an error for whoever wants to use the data, ``left out`` is told, and ``harmless`` is told
+            as what may well be meant so.
+    """
+
+    part: str
+    path: Path
+    text: str
+    kind: Literal["refused", "left out", "harmless"]
+
+
 class Layout(NamedTuple):
     """What a data folder holds.
 
     Attributes:
         place: the folder that everything is in.
-        parts: pairs by ``train``, ``val`` and ``test``; everything by ``all`` where nothing says what is for what.
+        parts: pairs by ``train``, ``val`` and ``test``; everything by ``all`` where nothing says what is for what. One
+            without a usable pair is empty.
         coco: the same, of COCO files; one of the two is empty.
         classes: the file that lists the classes, if any.
         is_ade20k: whether this is ADE20K as it is distributed: its masks need no such file.
-        left_out: what belongs to no pair, in words.
+        faults: what belongs to no pair.
     """
 
     place: Path
@@ -66,25 +84,25 @@ class Layout(NamedTuple):
     coco: Mapping[str, CocoPart]
     classes: Path | None
     is_ade20k: bool
-    left_out: tuple[str, ...]
+    faults: tuple[Fault, ...]
 
 
 def find_layout(root: Path) -> Layout:
     """Find images and masks in a data folder.
 
     Raises:
-        DataError: there are none, parts or pairs do not fit together, or masks are in a lossy format.
+        DataError: there are none, or parts do not fit together.
     """
     place = root
     for _ in range(8):  # a link may lead to a folder above
         folders = visible_folders(place)
         coco = find_coco(place, folders)
-        left_out: list[str] = []
-        parts = {} if coco else _mask_parts(place, folders, left_out)
+        faults: list[Fault] = []
+        parts = {} if coco else _mask_parts(place, folders, faults)
         if coco or parts:
             candidates = [folder / name for folder in (place, root) for name in CLASSES_FILES]
             classes = next((path for path in candidates if path.is_file()), None)
-            return Layout(place, parts, coco, classes, _is_ade20k(place, parts), tuple(left_out))
+            return Layout(place, parts, coco, classes, _is_ade20k(place, parts), tuple(faults))
         if len(folders) != 1:
             break
         place = folders[0]
@@ -95,41 +113,56 @@ def find_layout(root: Path) -> Layout:
 def recognise(folder: Path) -> str | None:
     """Say why a folder can hardly be anything but images with masks; None where it can, as COCO files can."""
     try:
-        parts = find_layout(folder).parts
+        layout = find_layout(folder)
     except DataError:
         return None
-    pair = next((pairs[0] for pairs in parts.values() if pairs), None)
+    if any(fault.kind == "refused" for fault in layout.faults):
+        return None
+    pair = next((pairs[0] for pairs in layout.parts.values() if pairs), None)
     return None if pair is None else f"{pair.mask.name} is a mask of {pair.name}"
 
 
-def _mask_parts(place: Path, folders: Sequence[Path], left_out: list[str]) -> dict[str, Sequence[Pair]]:
+def _mask_parts(place: Path, folders: Sequence[Path], faults: list[Fault]) -> dict[str, Sequence[Pair]]:
     images, masks = named_folder(folders, IMAGE_FOLDERS, place), named_folder(folders, _MASKS, place)
+    found: dict[str, Sequence[Pair]] = {}
     if images and masks:
         inner = {part: part_folder(visible_folders(images), part) for part in EXACT}
         if not any(inner.values()):
-            return {"all": _paired(place, images, masks, left_out)}
-        found: dict[str, Sequence[Pair]] = {}
+            return {"all": _paired("all", place, images, masks, faults)}
         for part, folder in inner.items():
             other = part_folder(visible_folders(masks), part)
             if folder and other:
-                found[part] = _paired(place, folder, other, left_out)
-            for alone, missing in ((folder, masks), (other, images)):
-                if alone and not (folder and other):
-                    left_out.append(f"{_short(alone, place)}/, as {missing.name}/ has no such folder")
+                found[part] = _paired(part, place, folder, other, faults)
+            elif folder:
+                faults.append(_alone(part, folder, f"as {masks.name}/ has no such folder"))
+            elif other:
+                faults.append(Fault(part, other, f"as {images.name}/ has no such folder", "left out"))
         return _with_training(place, found)
-    parts = {part: part_folder(folders, part) for part in EXACT}
-    found = {part: _one_part(place, folder, left_out) for part, folder in parts.items() if folder}
-    found = {part: pairs for part, pairs in found.items() if pairs}
+    parts = {part: folder for part in EXACT if (folder := part_folder(folders, part))}
+    found = {part: _one_part(part, place, folder, faults) for part, folder in parts.items()}
+    told = {fault.part for fault in faults}
+    if any(found.values()):
+        faults += [
+            _alone(part, parts[part], "without any mask") for part in found if not found[part] and part not in told
+        ]
+    found = {part: pairs for part, pairs in found.items() if pairs or part in told}
     if found:
         return _with_training(place, found)
-    beside = _beside(place, place, left_out)
-    return {"all": beside} if beside else {}
+    beside = _beside("all", place, place, faults)
+    return {"all": beside} if beside or faults else {}
 
 
-def _one_part(place: Path, folder: Path, left_out: list[str]) -> Sequence[Pair]:
+def _alone(part: str, folder: Path, text: str) -> Fault:
+    """A folder of images that have no masks, which is usual for those to be tested on."""
+    return Fault(part, folder, text, "harmless" if part == "test" else "left out")
+
+
+def _one_part(part: str, place: Path, folder: Path, faults: list[Fault]) -> Sequence[Pair]:
     folders = visible_folders(folder)
     images, masks = named_folder(folders, IMAGE_FOLDERS, folder), named_folder(folders, _MASKS, folder)
-    return _paired(place, images, masks, left_out) if images and masks else _beside(place, folder, left_out)
+    if images and masks:
+        return _paired(part, place, images, masks, faults)
+    return _beside(part, place, folder, faults)
 
 
 def _with_training(place: Path, found: dict[str, Sequence[Pair]]) -> dict[str, Sequence[Pair]]:
@@ -140,97 +173,93 @@ def _with_training(place: Path, found: dict[str, Sequence[Pair]]) -> dict[str, S
     return found
 
 
-def _paired(place: Path, images: Path, masks: Path, left_out: list[str]) -> list[Pair]:
-    """Pair the files of two folders by their names without suffix, subfolders included."""
-    pictures = _by_stem(images, search(images).images)
-    known = _by_stem(masks, _exact_files(masks, search(masks).images))
+def _paired(part: str, place: Path, images: Path, masks: Path, faults: list[Fault]) -> list[Pair]:
+    """Pair the files of two folders, subfolders included."""
+    pictures, files = search(images).images, search(masks).images
     if not pictures:
-        raise DataError(f"{str(images)!r} holds no images; expected one for each mask in {str(masks)!r}.")
-    pairs: dict[str, Path] = {}
-    for stem, mask in known.items():
-        of = stem if stem in pictures else _BESIDE.sub("", stem)
-        if of not in pictures:
-            first = next(iter(pictures.values()))
-            raise DataError(
-                f"mask {str(mask)!r} has no image of that name in {str(images)!r}, whose first is {first.name!r}; an "
-                "image and its mask must be called alike, up to the suffix."
-            )
-        if of in pairs:
-            raise DataError(
-                f"masks {str(pairs[of])!r} and {str(mask)!r} are both of {pictures[of].name!r}; remove one."
-            )
-        pairs[of] = mask
-    return _listed(place, images, pictures, pairs, left_out)
+        told = f"{str(images)!r} holds no images; expected one for each mask in {str(masks)!r}."
+        faults.append(Fault(part, images, told, "refused"))
+    elif not files:
+        told = f"{str(masks)!r} holds no masks; expected PNG files of a class index per pixel."
+        faults.append(Fault(part, masks, told, "refused"))
+    else:
+        return _matched(part, place, (images, pictures), (masks, files), faults)
+    return []
 
 
-def _beside(place: Path, folder: Path, left_out: list[str]) -> list[Pair]:
+def _beside(part: str, place: Path, folder: Path, faults: list[Fault]) -> list[Pair]:
     """Pair ``NAME.jpg`` with ``NAME_mask.png`` of one folder, subfolders included."""
     files = search(folder).images
     masks = [file for file in files if _BESIDE.search(file.stem)]
-    if not masks:
-        return []
-    pictures = _by_stem(folder, [file for file in files if not _BESIDE.search(file.stem)])
-    pairs: dict[str, Path] = {}
-    for stem, mask in _by_stem(folder, _exact_files(folder, masks)).items():
-        of = _BESIDE.sub("", stem)
-        if of not in pictures:
-            raise DataError(
-                f"mask {str(mask)!r} has no image called {Path(of).name!r} beside it; add it, or remove it."
-            )
-        if of in pairs:
-            raise DataError(
-                f"masks {str(pairs[of])!r} and {str(mask)!r} are both of {pictures[of].name!r}; remove one."
-            )
-        pairs[of] = mask
-    return _listed(place, folder, pictures, pairs, left_out)
+    pictures = [file for file in files if not _BESIDE.search(file.stem)]
+    return _matched(part, place, (folder, pictures), (folder, masks), faults) if masks else []
 
 
-def _listed(
-    place: Path, folder: Path, pictures: Mapping[str, Path], pairs: Mapping[str, Path], left_out: list[str]
+def _matched(
+    part: str, place: Path, images: tuple[Path, list[Path]], masks: tuple[Path, list[Path]], faults: list[Fault]
 ) -> list[Pair]:
-    alone = [picture.name for stem, picture in pictures.items() if stem not in pairs]
-    if alone:
-        listed = f"{', '.join(alone[:3])}{', ...' if len(alone) > 3 else ''}"
-        left_out.append(f"{len(alone):,} images without a mask in {_short(folder, place)}/ ({listed})")
+    """Pair images with masks, each a folder and its files, by their names without suffix."""
+
+    def refuse(path: Path, text: str) -> None:
+        faults.append(Fault(part, path, text, "refused"))
+
+    pictures: dict[str, Path] = {}
+    for picture in images[1]:
+        first = pictures.setdefault(_stem(images[0], picture), picture)
+        if first != picture:
+            refuse(picture, f"{_both(first, picture)} have one name; which one is meant? Remove the other.")
+    pairs: dict[str, Path] = {}
+    others: list[Path] = []
+    for mask in masks[1]:
+        of = _pictured(_stem(masks[0], mask), pictures)
+        if mask.suffix.lower() not in STORED_SUFFIXES:
+            others.append(mask)
+        elif of not in pictures:
+            seen = f", whose first is {images[1][0].name!r}" if images[1] else ""
+            refuse(
+                mask,
+                f"mask {str(mask)!r} has no image called {Path(of).name!r} in {str(images[0])!r}{seen}; an image and "
+                "its mask must be called alike, up to the suffix.",
+            )
+        elif of in pairs:
+            refuse(mask, f"masks {_both(pairs[of], mask)} are both of {pictures[of].name!r}; remove one.")
+        else:
+            pairs[of] = mask
+    inexact = {file: _pictured(_stem(masks[0], file), pictures) for file in others}
+    if len(others) < len(masks[1]):  # pictures of masks may lie beside them, but not in the place of one
+        inexact = {file: of for file, of in inexact.items() if of in pictures and of not in pairs}
+    for file in inexact:
+        refuse(file, _not_exact(file))
+    alone = pictures.keys() - pairs - set(inexact.values())
+    faults += [Fault(part, picture, "without a mask", "left out") for of, picture in pictures.items() if of in alone]
     return [
-        Pair(picture.relative_to(place).as_posix(), picture, pairs[stem])
-        for stem, picture in pictures.items()
-        if stem in pairs
+        Pair(picture.relative_to(place).as_posix(), picture, pairs[of])
+        for of, picture in pictures.items()
+        if of in pairs
     ]
 
 
-def _by_stem(folder: Path, files: Sequence[Path]) -> dict[str, Path]:
-    found: dict[str, Path] = {}
-    for file in files:
-        stem = os.path.splitext(file.relative_to(folder).as_posix())[0]
-        if stem in found:
-            raise DataError(
-                f"{str(found[stem])!r} and {file.name!r} have one name; which one is meant? Remove the other."
-            )
-        found[stem] = file
-    return found
+def _stem(folder: Path, file: Path) -> str:
+    return os.path.splitext(file.relative_to(folder).as_posix())[0]
 
 
-def _exact_files(folder: Path, files: Sequence[Path]) -> list[Path]:
-    """Leave what can hold a mask; pictures of masks may lie beside them."""
-    exact = [file for file in files if file.suffix.lower() in STORED_SUFFIXES]
-    if not exact:
-        if not files:
-            raise DataError(f"{str(folder)!r} holds no masks; expected PNG files of a class index per pixel.")
-        kind = (
-            "arrays" if files[0].suffix == ARRAY_SUFFIX else f"{files[0].suffix} files, which may change their values"
-        )
-        raise DataError(
-            f"mask {str(files[0])!r} cannot be used: masks are not read from {kind}. Export them as PNG of a class "
-            "index per pixel, from their source."
-        )
-    return exact
+def _pictured(stem: str, pictures: Mapping[str, Path]) -> str:
+    """The stem of the image that a mask is of."""
+    return stem if stem in pictures else _BESIDE.sub("", stem)
+
+
+def _both(first: Path, second: Path) -> str:
+    return f"{str(first)!r} and {str(second)!r}"
+
+
+def _not_exact(mask: Path) -> str:
+    kind = "arrays" if mask.suffix == ARRAY_SUFFIX else f"{mask.suffix} files, which may change their values"
+    return (
+        f"mask {str(mask)!r} cannot be used: masks are not read from {kind}. Export them as PNG of a class index per "
+        "pixel, from their source."
+    )
 
 
 def _is_ade20k(place: Path, parts: Mapping[str, Sequence[Pair]]) -> bool:
     named = place.name == "ADEChallengeData2016" or (place / "objectInfo150.txt").is_file()
     return named and any(pair.image.name.startswith("ADE_") for pairs in parts.values() for pair in pairs)
-
-
-def _short(folder: Path, place: Path) -> str:
-    return folder.relative_to(place).as_posix()

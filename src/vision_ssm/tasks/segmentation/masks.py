@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from vision_ssm.data.budget import MAX_PIXELS
 from vision_ssm.data.stored import read_stored
@@ -40,7 +40,12 @@ def read_mask(
         DataError: naming the file and the reason: unreadable, lossy (JPEG), in RGB without ``colours``, or of a colour
             that stands for no label; or its palette contradicts ``colours``.
     """
-    stored = read_stored(path, max_pixels=max_pixels)
+    try:
+        stored = read_stored(path, max_pixels=max_pixels)
+    except DataError as error:
+        if isinstance(error.__cause__, UnidentifiedImageError):  # whose list of formats is that of images
+            raise DataError(f"cannot read mask {str(path)!r}: expected a PNG, TIFF, BMP or GIF file.") from error
+        raise
     if stored.values.ndim == 2:
         if stored.palette is not None and colours:
             _require_agreement(path, stored.values, stored.palette, colours)

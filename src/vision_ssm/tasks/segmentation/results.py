@@ -75,6 +75,10 @@ class _Found(Result):
     def indices(self) -> NDArray[np.uint8]:
         """Class indices [H, W], wherever they are kept."""
 
+    def mask(self) -> Image.Image:
+        """Return the class indices as a picture with a palette (mode ``P``)."""
+        return paletted(self.indices(), self.palette)
+
     def cells(self) -> dict[str, Any]:
         """As `to_dict`, and for each class its mask, ``counts``: run lengths of the whole image, packed as in COCO."""
         cells, indices = self.to_dict(), self.indices()
@@ -151,10 +155,6 @@ class Segments(_Found):
         """Lay the colours of the classes over the image, half transparent, and write below what they mean."""
         return self._drawn(image, self.classes)
 
-    def mask(self) -> Image.Image:
-        """Return the class indices as a picture with a palette (mode ``P``)."""
-        return paletted(self.classes, self.palette)
-
     def save(self, stem: Path) -> list[Path]:
         """Write the map, a GeoTIFF where it has coordinates, else an index PNG, and the polygons if asked for."""
         if self.grid is None:
@@ -219,10 +219,6 @@ class SceneSegments(_Found):
     def draw(self, image: Image.Image) -> Image.Image:
         """As `Segments.draw`; the map is read at the size of the image."""
         return self._drawn(image, self.classes if self.file is None else read_map(self.file, image.size[::-1]))
-
-    def mask(self) -> Image.Image:
-        """Return the class indices as a picture with a palette (mode ``P``)."""
-        return paletted(self.classes, self.palette)
 
     def save(self, stem: Path) -> list[Path]:
         """Write the polygons if asked for; the map is in its file."""

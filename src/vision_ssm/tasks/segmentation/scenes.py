@@ -7,6 +7,7 @@ taken in windows from memory.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -22,15 +23,17 @@ from vision_ssm.data.geo.maps import TILE, writing_map
 from vision_ssm.data.geo.raster import RasterFile
 from vision_ssm.data.normalise import Normalise
 from vision_ssm.data.preprocessing import Preprocessing
+from vision_ssm.errors import DataError
 from vision_ssm.models.segmentor import Segmentor
 from vision_ssm.tasks.legend import Colour
-from vision_ssm.tasks.segmentation.inference import Testing, image_logits, window_logits
+from vision_ssm.tasks.segmentation.inference import Testing, image_logits, require_window, window_logits
 from vision_ssm.tasks.segmentation.masks import IGNORE
 from vision_ssm.tasks.segmentation.results import SceneSegments, counted_rows, listed_areas
 
 __all__ = ["segment_scene"]
 
-_BYTES = 2**28  # of the logits of a row of windows
+_BYTES = 2**28  # of the logits of a row of windows, in all copies
+_COPIES = 3  # sums over windows, their means, and probabilities
 
 Write = Callable[[int, int, NDArray[np.uint8]], None]
 
@@ -61,8 +64,11 @@ def segment_scene(
         on_progress: called with (rows done, rows in all), in every part of the columns anew.
 
     Raises:
-        DataError: the scene has other bands than the model, is damaged, or the map cannot be written.
+        DataError: the scene has other bands than the model, is damaged, the model's output is not finite, or the map
+            cannot be written.
+        ConfigError: the windows are smaller than a patch of the model.
     """
+    require_window(model, testing)
     size = scene.height, scene.width
     kept = np.full(size, IGNORE, np.uint8) if path is None else None
 
@@ -84,6 +90,8 @@ def segment_scene(
             if areas is not None:
                 metres += areas[top : top + rows] @ counts
             certain += sure
+            if not math.isfinite(certain):
+                raise DataError("the model's output is not finite")
             stripe.add(top, left, classes, last=top + rows == scene.height)
             if on_progress is not None:
                 on_progress(top + rows, scene.height)
@@ -119,21 +127,18 @@ def _blocks(
     """Yield (top, left, classes [r, c], sum of the probabilities of those) that cover the scene."""
     device: Any = next(model.parameters()).device
     normalise = Normalise(preprocessing)
-    is_empty = False
 
-    def read(top: int, left: int, rows: int, columns: int) -> Tensor:
-        nonlocal is_empty
+    def logits_of(top: int, left: int, rows: int, columns: int) -> Tensor:
         part = scene.read(top, left, rows, columns)
-        is_empty = part.valid is not None and not part.valid.any()
-        return normalise(samples_of(part, preprocessing))[None].to(device)
-
-    def logits(crop: Tensor) -> Tensor:  # of the part that was read last
-        return crop.new_zeros(1, count, *crop.shape[2:]) if is_empty else image_logits(model, crop, testing)
+        if part.valid is not None and not part.valid.any():
+            return torch.zeros(1, count, rows, columns, device=device)
+        return image_logits(model, normalise(samples_of(part, preprocessing))[None].to(device), testing)
 
     window = testing.window or max(scene.height, scene.width)
-    wide = _BYTES // (3 * 4 * count * min(window, scene.height)) // TILE * TILE
+    of_a_column = _COPIES * torch.float32.itemsize * count * min(window, scene.height)
+    wide = _BYTES // of_a_column // TILE * TILE
     size = scene.height, scene.width
-    for top, left, found in window_logits(read, logits, size, testing, columns=max(wide, TILE)):
+    for top, left, found in window_logits(logits_of, size, testing, columns=max(wide, TILE)):
         best = found[0].argmax(0).to(torch.uint8).cpu().numpy()
         sure = found[0].softmax(0).amax(0).cpu().numpy()
         valid = scene.read(top, left, *best.shape).valid

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from vision_ssm.errors import ConfigError
 from vision_ssm.settings import Count, Fraction, Natural, NotNegative, Positive, Probability, Section, Share, setting
@@ -90,11 +90,16 @@ class TestSettings(Section):
 
     __test__ = False  # no class of tests
 
-    window: Count | None = setting(None, "Side of the windows that images are cut into; null takes them whole.")
+    window: Count | None = setting(None, "Side of the windows that images are cut into; null or none takes them whole.")
     stride: Count | None = setting(None, "Pixels between windows; null takes two thirds of the window.")
     blend: Literal["tapered", "uniform"] = setting(
         "tapered", "Where windows overlap: weights that fall towards their edges, or the plain mean as published."
     )
+
+    @field_validator("window", mode="before")
+    @classmethod
+    def _none_is_a_word(cls, window: object) -> object:
+        return None if window == "none" else window
 
     @model_validator(mode="after")
     def _windows_meet(self) -> Self:

@@ -6,9 +6,9 @@ machine. Nothing is decoded before it is asked for, but where no file lists the 
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from hashlib import blake2b
+from itertools import chain
 from pathlib import Path
 from typing import Protocol
 
@@ -26,13 +26,14 @@ from vision_ssm.data.scenes import read_any
 from vision_ssm.data.shards import is_packed, splits_of_shards
 from vision_ssm.data.splits import VAL_FRACTION, held_out
 from vision_ssm.data.subset import Subset
-from vision_ssm.errors import DataError, VisionSSMNotice, suggestion
+from vision_ssm.errors import DataError, suggestion
 from vision_ssm.tasks.legend import Colour, default_palette
 from vision_ssm.tasks.matching import match_names
+from vision_ssm.tasks.segmentation.checks import described, faults_of, require_labels, require_whole
 from vision_ssm.tasks.segmentation.classes import ClassList, ade20k, numbered, read_classes
 from vision_ssm.tasks.segmentation.coco import CocoImages, fill, read_coco
 from vision_ssm.tasks.segmentation.labels import FoundLabels, LabelTable
-from vision_ssm.tasks.segmentation.layouts import Layout, Pair, find_layout
+from vision_ssm.tasks.segmentation.layouts import Fault, Layout, Pair, find_layout
 from vision_ssm.tasks.segmentation.masks import IGNORE, read_mask
 from vision_ssm.tasks.segmentation.packed import open_packed, with_mask
 
@@ -94,7 +95,8 @@ def open_masks(
     `vision_ssm.tasks.segmentation.classes.read_classes`. Without one, ADE20K as it is distributed has its own 150, and
     the classes of any other data are the numbers in all of its masks. COCO files bring theirs.
 
-    Images without a mask are left out, which ``found`` and a `VisionSSMNotice` tell.
+    Images without a mask are left out, which ``found`` and a `VisionSSMNotice` tell. What else does not fit is an
+    error, and so are masks of training without a labelled pixel; of those of other parts a notice tells.
 
     Args:
         path: the folder; or one of shards, or an address of one (`vision_ssm.data.shards`).
@@ -103,7 +105,9 @@ def open_masks(
         val_fraction: share of the images to hold out where the folder does not say itself, in (0, 1), chosen by a hash
             of the relative path: the choice is the same on every machine and nearly unaffected by new files.
         max_pixels: see `vision_ssm.data.images.read_image`.
-        look_ahead: read some of the masks now, to refuse wrong numbers in them before any work is done.
+        look_ahead: read some of the masks now, to refuse wrong numbers in them before any work is done. Without it
+            whoever opens them is going to look himself: what else does not fit is among their ``faults``, and masks
+            that cannot be read are skipped in the search for classes.
 
     Raises:
         DataError: missing, empty or unreadable data, masks that do not belong to images, or fewer than two classes.
@@ -120,13 +124,17 @@ def open_masks(
         name = root.resolve().name
         if layout.coco:
             return _open_coco(layout, name, split, val_fraction, max_pixels)
-        classes = _classes(layout, max_pixels)
-        pairs, place = _chosen(layout.parts, split, val_fraction, str(root), is_held_out(name))
+        if look_ahead:
+            require_whole(layout.faults)
+        classes = _classes(layout, max_pixels, skip_unreadable=not look_ahead)
+        part, pairs, place = _chosen(layout.parts, split, val_fraction, str(root), is_held_out(name))
     except OSError as error:
         raise DataError(f"cannot read the data folder {str(error.filename or root)!r}: {error.strerror}.") from error
     if look_ahead:
-        _require_labels(pairs, classes, max_pixels)
-    return MaskFolder(name, classes, pairs, max_pixels, _described(len(pairs), classes.names, place, layout.left_out))
+        require_labels(pairs, classes, max_pixels, split)
+    faults = faults_of(part, layout.faults, layout.parts)
+    found = described(len(pairs), classes.names, place, layout.place, faults)
+    return MaskFolder(name, classes, pairs, max_pixels, found, faults)
 
 
 def own_splits(path: str | Path) -> tuple[str, ...]:
@@ -160,12 +168,18 @@ def matched(samples: MaskSamples, class_names: Sequence[str], palette: Sequence[
 
 
 class MaskFolder:
-    """Image files with mask files; attributes as in `MaskSamples`."""
+    """Image files with mask files; attributes as in `MaskSamples`, and ``faults``: what of the folder is not used."""
 
     def __init__(
-        self, name: str, classes: ClassList, pairs: Sequence[Pair], max_pixels: int = MAX_PIXELS, found: str = ""
+        self,
+        name: str,
+        classes: ClassList,
+        pairs: Sequence[Pair],
+        max_pixels: int = MAX_PIXELS,
+        found: str = "",
+        faults: Sequence[Fault] = (),
     ) -> None:
-        self.name, self.found = name, found
+        self.name, self.found, self.faults = name, found, tuple(faults)
         self.class_names, self.palette = classes.names, classes.palette
         self.paths = tuple(str(pair.image) for pair in pairs)
         self.mask_paths = tuple(str(pair.mask) for pair in pairs)
@@ -189,12 +203,18 @@ class MaskFolder:
 
 
 class CocoMasks:
-    """Image files with outlines in a COCO file; attributes as in `MaskSamples`."""
+    """Image files with outlines in a COCO file; attributes as in `MaskFolder`."""
 
     def __init__(
-        self, name: str, parts: Sequence[CocoImages], keep: Sequence[int], max_pixels: int = MAX_PIXELS, found: str = ""
+        self,
+        name: str,
+        parts: Sequence[CocoImages],
+        keep: Sequence[int],
+        max_pixels: int = MAX_PIXELS,
+        found: str = "",
+        faults: Sequence[Fault] = (),
     ) -> None:
-        self.name, self.found = name, found
+        self.name, self.found, self.faults = name, found, tuple(faults)
         self.class_names = parts[0].class_names
         self.palette = ((0, 0, 0), *default_palette(len(self.class_names) - 1))
         listed = [(part.source, *image) for part in parts for image in part.images]
@@ -285,35 +305,46 @@ def _folder(spec: str | Path) -> Path:
     raise DataError(f"data {str(spec)!r} {told}; give a folder of images with masks.")
 
 
-def _classes(layout: Layout, max_pixels: int) -> ClassList:
+def _classes(layout: Layout, max_pixels: int, *, skip_unreadable: bool) -> ClassList:
     if layout.classes is not None:
         return read_classes(layout.classes)
     if layout.is_ade20k:
         return ade20k()
     found = FoundLabels()
-    for pairs in layout.parts.values():
-        for pair in pairs:
-            found.add(read_mask(pair.mask, max_pixels=max_pixels), pair.mask)
+    unreadable: DataError | None = None
+    for pair in chain.from_iterable(layout.parts.values()):
+        try:
+            labels = read_mask(pair.mask, max_pixels=max_pixels)
+        except DataError as error:
+            if not skip_unreadable:
+                raise
+            unreadable = unreadable or error
+        else:
+            found.add(labels, pair.mask)
+    if not found.values:
+        require_whole(layout.faults)
+        if unreadable is not None:
+            raise unreadable
     return numbered(found.values)
 
 
 def _chosen(
     parts: Mapping[str, Sequence[Pair]], split: str, val_fraction: float, place: str, is_held: bool
-) -> tuple[Sequence[Pair], str]:
-    """The pairs of a split, and in words where they are."""
+) -> tuple[str, Sequence[Pair], str]:
+    """The part that a split is taken from, its pairs, and in words where they are."""
     if split == "all":
-        return [pair for pairs in parts.values() for pair in pairs], place
+        return "all", [pair for pairs in parts.values() for pair in pairs], place
     held = [part for part in ("val", "test") if part in parts]
     if held and split != "train":
         part = held[-1] if split == "test" else held[0]
-        return parts[part], f"{place}, {part}"
-    everything = parts.get("train", parts.get("all", []))
+        return part, parts[part], f"{place}, {part}"
+    (part, everything), *_ = parts.items()  # train, or all
     if held:
-        return everything, f"{place}, train"
+        return part, everything, f"{place}, train"
     if is_held and split != "train":
-        return everything, place
+        return part, everything, place
     keep, share = _divided([pair.name for pair in everything], split, val_fraction, place)
-    return [everything[position] for position in keep], f"{place}, {share}"
+    return part, [everything[position] for position in keep], f"{place}, {share}"
 
 
 def _divided(names: Sequence[str], split: str, val_fraction: float, place: str) -> tuple[list[int], str]:
@@ -343,29 +374,10 @@ def _open_coco(layout: Layout, name: str, split: str, val_fraction: float, max_p
     if not held and split != "all":
         keep, share = _divided([path.name for path, _, _ in parts[0].images], split, val_fraction, place)
         place = f"{place}, {share}"
-    without = sum(part.without_outline for part in parts)
-    left_out = [f"{without:,} annotations without an outline"] if without else []
-    return CocoMasks(name, parts, keep, max_pixels, _described(len(keep), trained.class_names, place, left_out))
-
-
-def _require_labels(pairs: Sequence[Pair], classes: ClassList, max_pixels: int) -> None:
-    """Look at sixteen masks, evenly spread: enough to notice the wrong numbers without reading all of them."""
-    table, seen = LabelTable(classes), FoundLabels()
-    for pair in pairs[:: max(1, len(pairs) // 16)][:16]:
-        labels = read_mask(pair.mask, colours=classes.colours, max_pixels=max_pixels)
-        table.classes(labels, pair.mask)
-        seen.add(labels, pair.mask)
-    if set(seen.values) == {0, IGNORE} and IGNORE in classes.ignored and 0 in classes.values:
-        raise DataError(
-            f"the masks hold 0 and {IGNORE} only, as black and white pictures do, and {IGNORE} means that a pixel does "
-            f'not count. If it is a class, say so in classes.json: [{{"name": "{classes.names[0]}", "id": 0}}, '
-            f'{{"name": "{classes.names[1]}", "id": {IGNORE}}}].'
-        )
-
-
-def _described(count: int, names: Sequence[str], place: str, left_out: Sequence[str]) -> str:
-    if left_out:
-        warnings.warn(f"left out of {place!r}: {'; '.join(left_out)}.", VisionSSMNotice, stacklevel=4)
-    shown = ", ".join(names) if len(names) <= 12 else f"{', '.join(names[:8])}, ..."
-    without = f"; left out: {'; '.join(left_out)}" if left_out else ""
-    return f"{count:,} images of {len(names)} classes ({shown}) in {place}{without}"
+    faults = [
+        Fault(named, part.source, f"with {part.without_outline:,} annotations without an outline", "left out")
+        for named, part in zip(wanted, parts, strict=True)
+        if part.without_outline
+    ]
+    found = described(len(keep), trained.class_names, place, layout.place, faults)
+    return CocoMasks(name, parts, keep, max_pixels, found, faults)

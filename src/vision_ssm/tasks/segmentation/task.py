@@ -23,9 +23,11 @@ from vision_ssm.tasks.fitting import WHOLE, window_of_scene
 from vision_ssm.tasks.legend import default_palette
 from vision_ssm.tasks.photometric import Distortion
 from vision_ssm.tasks.scores import Score
+from vision_ssm.tasks.segmentation.checks import require_whole
 from vision_ssm.tasks.segmentation.classes import ade20k
 from vision_ssm.tasks.segmentation.exported import ExportedSegmentor, segmentor_form
 from vision_ssm.tasks.segmentation.inference import ClassMap, Testing, segment
+from vision_ssm.tasks.segmentation.layouts import Fault
 from vision_ssm.tasks.segmentation.losses import pixel_cross_entropy
 from vision_ssm.tasks.segmentation.meter import SegmentationMeter
 from vision_ssm.tasks.segmentation.pictures import draw_confusion, draw_predictions
@@ -85,7 +87,12 @@ class Segmentation(Task):
         return own_splits(self.settings.data.path)
 
     def adopt(self, samples: MaskSamples) -> MaskSamples:  # type: ignore[override]  # classes are needed
-        """Match the data's classes with the model's by name, once there are any."""
+        """Match the data's classes with the model's by name, once there are any.
+
+        Raises:
+            DataError: also where `open_unseen` has passed over something that does not fit.
+        """
+        require_whole(_faults(samples))
         return matched(samples, self.class_names, self.palette) if self.class_names else samples
 
     def prepare(self, train: MaskSamples) -> None:  # type: ignore[override]
@@ -106,6 +113,14 @@ class Segmentation(Task):
     def subset(self, samples: MaskSamples, positions: Sequence[int], found: str | None = None) -> ChosenMasks:  # type: ignore[override]
         """Some of the samples with their masks."""
         return ChosenMasks(samples, positions, found)
+
+    def faults(self, samples: MaskSamples) -> list[tuple[str, str]]:  # type: ignore[override]
+        """Masks and images that do not belong together, and what has none."""
+        return [(str(fault.path), fault.text) for fault in _faults(samples) if fault.kind != "harmless"]
+
+    def asides(self, samples: MaskSamples) -> list[tuple[str, str]]:  # type: ignore[override]
+        """Images to be tested on that have no masks."""
+        return [(str(fault.path), fault.text) for fault in _faults(samples) if fault.kind == "harmless"]
 
     def tally(self, samples: MaskSamples, target: Tensor) -> dict[str, int]:  # type: ignore[override]
         """The pixels of each class."""
@@ -240,8 +255,12 @@ class Segmentation(Task):
             return Testing(scales=asked.scales, flips=asked.flips)
         window = own.window if asked.window is None else asked.window
         stride = own.stride if asked.window is None and asked.stride is None else asked.stride
-        chosen = TestSettings(window=window, stride=stride, blend=own.blend)
-        return Testing(chosen.window, chosen.stride, chosen.blend == "tapered", asked.scales, asked.flips)
+        if stride is not None and window is not None and stride > window:
+            raise ConfigError(
+                f"stride must not be larger than window, got {stride} and {window}: pixels between the windows would "
+                "be left out."
+            )
+        return Testing(window, stride, own.blend == "tapered", asked.scales, asked.flips)
 
     # ------------------------------------------------------------------------------------------------------ export
 
@@ -266,10 +285,10 @@ class Segmentation(Task):
                 found.classes.cpu().numpy(),
                 self.class_names,
                 self.palette,
-                confidence=float(found.confidence),
+                confidence=None if found.confidence is None else float(found.confidence),
                 polygons=self.options.polygons,
             )
-            if bool(found.confidence.isfinite())
+            if found.confidence is None or bool(found.confidence.isfinite())
             else None
             for found in outputs
         ]
@@ -329,6 +348,10 @@ class Segmentation(Task):
         names = self.class_names
         shown = ", ".join(names) if len(names) <= 20 else f"{', '.join(names[:10])}, ..."
         return f"{len(names)} classes of pixels ({shown})"
+
+
+def _faults(samples: object) -> Sequence[Fault]:
+    return getattr(samples, "faults", ())
 
 
 def _is_colour(value: object) -> bool:
