@@ -38,6 +38,15 @@ def test_a_failure_keeps_the_old_content_and_leaves_nothing_behind(tmp_path: Pat
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.parametrize("address", ["s3://bucket/found", "memory://found"])
+def test_an_address_is_no_folder_to_write_to(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for given in (address, Path(address)):
+        with pytest.raises(DataError, match="which is an address; give a folder of this machine"):
+            require_writable(given)
+    assert not any(tmp_path.iterdir())
+
+
 def test_output_folder_not_writable(tmp_path: Path) -> None:
     require_writable(tmp_path / "runs" / "first")
     assert list(tmp_path.iterdir()) == []

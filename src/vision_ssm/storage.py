@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 import stat
 import tempfile
 from collections.abc import Iterator
@@ -16,6 +17,8 @@ __all__ = ["NAME_BYTES", "require_writable", "to_disk", "what_else", "whole_file
 
 NAME_BYTES = 255
 """Length of the longest file name that the usual file systems take."""
+
+_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+:/")  # a path has one slash of two left; one letter is a drive
 
 
 @contextlib.contextmanager
@@ -51,9 +54,11 @@ def require_writable(folder: str | Path, *, error: type[VisionSSMError] = DataEr
     nothing behind. A folder that was not there is not there afterwards: what fails before its work leaves none.
 
     Raises:
-        error: with the folder and the reason.
+        error: with the folder and the reason; also for an address, which nothing is written to.
     """
     folder = Path(folder)
+    if _ADDRESS.match(str(folder)):
+        raise error(f"cannot write to {str(folder)!r}, which is an address; give a folder of this machine.")
     made: list[Path] = []
     try:
         made += [path for path in (folder, *folder.parents) if not path.exists()]

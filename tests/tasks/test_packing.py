@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import tarfile
 
 import fsspec
@@ -12,14 +13,19 @@ from PIL import Image
 
 from tests.tasks.detection import boards
 from tests.tasks.segmentation.scenes import folder as scenes
+from vision_ssm.data import shards
 from vision_ssm.data.loader import EpochLoader
 from vision_ssm.data.measuring import measure_bands
 from vision_ssm.data.shards import INDEX, Packed, open_shards, write_shards
 from vision_ssm.errors import ConfigError, DataError, VisionSSMNotice
+from vision_ssm.inference.evaluate import evaluate
 from vision_ssm.inference.jobs.references import list_references
 from vision_ssm.settings import from_mapping
 from vision_ssm.tasks.packing import pack
 from vision_ssm.tasks.registry import find_task, looks_like, task_names, task_of
+from vision_ssm.training import train
+from vision_ssm.training.config import TrainConfig
+from vision_ssm.weights.shipped import DEFAULT
 
 
 def classes(root):
@@ -152,6 +158,53 @@ def test_shards_that_are_damaged_are_named(tmp_path):
         open_shards("memory://nothing", "train", ".cls")
 
 
+def test_scores_and_training_name_a_shard_that_is_damaged(tmp_path):
+    packed = tmp_path / "packed"
+    pack(classes(tmp_path / "data"), packed, "classification", shard_bytes=3000)
+    samples = opened(packed, "classification").open("val")
+    last = sorted(packed.glob("val-*.tar"))[-1]
+    content = last.read_bytes()
+    last.write_bytes(content[:600])  # while it is in use
+    with pytest.raises(DataError, match=rf"{last.name}' is truncated: it ends"):
+        samples[len(samples) - 1]
+    with pytest.raises(DataError, match=rf"{last.name}' is truncated: it has 600 bytes"):
+        evaluate(DEFAULT, packed, split="val")
+    last.write_bytes(content)
+    first = packed / "train-00000.tar"
+    first.unlink()
+    values = {
+        "data.path": str(packed),
+        "model.name": "vim_nano",
+        "run.output": str(tmp_path / "runs"),
+        "data.workers": 0,
+    }
+    with pytest.raises(DataError, match=r"train-00000.tar' is missing; copy it again"):
+        train(TrainConfig.load(None, values))
+
+
+def test_a_pack_that_was_ended_leaves_nothing_behind(tmp_path, monkeypatch):
+    """The next one may make fewer shards, or others of the same names; tar files of others are not its to remove."""
+    data, folder = classes(tmp_path / "data"), tmp_path / "packed"
+    with monkeypatch.context() as patched:
+        patched.setattr(shards, "write_index", lambda *_, **__: sys.exit("killed"))
+        with pytest.raises(SystemExit):
+            pack(data, folder, "classification", shard_bytes=3000)
+    assert len(list(folder.glob("*.tar"))) > 2
+    others = folder / "more.tar"
+    others.write_bytes(b"")
+    pack(data, folder, "classification")
+    lists = {f"{split}-00000.{kind}" for split in ("train", "val") for kind in ("tar", "json")}
+    assert {path.name for path in folder.iterdir()} == {INDEX, "more.tar", *lists}
+    assert len(list_references([folder], [])) == 16  # what the list names, and nothing else
+    fsspec.filesystem("memory").put(str(folder), "/ended", recursive=True)
+    assert len(list_references(["memory://ended"], [])) == 16
+    (folder / INDEX).unlink()
+    before = (folder / "train-00000.tar").read_bytes()
+    with pytest.raises(DataError, match=r"train-00000.json' is in the place of a shard .* choose another folder"):
+        pack(data, folder, "classification")
+    assert (folder / "train-00000.tar").read_bytes() == before
+
+
 def test_a_held_out_part_alone_stays_one(tmp_path):
     """What is called so is scored as a whole; nothing of it is to be trained on."""
     assert pack(classes(tmp_path / "val"), tmp_path / "packed", "classification") == {"val": 16}
@@ -226,6 +279,6 @@ def test_what_fails_on_the_way_leaves_no_data_set(tmp_path):
 
     with pytest.raises(DataError, match=r"b\.png"):
         write_shards(tmp_path, {"train": ("", samples())}, task="t", suffix=".cls", name="n", about={})
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == [".packing"]
     with pytest.raises(ConfigError, match="at least one byte, got 0"):
         pack(tmp_path, tmp_path / "out", "classification", shard_bytes=0)

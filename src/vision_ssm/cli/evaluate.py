@@ -106,7 +106,7 @@ def run(options: argparse.Namespace) -> int:
         if options.shards:
             from vision_ssm.inference.jobs.evaluation import evaluate_in_shards
 
-            given = job_options(options) | {"model": options.model, "on_progress": on_progress}
+            given = job_options(options) | {"model": options.model, "loaded": loaded, "on_progress": on_progress}
             found = evaluate_in_shards(options.weights, options.data, options.shards, **asked, **given)
         else:
             found = evaluate(loaded, options.data, workers=options.workers or 0, on_progress=on_progress, **asked)

@@ -64,7 +64,7 @@ def run(options: argparse.Namespace) -> int:
 
     weights, images = split_inputs(options)
     if options.shards:
-        return run_in_shards(options, NAME, weights, images, {}, ("layers",))
+        return run_in_shards(options, NAME, weights, images)
     refuse_without_shards(options)
     require_writable(options.output)  # found out now rather than after the model is open
     loaded = open_weights(weights, options)

@@ -24,12 +24,15 @@ MUCH = 0.5
 """Share of the memory from which on it is worth a word before the work begins."""
 
 
-def open_weights(weights: str | None, options: argparse.Namespace) -> Loaded:
-    """Open ``weights`` for ``options.model`` on ``options.device``; None takes the shipped ones and tells on stderr."""
+def open_weights(weights: str | None, options: argparse.Namespace, device: str | None = None) -> Loaded:
+    """Open ``weights`` for ``options.model`` on a device, by default ``options.device``.
+
+    None takes the shipped ones and tells on stderr.
+    """
     from vision_ssm.weights.opening import open_model
     from vision_ssm.weights.shipped import DEFAULT
 
-    loaded = open_model(weights, model=options.model, device=options.device)
+    loaded = open_model(weights, model=options.model, device=device or options.device)
     if weights is None:
         note(f"no weights named; using {DEFAULT}: {described(loaded)}", mark="")
     return loaded
@@ -113,7 +116,8 @@ def print_failures(failures: Sequence[Failure], successes: int) -> None:
     """List on stderr which images could not be used, and why."""
     if not failures:
         return
-    note(f"{len(failures)} of {len(failures) + successes} could not be used:", mark="", style="bold red")
+    failed = len({failure.path for failure in failures})
+    note(f"{failed} of {failed + successes} could not be used:", mark="", style="bold red")
     for failure in failures:
         named = failure.path in failure.reason or repr(failure.path)[1:-1] in failure.reason
         reason = failure.reason if named else f"{failure.path}: {failure.reason}"

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from vision_ssm.cli.arguments import image_options, whole_number
+from vision_ssm.cli.arguments import image_options, task_options, whole_number
 from vision_ssm.cli.console import note, print_json, progress_bar, say
-from vision_ssm.cli.images import print_failures
+from vision_ssm.cli.images import open_weights, print_failures
 from vision_ssm.errors import ConfigError
 
 __all__ = ["add_job_options", "job_options", "refuse_without_shards", "run_in_shards"]
@@ -53,8 +53,6 @@ def run_in_shards(
     command: Literal["predict", "features"],
     weights: str | None,
     images: Sequence[str],
-    asked: Mapping[str, Any],
-    not_with: Sequence[str],
 ) -> int:
     """Do the job and print its summary; 1 when some of the images could not be used.
 
@@ -63,18 +61,17 @@ def run_in_shards(
         command: what is done.
         weights: as they were named.
         images: as they were named.
-        asked: the task's options.
-        not_with: options of the command that do not go with shards.
 
     Raises:
-        ConfigError: one of these was given.
+        ConfigError: an option was given that a job does not have.
     """
-    from vision_ssm.inference.jobs.job import run_job
+    from vision_ssm.inference.jobs.job import NOT_IN_JOBS, run_job
 
-    for name in not_with:
-        if getattr(options, name):
-            raise ConfigError(f"--{name.replace('_', '-')} does not go with --shards, which holds all that is found.")
-    given = job_options(options)
+    for name, reason in NOT_IN_JOBS.items():
+        if getattr(options, name, None):
+            raise ConfigError(f"--{name} does not go with --shards: {reason}.")
+    loaded = open_weights(weights, options, device="cpu")  # the workers open it for themselves, and have the device
+    asked = {**job_options(options), **image_options(options), **task_options(options, loaded.info.task)}
     with progress_bar("working", shown=not options.json) as on_progress:
         job = run_job(
             command,
@@ -82,9 +79,8 @@ def run_in_shards(
             images,
             options.shards,
             model=options.model,
+            loaded=loaded,
             on_progress=on_progress,
-            **given,
-            **image_options(options),
             **asked,
         )
     if options.json:

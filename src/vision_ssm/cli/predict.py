@@ -116,9 +116,7 @@ def run(options: argparse.Namespace) -> int:
 
     weights, images = split_inputs(options)
     if options.shards:
-        task = open_weights(weights, options).info.task
-        not_with = ("output", "pictures", "export", "results")
-        return run_in_shards(options, NAME, weights, images, task_options(options, task), not_with)
+        return run_in_shards(options, NAME, weights, images)
     refuse_without_shards(options)
     if options.output:  # found out now rather than after the work
         require_writable(options.output.parent)
@@ -162,4 +160,4 @@ def _print(found: Predictions, written: Sequence[Path]) -> None:
         )
     for path in written:
         say(f"written to {path}")
-    print_failures(found.failures, len(found.results))
+    print_failures(found.failures, found.complete)

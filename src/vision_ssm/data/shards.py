@@ -16,8 +16,9 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import tarfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -42,6 +43,7 @@ __all__ = [
     "open_shards",
     "packed_for",
     "require_unlisted",
+    "shard_files",
     "splits_of_shards",
     "write_index",
     "write_list",
@@ -56,6 +58,9 @@ MASK_SUFFIX = ".mask.png"
 
 SHARD_BYTES = 2**28
 """A tar file ends with the sample that makes it at least so large."""
+
+_BEGUN = ".packing"
+"""In a folder that is being packed, or was when it was ended: it tells that its tar files and lists are of that."""
 
 _VERSION = 1
 
@@ -197,6 +202,12 @@ def splits_of_shards(place: str | Path) -> tuple[str, ...]:
     return tuple(split for split in ("train", "val", "test") if split in known | held)
 
 
+def shard_files(place: str | Path) -> tuple[str, ...]:
+    """Return the tar files that a folder of shards lists, split by split. Raises DataError."""
+    text = _located(place)
+    return tuple(_join(text, shard["file"]) for of in _index(text)["splits"].values() for shard in of["shards"])
+
+
 def write_shards(
     folder: Path,
     splits: Mapping[str, tuple[str, Iterable[Packed]]],
@@ -210,7 +221,7 @@ def write_shards(
     """Write a data set; `INDEX` comes last, so a folder that has it is whole.
 
     Args:
-        folder: new, or empty, or of an attempt that was ended.
+        folder: new, or of an attempt that was ended, whose tar files and lists are removed first.
         splits: fingerprint and samples of each; they are taken one after the other.
         task: that they are for.
         suffix: of the files of targets.
@@ -222,9 +233,11 @@ def write_shards(
         how many samples each split has.
 
     Raises:
-        DataError: the folder holds shards, or cannot be written. What the iterables raise.
+        DataError: the folder holds shards, or files of their names that no such attempt left, or cannot be written.
+            What the iterables raise.
     """
     require_unlisted(folder)
+    _begin(folder, splits)
     written: dict[str, dict[str, Any]] = {}
     for split, (fingerprint, samples) in splits.items():
         shards: list[dict[str, Any]] = []
@@ -233,7 +246,9 @@ def write_shards(
             name_of, number = f"{split}-{len(shards):05d}", sum(shard["samples"] for shard in shards)
             shards.append(_write_shard(folder / name_of, suffix, number, first, remaining, shard_bytes))
         written[split] = {"fingerprint": fingerprint, "shards": shards}
-    return write_index(folder, written, task=task, suffix=suffix, name=name, about=about)
+    counts = write_index(folder, written, task=task, suffix=suffix, name=name, about=about)
+    (folder / _BEGUN).unlink()
+    return counts
 
 
 def require_unlisted(folder: Path) -> None:
@@ -275,6 +290,19 @@ def write_index(
     with whole_file(folder / INDEX) as part:
         part.write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
     return {split: sum(shard["samples"] for shard in of["shards"]) for split, of in splits.items()}
+
+
+def _begin(folder: Path, splits: Collection[str]) -> None:
+    """Remove what an attempt that was ended has left: of other sizes or splits, it may be more than is written now."""
+    names = "|".join(map(re.escape, {*splits, "train", "val", "test"}))
+    ours = re.compile(rf"({names})-\d{{5,}}\.(tar|json)")
+    left = sorted(path for path in folder.glob("*") if ours.fullmatch(path.name))
+    if left and not (folder / _BEGUN).exists():
+        raise DataError(f"{str(left[0])!r} is in the place of a shard that is to be written; choose another folder.")
+    with whole_file(folder / _BEGUN) as part:
+        part.touch()
+    for path in left:
+        path.unlink()
 
 
 def _write_shard(

@@ -99,6 +99,8 @@ def test_what_cannot_be_used_is_named(tmp_path, files, text):
 def test_folders_and_files_that_do_not_fit(tmp_path):
     with pytest.raises(DataError, match=r"no \.tar files in .* have to be unpacked first"):
         index_tars(tmp_path)
+    with pytest.raises(DataError, match=r"'memory://tars' is an address, .* give a folder of copies"):
+        index_tars("memory://tars")
     tar(tmp_path / "train-0.tar", samples("1"))
     other = tar(tmp_path / "more-0.tar", samples("1"))
     with pytest.raises(DataError, match=r"more-0.tar' must say of which part it is, .* found none"):

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from tests.inference.jobs.archives import crew_in
 from vision_ssm.cli.main import main
 from vision_ssm.errors import ConfigError, DataError
 from vision_ssm.inference.evaluate import evaluate
-from vision_ssm.inference.jobs.evaluation import ScoreWork, _collected, evaluate_in_shards
+from vision_ssm.inference.jobs import job as jobs
+from vision_ssm.inference.jobs.evaluation import ScoreWork, _collected, _whole, evaluate_in_shards
 from vision_ssm.inference.jobs.plan import Piece
 from vision_ssm.tasks.detection.coco_scores import Seen
 from vision_ssm.tasks.detection.meter import DetectionMeter
 from vision_ssm.tasks.generation.meter import GenerationMeter, Made
 from vision_ssm.tasks.segmentation.meter import SegmentationMeter
+from vision_ssm.weights import opening
 
 
 @pytest.fixture(autouse=True)
@@ -105,6 +109,28 @@ def test_wrong_use(weights, colour_folder, tmp_path):
     refused(DataError, "nightly", split="nightly")
 
 
+def test_workers_of_a_cluster_have_their_own_folder(weights, colour_folder, tmp_path, monkeypatch):
+    colour_folder()
+    (tmp_path / "away").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(jobs, "RayCrew", crew_in(tmp_path / "away"))
+    for number, data in enumerate(("val", "./away/../val")):
+        found = evaluate_in_shards(weights.name, data, f"out{number}", engine="ray", device="cuda", shard_rows=4)
+        assert found.to_dict() == {
+            **evaluate(weights.name, data).to_dict(),
+            "loss": pytest.approx(found.scores["loss"]),
+        }
+
+
+def test_named_data_stay_a_name(monkeypatch, tmp_path):
+    """A folder of the same name is another thing."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "digits").mkdir()
+    scoring = SimpleNamespace(samples=SimpleNamespace(paths=("digits/00000",)))
+    assert _whole("digits", scoring) == "digits"
+    assert _whole("memory://packed", scoring) == "memory://packed"
+
+
 def test_workers_with_other_data_are_refused(weights, colour_folder):
     bench = ScoreWork(str(weights), None, str(colour_folder()), None).open("cpu")
     known = bench.references()
@@ -122,12 +148,16 @@ def test_an_image_that_cannot_be_read_ends_it(weights, colour_folder, tmp_path):
     assert len(list((tmp_path / "shards").glob("part-*"))) == 2
 
 
-def test_by_the_command(weights, colour_folder, tmp_path, capsys):
+def test_by_the_command(weights, colour_folder, tmp_path, capsys, monkeypatch):
     data = colour_folder()
     command = ["evaluate", str(weights), str(data), "--json"]
     assert main(command) == 0
     alone = json.loads(capsys.readouterr().out)
+    opened = []
+    load = opening.load_weights
+    monkeypatch.setattr(opening, "load_weights", lambda *given: opened.append(given) or load(*given))
     assert main([*command, "--shards", str(tmp_path / "shards"), "--workers", "1", "--shard-rows", "5"]) == 0
+    assert len(opened) == 1
     found = json.loads(capsys.readouterr().out)
     assert found.pop("loss") == pytest.approx(alone.pop("loss"), rel=1e-5)
     assert {name: found[name] for name in ("top1", "count", "split", "confusion")} == {

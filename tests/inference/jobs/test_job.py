@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,11 +17,12 @@ pytest.importorskip("pyarrow")
 
 import pyarrow.parquet as pq
 
-from tests.inference.jobs.archives import rows_of, write_pictures, write_tar
+from tests.inference.jobs.archives import crew_in, rows_of, write_pictures, write_table, write_tar
 from vision_ssm.errors import ConfigError, DataError, NotFetchedError, VisionSSMError
 from vision_ssm.inference.features import features
+from vision_ssm.inference.jobs import job as jobs
 from vision_ssm.inference.jobs.job import run_job
-from vision_ssm.inference.jobs.processes import _serve
+from vision_ssm.inference.jobs.processes import ProcessCrew, _serve
 from vision_ssm.inference.jobs.work import Work
 from vision_ssm.inference.predict import predict
 
@@ -100,7 +102,51 @@ def test_wrong_use(weights, tmp_path):
     refused("at least one worker, got workers=0", workers=0)
     refused("batch_size must be at least 1, got 0", batch_size=0)
     refused("a job has no option 'pictures'", pictures="x")
+    refused("device 'cuda:99' is not available on this machine", device="cuda:99")
     refused("top_q", top_q=3)
+
+
+def test_workers_of_a_cluster_have_their_own_folder_and_devices(weights, tmp_path, monkeypatch):
+    """Relative paths reach them whole, and are called as they were typed; the GPU is theirs."""
+    files = write_pictures(tmp_path / "in", 2)
+    write_tar(tmp_path / "all.tar", files)
+    write_table(tmp_path / "t.parquet", "path", ["in/00000.png"])
+    (tmp_path / "away").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(jobs, "RayCrew", crew_in(tmp_path / "away"))
+    inputs = ["in", "all.tar", "t.parquet"]
+    job = run_job("predict", weights.name, inputs, "out", engine="ray", device="cuda")
+    assert (job.failures, job.weights) == ((), weights.name)
+    found = [row["path"] for row in rows_of(tmp_path / "out")]
+    assert found == ["in/00000.png", "in/00001.png", "all.tar/00000.png", "all.tar/00001.png", "in/00000.png"]
+
+
+def test_who_takes_the_place_of_a_worker_takes_its_gpu(monkeypatch):
+    devices = []
+
+    class Process:
+        exitcode = -9
+
+        def __init__(self, target, args, daemon):
+            devices.append(args[2])
+
+        def start(self):
+            pass
+
+        def join(self):
+            pass
+
+        def terminate(self):
+            pass
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    crew = ProcessCrew(Work("predict"), 2)
+    crew._context = SimpleNamespace(Pipe=multiprocessing.Pipe, Process=Process)  # each ends at once
+    hired = [crew.hire(), crew.hire()]
+    assert crew._heard(hired[1]).gone == "it was ended by signal 9"
+    crew.hire()
+    crew.dismiss()
+    assert devices == ["cuda:0", "cuda:1", "cuda:1"]
 
 
 def test_errors_of_workers_arrive(monkeypatch):

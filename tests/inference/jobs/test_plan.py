@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from types import SimpleNamespace
 
 import pytest
 
@@ -10,7 +11,9 @@ pytest.importorskip("pyarrow")
 
 from tests.inference.jobs.archives import write_pictures
 from vision_ssm.errors import ConfigError, DataError
-from vision_ssm.inference.jobs.plan import ABOUT, plan_of
+from vision_ssm.inference.jobs import plan as plans
+from vision_ssm.inference.jobs.evaluation import ScoreBench
+from vision_ssm.inference.jobs.plan import ABOUT, Piece, plan_of
 from vision_ssm.inference.jobs.references import list_references
 
 
@@ -25,6 +28,18 @@ def test_every_image_is_in_one_piece_in_order(tmp_path):
     assert [piece.number for piece in plan.missing(tmp_path)] == [0, 2]
     with pytest.raises(ConfigError, match="at least one row, got shard_rows=0"):
         plan_of(references, 0)
+
+
+def test_addresses_are_not_asked_for_their_state(monkeypatch):
+    asked = []
+    monkeypatch.setattr(plans, "state_of", asked.append)
+    sample = SimpleNamespace(samples=SimpleNamespace(paths=("memory://packed/a.tar/0.png", "packed/a.tar/1.png")))
+    references = ScoreBench(None, sample).references()
+    plan_of(references, 1)
+    assert asked == ["packed/a.tar/1.png"]
+    pieces = [Piece(0, tuple(references)).located().references]
+    assert [one.place for one in pieces[0]] == ["memory://packed/a.tar/0.png", os.path.abspath("packed/a.tar/1.png")]
+    assert [one.name for one in pieces[0]] == [one.name for one in references]
 
 
 def test_what_has_changed_is_refused_and_named(tmp_path):

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import io
+
 import numpy as np
 import pytest
 
 pytest.importorskip("pyarrow")
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
+from tests.inference.jobs.archives import write_pictures, write_table
 from tests.tasks.detection.test_results import nothing, result
 from tests.tasks.segmentation.test_results import segments
-from vision_ssm.inference.jobs.work import Work, schema_of
+from vision_ssm.inference.jobs.plan import Piece
+from vision_ssm.inference.jobs.references import list_references
+from vision_ssm.inference.jobs.work import Work, located, schema_of
 from vision_ssm.tasks.outlines import run_lengths
 from vision_ssm.tasks.registry import find_task
+from vision_ssm.weights.shipped import DEFAULT
 
 
 def test_cells_come_back_as_they_were():
@@ -39,6 +46,29 @@ def test_what_changes_the_rows_is_told(weights):
 
     assert about(batch_size=2) == about(batch_size=3)
     assert about(img_size=8) != about(img_size=16)
+
+
+@pytest.mark.parametrize("left", [None, b"PAR1", b"PAR1 no footer PAR1"])
+def test_images_of_a_table_that_is_no_more_are_rows(weights, tmp_path, left):
+    files = write_pictures(tmp_path / "in", 4)
+    table = write_table(tmp_path / "t.parquet", "content", [file.read_bytes() for file in files])
+    references = list_references([table], [])
+    table.unlink()
+    if left is not None:
+        table.write_bytes(left)
+    content = Work("predict", str(weights)).open("cpu").content(Piece(0, tuple(references)))
+    errors = pq.read_table(io.BytesIO(content)).column("error").to_pylist()
+    assert len(errors) == 4
+    assert all("t.parquet" in error for error in errors)
+
+
+def test_weights_are_named_as_workers_find_them(weights, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert located(weights.name, None) == located(weights, "vim_nano") == str(weights)
+    (tmp_path / DEFAULT).mkdir()
+    assert located(DEFAULT, None) == DEFAULT  # a name goes before a file
+    assert located(DEFAULT, "vim_nano") == str(tmp_path / DEFAULT)
+    assert located("vim_tiny_patch16_224", None) == "vim_tiny_patch16_224"
 
 
 def without_nulls(value):

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 from vision_ssm.data.images import IMAGE_SUFFIXES
 from vision_ssm.data.labelled.packed import SUFFIX
+from vision_ssm.data.places import is_remote
 from vision_ssm.data.shards import require_unlisted, write_index, write_list
 from vision_ssm.data.tar_index import TAR_SUFFIXES, Member, index_of
 from vision_ssm.errors import DataError
@@ -53,9 +54,12 @@ def index_tars(
         how many images each part has.
 
     Raises:
-        DataError: no tar file, one of no part while others have one, one that is damaged, an image without a class or
-            the other way round, a class that is not among ``classes``, or a list that somebody else's would overwrite.
+        DataError: an address, no tar file, one of no part while others have one, one that is damaged, an image without
+            a class or the other way round, a class that is not among ``classes``, or a list that somebody else's would
+            overwrite.
     """
+    if is_remote(folder):
+        raise DataError(f"{folder!r} is an address, and lists are written beside tar files: give a folder of copies.")
     place = Path(folder)
     require_writable(place)
     require_unlisted(place)

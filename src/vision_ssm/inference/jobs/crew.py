@@ -31,8 +31,8 @@ class AnyBench(Protocol):
 class AnyWork(Protocol):
     """What is to be done, as it travels to the workers."""
 
-    def open(self, device: str | None = None, threads: int | None = None) -> AnyBench:
-        """Open what the work takes, such as the model, on a device, with so many threads of the processor."""
+    def open(self, device: str | None = None) -> AnyBench:
+        """Open what the work takes, such as the model, on a device."""
 
 
 @dataclass(frozen=True)
@@ -145,4 +145,4 @@ class _State:
         while self._idle and self.waiting:
             worker, piece = self._idle.pop(), self.waiting.popleft()
             self.busy[worker] = piece
-            self._crew.give(worker, piece)
+            self._crew.give(worker, piece.located())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import io
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
@@ -16,14 +17,17 @@ from typing import Any, Literal
 import torch
 
 from vision_ssm.checkpoints.pickles import read_pickle
+from vision_ssm.data.places import is_remote
+from vision_ssm.data.shards import is_packed
 from vision_ssm.errors import CheckpointError, DataError
 from vision_ssm.inference.evaluate import Evaluation, evaluation
 from vision_ssm.inference.jobs.job import SHARD_ROWS, Engine, do_pieces
 from vision_ssm.inference.jobs.plan import Piece, plan_of
 from vision_ssm.inference.jobs.references import Reference
-from vision_ssm.inference.jobs.work import name_and_digest, plain_options
+from vision_ssm.inference.jobs.work import located, name_and_digest, plain_options
 from vision_ssm.inference.scoring import Scoring, open_scoring
 from vision_ssm.storage import require_writable
+from vision_ssm.weights.files import Loaded
 from vision_ssm.weights.opening import open_model
 
 __all__ = ["ScoreBench", "ScoreWork", "evaluate_in_shards"]
@@ -36,9 +40,9 @@ class ScoreWork:
     """What is scored, as it travels to the workers.
 
     Attributes:
-        weights: a file that the workers can read, too, or a name.
+        weights: see `vision_ssm.inference.jobs.work.located`.
         model: registered name of the model that a checkpoint belongs to.
-        data: folder or name, the same for all workers.
+        data: whole path, address or name, the same for all workers.
         split: see `vision_ssm.evaluate`.
         options: of `vision_ssm.inference.scoring.open_scoring`.
     """
@@ -49,14 +53,12 @@ class ScoreWork:
     split: str | None
     options: Mapping[str, Any] = field(default_factory=dict)
 
-    def open(self, device: str | None = None, threads: int | None = None) -> ScoreBench:
+    def open(self, device: str | None = None) -> ScoreBench:
         """Open model and data where the work is to be done.
 
         Raises:
             CheckpointError, ConfigError, DataError: as `vision_ssm.evaluate`.
         """
-        if threads is not None:
-            torch.set_num_threads(threads)
         loaded = open_model(self.weights, model=self.model, device=device)
         return ScoreBench(self, open_scoring(loaded, self.data, self.split, **self.options))
 
@@ -74,7 +76,9 @@ class ScoreBench:
 
     def references(self) -> list[Reference]:
         """Return the samples in order, each with its position."""
-        return [Reference(place, "file", place, position) for position, place in enumerate(self._places)]
+        kinds: list[Literal["address", "file"]] = ["address" if is_remote(place) else "file" for place in self._places]
+        pairs = zip(self._places, kinds, strict=True)
+        return [Reference(place, kind, place, position) for position, (place, kind) in enumerate(pairs)]
 
     def about(self) -> dict[str, Any]:
         """Say what is done, as plain JSON values: as long as these are the same, so are the scores."""
@@ -89,7 +93,7 @@ class ScoreBench:
             DataError: a sample cannot be read; the data are not those of whoever made the piece.
         """
         first, last = piece.references[0], piece.references[-1]
-        if last.offset >= len(self._places) or self._places[last.offset] != last.name:
+        if last.offset >= len(self._places) or not _ends_so(self._places[last.offset], last.name):
             raise DataError(
                 f"{self._work.data!r} is not the same for all workers: image {last.offset:,} is to be {last.name!r}, "
                 f"and there are {len(self._places):,} images here."
@@ -112,6 +116,7 @@ def evaluate_in_shards(
     shard_rows: int = SHARD_ROWS,
     model: str | None = None,
     device: str | None = None,
+    loaded: Loaded | None = None,
     on_progress: Callable[[int, int], None] | None = None,
     **options: Any,
 ) -> Evaluation:
@@ -124,7 +129,8 @@ def evaluate_in_shards(
     A script that calls this guards its own code by ``if __name__ == "__main__":``, as the processes import it.
 
     Args:
-        weights: as for `vision_ssm.evaluate`; a file or a name, which every worker opens for itself.
+        weights: as for `vision_ssm.evaluate`; a file or a name, which this process opens on the CPU, and every worker
+            for itself.
         data: folder or name, which every worker opens for itself.
         shards: the folder, new or of the same evaluation.
         split: as for `vision_ssm.evaluate`.
@@ -134,6 +140,7 @@ def evaluate_in_shards(
         shard_rows: images of a shard.
         model: registered name of the model that a checkpoint belongs to.
         device: of the workers; None for what there is.
+        loaded: what ``weights`` hold, where this process has opened them before.
         on_progress: called with (images done, images in all).
         options: of `vision_ssm.evaluate`, ``batch_size``, ``img_size``, ``amp``, ``val_fraction``, ``download`` and the
             task's.
@@ -143,16 +150,29 @@ def evaluate_in_shards(
             workers end again and again.
         CheckpointError, ConfigError: as `vision_ssm.evaluate`.
     """
-    hired, folder = Engine(engine, address, workers), Path(shards)
+    hired, folder = Engine(engine, address, workers, device), Path(shards)
     require_writable(folder)
-    work = ScoreWork(str(weights), model, str(data), split, options)
-    bench = work.open("cpu")
+    scoring = open_scoring(loaded or open_model(weights, model=model, device="cpu"), data, split, **options)
+    work = ScoreWork(located(weights, model), model, _whole(data, scoring), split, options)
+    bench = ScoreBench(work, scoring)
     plan = plan_of(bench.references(), shard_rows, _SUFFIX)
     plan.begin(folder, bench.about())
-    do_pieces(plan, plan.missing(folder), folder, work, hired, device, on_progress)
-    meter = bench.scoring.task.meter()
+    do_pieces(plan, plan.missing(folder), folder, work, hired, on_progress)
+    meter = scoring.task.meter()
     meter.merge([_collected(plan.file(folder, piece), meter) for piece in plan.pieces])
-    return evaluation(bench.scoring, meter)
+    return evaluation(scoring, meter)
+
+
+def _whole(data: str | Path, scoring: Scoring) -> str:
+    """Return data as workers find them whatever folder they are started in; what has no files is a name."""
+    path = os.path.expanduser(data)
+    files = is_packed(data) or all(map(os.path.exists, scoring.samples.paths[:1]))
+    return os.path.abspath(path) if files and os.path.exists(path) and not is_remote(data) else str(data)
+
+
+def _ends_so(path: str, named: str) -> bool:
+    """Whether a path is that of a sample which is named from another folder, where the data may be a relative path."""
+    return os.path.normpath(path).endswith(os.path.normpath(named).lstrip("./\\"))
 
 
 def _collected(path: Path, meter: Any) -> Any:

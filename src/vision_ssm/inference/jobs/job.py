@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from vision_ssm.device import choose_device
 from vision_ssm.errors import ConfigError
 from vision_ssm.inference.inputs import Failure
 from vision_ssm.inference.jobs.crew import AnyWork, carry_out
@@ -14,23 +15,26 @@ from vision_ssm.inference.jobs.plan import Piece, Plan, plan_of
 from vision_ssm.inference.jobs.processes import ProcessCrew, processors
 from vision_ssm.inference.jobs.ray_crew import RayCrew
 from vision_ssm.inference.jobs.references import list_references, parquet
-from vision_ssm.inference.jobs.work import Command, Work
+from vision_ssm.inference.jobs.work import Bench, Command, Work, located
 from vision_ssm.storage import require_writable, whole_file
+from vision_ssm.weights.files import Loaded
+from vision_ssm.weights.opening import open_model
 
-__all__ = ["ENGINES", "SHARD_ROWS", "Engine", "Job", "do_pieces", "run_job"]
+__all__ = ["ENGINES", "NOT_IN_JOBS", "SHARD_ROWS", "Engine", "Job", "do_pieces", "run_job"]
 
 ENGINES: tuple[Literal["processes"], Literal["ray"]] = ("processes", "ray")
 
 SHARD_ROWS = 1024
 """Images of a shard, where nothing else is asked for: 64 batches of the default size."""
 
-_REFUSED = {
+NOT_IN_JOBS = {
     "pictures": "pictures of results are drawn without shards",
     "results": "files of results are written without shards",
-    "output": "shards take the place of files per image",
+    "export": "files for other programs are written without shards",
+    "output": "shards take the place of other files",
     "layers": "maps of layers are written without shards",
-    "on_progress": "give it to the job",
 }
+"""Options of the commands that a job does not have, and why."""
 
 
 @dataclass(frozen=True)
@@ -41,14 +45,16 @@ class Engine:
         name: of `ENGINES`.
         address: of a Ray cluster; None starts one of this machine alone.
         workers: how many; None for one per GPU, else one per processor.
+        device: of the workers; None for what there is.
 
     Raises:
-        ConfigError: a value out of range, or an address without Ray.
+        ConfigError: a value out of range, an address without Ray, or a device that processes of this machine lack.
     """
 
     name: str = "processes"
     address: str | None = None
     workers: int | None = None
+    device: str | None = None
 
     def __post_init__(self) -> None:
         if self.name not in ENGINES:
@@ -59,6 +65,8 @@ class Engine:
             )
         if self.workers is not None and self.workers < 1:
             raise ConfigError(f"a job has at least one worker, got workers={self.workers}.")
+        if self.name == "processes":
+            choose_device(self.device)
 
 
 @dataclass(frozen=True)
@@ -100,6 +108,7 @@ def run_job(
     shard_rows: int = SHARD_ROWS,
     model: str | None = None,
     device: str | None = None,
+    loaded: Loaded | None = None,
     on_progress: Callable[[int, int], None] | None = None,
     **options: Any,
 ) -> Job:
@@ -114,7 +123,8 @@ def run_job(
 
     Args:
         command: ``predict`` or ``features``.
-        weights: as for `vision_ssm.load_model`; a file or a name, which every worker opens for itself.
+        weights: as for `vision_ssm.load_model`; a file or a name, which this process opens on the CPU, and every worker
+            for itself.
         images: see `vision_ssm.inference.jobs.references.list_references`.
         shards: the folder, new or of the same job.
         engine: ``processes`` of this machine, or ``ray``.
@@ -122,7 +132,8 @@ def run_job(
         workers: how many; None for one per GPU, else one per processor.
         shard_rows: images of a shard.
         model: as for `vision_ssm.load_model`.
-        device: as for `vision_ssm.load_model`.
+        device: of the workers, as for `vision_ssm.load_model`.
+        loaded: what ``weights`` hold, where this process has opened them before.
         on_progress: called with (images done, images in all).
         options: of the command, ``batch_size``, ``img_size``, ``amp``, ``max_pixels`` and the task's.
 
@@ -131,22 +142,24 @@ def run_job(
             are when one of their files has been written anew; workers end again and again.
         ConfigError, CheckpointError: as the command.
     """
-    hired = Engine(engine, address, workers)
+    hired = Engine(engine, address, workers, device)
     _require_known(options)
     parquet()
     folder = Path(shards)
     require_writable(folder)
-    work = Work(command, None if weights is None else str(weights), model, options)
-    bench = work.open(device)
+    # Here it is only asked what it is: this machine need not have the device of the workers.
+    loaded = loaded or open_model(weights, model=model, device="cpu")
+    work = Work(command, None if weights is None else located(weights, model), model, options)
+    bench = Bench(work, loaded)
     if command == "predict":
-        _ask(bench.loaded.task(), options)
+        _ask(loaded.task(), options)
     failures: list[Failure] = []
     plan = plan_of(list_references([images] if isinstance(images, (str, Path)) else images, failures), shard_rows)
     plan.begin(folder, bench.about())
-    source = bench.loaded.info.source
-    del bench  # its memory is for the workers
+    source = loaded.info.source
+    del bench, loaded  # their memory is for the workers
     missing = plan.missing(folder)
-    do_pieces(plan, missing, folder, work, hired, device, on_progress)
+    do_pieces(plan, missing, folder, work, hired, on_progress)
     for piece in plan.pieces:
         failures += _failures(plan.file(folder, piece))
     resumed = len(plan.pieces) - len(missing)
@@ -159,7 +172,6 @@ def do_pieces(
     folder: Path,
     work: AnyWork,
     engine: Engine,
-    device: str | None,
     on_progress: Callable[[int, int], None] | None,
 ) -> None:
     """Have the missing pieces of a plan done, and write the file of each when it is whole.
@@ -181,17 +193,17 @@ def do_pieces(
     if not missing:
         return
     if engine.name == "ray":
-        ray_crew = RayCrew(work, engine.address, engine.workers, device)
+        ray_crew = RayCrew(work, engine.address, engine.workers, engine.device)
         carry_out(ray_crew, missing, ray_crew.workers, keep)
         return
-    hands = min(engine.workers or _places(device), len(missing))
-    carry_out(ProcessCrew(work, hands, device), missing, hands, keep)
+    hands = min(engine.workers or _places(engine.device), len(missing))
+    carry_out(ProcessCrew(work, hands, engine.device), missing, hands, keep)
 
 
 def _require_known(options: dict[str, Any]) -> None:
     if options.get("batch_size", 1) < 1:
         raise ConfigError(f"batch_size must be at least 1, got {options['batch_size']}.")
-    for name, reason in _REFUSED.items():
+    for name, reason in NOT_IN_JOBS.items():
         if name in options:
             raise ConfigError(f"a job has no option {name!r}: {reason}.")
 

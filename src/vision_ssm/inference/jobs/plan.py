@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,7 +18,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vision_ssm.data.places import state_of
+from vision_ssm.data.places import is_remote, state_of
 from vision_ssm.errors import ConfigError, DataError
 from vision_ssm.inference.jobs.references import Reference
 from vision_ssm.storage import whole_file
@@ -33,6 +34,12 @@ class Piece(NamedTuple):
 
     number: int
     references: tuple[Reference, ...]
+
+    def located(self) -> Piece:
+        """Return the same images by their whole paths, for workers that were started in another folder."""
+        whole = [place if is_remote(place) else os.path.abspath(place) for _, _, place, *_ in self.references]
+        pairs = zip(self.references, whole, strict=True)
+        return Piece(self.number, tuple(reference._replace(place=place) for reference, place in pairs))
 
 
 @dataclass(frozen=True)

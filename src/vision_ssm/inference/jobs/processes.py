@@ -39,18 +39,19 @@ class ProcessCrew:
         self._threads = max(1, processors() // workers)
         # Not forked: this process has threads, and may have used a GPU.
         self._context = multiprocessing.get_context("spawn")
-        self._workers: dict[int, tuple[BaseProcess, Connection]] = {}
-        self._hired = 0
+        self._workers: dict[int, tuple[BaseProcess, Connection, int]] = {}
+        self._hired, self._free = 0, list(range(workers))
 
     def hire(self) -> int:
-        """Start a process."""
+        """Start a process, in the place of one that ended if one did."""
         number, self._hired = self._hired, self._hired + 1
+        place = self._free.pop(0)
         ours, theirs = self._context.Pipe()
-        arguments = (theirs, self._work, self._place(number), self._threads)
+        arguments = (theirs, self._work, self._device_of(place), self._threads)
         process = self._context.Process(target=_serve, args=arguments, daemon=True)
         process.start()
         theirs.close()  # so that its end is seen here
-        self._workers[number] = process, ours
+        self._workers[number] = process, ours, place
         return number
 
     def give(self, worker: int, piece: Piece) -> None:
@@ -60,45 +61,49 @@ class ProcessCrew:
 
     def wait(self) -> list[Report]:
         """Receive what the processes send."""
-        numbers = {connection: number for number, (_, connection) in self._workers.items()}
+        numbers = {connection: number for number, (_, connection, _) in self._workers.items()}
         return [self._heard(numbers[ready]) for ready in wait(list(numbers), _PATIENCE)]  # type: ignore[index]
 
     def dismiss(self) -> None:
         """End them, in the middle of their work if need be."""
-        for process, connection in self._workers.values():
+        for process, connection, _ in self._workers.values():
             connection.close()
             process.terminate()
-        for process, _ in self._workers.values():
+        for process, _, _ in self._workers.values():
             process.join()
         self._workers.clear()
 
     def _heard(self, number: int) -> Report:
-        process, connection = self._workers[number]
+        process, connection, place = self._workers[number]
         try:
             said: bytes | Exception | None = connection.recv()
         except (EOFError, OSError):
             process.join()
             connection.close()
             del self._workers[number]
+            self._free.append(place)
             code = process.exitcode or 0
             return Report(number, gone=f"it was ended by signal {-code}" if code < 0 else f"it left with code {code}")
         return Report(number, error=said) if isinstance(said, Exception) else Report(number, said)
 
-    def _place(self, number: int) -> str | None:
+    def _device_of(self, place: int) -> str | None:
         if self._device is not None:
             return self._device
         import torch
 
         gpus = torch.cuda.device_count()
-        return f"cuda:{number % gpus}" if gpus else None
+        return f"cuda:{place % gpus}" if gpus else None
 
 
 def _serve(connection: Connection, work: AnyWork, device: str | None, threads: int) -> None:
     """Open the model, then turn pieces into files until nobody asks any more."""
     # Ctrl-C reaches the whole group; the process that started this one decides.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    import torch
+
+    torch.set_num_threads(threads)
     try:
-        bench = work.open(device, threads)
+        bench = work.open(device)
         connection.send(None)
         while True:
             connection.send(bench.content(connection.recv()))

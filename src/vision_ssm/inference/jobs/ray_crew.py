@@ -27,7 +27,7 @@ class RayCrew:
     What this process joins or starts is left in the end; a cluster that it was in before stays joined.
 
     Args:
-        work: what is done; its weights must be found under the same path or name on every machine.
+        work: what is done; files that it names must be found under the same whole paths on every machine.
         address: of a cluster, ``auto`` for the one that this machine is part of; None starts one of this machine alone.
         workers: how many there will be at a time; None for as many as the cluster has places.
         device: of all; None for what there is.

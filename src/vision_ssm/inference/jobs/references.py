@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+import glob
 import itertools
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from vision_ssm.data.encoded import Encoded
+from vision_ssm.data.files import holds_images, is_visible
 from vision_ssm.data.images import IMAGE_SUFFIXES
 from vision_ssm.data.places import file_system, is_remote, open_place, reaching, read_part
-from vision_ssm.data.shards import MASK_SUFFIX
+from vision_ssm.data.shards import INDEX, MASK_SUFFIX, is_packed, shard_files
 from vision_ssm.data.tar_index import TAR_SUFFIXES, index_of
 from vision_ssm.errors import DataError
 from vision_ssm.inference.inputs import Failure, Named, find_images
 
-__all__ = ["COLUMNS", "PARQUET_SUFFIX", "Reference", "list_references", "opened"]
+__all__ = ["Reference", "list_references", "opened", "parquet"]
 
-PARQUET_SUFFIX = ".parquet"
+_PARQUET = ".parquet"
+_ARCHIVES = (*TAR_SUFFIXES, _PARQUET)
 
-COLUMNS = ("path", "file", "file_name", "url", "image")
+_COLUMNS = ("path", "file", "file_name", "url", "image")
 """Columns of text that are taken for paths or addresses, the first that a table has. A column of bytes comes first."""
 
 
@@ -49,14 +53,14 @@ def list_references(inputs: Iterable[str | Path], failures: list[Failure]) -> li
     """List images, in an order that only the inputs decide.
 
     Args:
-        inputs: image files, folders, patterns, tar files of images, parquet tables with a column of paths or bytes, and
-            addresses of any of them (s3://, gs://, hf://, https://). Masks beside images in tar files
-            (`vision_ssm.data.shards`) are no images. A folder that holds no images but tar files
-            stands for these, in the order of their names.
+        inputs: image files, folders, tar files of images, parquet tables with a column of paths or bytes, patterns of
+            such files, and addresses of any of them (s3://, gs://, hf://, https://). Masks beside images in tar files
+            (`vision_ssm.data.shards`) are no images. A folder that holds tar files or tables and no images stands for
+            these, in the order of their names; one of shards for those that it lists.
         failures: extended by folders without images and patterns without files.
 
     Raises:
-        DataError: no image at all, a tar file that is truncated, or a table without such a column.
+        DataError: no image at all, a tar file that is missing or truncated, or a table without such a column.
     """
     found: list[Reference] = []
     for given in inputs:
@@ -64,7 +68,7 @@ def list_references(inputs: Iterable[str | Path], failures: list[Failure]) -> li
             suffix = Path(place).suffix.lower()
             if suffix in TAR_SUFFIXES:
                 found += _of_tar(place)
-            elif suffix == PARQUET_SUFFIX:
+            elif suffix == _PARQUET:
                 found += _of_table(place)
             elif is_remote(place):
                 found.append(Reference(place, "address", place))
@@ -90,24 +94,33 @@ def _image(reference: Reference) -> str | Encoded:
 
 
 def _places(given: str) -> Iterator[str]:
-    """The input itself, or the tar files in a folder of them, or what is at an address that ends or looks so."""
+    """The files that an input stands for, or the input itself."""
     if is_remote(given):
         yield from _at_address(given)
-    elif os.path.isdir(given) and (tars := _tars(given)):
-        yield from tars
+    elif os.path.isdir(given):
+        yield from _archives(given) or [given]
+    elif glob.has_magic(given) and not os.path.lexists(given):
+        yield from [name for name in sorted(glob.glob(given, recursive=True)) if not os.path.isdir(name)] or [given]
     else:
         yield given
 
 
-def _tars(folder: str) -> list[str]:
-    names = sorted(os.listdir(folder))
-    if any(Path(name).suffix.lower() in IMAGE_SUFFIXES for name in names):
+def _archives(folder: str) -> Sequence[str]:
+    """The tar files and tables in a folder and its subfolders, where there are no images in them."""
+    if is_packed(folder):
+        return shard_files(folder)
+    root = Path(folder)
+    try:
+        if holds_images(root):
+            return []
+    except DataError:  # `find_images` lists it among the failures
         return []
-    return [os.path.join(folder, name) for name in names if Path(name).suffix.lower() in TAR_SUFFIXES]
+    known = [path for path in root.rglob("*") if path.suffix.lower() in _ARCHIVES and path.is_file()]
+    return sorted(str(path) for path in known if all(map(is_visible, path.relative_to(root).parts)))
 
 
 def _at_address(address: str) -> Iterator[str]:
-    wanted = {*IMAGE_SUFFIXES, *TAR_SUFFIXES, PARQUET_SUFFIX}
+    wanted = {*IMAGE_SUFFIXES, *_ARCHIVES}
     system, path = file_system(address)
     with reaching(address):
         if "*" in address:
@@ -115,7 +128,11 @@ def _at_address(address: str) -> Iterator[str]:
         elif Path(path).suffix.lower() in wanted or not system.isdir(path):
             found = [path]
         else:
-            found = [name for name in system.find(path) if Path(name).suffix.lower() in wanted]
+            found = system.find(path)
+            if f"{path.rstrip('/')}/{INDEX}" in found:
+                yield from shard_files(address)
+                return
+            found = [name for name in found if Path(name).suffix.lower() in wanted]
     if not found:
         raise DataError(f"there are no images at {address!r}.")
     yield from (system.unstrip_protocol(name) for name in sorted(found))
@@ -131,24 +148,30 @@ def _of_tar(place: str) -> list[Reference]:
 
 def _of_table(place: str) -> list[Reference]:
     """Rows of a table of bytes; of a table of paths what they name, as on a command line."""
+    with _table(place) as table:
+        text, content = _columns(table.schema_arrow, place)
+        rows = table.metadata.num_rows
+        named = [None] * rows if text is None else _flat(table.read(columns=[text]), text)
+    found: list[Reference] = []
+    for row, name in enumerate(named):
+        if content is None and name:
+            found.append(Reference(name, "address" if is_remote(name) else "file", name))
+        else:  # reading a row without a path tells that it has no image
+            found.append(Reference(name or f"{place}/{row}", "row", place, row, 0, content or text or ""))
+    return found
+
+
+@contextmanager
+def _table(place: str) -> Iterator[Any]:
+    """Open a parquet table; what goes wrong with it in the block is a DataError that names it."""
     pq = parquet()
     try:
-        with open_place(place) as file:
-            table = pq.ParquetFile(file)
-            text, content = _columns(table.schema_arrow, place)
-            names = None if text is None else table.read(columns=[text])
-            rows = table.metadata.num_rows
-    except OSError as error:
-        raise DataError(f"cannot read the table {place!r}: {error.strerror or error}.") from error
-    except ValueError as error:  # what pyarrow says of damaged files
+        with reaching(place), open_place(place) as file:
+            yield pq.ParquetFile(file)
+    except DataError:
+        raise
+    except (ValueError, KeyError) as error:  # what pyarrow says of damaged files, and of a column that is no more
         raise DataError(f"{place!r} is no parquet table, or damaged: {error}.") from error
-    named = [None] * rows if names is None or text is None else _flat(names, text)
-    if content is not None:
-        return [
-            Reference(str(name or f"{place}/{row}"), "row", place, row, 0, content) for row, name in enumerate(named)
-        ]
-    kinds = [("address" if is_remote(str(name)) else "file", str(name)) for name in named]
-    return [Reference(name, kind, name) for kind, name in kinds]  # type: ignore[arg-type]
 
 
 def _columns(schema: Any, place: str) -> tuple[str | None, str | None]:
@@ -163,12 +186,12 @@ def _columns(schema: Any, place: str) -> tuple[str | None, str | None]:
             flat[field.name] = field.type
     binary = [name for name, kind in flat.items() if kinds.is_binary(kind) or kinds.is_large_binary(kind)]
     texts = [name for name, kind in flat.items() if kinds.is_string(kind) or kinds.is_large_string(kind)]
-    text = next((name for known in COLUMNS for name in texts if name.rpartition(".")[2] == known), None)
+    text = next((name for known in _COLUMNS for name in texts if name.rpartition(".")[2] == known), None)
     if len(binary) > 1 or not (binary or text):
         told = ", ".join(f"{name} ({kind})" for name, kind in flat.items())
         raise DataError(
             f"the table {place!r} must have one column of bytes, the content of image files, or a column of paths "
-            f"called {', '.join(COLUMNS)}; its columns are {told}."
+            f"called {', '.join(_COLUMNS)}; its columns are {told}."
         )
     return text, binary[0] if binary else None
 
@@ -192,9 +215,8 @@ def _cell(place: str, column: str, row: int) -> bytes:
 @lru_cache(maxsize=64)
 def _groups(place: str) -> list[tuple[int, int]]:
     """(first, behind the last) row of each row group."""
-    with open_place(place) as file:
-        about = parquet().ParquetFile(file).metadata
-        bounds = [0]
+    with _table(place) as table:
+        about, bounds = table.metadata, [0]
         for number in range(about.num_row_groups):
             bounds.append(bounds[-1] + about.row_group(number).num_rows)
     return list(itertools.pairwise(bounds))
@@ -203,11 +225,8 @@ def _groups(place: str) -> list[tuple[int, int]]:
 @lru_cache(maxsize=1)
 def _group(place: str, column: str, number: int) -> list[Any]:
     """The bytes of a row group, which is what can be read at once; rows are asked for one after the other."""
-    try:
-        with open_place(place) as file:
-            return _flat(parquet().ParquetFile(file).read_row_group(number, columns=[column]), column)
-    except OSError as error:
-        raise DataError(f"cannot read the table {place!r}: {error.strerror or error}.") from error
+    with _table(place) as table:
+        return _flat(table.read_row_group(number, columns=[column]), column)
 
 
 def parquet() -> Any:

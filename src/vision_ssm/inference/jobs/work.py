@@ -10,8 +10,6 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
 from vision_ssm.errors import ConfigError
 from vision_ssm.inference.features import features
 from vision_ssm.inference.jobs.plan import Piece
@@ -20,8 +18,9 @@ from vision_ssm.inference.predict import predict
 from vision_ssm.tasks.registry import find_task
 from vision_ssm.weights.files import Loaded, require_command
 from vision_ssm.weights.opening import open_model
+from vision_ssm.weights.shipped import shipped_weights
 
-__all__ = ["Bench", "Command", "Work", "name_and_digest", "plain_options", "schema_of"]
+__all__ = ["Bench", "Command", "Work", "located", "name_and_digest", "plain_options", "schema_of"]
 
 Command = Literal["predict", "features"]
 
@@ -37,7 +36,7 @@ class Work:
 
     Attributes:
         command: ``predict`` for what the task finds, ``features`` for vectors.
-        weights: a file that the workers can read, too, or a name; None for those that ship with the package.
+        weights: what `located` returns; None for those that ship with the package.
         model: registered name of the model that a checkpoint belongs to.
         options: of `vision_ssm.predict` or `vision_ssm.features`.
     """
@@ -47,18 +46,12 @@ class Work:
     model: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
 
-    def open(self, device: str | None = None, threads: int | None = None) -> Bench:
-        """Open the model where the work is to be done.
-
-        Args:
-            device: see `vision_ssm.device.choose_device`.
-            threads: of the processor; None leaves them.
+    def open(self, device: str | None = None) -> Bench:
+        """Open the model where the work is to be done, on a device, see `vision_ssm.device.choose_device`.
 
         Raises:
             CheckpointError, ConfigError: as `vision_ssm.load_model`, or the task makes no tables.
         """
-        if threads is not None:
-            torch.set_num_threads(threads)
         return Bench(self, open_model(self.weights, model=self.model, device=device))
 
 
@@ -151,6 +144,17 @@ def _arrow(kind: Any) -> Any:
 def _text(name: str) -> str:
     # File names need not be valid text.
     return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def located(weights: str | Path, model: str | None) -> str:
+    """Return weights as workers find them whatever folder they are started in: a file by its whole path, or a name.
+
+    Args:
+        weights: as they were named; where they are neither a file nor a folder they are a name.
+        model: that they belong to; without one, names of shipped weights go before files.
+    """
+    is_name = not os.path.exists(weights) or (model is None and str(weights) in shipped_weights())
+    return str(weights) if is_name else os.path.abspath(weights)
 
 
 def name_and_digest(weights: str) -> str:
