@@ -250,6 +250,17 @@ def test_above_the_registries_nobody_names_a_task_or_a_family() -> None:
     )
 
 
+def test_commands_ask_one_list_of_models() -> None:
+    tables = {"denoisers", "detectors", "segmentors"}
+    faults = [
+        f"{shown(entry.path)}:{entry.line}: imports {entry.module}"
+        for path in inside("cli")
+        for entry in imports(path)
+        if entry.module.partition("models.")[2].partition(".")[0] in tables
+    ]
+    report(faults, "Each of these tables is of one task: ask models/listing.py, which knows them all.")
+
+
 def test_a_task_imports_no_other_task() -> None:
     tasks = names_of_tasks()
     faults = [

@@ -54,7 +54,7 @@ class NotFetchedError(CheckpointError):
 
     Attributes:
         reason: what could not be got, from where, and why.
-        file: its name.
+        file: its name; PATH where that is on no record.
         folder: where it would be found if it were put there; empty where there is no such folder.
         model: that it belongs to, where that is known.
     """

@@ -36,5 +36,7 @@ def test_the_one_file_that_fits_is_taken(fetched, monkeypatch, online):
     assert fetched[0] == ("who/what", "ViG_T.pth")
     with pytest.raises(NotFetchedError, match=r"from huggingface.co/who/what \(3 of its files fit that: .*vig_s\.pth"):
         hub.download("who/what", "*vig*")
+    with pytest.raises(NotFetchedError, match=r"could not get a file like \*vig\* from .*dict\(file='PATH'\) to timm"):
+        hub.download("who/what", "*vig*")
     with pytest.raises(NotFetchedError, match=r"\(0 of its files fit that: README\.md, .*ViG_T\.pth"):
         hub.download("who/what", "*vig[-_]b*")

@@ -36,6 +36,8 @@ def script(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["train", "images/", "--task", "seg"], {"segmentation"}),
         (["train", "images/", "--schedule.pati"], {"--schedule.patience"}),
         (["cost", "vim_nan"], {"vim_nano"}),
+        (["predict", "--model", "vim_tiny_casc"], {"vim_tiny_cascade_mask_rcnn"}),
+        (["cost", "vmamba_tiny_s1l8_up"], {"vmamba_tiny_s1l8_upernet_ade20k"}),
         (["bench", "--models", "vmamba_nan"], {"vmamba_nano"}),
         (["data", ""], {"check", "pack", "index"}),
         (["completion", "z"], {"zsh"}),

@@ -12,6 +12,7 @@ from timm.layers.drop import DropPath
 from torch import Tensor, nn
 
 from tests.layers.test_one_call import calls_of, needs_vectors
+from vision_ssm.errors import ConfigError
 from vision_ssm.layers import untouched
 from vision_ssm.layers.gated_mlp import GatedMlp
 from vision_ssm.layers.gla_block import GLABlock
@@ -62,6 +63,13 @@ def test_the_quarter_is_felt() -> None:
         model.mixer.train()
         assert in_one_call(model, x)
         assert not torch.allclose(model(x), whole, rtol=1e-3, atol=1e-3)
+
+
+def test_what_no_mixer_is_built_of() -> None:
+    with pytest.raises(ConfigError, match="quarter must be True or False, got 'no'"):
+        GLAMixer(24, head_dim=8, quarter="no")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="a width of 24 does not divide into heads of 10 channels, an even number"):
+        GLAMixer(24, head_dim=10)
 
 
 def test_weights_narrower_than_the_stream(monkeypatch: pytest.MonkeyPatch) -> None:

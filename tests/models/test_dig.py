@@ -248,3 +248,14 @@ def test_bad_inputs_are_refused():
         model(x, t, y, drop=torch.tensor(True))
     with pytest.raises(ShapeError, match=r"y must be whole numbers, labels up to 10, got torch\.float32"):
         model(x, t, y.float())
+    for labels in ([0, 11, 4], [-1, 10, 4]):
+        with pytest.raises(ShapeError, match=rf"y must be from 0 to 10, .*, got {min(labels)} to {max(labels)}"):
+            model(x, t, torch.tensor(labels))
+
+
+@torch.no_grad()
+def test_labels_are_not_looked_at_where_they_are_not_there():
+    model, (x, t, y) = nano().eval(), batch()
+    one_by_one = torch.vmap(lambda x, t, y: model(x[None], t[None], y[None])[0])(x, t, y)
+    torch.testing.assert_close(one_by_one, model(x, t, y))
+    assert model(x[:0], t[:0], y[:0]).shape == (0, 6, 16, 16)

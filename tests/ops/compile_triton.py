@@ -1,7 +1,7 @@
-"""Compile every Triton kernel for a GPU that need not be there: python compile_triton.py cuda:90 bf16.
+"""Compile every Triton kernel for a GPU that need not be there: python compile_triton.py cuda:90 bf16 [widest].
 
 Prints the names of the kernels. Each is compiled as a call with every option has it, or with none and a single channel
-and direction, which triton makes constants of.
+and direction, which triton makes constants of; ``widest`` adds the widest heads of attention, which take half a minute.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from triton.compiler import ASTSource
 from vision_ssm.ops.add_norm import triton as triton_norm
 from vision_ssm.ops.conv import triton as triton_conv
 from vision_ssm.ops.gla import triton_kernels as triton_gla
+from vision_ssm.ops.gla.triton import WIDEST
 from vision_ssm.ops.scan import triton_backward, triton_forward, triton_parts
 
 OPTIONS = ("z", "skip", "bias", "dz", "saved", "heads", "sums", "tails")
@@ -57,7 +58,7 @@ def compiled(
     print(kernel.fn.__name__, flush=True)
 
 
-def main(where: str, dtype: str) -> None:
+def main(where: str, dtype: str, *asked: str) -> None:
     """Compile all kernels for one device and dtype."""
     backend, _, arch = where.partition(":")
     target = GPUTarget(backend, int(arch) if backend == "cuda" else arch, 32 if backend == "cuda" else 64)
@@ -86,7 +87,7 @@ def main(where: str, dtype: str) -> None:
         for kernel in (triton_norm.add_norm_rows, triton_norm.add_norm_adjoint):
             taken = {n: c for n, c in constants.items() if n in inspect.signature(kernel.fn).parameters}
             compiled(kernel, target, dtype, taken, absent, shape["num_warps"])
-    for keys, values in ((32, 64), (16, 16)):
+    for keys, values in ((32, 64), (16, 16), *([(WIDEST, WIDEST)] if "widest" in asked else [])):
         blocks = {"BLOCK_N": keys, "BLOCK_V": values}
         for save in (False, True):
             of = {**blocks, "SAVE": save, "OUTPUT": not save}

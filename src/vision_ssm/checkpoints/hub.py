@@ -30,18 +30,19 @@ def download(repo: str, filename: str, revision: str | None = None, cache_dir: s
     """
     reachable = _reachable()
     place = f"huggingface.co/{repo}{f' at {revision}' if revision else ''}"
+    wanted, file = (f"a file like {filename}", "PATH") if "*" in filename else (filename, filename)
     where: dict[str, Any] = {"revision": revision, "cache_dir": cache_dir, "local_files_only": not reachable}
     try:
         names = _names(repo, where) if "*" in filename else [filename]
         fitting = [name for name in names if name == filename or fnmatchcase(name.lower(), filename)]
         if len(fitting) != 1:
             told = f"{len(fitting)} of its files fit that: {', '.join(fitting or names)}"
-            raise NotFetchedError(f"could not get {filename} from {place} ({told}).", file=filename)
+            raise NotFetchedError(f"could not get {wanted} from {place} ({told}).", file=file)
         found = huggingface_hub.hf_hub_download(repo, fitting[0], **where)
     except OSError as error:  # every hub error is one, "not in the cache" included
         told = str(error).splitlines()[0] if str(error) else type(error).__name__
         reason = told if reachable else "there is no network, and the cache does not hold it"
-        raise NotFetchedError(f"could not get {filename} from {place} ({reason}).", file=filename) from None
+        raise NotFetchedError(f"could not get {wanted} from {place} ({reason}).", file=file) from None
     return Path(found)
 
 

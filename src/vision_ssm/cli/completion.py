@@ -73,15 +73,13 @@ def _topic(action: argparse.Action) -> str:
 
 
 def _names() -> dict[str, tuple[str, ...]]:
-    from vision_ssm.models.denoisers import DENOISERS
-    from vision_ssm.models.segmentors import SEGMENTORS
-    from vision_ssm.models.variant import all_variants, list_aliases
+    from vision_ssm.models.listing import list_models, list_whole_models
+    from vision_ssm.models.variant import list_aliases
     from vision_ssm.tasks.registry import task_names
     from vision_ssm.training.recipes import list_recipes
 
-    models = [name for name, row in all_variants().items() if row.feature_cls is None]
     return {
-        "model": (*sorted(models), *sorted(SEGMENTORS), *sorted(DENOISERS), *sorted(list_aliases())),
+        "model": (*list_models(), *list_whole_models(), *sorted(list_aliases())),
         "task": tuple(task_names()),
         "recipe": tuple(list_recipes()),
     }

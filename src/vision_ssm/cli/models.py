@@ -12,7 +12,6 @@ from vision_ssm.errors import ConfigError
 
 if TYPE_CHECKING:
     from vision_ssm.analysis.table import ModelRow
-    from vision_ssm.models.variant import WithHeads
 
 NAME = "models"
 SUMMARY = "List the models of this library with parameters, multiply-adds, published accuracy, and what was downloaded."
@@ -39,12 +38,11 @@ def accept(_: argparse.Namespace, unknown: Sequence[str]) -> Sequence[str]:
 def run(options: argparse.Namespace) -> int:
     """Print the table."""
     from vision_ssm.analysis import model_table
-    from vision_ssm.models.detectors import DETECTORS
     from vision_ssm.models.downloaded import downloaded
-    from vision_ssm.models.segmentors import SEGMENTORS
+    from vision_ssm.models.listing import WHOLE
 
     rows = model_table(options.filter, recount=options.recount)
-    whole: list[WithHeads] = [row for row in (*SEGMENTORS.values(), *DETECTORS.values()) if options.filter in row.name]
+    whole = [row for name, row in WHOLE.items() if options.filter in name]
     denoisers = [row for row in rows if row.kind == "denoiser"]
     backbones = [row for row in rows if row not in denoisers]
     files = {row.name: downloaded(row.weights) for row in whole}

@@ -145,7 +145,8 @@ def evaluate(
             training, and cuts the data of training only.
         download: whether a named data set may be fetched.
         model: registered name of the model that a checkpoint belongs to.
-        on_progress: called with (images done, images in all).
+        on_progress: called with (images done, images in all); where images are made to be judged, after that with
+            (steps done, steps in all).
         options: of the task, such as ``window`` of a segmentation.
 
     Raises:

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
 
+from vision_ssm.data.preprocessing import Preprocessing
 from vision_ssm.device import autocast
 from vision_ssm.errors import ConfigError, suggestion
 from vision_ssm.inference.naming import free_name
 from vision_ssm.storage import whole_file
 from vision_ssm.tasks.sheet import draw_sheet
+from vision_ssm.tasks.task import Task
 from vision_ssm.weights.files import Loaded, require_command
 from vision_ssm.weights.opening import open_model
 
-__all__ = ["Sampled", "Sheet", "sample"]
+__all__ = ["Sampled", "Sheet", "in_batches", "sample"]
 
 LARGEST_SEED = 2**63 - 1
 
@@ -126,20 +129,45 @@ def sample(
     task.ask(options)
     names = _known(loaded, classes)
     wanted = [(name, seed + number) for name in names for number in range(count)]
-    batches = [wanted[start : start + batch_size] for start in range(0, len(wanted), batch_size)]
-    place = next(loaded.model.parameters()).device
-    results: list[Sampled] = []
-    for at, batch in enumerate(batches):
+    known = loaded.info.class_names
+    batches = in_batches(
+        loaded,
+        task,
+        loaded.info.preprocessing,
+        [known.index(name) for name, _ in wanted],
+        [number for _, number in wanted],
+        batch_size=batch_size,
+        amp=amp,
+        on_progress=on_progress,
+    )
+    made = chain.from_iterable(batches)
+    results = tuple(Sampled(*asked, image) for asked, image in zip(wanted, made, strict=True))
+    return Sheet(results, loaded.info.source)
+
+
+def in_batches(
+    loaded: Loaded,
+    task: Task,
+    preprocessing: Preprocessing,
+    labels: Sequence[int],
+    seeds: Sequence[int],
+    *,
+    batch_size: int,
+    amp: str,
+    on_progress: Callable[[int, int], None] | None,
+) -> Iterator[list[Image.Image]]:
+    """Yield the images of `Task.sample`, a batch at a time; ``on_progress`` as of `sample`."""
+    place, starts = next(loaded.model.parameters()).device, range(0, len(seeds), batch_size)
+    for at, start in enumerate(starts):
 
         def on_step(done: int, total: int, before: int = at) -> None:
             if on_progress is not None:
-                on_progress(before * total + done, len(batches) * total)
+                on_progress(before * total + done, len(starts) * total)
 
-        asked = [name for name, _ in batch], [number for _, number in batch]
+        some = slice(start, start + batch_size)
         with torch.inference_mode(), autocast(place, amp):
-            made = task.sample(loaded.model, loaded.info.preprocessing, *asked, on_step)
-        results += [Sampled(*request, image) for request, image in zip(batch, made, strict=True)]
-    return Sheet(tuple(results), loaded.info.source)
+            made = task.sample(loaded.model, preprocessing, labels[some], seeds[some], on_step)
+        yield made
 
 
 def _known(loaded: Loaded, classes: str | Sequence[str] | None) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +18,7 @@ from vision_ssm.device import autocast
 from vision_ssm.errors import CheckpointError, DataError, VisionSSMNotice
 from vision_ssm.inference.critics import critic_opener
 from vision_ssm.inference.inputs import ImageSize, is_native
+from vision_ssm.inference.sample import in_batches
 from vision_ssm.tasks.folds import open_fold
 from vision_ssm.tasks.task import Meter, Task
 from vision_ssm.weights.files import Loaded, WeightsInfo, require_command
@@ -60,7 +62,7 @@ class Scoring:
         Args:
             part: consecutive positions of those that it is to see; None for all.
             workers: decoding processes; 0 decodes in this one.
-            on_progress: called with (images done, images in all).
+            on_progress: see `vision_ssm.evaluate`.
 
         Raises:
             DataError: a sample cannot be read.
@@ -91,6 +93,8 @@ class Scoring:
                 meter.update(outputs, moved)
                 if on_progress is not None:
                     on_progress(meter.count, loader.samples)
+        how: Any = {"batch_size": self.batch_size, "amp": self.amp, "on_progress": on_progress}
+        self.task.complete(meter, partial(in_batches, self.loaded, self.task, prepared, **how))
         return meter
 
 

@@ -20,10 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vision_ssm.errors import ConfigError
-from vision_ssm.layers.gla_mixer import EPS, GAIN, RANK, log_gates
+from vision_ssm.layers.gla_mixer import EPS, GAIN, RANK, heads_of, log_gates
 from vision_ssm.layers.norms import RMSNorm
-from vision_ssm.layers.options import check_count
 from vision_ssm.ops import Traversal, gla
 
 __all__ = ["ORDERS", "DirectedGLA", "Order"]
@@ -76,21 +74,14 @@ class DirectedGLA(nn.Module):
 
     def __init__(self, channels: int, *, head_dim: int, order: Order) -> None:
         super().__init__()
-        check_count("head_dim", head_dim, 2)
-        values = min(head_dim, channels)
-        if channels % values or values % 2:
-            raise ConfigError(
-                f"a width of {channels} does not divide into heads of {values} channels, an even number: choose "
-                "head_dim or embed_dim so that it does"
-            )
-        self.order, self.heads = order, channels // values
+        self.order, self.heads = order, heads_of(channels, head_dim)
         self.q_proj = nn.Linear(channels, channels // 2, bias=False)
         self.k_proj = nn.Linear(channels, channels // 2, bias=False)
         self.v_proj = nn.Linear(channels, channels, bias=False)
         self.g_proj = nn.Linear(channels, channels, bias=False)
         self.gate_down = nn.Linear(channels, RANK, bias=False)
         self.gate_up = nn.Linear(RANK, channels // 2)
-        self.norm = RMSNorm(values, EPS)
+        self.norm = RMSNorm(channels // self.heads, EPS)
         self.o_proj = nn.Linear(channels, channels, bias=False)
         self.reset_parameters()
 

@@ -23,7 +23,7 @@ from vision_ssm.layers.options import check_count, check_flags
 from vision_ssm.layers.untouched import built_of
 from vision_ssm.ops import Traversal, gla
 
-__all__ = ["EPS", "GAIN", "RANK", "GLAMixer", "log_gates"]
+__all__ = ["EPS", "GAIN", "RANK", "GLAMixer", "heads_of", "log_gates"]
 
 RANK = 16  # values that the gates of a token come from
 TEMPERATURE = 16  # the sixteenth root of a sigmoid: gates begin near 1
@@ -34,6 +34,22 @@ GAIN = 2**-2.5
 def log_gates(logits: Tensor) -> Tensor:
     """Return logarithms of gates, logsigmoid(logits) / 16, in float32 at least: rounded, they would add up wrongly."""
     return F.logsigmoid(logits.to(torch.promote_types(logits.dtype, torch.float32))) / TEMPERATURE
+
+
+def heads_of(channels: int, head_dim: int) -> int:
+    """Return the number of heads of ``channels``, ``head_dim`` for each; a narrower map has one head.
+
+    Raises:
+        ConfigError: the channels do not divide into heads of an even number.
+    """
+    check_count("head_dim", head_dim, 2)
+    values = min(head_dim, channels)
+    if channels % values or values % 2:
+        raise ConfigError(
+            f"a width of {channels} does not divide into heads of {values} channels, an even number: choose "
+            "head_dim or embed_dim so that it does"
+        )
+    return channels // values
 
 
 @built_of(
@@ -66,15 +82,10 @@ class GLAMixer(nn.Module):
         quarter: bool = False,
     ) -> None:
         super().__init__()
-        check_count("head_dim", head_dim, 2)
-        check_flags(conv_act=conv_act, out_act=out_act)
-        values = min(head_dim, channels)
-        if channels % values or values % 2:
-            raise ConfigError(
-                f"a width of {channels} does not divide into heads of {values} channels, an even number: choose "
-                "head_dim or embed_dim so that it does"
-            )
-        self.heads, self.keys = channels // values, values // 2
+        check_flags(conv_act=conv_act, out_act=out_act, quarter=quarter)
+        self.heads = heads_of(channels, head_dim)
+        values = channels // self.heads
+        self.keys = values // 2
         self.conv_act, self.out_act, self.quarter = conv_act, out_act, quarter
         self.conv = nn.Conv2d(channels, channels, 3, padding=1, groups=channels, bias=False)
         self.qkv_proj = nn.Linear(channels, 2 * channels, bias=False)

@@ -23,7 +23,8 @@ from torch import nn
 from vision_ssm.errors import ConfigError, suggestion
 from vision_ssm.families import FAMILIES, named
 from vision_ssm.models.denoisers import DENOISERS, class_of
-from vision_ssm.models.registry import WHOLE, is_ours, require_model
+from vision_ssm.models.listing import WHOLE
+from vision_ssm.models.registry import is_ours, require_model
 from vision_ssm.models.variant import all_variants
 
 __all__ = ["check_described", "without_sources"]

@@ -90,7 +90,7 @@ class DiG(nn.Module):
         self.img_size, self.in_chans, self.num_classes = img_size, in_chans, num_classes
         self.class_dropout, self.learn_sigma = class_dropout, learn_sigma
         self.out_chans = in_chans * (2 if learn_sigma else 1)
-        self.grad_checkpointing = False
+        self.grad_checkpointing, self._joined = False, skip
         self.patch_embed = PatchEmbed(img_size, patch_size, patch_size, in_chans, embed_dim)
         if any(side % patch_size for side in self.patch_embed.img_size):
             raise ConfigError(f"img_size {img_size} does not divide into patches of {patch_size}x{patch_size}")
@@ -176,7 +176,8 @@ class DiG(nn.Module):
             [B, in_chans, H, W], the noise, or [B, 2 in_chans, H, W] with ``learn_sigma``: the variance's behind it.
 
         Raises:
-            ShapeError: a shape does not fit, or the labels are not whole numbers.
+            ShapeError: a shape does not fit, or the labels are not whole numbers up to ``num_classes``; of labels on a
+                GPU, and under torch.compile and transforms, the numbers are not looked at.
         """
         self._check(x, t, y, drop)
         tokens, grid = self.patch_embed(x)
@@ -190,7 +191,7 @@ class DiG(nn.Module):
                 stream = checkpoint(block, stream, condition, earlier)
             else:
                 stream = block(stream, condition, earlier)
-            if blocks[-1].skip is not None and j < len(blocks) // 2 - 1:
+            if self._joined and j < len(blocks) // 2 - 1:
                 kept.append(stream)
         return self._unpatched(self.output(stream, condition))
 
@@ -204,6 +205,13 @@ class DiG(nn.Module):
                 raise ShapeError(f"{name} must be [{x.shape[0]}], one for each image, got {list(given.shape)}")
         if y.is_floating_point() or y.dtype == torch.bool:
             raise ShapeError(f"y must be whole numbers, labels up to {self.num_classes}, got {y.dtype}")
+        # Not on a GPU, which would have to be waited for, nor where the numbers are not there to be looked at.
+        if type(y) is Tensor and y.is_cpu and y.numel() and not (torch.compiler.is_compiling() or transformed()):
+            least, most = int(y.min()), int(y.max())
+            if least < 0 or most > self.num_classes:
+                raise ShapeError(
+                    f"y must be from 0 to {self.num_classes}, which is that of no class, got {least} to {most}"
+                )
 
     def _positions(self, grid: tuple[int, int]) -> Tensor:
         """Positions [1, h*w, D] for a grid of patches."""

@@ -12,25 +12,13 @@ from vision_ssm import moved
 from vision_ssm.errors import ConfigError, suggestion
 from vision_ssm.models.denoisers import DENOISERS, denoiser
 from vision_ssm.models.detectors import DETECTORS, detector
+from vision_ssm.models.listing import WHOLE, list_models, list_whole_models
 from vision_ssm.models.segmentors import SEGMENTORS, segmentor
-from vision_ssm.models.variant import WithHeads, all_variants, full_name, list_aliases
+from vision_ssm.models.variant import all_variants, full_name, list_aliases
 
-__all__ = ["WHOLE", "create_model", "is_ours", "list_models", "list_whole_models", "require_model", "takes_size"]
+__all__ = ["create_model", "is_ours", "list_models", "list_whole_models", "require_model", "takes_size"]
 
 moved.answer(__name__)
-
-WHOLE: dict[str, WithHeads] = {**SEGMENTORS, **DETECTORS}
-"""Published models of other tasks than classification, a backbone with its heads, by their names."""
-
-
-def list_models() -> list[str]:
-    """Names of this library's models; the ``..._pyramid`` forms for dense tasks are left out."""
-    return sorted(name for name, row in all_variants().items() if row.feature_cls is None)
-
-
-def list_whole_models() -> list[str]:
-    """Names of models of other tasks than classification: a backbone with its heads, or a denoiser."""
-    return sorted([*WHOLE, *DENOISERS])
 
 
 def is_ours(name: str) -> bool:

@@ -25,6 +25,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module
@@ -51,6 +52,7 @@ __all__ = [
     "native_call_applies",
     "operators",
     "refuse_tracing",
+    "without_autocast",
 ]
 
 AUTO = "auto"
@@ -262,6 +264,13 @@ def _warn_once(reason: str) -> None:
             VisionSSMNotice,
             stacklevel=2,
         )
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """Keep autocast out of the backends: it would round a float32 state to half precision in their products."""
+    if torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()
 
 
 def refuse_tracing(operator: str) -> None:

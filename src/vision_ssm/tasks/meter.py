@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 from PIL import Image
@@ -11,7 +11,10 @@ from torch import Tensor
 from vision_ssm.data.batches import Batch
 from vision_ssm.tasks.scores import Table
 
-__all__ = ["Critic", "Meter"]
+__all__ = ["Critic", "Maker", "Meter"]
+
+Maker = Callable[[Sequence[int], Sequence[int]], Iterator[list[Image.Image]]]
+"""From labels and seeds to the images of `Task.sample`, batch by batch."""
 
 
 class Meter(Protocol):

@@ -24,10 +24,10 @@ from vision_ssm.data.batches import Batch, Sample, Samples, Transform, stack
 from vision_ssm.data.geo.raster import RasterFile
 from vision_ssm.data.preprocessing import Preprocessing
 from vision_ssm.data.subset import Subset
-from vision_ssm.errors import ConfigError
+from vision_ssm.errors import CheckpointError, ConfigError
 from vision_ssm.settings import Section, from_mapping
 from vision_ssm.tasks.exported import Form, Run, StandIn
-from vision_ssm.tasks.meter import Critic, Meter
+from vision_ssm.tasks.meter import Critic, Maker, Meter
 from vision_ssm.tasks.result import Result
 from vision_ssm.tasks.scores import Score
 from vision_ssm.tasks.settings import TaskSettings
@@ -64,7 +64,6 @@ class Task(ABC):
     Settings: ClassVar[type[TaskSettings]]
     Options: ClassVar[type[Section] | None] = None
     scores: tuple[Score, ...]
-
     counted: str = "images"
     native: bool = False
     sync_batch_norm: bool = False
@@ -171,10 +170,7 @@ class Task(ABC):
     def faults(self, samples: Samples) -> Sequence[tuple[str, str]]:
         """Return what is wrong with the annotations of ``samples``, for `vision_ssm.analysis.check_data`.
 
-        What shows only as a sample is decoded is left to that.
-
-        Returns:
-            pairs of a file and what is wrong in it.
+        Pairs of a file and what is wrong in it; what shows only as a sample is decoded is left to that.
         """
         return ()
 
@@ -275,15 +271,14 @@ class Task(ABC):
     ) -> Result | None:
         """Predict a scene at its own size as it is read from its file, in memory that does not grow with it.
 
+        None where a scene of this size is taken whole, by `predict`.
+
         Args:
             model: in evaluation mode.
             scene: open.
             preprocessing: as trained.
             stem: of the files that `Result.save` will be asked for, so that they may be written now; None for none.
             on_progress: called with (done, in all).
-
-        Returns:
-            None where a scene of this size is taken whole, by `predict`.
         """
         return None
 
@@ -299,11 +294,11 @@ class Task(ABC):
         self,
         model: nn.Module,
         preprocessing: Preprocessing,
-        classes: Sequence[str],
+        labels: Sequence[int],
         seeds: Sequence[int],
         on_step: Callable[[int, int], None] = lambda done, total: None,
     ) -> list[Image.Image]:
-        """Make an RGB image of each of ``classes``, random only by its seed; ``on_step`` gets (steps done, in all)."""
+        """Make an RGB image of each of ``labels``, random only by its seed; ``on_step`` gets (steps done, in all)."""
         raise ConfigError(f"models of the task {self.name} make no images.")
 
     def exported(self, model: nn.Module) -> Form:
@@ -321,6 +316,9 @@ class Task(ABC):
 
         ``critic`` opens other weights by file or name, None those that ship with the package.
         """
+
+    def complete(self, meter: Meter, make: Maker) -> None:  # noqa: B027
+        """Make what ``meter``, which has seen the images of an evaluation, wants to see beside them."""
 
     @abstractmethod
     def meter(self) -> Meter:
@@ -395,8 +393,6 @@ class Task(ABC):
         Raises:
             CheckpointError: no weights were published for this task.
         """
-        from vision_ssm.errors import CheckpointError
-
         raise CheckpointError(f"no weights were published for the task {cls.name}; name a weights file.")
 
     def knows(self) -> str:

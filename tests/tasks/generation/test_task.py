@@ -128,6 +128,29 @@ def test_evaluation_compares_samples_with_images(images: Path, judge: Path) -> N
     assert "agreement" not in worse.scores
 
 
+def test_samples_to_be_judged_fill_their_batches(run: Path, images: Path, judge: Path) -> None:
+    loaded, sizes, told = vision_ssm.load_model(run), [], []
+    loaded.model.register_forward_hook(lambda module, given, output: sizes.append(len(output)))
+    options = {"sampler": "ddim", "steps": 2}
+    found = vision_ssm.evaluate(
+        loaded,
+        images,
+        "all",
+        batch_size=8,
+        samples=10,
+        features=str(judge),
+        on_progress=lambda *done: told.append(done),
+        **options,
+    )
+    assert sizes == [8, 8, 4, *(8, 8), *(2, 2)]  # of 20 images, then 10 samples in two batches of two steps
+    assert told == [(8, 20), (16, 20), (20, 20), (1, 4), (2, 4), (3, 4), (4, 4)]
+    places = [made.position for made in found.meter.made]
+    assert len(set(places)) == 10 and [made.label for made in found.meter.made] == [0] * 5 + [1] * 5
+    again = vision_ssm.sample(loaded, "light", seed=places[-1], **options).images[0]
+    difference = np.abs(np.asarray(again, int) - np.asarray(found.meter.shown[1][-1], int))
+    assert difference.max() <= 1
+
+
 def test_the_shipped_features_are_named_and_not_called_fid(run: Path, images: Path, tmp_path: Path) -> None:
     found = vision_ssm.evaluate(run, images, sampler="ddim", steps=2, samples=2)
     assert found.named[0].title == "Fréchet distance in features of vim_nano_cifar10 (not FID)"

@@ -11,14 +11,13 @@ Glossary: B batch, K directions (traversals), L tokens in memory order, H heads,
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from vision_ssm.errors import ShapeError
-from vision_ssm.ops.dispatch import AUTO, choose, refuse_tracing
+from vision_ssm.ops.dispatch import AUTO, choose, refuse_tracing, without_autocast
 from vision_ssm.ops.gate import check_tensors, show
 from vision_ssm.ops.gla import chunked
 from vision_ssm.ops.gla.contract import GlaCall
@@ -141,17 +140,10 @@ def _call(
     return GlaCall(q, k, v, log_gates, heads, scale, traversals, merge)
 
 
-def _exact(device: torch.device) -> AbstractContextManager[Any]:
-    """Keep autocast out of the backends: it would round the float32 state to half precision in their products."""
-    if torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
-        return torch.autocast(device.type, enabled=False)
-    return nullcontext()
-
-
 def _forward(*args: Any) -> Tensor:
     *inputs, backend = args
     call = _call(*inputs)
-    with _exact(call.q.device):
+    with without_autocast(call.q.device):
         y: Tensor = choose("gla", call.q.device, call.q.dtype, backend).functions.forward(call)
     return y
 
@@ -164,7 +156,7 @@ def _backward(grad: Tensor, *args: Any) -> tuple[Tensor, ...]:
             f"vision_ssm::gla_backward takes a gradient {show(call.output_shape())} in {call.v.dtype}, "
             f"got {show(grad.shape)} in {grad.dtype}"
         )
-    with _exact(call.q.device):
+    with without_autocast(call.q.device):
         return tuple(choose("gla", call.q.device, call.q.dtype, backend).functions.backward(call, grad))
 
 
@@ -172,7 +164,7 @@ def _composite(*args: Any) -> Tensor:
     *inputs, backend = args
     call = _call(*inputs)
     choose("gla", call.q.device, call.q.dtype, backend)  # what cannot run is refused here too
-    with _exact(call.q.device):
+    with without_autocast(call.q.device):
         return chunked.forward(call)
 
 

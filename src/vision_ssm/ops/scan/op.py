@@ -12,14 +12,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from vision_ssm.errors import BackendError, ShapeError
-from vision_ssm.ops.dispatch import AUTO, choose, refuse_tracing
+from vision_ssm.ops.dispatch import AUTO, choose, refuse_tracing, without_autocast
 from vision_ssm.ops.gate import check_tensors
 from vision_ssm.ops.registration import Operator, register
 from vision_ssm.ops.scan import composite
@@ -190,17 +189,10 @@ def _call(
     return ScanCall(u, delta, A, B, C, D, z, delta_bias, traversals, delta_softplus, merge)
 
 
-def _exact(device: torch.device) -> AbstractContextManager[Any]:
-    """Keep autocast out of the backends: it would round the float32 state to half precision in their products."""
-    if torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
-        return torch.autocast(device.type, enabled=False)
-    return nullcontext()
-
-
 def _forward(*args: Any) -> tuple[Tensor, Tensor]:
     *inputs, save_states, backend = args
     call = _call(*inputs)
-    with _exact(call.u.device):
+    with without_autocast(call.u.device):
         y, states = choose("scan", call.u.device, call.u.dtype, backend).functions.forward(call, save_states)
     # Flat: a symbolic number of chunks as an axis would make torch.export rule out sequences of a single chunk.
     return y, states.flatten()
@@ -216,7 +208,7 @@ def _backward(grad: Tensor, states: Tensor, *args: Any) -> tuple[Tensor, ...]:
             f"in {call.u.dtype}, got {_show(states)} and {_show(grad)} in {grad.dtype}"
         )
     states = states.view(saved)
-    with _exact(call.u.device):
+    with without_autocast(call.u.device):
         gradients = choose("scan", call.u.device, call.u.dtype, backend).functions.backward(call, states, grad)
     return tuple(call.A.new_empty(0) if x is None else x for x in gradients)
 
@@ -225,7 +217,7 @@ def _composite(*args: Any) -> tuple[Tensor, Tensor]:
     *inputs, _, backend = args
     call = _call(*inputs)
     choose("scan", call.u.device, call.u.dtype, backend)  # what cannot run is refused here too
-    with _exact(call.u.device):
+    with without_autocast(call.u.device):
         return composite.forward(call), call.A.new_empty(0)
 
 

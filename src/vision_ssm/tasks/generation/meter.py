@@ -52,14 +52,10 @@ class Made(NamedTuple):
 
 
 class Outputs(NamedTuple):
-    """Of a batch: errors [B] of the noise, and in an evaluation by samples the images themselves and what was made.
-
-    ``made`` are (position, class, image).
-    """
+    """Of a batch: errors [B] of the noise, and in an evaluation by samples the images themselves."""
 
     errors: Tensor
     real: Sequence[Image.Image] = ()
-    made: Sequence[tuple[int, int, Image.Image]] = ()
 
 
 def score_list(judges: Judges | None) -> tuple[Score, ...]:
@@ -89,6 +85,8 @@ class GenerationMeter:
         self._real: list[Tensor] = []
         self._features: list[Tensor] = []
         self._made: list[Made] = []
+        self.unmade: list[tuple[int, int]] = []
+        """(Position, class) of the samples that are still to be made and added, in the order of the data."""
         self.shown: dict[int, list[Image.Image]] = defaultdict(list)
         """Some samples by their class, to be looked at; of this process alone."""
 
@@ -99,13 +97,18 @@ class GenerationMeter:
         if self.judges is None:
             return
         self._real.append(self.judges.features.features(outputs.real))
-        if not outputs.made:
-            return
-        images = [image for _, _, image in outputs.made]
+        places = zip(batch.indices.tolist(), batch.targets.tolist(), strict=True)
+        self.unmade += [(position, label) for position, label in places if position in self.judges.wanted]
+
+    def add(self, images: Sequence[Image.Image]) -> None:
+        """Add the next samples, those of the first in ``unmade``."""
+        if self.judges is None:
+            raise TypeError("nobody judges samples")
+        done, self.unmade = self.unmade[: len(images)], self.unmade[len(images) :]
         self._features.append(self.judges.features.features(images))
         asked = self.judges.classifier
         taken = [-1] * len(images) if asked is None else asked.classes(images)
-        for (position, label, image), found in zip(outputs.made, taken, strict=True):
+        for (position, label), image, found in zip(done, images, taken, strict=True):
             self._made.append(Made(position, label, found))
             if label in self.shown or len(self.shown) < SHOWN:
                 self.shown[label] = [*self.shown[label], image][:SHOWN]

@@ -8,10 +8,11 @@
 
     linear: β_t from 1e-4 to 0.02         cosine: ᾱ_t = f(t + 1) / f(0),  f(t) = cos²((t / T + s) / (1 + s) · π / 2)
 
-    loss = |ε − ε̂|² + T / 1000 · L_vb,     L_vb = KL(q ‖ p) for t > 0,  −log p(x_0 | x_1) for t = 0,  ε̂ held fixed in it
+    loss = |ε − ε̂|² + L_vb,                L_vb = KL(q ‖ p) for t > 0,  −log p(x_0 | x_1) for t = 0,  ε̂ held fixed in it
 
 Sources: DDPM (arXiv:2006.11239, equations 4 to 14), improved DDPM (arXiv:2102.09672, equations 15 to 17); the numbers
-and reductions are those of the published training of DiT and DiG, where T is 1000 and the noise linear.
+and reductions are those of the published training of DiT and DiG, where the noise is linear and T is 1000: L_vb has the
+factor T / 1000 there.
 """
 
 from __future__ import annotations

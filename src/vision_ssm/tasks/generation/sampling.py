@@ -8,7 +8,8 @@ t runs over S of the T steps, evenly from T − 1 to 0, and t′ is the next of 
 is clipped, ddim takes the ε̂ that belongs to it.
 
 The published code samples as diffusers' DDPM does with a learned range of variances and evenly spaced steps, so that is
-used. Its DDIM is not: whatever the spacing, it takes t − T // S for t′, which is not the step that comes next.
+used. Its DDIM is not: whatever the spacing, it takes t − T // S for t′, which of steps that run evenly from T − 1 to 0
+(``linspace``), as these do, is not the one that comes next.
 """
 
 from __future__ import annotations

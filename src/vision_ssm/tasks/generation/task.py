@@ -27,7 +27,7 @@ from vision_ssm.tasks.generation.sampling import guided, starting_noise, take_no
 from vision_ssm.tasks.generation.settings import NOISE_STEPS, GenerationOptions, GenerationSettings, NoiseSchedule
 from vision_ssm.tasks.generation.transforms import SampleTransform
 from vision_ssm.tasks.matching import match_names
-from vision_ssm.tasks.meter import Critic
+from vision_ssm.tasks.meter import Critic, Maker
 from vision_ssm.tasks.scores import Score
 from vision_ssm.tasks.sheet import draw_sheet
 from vision_ssm.tasks.task import Meter, Result, Task
@@ -167,11 +167,11 @@ class Generation(Task):
         at = process(self.schedule).at(t)
         noisy = at.signal * x + at.noise * noise
         found = hybrid_loss(model(noisy, t, batch.targets), x, noisy, noise, at)
-        bound = {} if found.bound is None else {"variance": NOISE_STEPS / 1000 * found.bound.mean()}
+        bound = {} if found.bound is None else {"variance": found.bound.mean()}
         return {"noise": found.noise.mean(), **bound}
 
     def predict(self, model: nn.Module, batch: Batch) -> Outputs:
-        """The error of noise that depends on the image's position alone; in an evaluation by samples these as well."""
+        """The error of noise that depends on the image's position alone; with judges the images as well."""
         x = self._encoded(batch.images, sample=False)
         positions = batch.indices.tolist()
         t = (STRIDE * batch.indices % NOISE_STEPS).to(x.device)
@@ -179,28 +179,22 @@ class Generation(Task):
         at = process(self.schedule).at(t)
         noisy = at.signal * x + at.noise * noise
         errors = hybrid_loss(model(noisy, t, batch.targets), x, noisy, noise, at).noise
-        if self._judges is None:
-            return Outputs(errors)
-        chosen = [row for row, position in enumerate(positions) if position in self._judges.wanted]
-        labels = batch.targets[chosen]
-        seeds = [positions[row] for row in chosen]
-        made = self._made(model, labels, seeds, tuple(x.shape[1:]), lambda: None) if chosen else []  # type: ignore[arg-type]
-        return Outputs(errors, _pictures(batch.images), list(zip(seeds, labels.tolist(), made, strict=True)))
+        return Outputs(errors) if self._judges is None else Outputs(errors, _pictures(batch.images))
 
+    @torch.no_grad()
     def sample(
         self,
         model: nn.Module,
         preprocessing: Preprocessing,
-        classes: Sequence[str],
+        labels: Sequence[int],
         seeds: Sequence[int],
         on_step: Callable[[int, int], None] = lambda done, total: None,
     ) -> list[Image.Image]:
-        """Make an image of each of the classes, which the model knows."""
+        """Make an image of the class of each label."""
         reduction = 1 if self.latents is None else self.latents.reduction
         height, width = (side // reduction for side in preprocessing.input_size[1:])
         channels: Any = model.in_chans
         device = next(model.parameters()).device
-        labels = torch.tensor([self.class_names.index(name) for name in classes], device=device)
         done = 0
 
         def count_step() -> None:
@@ -208,28 +202,17 @@ class Generation(Task):
             done += 1
             on_step(done, self.options.steps)
 
-        return self._made(model, labels, seeds, (channels, height, width), count_step)
-
-    @torch.no_grad()
-    def _made(
-        self,
-        model: nn.Module,
-        labels: Tensor,
-        seeds: Sequence[int],
-        shape: tuple[int, int, int],
-        on_step: Callable[[], None],
-    ) -> list[Image.Image]:
         decoder = self._opened() if self.latents is not None else None  # before anything is computed
-        noise, generators = starting_noise(seeds, shape)
+        noise, generators = starting_noise(seeds, (channels, height, width))
         x = take_noise_away(
-            guided(model, labels, self.options),
-            noise.to(labels.device),
+            guided(model, torch.tensor(labels, device=device), self.options),
+            noise.to(device),
             generators,
             self.options,
             schedule=self.schedule,
             learned=bool(model.learn_sigma),
             clip=self.latents is None,
-            on_step=on_step,
+            on_step=count_step,
         )
         if decoder is not None and self.latents is not None:
             x = decoder.decode(x, self.latents.scale)
@@ -268,6 +251,13 @@ class Generation(Task):
         places = np.linspace(0, len(samples) - 1, count).round().astype(int)
         wanted = frozenset(by_class[places].tolist())
         self._judges = Judges(critic(self.options.features), asked, outputs, wanted)
+
+    def complete(self, meter: Meter, make: Maker) -> None:
+        """Make the samples that are to be compared with the images, of their classes and by their positions."""
+        found = cast(GenerationMeter, meter)
+        asked = found.unmade
+        for images in make([label for _, label in asked], [position for position, _ in asked]):
+            found.add(images)
 
     def meter(self) -> GenerationMeter:
         """A fresh meter."""
