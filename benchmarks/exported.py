@@ -1,7 +1,7 @@
 """Exported models in their runtimes: Vim-Ti beside DeiT-Ti, errors and times for one image on the CPU.
 
     python benchmarks/exported.py --output results/exported.json
-    python benchmarks/exported.py --sizes 224 --rounds 3
+    python benchmarks/exported.py --sizes 224 --rounds 1
 
 Both are built with random weights and exported by the same call, in standard operators. Contenders of a row:
 
@@ -10,10 +10,12 @@ Both are built with random weights and exported by the same call, in standard op
     openvino     the same file, read by OpenVINO, told to compute in float32 or in bfloat16
     int8         products with matrices of weights in whole numbers, calibrated on random images
 
-They run in turn and the medians of the rounds are kept, so that a machine whose speed drifts treats them alike. An
-error is the largest one of the logits over their largest absolute value, against torch in float32, on random images; of
-INT8 and bfloat16 with random weights it says how far numbers move and nothing of accuracy. Rows that a results file has
-already are not measured again.
+Threads of a runtime spin for a while after a run, in the way of whatever comes next. So each contender has turns of its
+own, some runs untimed and then some timed, one right after the other; the turns go round several times, so that a
+machine whose speed drifts treats them alike, and the median of all timed runs is kept. An error is the largest one of
+the logits over their largest absolute value, against torch in float32, on random images; of INT8 and bfloat16 with
+random weights it says how far numbers move and nothing of accuracy. Rows that a results file has already are not
+measured again; once it has all, the tables of docs/export.md are printed from it.
 """
 
 from __future__ import annotations
@@ -39,9 +41,19 @@ from vision_ssm.exporting.quantising import Quantiser
 from vision_ssm.weights.files import Loaded, WeightsInfo
 from vision_ssm.weights.runtimes import OnnxRuntime, needed
 
-MODELS = ("vim_tiny_patch16_224", "deit_tiny_patch16_224")
+MODELS = {"vim_tiny_patch16_224": "Vim-Ti", "deit_tiny_patch16_224": "DeiT-Ti"}
+COLUMNS = {
+    "torch, float32": "here, float32",
+    "torch, bfloat16": "here, bfloat16",
+    "onnxruntime, float32": "ONNX Runtime, float32",
+    "openvino, float32": "OpenVINO, float32",
+    "openvino, bfloat16": "OpenVINO, bfloat16",
+    "onnxruntime, int8": "ONNX Runtime, INT8",
+    "openvino, int8": "OpenVINO, INT8",
+}
 IMAGES = 3  # that errors are of
 CALIBRATION = 4  # images
+SETTLE = 2  # untimed runs at the start of a turn
 PACKAGES = ("torch", "timm", "onnx", "onnxscript", "onnxruntime", "openvino")
 
 Run = Callable[[Tensor], Tensor]
@@ -93,10 +105,10 @@ def contenders(loaded: Loaded, size: int, folder: Path, int8: bool) -> tuple[dic
     }
     runs = {
         "torch, float32": of_torch(loaded.model, torch.float32),
+        "torch, bfloat16": of_torch(built(loaded.info.model, size).model.bfloat16(), torch.bfloat16),
         "onnxruntime, float32": of_onnxruntime(exact),
         "openvino, float32": of_openvino(exact, "f32"),
         "openvino, bfloat16": of_openvino(exact, "bf16"),
-        "torch, bfloat16": of_torch(built(loaded.info.model, size).model.bfloat16(), torch.bfloat16),
     }
     if int8:
         quantiser = Quantiser(exact, images(CALIBRATION, size, seed=1), on_stage=lambda *_: None)
@@ -111,13 +123,19 @@ def error(found: Tensor, expected: Tensor) -> float:
     return float((found - expected).abs().max() / expected.abs().max())
 
 
-def seconds(run: Run, image: Tensor) -> float:
-    started = time.perf_counter()
-    run(image)
-    return time.perf_counter() - started
+def turn(run: Run, image: Tensor, count: int) -> list[float]:
+    """Seconds of so many runs, once those before have settled the machine."""
+    for _ in range(SETTLE):
+        run(image)
+    spent = []
+    for _ in range(count):
+        started = time.perf_counter()
+        run(image)
+        spent.append(time.perf_counter() - started)
+    return spent
 
 
-def measured(name: str, size: int, rounds: int, int8: bool) -> dict[str, Any]:
+def measured(name: str, size: int, rounds: int, count: int, int8: bool) -> dict[str, Any]:
     """Errors and times of one model at one size."""
     loaded = built(name, size)
     with tempfile.TemporaryDirectory() as folder:
@@ -131,7 +149,7 @@ def measured(name: str, size: int, rounds: int, int8: bool) -> dict[str, Any]:
         spent: dict[str, list[float]] = {each: [] for each in runs}
         for _ in range(rounds):
             for each, run in runs.items():
-                spent[each].append(seconds(run, given[0]))
+                spent[each] += turn(run, given[0], count)
     times = {
         each: {"median": statistics.median(values), "least": min(values), "largest": max(values)}
         for each, values in spent.items()
@@ -140,16 +158,23 @@ def measured(name: str, size: int, rounds: int, int8: bool) -> dict[str, Any]:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """The rows as Markdown: milliseconds, and the error in brackets."""
-    columns = list(dict.fromkeys(each for row in rows for each in row["seconds"]))
-    lines = [f"| model | size | {' | '.join(columns)} |", "|---" * (len(columns) + 2) + "|"]
+    """The rows as Markdown: milliseconds, the least of a row in bold, and below them the errors and the export."""
+    columns = [each for each in COLUMNS if any(each in row["seconds"] for row in rows)]
+    titles = [COLUMNS[each] for each in columns]
+    times = ["| ms | " + " | ".join(titles) + " |", "|---" * (len(columns) + 1) + "|"]
+    errors = [
+        "| largest error | " + " | ".join(titles[1:]) + " | export, s | file, MiB | in INT8, MiB |",
+        "|---" * (len(columns) + 3) + "|",
+    ]
     for row in rows:
-        cells = [
-            f"{1e3 * row['seconds'][each]['median']:.1f} ({row['errors'][each]:.0e})" if each in row["seconds"] else "-"
-            for each in columns
-        ]
-        lines.append(f"| {row['model']} | {row['size']} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        label = f"| {MODELS.get(row['model'], row['model'])}, {row['size']} | "
+        spent = {each: 1e3 * row["seconds"][each]["median"] for each in columns if each in row["seconds"]}
+        texts = {each: f"**{ms:,.0f}**" if ms == min(spent.values()) else f"{ms:,.0f}" for each, ms in spent.items()}
+        times.append(label + " | ".join(texts.get(each, "") for each in columns) + " |")
+        found = [f"{row['errors'][each]:.1e}" if each in row["errors"] else "" for each in columns[1:]]
+        about = [f"{row['export_seconds']:.0f}", *(str(row["mib"].get(file, "")) for file in ("float32", "int8"))]
+        errors.append(label + " | ".join([*found, *about]) + " |")
+    return "\n".join([*times, "", *errors])
 
 
 def main() -> None:
@@ -159,7 +184,8 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=list(MODELS))
     parser.add_argument("--sizes", type=int, nargs="+", default=[224, 512, 1248])
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=11)
+    parser.add_argument("--rounds", type=int, default=3, help="turns that each contender has")
+    parser.add_argument("--runs", type=int, default=5, help="that are timed in a turn")
     parser.add_argument(
         "--no-int8",
         dest="int8",
@@ -170,14 +196,15 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     there = bool(options.output) and options.output.exists()
     report: dict[str, Any] = json.loads(options.output.read_text()) if there else {"rows": []}
-    report |= provenance("python benchmarks/exported.py") | {"threads": options.threads, "rounds": options.rounds}
+    report |= provenance("python benchmarks/exported.py")
+    report |= {"threads": options.threads, "rounds": options.rounds, "runs": options.runs, "settle": SETTLE}
     report["runtimes"] = {package: version(package) for package in PACKAGES}
     done = {(row["model"], row["size"]) for row in report["rows"]}
     for size in options.sizes:
         for name in options.models:
             if (name, size) in done:
                 continue
-            report["rows"].append(measured(name, size, options.rounds, options.int8))
+            report["rows"].append(measured(name, size, options.rounds, options.runs, options.int8))
             print(table(report["rows"][-1:]), flush=True)
             if options.output:
                 write(options.output, report)

@@ -11,6 +11,8 @@ It needs the extra `export`, whose ONNX Runtime it compares with.
     exp(b)exp(-b) the usual form with chunks of 16 and 32 tokens, both directions as one batch; right for gates near 1,
                   as here, and not in general
     onnxruntime   its LinearAttention node, one direction, beside one direction of the kernel
+    scan          the Scan that `vision-ssm export --target portable` writes for one direction, beside the node that
+                  `--target onnxruntime` writes, both in ONNX Runtime on one thread
 
 Contenders of a row run in turn and the medians of the rounds are kept, so that a machine whose speed drifts treats them
 alike. Every contender is checked against the float64 reference on a short sequence first.
@@ -20,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
@@ -34,8 +37,11 @@ from onnx import helper
 from results_file import provenance, write
 from torch import Tensor
 
+from vision_ssm.exporting import onnx_files
 from vision_ssm.ops import Traversal, gla
 from vision_ssm.ops.gla import chunked
+from vision_ssm.tasks.exported import Form
+from vision_ssm.weights.runtimes import OnnxRuntime
 
 HEADS, KEYS, VALUES = 3, 32, 64
 
@@ -130,6 +136,35 @@ def beside_onnx(tokens: int, threads: int, rounds: int) -> dict[str, float]:
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
+class OneDirection(torch.nn.Module):
+    """Gated linear attention of q, k, v and log-gates that lie side by side, as it is exported."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        q, k, v, gates = x.split([HEADS * KEYS, HEADS * KEYS, HEADS * VALUES, HEADS * KEYS], dim=-1)
+        walk = [Traversal.sequence(x.shape[1])]
+        return (gla(q, k, v, gates[:, None], heads=HEADS, traversals=walk),)
+
+
+def node_and_scan(tokens: int, rounds: int) -> dict[str, float]:
+    """Seconds of one direction on one thread of ONNX Runtime, by the file of either target; they must agree."""
+    torch.set_num_threads(1)
+    q, k, v, gates = inputs(tokens)
+    x = torch.cat([q, k, v, gates[:, 0]], dim=-1)
+    form, contenders = Form(OneDirection(), ("o",)), dict[str, OnnxRuntime]()
+    with tempfile.TemporaryDirectory() as folder:
+        for name, target in (("node", "onnxruntime"), ("scan", "portable")):
+            path = Path(folder) / f"{name}.onnx"
+            onnx_files.write(path, form, x, dynamic=(), step=1, target=target)
+            contenders[name] = OnnxRuntime(path)
+    for run in contenders.values():
+        torch.testing.assert_close(run(x)[0], form.module(x)[0], rtol=1e-4, atol=1e-4)
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    for _ in range(rounds):
+        for name, run in contenders.items():
+            seconds[name].append(timed(partial(run, x)))
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
 def check() -> None:
     """Refuse to time what is wrong."""
     x = inputs(100)
@@ -171,8 +206,16 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     options = parser.parse_args()
     check()
-    rows = []
+    rows, inside = [], []
     for tokens in options.tokens:
+        seconds_inside = node_and_scan(tokens, options.rounds)
+        inside.append({"tokens": tokens, "threads": 1, "seconds": seconds_inside})
+        print(
+            f"{tokens:5} tokens, 1 thread, one direction in ONNX Runtime: "
+            + ", ".join(f"{name} {1e3 * spent:.3f} ms" for name, spent in seconds_inside.items())
+            + f", {seconds_inside['scan'] / seconds_inside['node']:.1f} times",
+            flush=True,
+        )
         x = inputs(tokens)
         for threads in options.threads:
             torch.set_num_threads(threads)
@@ -201,7 +244,8 @@ def main() -> None:
     if options.output:
         write(
             options.output,
-            provenance("python benchmarks/gla.py") | {"heads": HEADS, "keys": KEYS, "values": VALUES, "rows": rows},
+            provenance("python benchmarks/gla.py")
+            | {"heads": HEADS, "keys": KEYS, "values": VALUES, "rows": rows, "in onnxruntime": inside},
         )
 
 

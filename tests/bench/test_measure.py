@@ -87,6 +87,14 @@ def test_every_round_goes_through_all_models_and_turns_back(stage):
     assert stage.called == warming + there + back + there
 
 
+def test_beside_exported_files_a_turn_is_several_passes(stage, monkeypatch):
+    monkeypatch.setattr(measure, "require_subject", lambda name: None)
+    monkeypatch.setitem(SECONDS, "m.onnx", 1.0)
+    run_benchmark(settings("test_vit", "m.onnx", rounds=1))
+    product, one_untimed = "the matrix product", 1 + measure.RUNTIME_CALLS
+    assert stage.called[-12:] == [name for name in (product, "test_vit", "m.onnx") for _ in range(one_untimed)]
+
+
 def test_a_drift_of_the_machine_cancels_in_the_ratio(stage, monkeypatch):
     monkeypatch.setitem(SECONDS, "test_resnet", 0.25)
 

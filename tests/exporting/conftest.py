@@ -8,6 +8,7 @@ import pytest
 
 from tests.inference.conftest import colour_folder, loaded  # noqa: F401 -- fixtures
 from vision_ssm.exporting import export, onnx_files
+from vision_ssm.exporting.lowering import Lowered
 
 
 @pytest.fixture(scope="session")
@@ -15,11 +16,12 @@ def exported(loaded, graph):  # noqa: F811
     """The file of a classifier for any number of images of 8 x 8 pixels."""
     with pytest.MonkeyPatch.context() as patch:
         write = onnx_files.write
-        patch.setattr(
-            onnx_files,
-            "write",
-            lambda *given, lower, **how: write(*given, lower=lambda p: shutil.copy(p, graph), **how),
-        )
+
+        def keep(path):
+            shutil.copy(path, graph)
+            return Lowered()
+
+        patch.setattr(onnx_files, "write", lambda *given, lower, **how: write(*given, lower=keep, **how))
         return export(loaded, graph.with_name("colours.onnx"), dynamic=["batch"])
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import sys
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -13,6 +14,8 @@ import torch
 from vision_ssm.data.preprocessing import Preprocessing
 from vision_ssm.errors import CheckpointError, ConfigError
 from vision_ssm.exporting import FORMATS, checking, export, onnx_files
+from vision_ssm.exporting.lowering import Written
+from vision_ssm.layers.gla_mixer import GLAMixer
 from vision_ssm.models.registry import create_model
 from vision_ssm.weights.exported import RECORD, read_exported
 from vision_ssm.weights.files import DESCRIPTION, Loaded, WeightsInfo
@@ -74,6 +77,17 @@ def spoilt_walk(model):
     walk.CopyFrom(numpy_helper.from_array(order, walk.name))
 
 
+@pytest.fixture
+def converted_once(exported, monkeypatch):
+    """Exports take the file that was made for the session."""
+
+    def write(path, *_, **__):
+        path.write_bytes(exported.path.read_bytes())
+        return Written(onnx_files.PACKAGES)
+
+    monkeypatch.setattr(onnx_files, "write", write)
+
+
 @pytest.mark.parametrize("spoil", [spoilt_weight, spoilt_walk])
 def test_a_file_that_differs_is_refused_and_removed(exported, loaded, spoil, monkeypatch, tmp_path):
     onnx = pytest.importorskip("onnx")
@@ -82,11 +96,29 @@ def test_a_file_that_differs_is_refused_and_removed(exported, loaded, spoil, mon
 
     def write(path, *_, **__):
         onnx.save(model, str(path))
-        return onnx_files.PACKAGES
+        return Written(onnx_files.PACKAGES)
 
     monkeypatch.setattr(onnx_files, "write", write)
-    with pytest.raises(CheckpointError, match=r"differs from the model: an error of .* and 1e-04 is allowed"):
+    with pytest.raises(CheckpointError, match=r"differs from the model: an error of .* and 0\.0001 is allowed"):
         export(loaded, tmp_path / "spoilt.onnx", dynamic=["batch"])
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("converted_once")
+def test_a_file_that_changes_after_its_check_is_refused(loaded, tmp_path, monkeypatch):
+    onnx = pytest.importorskip("onnx")
+    describe = onnx_files.describe
+
+    def describe_and_spoil(path, entries):
+        describe(path, entries)
+        if DESCRIPTION not in entries:  # the second time, with what came of the check
+            model = onnx.load(str(path))
+            spoilt_weight(model)
+            onnx.save(model, str(path))
+
+    monkeypatch.setattr(onnx_files, "describe", describe_and_spoil)
+    with pytest.raises(CheckpointError, match=r"that was checked changed as its record was written into it: an error"):
+        export(loaded, tmp_path / "m.onnx", dynamic=["batch"])
     assert list(tmp_path.iterdir()) == []
 
 
@@ -172,6 +204,7 @@ SMALL = {
     "vmamba_nano": {"depths": (1, 1, 1, 1), "embed_dim": 16},
     "efficientvmamba_nano": {"depths": (1, 1, 1, 1), "embed_dim": 16},
     "vig_nano": {"depth": 1, "embed_dim": 64},
+    "vig_h_tiny": {"depths": (1, 1, 1, 1), "embed_dim": 16},
 }
 
 
@@ -206,3 +239,17 @@ def test_every_family_says_the_same(name, format, target, dynamic, tmp_path):
     assert found.check.error < 1e-4
     assert ({(case.height, case.width) for case in found.check.cases} != {(side, side)}) == ("size" in dynamic)
     assert {case.batch for case in found.check.cases} == ({1, 2, 3} if "batch" in dynamic else {1})
+    if format == "onnx":
+        assert_gated_linear_attention_is_one_node_a_block(path, model, target)
+
+
+def assert_gated_linear_attention_is_one_node_a_block(path, model, target):
+    """Of both directions, which are images side by side."""
+    onnx = pytest.importorskip("onnx")
+    nodes = Counter((node.domain, node.op_type) for node in onnx.load(str(path)).graph.node)
+    blocks = sum(isinstance(module, GLAMixer) for module in model.modules())
+    if blocks:
+        assert nodes["com.microsoft", "LinearAttention"] == (blocks if target == "onnxruntime" else 0)
+        assert nodes["", "Scan"] == (0 if target == "onnxruntime" else blocks)
+    if target == "portable" or not blocks:
+        assert {domain for domain, _ in nodes} == {""}

@@ -13,6 +13,7 @@ import vision_ssm
 from vision_ssm.cli.main import main
 from vision_ssm.errors import CheckpointError, ConfigError, DataError
 from vision_ssm.exporting import export, onnx_files, quantising
+from vision_ssm.exporting.lowering import Written
 from vision_ssm.tasks.scores import Score
 from vision_ssm.weights.exported import read_exported
 from vision_ssm.weights.files import save_weights
@@ -26,9 +27,9 @@ def written_once(exported, graph, monkeypatch):
 
     def write(path, *_, lower=None, **__):
         path.write_bytes(graph.read_bytes())
-        lower(path)
+        lowered = lower(path)
         onnx_files._bare(path)
-        return onnx_files.PACKAGES
+        return Written(onnx_files.PACKAGES, lowered)
 
     monkeypatch.setattr(onnx_files, "write", write)
 

@@ -12,7 +12,7 @@ import vision_ssm
 from tests.tasks.segmentation.scenes import mask
 from vision_ssm.data.preprocessing import Preprocessing
 from vision_ssm.errors import ConfigError, ShapeError
-from vision_ssm.exporting import export, quantising
+from vision_ssm.exporting import FORMATS, export, quantising
 from vision_ssm.tasks.segmentation.exported import segmentor_form
 from vision_ssm.weights.files import Loaded, WeightsInfo, restored_task
 
@@ -76,12 +76,14 @@ def test_images_of_other_sizes_are_scored_in_windows_of_the_file(segmentor, tmp_
 
 
 @pytest.mark.slow
-def test_windows_of_an_image_give_the_same_classes(segmentor, tmp_path):
-    for package in ("onnx", "onnxscript", "onnxruntime"):
+@pytest.mark.parametrize(("format", "dynamic"), [("onnx", ()), ("openvino", ("batch",))])
+def test_windows_of_an_image_give_the_same_classes(segmentor, format, dynamic, tmp_path):
+    for package in ("onnx", "onnxscript", "onnxruntime", "openvino"):
         pytest.importorskip(package)
-    found = export(segmentor, tmp_path / "m.onnx")
+    found = export(segmentor, tmp_path / f"m{FORMATS[format]}", format=format, dynamic=dynamic)
     assert found.check.error < 1e-4
     assert found.check.agreement > 0.999
+    assert {case.batch for case in found.check.cases} == ({1, 2, 3} if dynamic else {1})
     image = np.random.default_rng(0).integers(0, 255, (40, 36, 3), dtype=np.uint8)
     ours, theirs = (vision_ssm.predict(weights, image, window=32).results[0] for weights in (segmentor, found.path))
     assert len(np.unique(ours.classes)) > 1

@@ -15,9 +15,10 @@ from vision_ssm.bench.subject import prepare, require_subject
 from vision_ssm.cli.main import main
 from vision_ssm.errors import CheckpointError, ConfigError, ShapeError
 from vision_ssm.exporting import onnx_files
+from vision_ssm.exporting.lowering import Written
 from vision_ssm.weights.exported import ExportRecord
 from vision_ssm.weights.files import save_weights
-from vision_ssm.weights.runtimes import OnnxRuntime
+from vision_ssm.weights.runtimes import MICROSOFT, OnnxRuntime
 
 
 @pytest.fixture(autouse=True)
@@ -87,6 +88,48 @@ def test_files_that_are_none_are_said_to_be(tmp_path, exported):
         vision_ssm.load_model(broken)
 
 
+def asks_for_an_operator(model):
+    model.graph.node[-1].op_type, model.graph.node[-1].domain = "NoSuchAttention", MICROSOFT
+    model.opset_import.add(domain=MICROSOFT, version=1)
+
+
+def asks_for_an_opset(model):
+    model.opset_import[0].version = 999
+
+
+def asks_for_a_format(model):
+    model.ir_version = 999
+
+
+def asks_for_a_later_operator(model):
+    model.graph.node[-1].op_type = "NoSuchNorm"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            asks_for_an_operator,
+            "has no operator NoSuchAttention of com.microsoft; export the model again with --target",
+        ),
+        (asks_for_an_opset, r"knows opsets of ai.onnx up to \d+, and the file has 999; install a newer onnxruntime"),
+        (
+            asks_for_a_format,
+            r"reads versions of the format up to \d+, and the file has 999; install a newer onnxruntime",
+        ),
+        (asks_for_a_later_operator, "has no operator NoSuchNorm; install a newer onnxruntime"),
+    ],
+)
+def test_what_a_runtime_lacks_is_said_with_what_to_do(exported, change, message, tmp_path):
+    onnx = pytest.importorskip("onnx")
+    model = onnx.load(str(exported.path))
+    change(model)
+    onnx.save(model, str(tmp_path / "m.onnx"))
+    with pytest.raises(CheckpointError, match=rf"onnxruntime cannot open .*m.onnx': version \S+ {message}") as told:
+        vision_ssm.load_model(tmp_path / "m.onnx")
+    assert "\n" not in str(told.value)
+
+
 def test_a_record_is_read_as_it_was_written():
     record = ExportRecord("onnx", "portable", ("logits",), (8, 12), ("size",), 4, versions={"torch": "2"})
     assert ExportRecord.from_json(record.to_json()) == record
@@ -120,7 +163,7 @@ def test_the_commands(exported, loaded, colour_folder, tmp_path, monkeypatch, ca
 
     def write(path, *_, **__):
         path.write_bytes(exported.path.read_bytes())
-        return onnx_files.PACKAGES
+        return Written(onnx_files.PACKAGES)
 
     monkeypatch.setattr(onnx_files, "write", write)
     assert main(["export", str(weights), "--dynamic", "batch"]) == 0
@@ -137,6 +180,10 @@ def test_the_commands(exported, loaded, colour_folder, tmp_path, monkeypatch, ca
     assert main(["export", str(weights), "--dynamic", "batch", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["check"]["agreement"] == 1
     assert main(["export", str(weights), "--dynamic", "length"]) == 2
+    assert main(["export", str(weights), "--tolerance", "0"]) == 2
+    assert "tolerance must lie between 0 and 1, got 0.0" in capsys.readouterr().err
+    assert main(["export", str(weights), "--dynamic", "batch", "--tolerance", "1e-12"]) == 2
+    assert "and 1e-12 is allowed" in " ".join(capsys.readouterr().err.split())
 
 
 def test_bench_runs_a_file_as_it_runs_models(exported):

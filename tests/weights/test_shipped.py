@@ -18,7 +18,7 @@ from vision_ssm.inference.predict import predict
 from vision_ssm.weights import shipped
 from vision_ssm.weights.files import Loaded, save_weights
 from vision_ssm.weights.opening import open_model
-from vision_ssm.weights.shipped import DEFAULT, find_weights, names_weights, shipped_weights
+from vision_ssm.weights.shipped import DEFAULT, find_weights, names_weights, pair_in, shipped_weights
 
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
@@ -79,6 +79,19 @@ def test_which_first_argument_is_weights(folder: Path, tmp_path: Path) -> None:
     for text in ("vim_tiny_patch16_224", "vim_tiny_patch16_224.tag", "vim_tiny_patch16_24"):
         assert names_weights(text, models=["vim_tiny_patch16_224"]), text
         assert not names_weights(f"{text}.jpg", models=["vim_tiny_patch16_224"]), text
+    for name in ("run/best", "pair/model"):  # what is exported from a run lies beside its weights
+        for suffix in (".xml", ".bin"):
+            tmp_path.joinpath(name).parent.mkdir(exist_ok=True)
+            tmp_path.joinpath(name).with_suffix(suffix).touch()
+    (tmp_path / "run" / "best.safetensors").touch()
+    pair = tmp_path / "pair"
+    assert pair_in(pair) == pair / "model.xml"
+    assert names_weights(str(pair))
+    assert pair_in(tmp_path / "run") is None
+    (pair / "other.xml").touch()
+    assert not names_weights(str(pair))
+    (pair / "model.xml").unlink()  # annotations of an image, perhaps
+    assert not names_weights(str(pair))
     assert names_weights("vim_t.pth.tar", model="vim_tiny_patch16_224")
     assert not names_weights("cat.jpg", model="vim_tiny_patch16_224")
 

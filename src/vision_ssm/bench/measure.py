@@ -20,11 +20,14 @@ from vision_ssm.bench.settings import Case, Settings, split_variant
 from vision_ssm.bench.subject import FAILURES, prepare, reason, require_subject, synchronise
 from vision_ssm.device import choose_device
 from vision_ssm.errors import ConfigError, notify
+from vision_ssm.weights.exported import is_exported
 
 __all__ = ["run_benchmark"]
 
 WARM_SECONDS = 0.5  # of untimed passes, at least two of them
 SAMPLE_SECONDS = 0.2  # a timed sample takes at least this long, in as many passes as that needs
+# At least so many passes in a sample, after an untimed one, where exported files take part: their threads spin on.
+RUNTIME_CALLS = 3
 LOOK_SECONDS = 0.5  # at what others do, before anything runs
 MEMORY_PROCESSES = 5  # in which the peak is measured; an odd number has a middle
 ATTEMPTS = 3  # of a group whose samples were disturbed
@@ -34,18 +37,18 @@ Probe = Callable[[Case], dict[str, Any]]  # measures peak memory, see fresh_proc
 
 
 class _Stopwatch:
-    """One thing to time: warms up when made, then takes samples of seconds per call."""
+    """One thing to time: warms up when made, then takes samples of seconds per call, of at least so many calls."""
 
-    def __init__(self, once: Callable[[], object], device: str) -> None:
+    def __init__(self, once: Callable[[], object], device: str, least: int = 1) -> None:
         self._once, self._device = once, device
         self.samples: list[float] = []
         spent: list[float] = []
         while len(spent) < 2 or sum(spent) < WARM_SECONDS:
             spent.append(self._seconds(1))
-        self.calls = max(1, math.ceil(SAMPLE_SECONDS / spent[-1]))
+        self.calls = max(least, math.ceil(SAMPLE_SECONDS / spent[-1]))
 
     def sample(self) -> None:
-        """Time the calls of one sample; short ones are preceded by one that refills the caches."""
+        """Time the calls of one sample; several are preceded by one that refills the caches."""
         if self.calls > 1:
             self._once()
         self.samples.append(self._seconds(self.calls) / self.calls)
@@ -142,14 +145,15 @@ def _measure_group(group: list[Measured], rounds: int, probe: Probe | None, step
     case = group[0].case
     torch.set_num_threads(case.threads)
     watches: list[tuple[_Stopwatch, Measured]] = []
+    least = RUNTIME_CALLS if any(is_exported(split_variant(row.case.model)[0]) for row in group) else 1
     for row in group:
-        watch = _made_ready(row, probe)
+        watch = _made_ready(row, probe, least)
         if watch is not None:
             row.calls = watch.calls
             watches.append((watch, row))
         steps()
     if watches:
-        ceiling = _Stopwatch(_product(case), case.device)
+        ceiling = _Stopwatch(_product(case), case.device, least)
         _take_undisturbed(watches, ceiling, rounds, steps)
     if case.device.startswith("cuda"):
         torch.cuda.empty_cache()
@@ -207,7 +211,7 @@ def _take_rounds(watches: list[tuple[_Stopwatch, Measured]], ceiling: _Stopwatch
         steps()
 
 
-def _made_ready(row: Measured, probe: Probe | None) -> _Stopwatch | None:
+def _made_ready(row: Measured, probe: Probe | None, least: int) -> _Stopwatch | None:
     """Measure its memory, build and warm it up here; None, with the reason in the row, where that fails."""
     case = row.case
     row.cost = _cost(split_variant(case.model)[0], (case.height, case.width), case.batch)
@@ -218,7 +222,7 @@ def _made_ready(row: Measured, probe: Probe | None) -> _Stopwatch | None:
             return None
         row.memory = found
     try:
-        return _Stopwatch(prepare(case), case.device)
+        return _Stopwatch(prepare(case), case.device, least)
     except FAILURES as error:
         row.error = reason(error)
         return None

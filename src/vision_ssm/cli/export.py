@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from vision_ssm.cli.arguments import image_size
 from vision_ssm.cli.console import note, percent, print_json, print_table, say, stage_bars
-from vision_ssm.exporting.settings import DYNAMIC, FORMATS, PRECISIONS, TARGETS
+from vision_ssm.exporting.settings import DYNAMIC, FORMATS, PRECISIONS, TARGETS, TOLERANCE
 
 if TYPE_CHECKING:
     from vision_ssm.exporting.exports import Exported
@@ -62,6 +62,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DATA",
         help="for int8: images with known answers, as for training; their values set the ranges, their score decides",
     )
+    parser.add_argument(
+        "--tolerance",
+        type=float,
+        metavar="X",
+        help="largest error of an output over its largest value "
+        f"(default: {', '.join(f'{value:g} in {precision}' for precision, value in TOLERANCE.items())})",
+    )
     parser.add_argument("--model", metavar="NAME", help="model of a published checkpoint, which does not say it itself")
     parser.add_argument(
         "--output", type=Path, metavar="FILE", help="the file to write (default: named after the weights, beside them)"
@@ -102,6 +109,7 @@ def run(options: argparse.Namespace) -> int:
             img_size=options.img_size,
             precision=options.precision,
             calibrate=options.calibrate,
+            tolerance=options.tolerance,
             model=options.model,
             on_stage=on_stage,
         )
@@ -119,7 +127,7 @@ def _print(found: Exported) -> None:
         form = (case.batch, case.height, case.width)
         worst[form] = max(worst.get(form, 0.0), case.error)
     print_table(
-        f"{found.record.format} against the model (at most {check.tolerance:.0e})",
+        f"{found.record.format} against the model (at most {check.tolerance:g})",
         ("images", "size", "largest error"),
         [(str(batch), f"{height} x {width}", f"{error:.1e}") for (batch, height, width), error in worst.items()],
         numeric=("images", "largest error"),

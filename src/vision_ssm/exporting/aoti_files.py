@@ -18,10 +18,11 @@ from torch import Tensor
 from torch._inductor.exc import InductorError, InvalidCxxCompiler
 
 from vision_ssm.errors import ConfigError
+from vision_ssm.exporting.lowering import Lower, Written
 from vision_ssm.exporting.programs import program, traced
 from vision_ssm.exporting.torch_files import gla_steps, scan_steps
 from vision_ssm.tasks.exported import Form
-from vision_ssm.weights.runtimes import first_line
+from vision_ssm.weights.runtimes import extra_in, first_line
 
 __all__ = ["describe", "write"]
 
@@ -30,9 +31,16 @@ CONFIG = {"cpp.dynamic_threads": True}
 
 
 def write(
-    path: Path, form: Form, images: Tensor, *, dynamic: Sequence[str], step: int, target: str, lower: None = None
-) -> tuple[str, ...]:
-    """Compile a model in float32, without a description.
+    path: Path,
+    form: Form,
+    images: Tensor,
+    *,
+    dynamic: Sequence[str],
+    step: int,
+    target: str,
+    lower: Lower | None = None,
+) -> Written:
+    """Compile a model in float32, without a description; ``lower`` is for formats that have other precisions.
 
     Raises:
         ConfigError: the model cannot be traced, or there is no C++ compiler.
@@ -47,15 +55,15 @@ def write(
         raise ConfigError(
             f"AOTInductor needs a C++ compiler that works ({first_line(error)}); install g++, or name one in CXX."
         ) from error
-    return ()
+    return Written(())
 
 
 def describe(path: Path, entries: Mapping[str, str]) -> None:
     """Put entries into a package, in place of what it said before, where torch looks for extra files."""
     again = path.with_name(path.name + ".part")
     with zipfile.ZipFile(path) as before, zipfile.ZipFile(again, "w", zipfile.ZIP_STORED) as after:
-        root = before.namelist()[0].partition("/")[0]
-        places = {f"{root}/extra/{name}": text for name, text in entries.items()}
+        said = extra_in(before.namelist(), entries)
+        places = {said[name]: text for name, text in entries.items()}
         for entry in before.infolist():
             if entry.filename not in places:
                 after.writestr(entry.filename, before.read(entry))

@@ -24,8 +24,9 @@ from torch import Tensor
 from vision_ssm.errors import CheckpointError
 from vision_ssm.tasks.exported import Form
 from vision_ssm.weights.exported import ExportedFile, ExportRecord
+from vision_ssm.weights.runtimes import first_line
 
-__all__ = ["Case", "Check", "Draw", "among", "check", "noise", "require"]
+__all__ = ["Case", "Check", "Draw", "among", "check", "check_kept", "noise", "require"]
 
 IMAGES = 5
 BATCHES = (3, 2)  # that the five come in as well
@@ -104,22 +105,31 @@ def check(file: ExportedFile, form: Form, tolerance: float, draw: Draw = noise) 
         CheckpointError: the file's runtime cannot run it, or yields other outputs.
     """
     channels = file.info.preprocessing.input_size[0]
-    coarse = form.compare_int8 if file.record.precision == "int8" else None
-    compare = coarse or form.compare or _compared
     cases, same, answers = [], 0, 0
     singles = [draw(1, channels, file.record.size, seed) for seed in range(IMAGES)]
     for images in (*singles, *_others(file.record, channels, singles, draw)):
-        with torch.inference_mode():
-            expected = form.module(images)
-        found = _run(file, images)
-        _require_shapes(found, expected)
-        error, alike, of = compare(found, expected)
-        cases.append(Case(*_of(images), error))
+        case, alike, of = _case(file, form, images)
+        cases.append(case)
         same, answers = same + alike, answers + of
     with torch.inference_mode():
         ours = _seconds(lambda: form.module(singles[0]))
     theirs = _seconds(lambda: file(singles[0]))
     return Check(tuple(cases), same / answers, theirs, ours, torch.get_num_threads(), tolerance)
+
+
+def check_kept(file: ExportedFile, form: Form, tolerance: float, draw: Draw = noise) -> None:
+    """Run the first image again: the file was checked, and then written anew to hold what came of it.
+
+    Raises:
+        CheckpointError: the file cannot be run any more, or an error is beyond the tolerance.
+    """
+    images = draw(1, file.info.preprocessing.input_size[0], file.record.size, 0)
+    case, _, _ = _case(file, form, images)
+    if not case.error <= tolerance:
+        raise CheckpointError(
+            f"the file that was checked changed as its record was written into it: an error of {case.error:.1e}, and "
+            f"{tolerance:g} is allowed. The file was removed."
+        )
 
 
 def require(found: Check) -> None:
@@ -128,7 +138,7 @@ def require(found: Check) -> None:
         worst = max(found.cases, key=lambda case: _badness(case.error))
         raise CheckpointError(
             f"the exported file differs from the model: an error of {worst.error:.1e} for {worst.batch} "
-            f"image(s) of {worst.height}x{worst.width}, and {found.tolerance:.0e} is allowed; {found.agreement:.1%} of "
+            f"image(s) of {worst.height}x{worst.width}, and {found.tolerance:g} is allowed; {found.agreement:.1%} of "
             "the answers agree. The file was removed."
         )
 
@@ -156,19 +166,26 @@ def _odd(steps: int) -> int:
     return max(steps | 1, 3)
 
 
+def _case(file: ExportedFile, form: Form, images: Tensor) -> tuple[Case, int, int]:
+    """Return what came of some images, how many answers are the same, and of how many."""
+    coarse = form.compare_int8 if file.record.precision == "int8" else None
+    compare = coarse or form.compare or _compared
+    with torch.inference_mode():
+        expected = form.module(images)
+    found = _run(file, images)
+    _require_shapes(found, expected)
+    error, same, answers = compare(found, expected)
+    batch, _, height, width = images.shape
+    return Case(batch, height, width, error), same, answers
+
+
 def _run(file: ExportedFile, images: Tensor) -> list[Tensor]:
     try:
         return list(file(images).values())
     except Exception as error:  # whatever a runtime raises
-        told = (str(error) or type(error).__name__).splitlines()[0]
         raise CheckpointError(
-            f"the exported file cannot be run on {list(images.shape)}: {told}. The file was removed."
+            f"the exported file cannot be run on {list(images.shape)}: {first_line(error)}. The file was removed."
         ) from error
-
-
-def _of(images: Tensor) -> tuple[int, int, int]:
-    batch, _, height, width = images.shape
-    return batch, height, width
 
 
 def _require_shapes(found: Sequence[Tensor], expected: Sequence[Tensor]) -> None:

@@ -4,33 +4,59 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
+
+from torch import Tensor
 
 from vision_ssm.errors import CheckpointError, ConfigError
 from vision_ssm.exporting import aoti_files, onnx_files, openvino_files, quantising, torch_files
-from vision_ssm.exporting.checking import Check, Draw, among, check, noise, require
+from vision_ssm.exporting.checking import Check, check, check_kept, require
+from vision_ssm.exporting.lowering import Lower, Written, lowering
 from vision_ssm.exporting.programs import check_exportable, example, step_of
-from vision_ssm.exporting.settings import OF_TORCH, TOLERANCE, Settings
+from vision_ssm.exporting.settings import OF_TORCH, Settings
 from vision_ssm.storage import require_writable, whole_file
 from vision_ssm.tasks.exported import Form, StandIn
-from vision_ssm.weights.exported import RECORD, ExportedFile, ExportRecord, read_exported
+from vision_ssm.weights.exported import RECORD, ExportRecord, read_exported
 from vision_ssm.weights.files import DESCRIPTION, Loaded, WeightsInfo
 from vision_ssm.weights.opening import open_model
-from vision_ssm.weights.runtimes import OnnxRuntime
 
 __all__ = ["Exported", "export"]
 
-WRITERS: dict[str, Any] = {
+
+class Writer(Protocol):
+    """A module that writes a format."""
+
+    def write(
+        self,
+        path: Path,
+        form: Form,
+        images: Tensor,
+        *,
+        dynamic: Sequence[str],
+        step: int,
+        target: str,
+        lower: Lower | None,
+    ) -> Written:
+        """Write a model, without a description."""
+
+    def describe(self, path: Path, entries: Mapping[str, str]) -> None:
+        """Put entries into the metadata of a file, in place of what it said before."""
+
+
+WRITERS: dict[str, Writer] = {
     "onnx": onnx_files,
     "openvino": openvino_files,
     "torch": torch_files,
     "aoti": aoti_files,
 }
-"""What writes a format: a module with ``write`` and ``describe``."""
+"""What writes a format."""
+
+BESIDE = {"openvino": (".bin",)}
+"""How files end that a format writes beside the one that is named."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +121,7 @@ def export(
     Raises:
         ConfigError: an option is out of range or not for this task, a package is missing, or the model is one that
             cannot be exported: of a task without export, in training mode, with hooks, of another package's class;
+            what it would write lies over the weights, or over a NAME.bin that is from no export;
         CheckpointError: unusable weights, or the file differs from the model, in which case none is left;
         DataError: ``calibrate`` names data that are unusable, or have classes that the model does not know.
     """
@@ -105,6 +132,7 @@ def export(
     path = _place(loaded.info, asked) if output is None else Path(output)
     if path.suffix.lower() != asked.suffix:
         raise ConfigError(f"files in {asked.format} format end in {asked.suffix}, got {str(path)!r}.")
+    _require_free(path, loaded.info, asked)
     require_writable(path.parent, error=CheckpointError)
     path.parent.mkdir(parents=True, exist_ok=True)
     return _written(path, loaded, asked, on_stage or _unheard)
@@ -121,25 +149,45 @@ def _require_model(loaded: Loaded) -> None:
         raise ConfigError("models are exported from the CPU: load it with device='cpu'.")
 
 
-def _written(path: Path, loaded: Loaded, asked: Settings, on_stage: quantising.OnStage) -> Exported:
-    task = loaded.task()
-    form = task.exported(loaded.model)
-    form.module.eval()
+def _require_free(path: Path, info: WeightsInfo, asked: Settings) -> None:
+    """Refuse to write over the weights, or over a file beside the named one that no export wrote."""
+    beside = [path.with_suffix(suffix) for suffix in BESIDE.get(asked.format, ())]
+    source = Path(info.source)
+    for place in (path, *beside):
+        if place.exists() and source.is_file() and place.samefile(source):
+            raise ConfigError(f"the export would write over its weights, {str(place)!r}; name another output.")
+    if not beside or (path.is_file() and RECORD in path.read_text(errors="ignore")):
+        return
+    for place in beside:
+        if place.exists():
+            raise ConfigError(
+                f"the export would write over {str(place)!r}, which is from no export to {str(path)!r}; name another "
+                "output, or move that file."
+            )
+
+
+def _require_possible(form: Form, info: WeightsInfo, asked: Settings) -> None:
     if "size" in asked.dynamic and not form.any_size:
         raise ConfigError(
-            f"models of the task {loaded.info.task} are bound to one size once they are exported; leave size out of "
+            f"models of the task {info.task} are bound to one size once they are exported; leave size out of "
             "dynamic, and say which size (--img-size)."
         )
     if "batch" in asked.dynamic and not form.any_batch:
         raise ConfigError(
-            f"models of the task {loaded.info.task} take images one by one once they are exported; leave batch out of "
-            "dynamic."
+            f"models of the task {info.task} take images one by one once they are exported; leave batch out of dynamic."
         )
     if asked.format in OF_TORCH and not form.of_torch:
         raise ConfigError(
-            f"models of the task {loaded.info.task} have no form in torch's own operators alone; choose format onnx or "
+            f"models of the task {info.task} have no form in torch's own operators alone; choose format onnx or "
             "openvino."
         )
+
+
+def _written(path: Path, loaded: Loaded, asked: Settings, on_stage: quantising.OnStage) -> Exported:
+    task = loaded.task()
+    form = task.exported(loaded.model)
+    form.module.eval()
+    _require_possible(form, loaded.info, asked)
     prepared = loaded.info.preprocessing
     if asked.img_size is not None:
         prepared = prepared.with_size(asked.img_size)
@@ -154,63 +202,31 @@ def _written(path: Path, loaded: Loaded, asked: Settings, on_stage: quantising.O
     record = ExportRecord(
         asked.format, asked.target, form.outputs, (height, width), asked.dynamic, step, asked.precision
     )
-    writer, lower = WRITERS[asked.format], _Lower(Loaded(loaded.model, info), form, record, asked, on_stage)
+    writer, lower = WRITERS[asked.format], lowering(Loaded(loaded.model, info), form, record, asked, on_stage)
     # Beside its place, under its own name: runtimes know files by how they end, and pairs by what they are called.
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".export-") as folder:
         draft = Path(folder) / path.name
-        packages = writer.write(
-            draft, form, images, dynamic=asked.dynamic, step=step, target=asked.target, lower=lower.change
+        packages, lowered = writer.write(
+            draft, form, images, dynamic=asked.dynamic, step=step, target=asked.target, lower=lower
         )
         record = dataclasses.replace(record, versions=_versions(packages))
         writer.describe(draft, {DESCRIPTION: info.to_json(), RECORD: record.to_json()})
-        found = check(read_exported(draft), form, asked.allowed, lower.draw)
+        found = check(read_exported(draft), form, asked.allowed, lowered.draw)
         require(found)
-        record = dataclasses.replace(record, check=found.to_dict(), quantised=lower.outcome(draft))
+        outcome = lowered.quantised
+        if outcome is not None and asked.format != "onnx":  # another runtime than that which was watched
+            outcome = quantising.scored_again(
+                outcome, read_exported(draft), Loaded(loaded.model, info), asked.calibrate or "", on_stage
+            )
+        quantised = {} if outcome is None else dataclasses.asdict(outcome)
+        record = dataclasses.replace(record, check=found.to_dict(), quantised=quantised)
         writer.describe(draft, {RECORD: record.to_json()})
+        check_kept(read_exported(draft), form, asked.allowed, lowered.draw)
         # The file that names the others comes last.
         for file in sorted(Path(folder).iterdir(), key=lambda file: file == draft):
             with whole_file(path.with_name(file.name), error=CheckpointError) as part:
                 file.replace(part)
     return Exported(path, info, record, found)
-
-
-class _Lower:
-    """How a file in ONNX format comes to the precision that is asked for, and what came of it.
-
-    Attributes:
-        change: what does it, where the file lies; None in float32.
-        draw: what the check draws its images from afterwards.
-    """
-
-    def __init__(
-        self, loaded: Loaded, form: Form, record: ExportRecord, asked: Settings, on_stage: quantising.OnStage
-    ) -> None:
-        self._loaded, self._form, self._asked, self._on_stage = loaded, form, asked, on_stage
-        self._record = record
-        self._found: quantising.Quantised | None = None
-        self.draw: Draw = noise
-        changes = {"float32": None, "float16": onnx_files.halve, "int8": self._quantise}
-        self.change = changes[asked.precision]
-
-    def _quantise(self, path: Path) -> None:
-        record = dataclasses.replace(self._record, precision="float32")
-        file = ExportedFile(self._loaded.info, record, OnnxRuntime(path))
-        require(check(file, self._form, TOLERANCE["float32"]))
-        self._found, seen = quantising.quantise(path, file, self._loaded, self._data, self._on_stage)
-        self.draw = among(seen)  # ranges say nothing of noise
-
-    @property
-    def _data(self) -> str | Path:
-        return self._asked.calibrate or ""
-
-    def outcome(self, draft: Path) -> dict[str, Any]:
-        """Return what INT8 did to the score, in the runtime of the file; empty for another precision."""
-        if self._found is None:
-            return {}
-        found = self._found
-        if self._asked.format != "onnx":  # another runtime than that which was watched
-            found = quantising.scored_again(found, read_exported(draft), self._loaded, self._data, self._on_stage)
-        return dataclasses.asdict(found)
 
 
 def _versions(packages: Sequence[str]) -> dict[str, str]:

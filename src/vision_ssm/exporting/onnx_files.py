@@ -2,38 +2,28 @@
 
 from __future__ import annotations
 
-import logging
-import math
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout
-from io import StringIO
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
 from vision_ssm.errors import CheckpointError
+from vision_ssm.exporting.lowering import Lower, Lowered, Written
 from vision_ssm.exporting.operators import GLA_STEPS, SCAN_STEPS, lone_gla_steps, lone_scan_steps
-from vision_ssm.exporting.programs import program
+from vision_ssm.exporting.programs import INPUT, program, quiet
 from vision_ssm.tasks.exported import Form
-from vision_ssm.weights.runtimes import needed
+from vision_ssm.weights.runtimes import MICROSOFT, first_line, needed
 
-__all__ = ["Lower", "describe", "halve", "write"]
-
-Lower = Callable[[Path], None]
-"""What changes the precision of a file in ONNX format."""
-
-MICROSOFT = "com.microsoft"
-
-LARGE = 256
-"""Numbers of a tensor from which on it is worth a cast."""
+__all__ = ["describe", "write"]
 
 MOST = 2**24
 """Numbers of a tensor up to which it is computed in advance."""
+
+EXPORTER = "onnx_ir"
+"""Logger of it."""
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
@@ -47,8 +37,8 @@ def write(
     step: int,
     target: str,
     lower: Lower | None = None,
-) -> tuple[str, ...]:
-    """Write a model, without a description; return the names of the packages that wrote and run it.
+) -> Written:
+    """Write a model, without a description.
 
     ``lower`` changes the precision of the file where it lies.
 
@@ -63,10 +53,9 @@ def write(
     if MICROSOFT in written.model.opset_imports:  # numbered as if it were ONNX's own
         written.model.opset_imports[MICROSOFT] = 1
     written.save(str(path))
-    if lower is not None:
-        lower(path)
+    lowered = Lowered() if lower is None else lower(path)
     _bare(path)
-    return PACKAGES
+    return Written(PACKAGES, lowered)
 
 
 def describe(path: Path, entries: Mapping[str, str]) -> None:
@@ -76,32 +65,6 @@ def describe(path: Path, entries: Mapping[str, str]) -> None:
     model = onnx.load(str(path))
     onnx.helper.set_model_props(model, {**{entry.key: entry.value for entry in model.metadata_props}, **entries})
     onnx.save(model, str(path))
-
-
-def halve(path: Path) -> None:
-    """Store the weights of a file in float16, each with a ``Cast`` behind it; what is computed stays in float32.
-
-    Runtimes undo the casts once, as they open the file. Small tensors, such as biases, stay as they are.
-    """
-    import onnx
-
-    model = onnx.load(str(path))
-    casts, within = [], _read_by_bodies(model.graph)  # where OpenVINO knows constants only
-    for tensor in model.graph.initializer:
-        if tensor.data_type == onnx.TensorProto.FLOAT and math.prod(tensor.dims) >= LARGE and tensor.name not in within:
-            name, numbers = tensor.name, onnx.numpy_helper.to_array(tensor)
-            tensor.CopyFrom(onnx.numpy_helper.from_array(numbers.astype(np.float16), f"{name}_half"))
-            casts.append(onnx.helper.make_node("Cast", [tensor.name], [name], to=onnx.TensorProto.FLOAT))
-    nodes = [*casts, *model.graph.node]
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
-    onnx.save(model, str(path))
-
-
-def _read_by_bodies(graph: Any) -> set[str]:
-    """Return the names that the bodies of loops read, their own among them."""
-    bodies = [attribute.g for node in graph.node for attribute in node.attribute if attribute.HasField("g")]
-    return {name for body in bodies for node in body.node for name in node.input}
 
 
 def _bare(path: Path) -> None:
@@ -124,19 +87,18 @@ def _translated(traced: ExportedProgram, form: Form, target: str) -> Any:
     nodes = translations(target)
     table: Any = {SCAN_STEPS: nodes["scan_steps"], GLA_STEPS: nodes["gla_steps"], **of_boxes()}
     try:
-        with _quiet():
+        with quiet(EXPORTER):
             return torch.onnx.export(
                 traced,
                 (),
                 dynamo=True,
                 verbose=False,
-                input_names=["images"],
+                input_names=[INPUT],
                 output_names=list(form.outputs),
                 custom_translation_table=table,
             )
     except torch.onnx.OnnxExporterError as error:
-        told = str(error.__cause__ or error).splitlines()[0]
-        raise CheckpointError(f"this model has no form in ONNX: {told}") from error
+        raise CheckpointError(f"this model has no form in ONNX: {first_line(error.__cause__ or error)}") from error
 
 
 def _fold(model: Any) -> None:
@@ -146,19 +108,5 @@ def _fold(model: Any) -> None:
     """
     from onnxscript import optimizer
 
-    with _quiet():
+    with quiet(EXPORTER):
         optimizer.fold_constants(model, input_size_limit=MOST, output_size_limit=MOST)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep what the exporter tells its own developers from the user's terminal."""
-    logger = logging.getLogger("onnx_ir")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), redirect_stdout(StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)

@@ -16,9 +16,9 @@ import onnx_ir as ir
 from onnxscript import opset18
 from torch.onnx._internal.exporter._torchlib.ops.hop import call_op  # onnxscript itself has no Scan of a typed body
 
-__all__ = ["translations"]
+from vision_ssm.weights.runtimes import MICROSOFT
 
-MICROSOFT = "com.microsoft"
+__all__ = ["translations"]
 
 op: Any = opset18  # its types are those of numpy-like evaluation, and here nothing is evaluated
 

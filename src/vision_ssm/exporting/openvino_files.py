@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vision_ssm.errors import CheckpointError
 from vision_ssm.exporting import onnx_files
-from vision_ssm.exporting.onnx_files import Lower
+from vision_ssm.exporting.lowering import Lower, Written
 from vision_ssm.tasks.exported import Form
 from vision_ssm.weights.runtimes import first_line, needed
 
@@ -26,7 +26,7 @@ def write(
     step: int,
     target: str,
     lower: Lower | None = None,
-) -> tuple[str, ...]:
+) -> Written:
     """Write a model, without a description, in standard operators whatever ``target`` says.
 
     ``lower`` changes the precision of the file in ONNX format on the way.
@@ -37,12 +37,12 @@ def write(
     openvino = needed("openvino")
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         between = Path(folder) / "model.onnx"
-        packages = onnx_files.write(between, form, images, dynamic=dynamic, step=step, target="openvino", lower=lower)
+        written = onnx_files.write(between, form, images, dynamic=dynamic, step=step, target="openvino", lower=lower)
         try:
             openvino.save_model(openvino.Core().read_model(between), path, compress_to_fp16=False)
         except RuntimeError as error:
             raise CheckpointError(f"OpenVINO does not take this model: {first_line(error)}") from error
-    return (*packages, "openvino")
+    return written._replace(packages=(*written.packages, "openvino"))
 
 
 def describe(path: Path, entries: Mapping[str, str]) -> None:

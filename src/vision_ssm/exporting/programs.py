@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
+from io import StringIO
 from typing import Any
 
 import torch
@@ -15,13 +18,14 @@ from vision_ssm.errors import ConfigError
 from vision_ssm.exporting.operators import GlaSteps, ScanSteps, decompositions
 from vision_ssm.tasks.exported import Form
 
-__all__ = ["check_exportable", "example", "program", "step_of", "traced"]
+__all__ = ["INPUT", "check_exportable", "example", "program", "quiet", "step_of", "traced"]
 
 MOST_IMAGES, MOST_STEPS = 4096, 4096
 KNOWN = ("vision_ssm", "timm", "torch", "torchvision")
 """Packages whose modules may be exported: what those of others do, nobody here has checked."""
 
 INPUT = "images"
+"""Name of what a file takes."""
 
 
 def check_exportable(model: nn.Module) -> None:
@@ -116,3 +120,21 @@ def _open(dynamic: Sequence[str], step: int) -> Mapping[int, Any] | None:
 
 def _words(dynamic: Sequence[str]) -> str:
     return " and ".join(dynamic) or "nothing"
+
+
+@contextmanager
+def quiet(logger: str | None = None) -> Iterator[None]:
+    """Keep from the user's terminal what exporters and quantisers tell their own developers.
+
+    Args:
+        logger: name of the one that they write to; None for the root.
+    """
+    speaker = logging.getLogger(logger)
+    level = speaker.level
+    speaker.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        speaker.setLevel(level)

@@ -14,10 +14,7 @@ that move them most stay in float, 1, 2, 4, 8, ... of them, until it does not.
 from __future__ import annotations
 
 import ast
-import contextlib
 import dataclasses
-import io
-import logging
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -30,7 +27,7 @@ from torch import Tensor
 
 from vision_ssm.data.loader import EpochLoader
 from vision_ssm.errors import CheckpointError, ConfigError
-from vision_ssm.exporting.programs import INPUT
+from vision_ssm.exporting.programs import INPUT, quiet
 from vision_ssm.inference.evaluate import evaluate
 from vision_ssm.tasks.exported import Run
 from vision_ssm.tasks.scores import Score
@@ -39,20 +36,7 @@ from vision_ssm.weights.exported import ExportedFile
 from vision_ssm.weights.files import Loaded
 from vision_ssm.weights.runtimes import OnnxRuntime, Runtime
 
-__all__ = [
-    "IMAGES",
-    "Layer",
-    "OnStage",
-    "Quantised",
-    "Quantiser",
-    "as_many",
-    "images_seen",
-    "products",
-    "quantise",
-    "require_data",
-    "score_of",
-    "scored_again",
-]
+__all__ = ["OnStage", "Quantised", "Quantiser", "quantise", "require_data", "scored_again"]
 
 PHOTOGRAPH = 224 * 224
 """Pixels; of larger images fewer are taken, since each says more and takes longer."""
@@ -209,7 +193,7 @@ class Quantiser:
         self.path, self.seen, self.nodes, self._on_stage = path, seen, products(path), on_stage
         if not self.nodes:
             raise ConfigError("there is no product to quantise in this model.")
-        with _quiet(), tempfile.TemporaryDirectory() as folder:
+        with quiet(), tempfile.TemporaryDirectory() as folder:
             calibrator = quantization.create_calibrator(
                 path,
                 list(KINDS),
@@ -224,7 +208,7 @@ class Quantiser:
         import onnx
         from onnxruntime.quantization import QDQQuantizer, QuantType
 
-        with _quiet():
+        with quiet():
             made = QDQQuantizer(
                 onnx.load(str(self.path)),
                 per_channel=True,
@@ -358,15 +342,3 @@ class _Reader:
         number, images = next(self._left, (self._count, None))
         self._on_progress(number, self._count)
         return None if images is None else {INPUT: images.numpy()}
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep from the terminal what the quantiser advises on, which is decided here."""
-    level = logging.root.level
-    logging.root.setLevel(logging.ERROR)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        logging.root.setLevel(level)

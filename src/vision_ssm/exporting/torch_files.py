@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vision_ssm.exporting.lowering import Lower, Written
 from vision_ssm.exporting.programs import program
 from vision_ssm.tasks.exported import Form
 from vision_ssm.weights.runtimes import torch_program
@@ -29,15 +30,22 @@ __all__ = ["describe", "gla_steps", "scan_steps", "write"]
 
 
 def write(
-    path: Path, form: Form, images: Tensor, *, dynamic: Sequence[str], step: int, target: str, lower: None = None
-) -> tuple[str, ...]:
-    """Write a model in float32, without a description; ``target`` is for formats that have several.
+    path: Path,
+    form: Form,
+    images: Tensor,
+    *,
+    dynamic: Sequence[str],
+    step: int,
+    target: str,
+    lower: Lower | None = None,
+) -> Written:
+    """Write a model in float32, without a description; ``target`` and ``lower`` are for formats that have several.
 
     Raises:
         ConfigError: the model cannot be traced.
     """
     torch.export.save(program(form, images, dynamic, step, scan_steps, gla_steps), path)
-    return ()
+    return Written(())
 
 
 def describe(path: Path, entries: Mapping[str, str]) -> None:

@@ -11,8 +11,9 @@
 from __future__ import annotations
 
 import importlib
+import re
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
@@ -22,16 +23,14 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from vision_ssm.errors import CheckpointError, ConfigError
+from vision_ssm.weights.shipped import pair_in
 
 __all__ = [
     "ENTRIES",
-    "EXTRA",
-    "SUFFIXES",
-    "AotiPackage",
+    "MICROSOFT",
     "OnnxRuntime",
-    "OpenVino",
     "Runtime",
-    "TorchProgram",
+    "extra_in",
     "first_line",
     "needed",
     "open_runtime",
@@ -41,7 +40,6 @@ __all__ = [
 
 EXTRA = "the extra 'export' (pip install 'vision-ssm[export]')"
 
-
 OPERATORS = "vision_ssm.ops"
 """Module that registers this library's operators with torch."""
 
@@ -49,6 +47,20 @@ COMPILED, LEVELS = "/data/aotinductor/", ("DEFAULT", "AVX2", "AVX512")  # of pro
 
 ENTRIES = ("vision_ssm", "vision_ssm_export")
 """Names of the entries in the metadata of exported files, see `vision_ssm.weights.exported`."""
+
+MICROSOFT = "com.microsoft"
+"""Domain of ONNX Runtime's own operators."""
+
+LACKING = {
+    rf"{MICROSOFT}:(\w+)\S* is not a registered": f"has no operator {{}} of {MICROSOFT}; export the model again with "
+    "--target portable, or install a newer onnxruntime",
+    r"No Op registered for (\w+)": "has no operator {}; install a newer onnxruntime",
+    r"Opset (\d+) is under development.* domain (\S+) is till opset (\d+)": "knows opsets of {1} up to {2}, and "
+    "the file has {0}; install a newer onnxruntime",
+    r"IR version: (\d+), max supported IR version: (\d+)": "reads versions of the format up to {1}, and the file has "
+    "{0}; install a newer onnxruntime",
+}
+"""What ONNX Runtime says where a file asks for more than it has, and what there is to do."""
 
 
 class Runtime(Protocol):
@@ -78,7 +90,9 @@ class OnnxRuntime:
         try:
             self._session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # each of the runtime's own kinds derives from it alone
-            raise CheckpointError(f"onnxruntime cannot open {str(path)!r}: {first_line(error)}") from error
+            advice = _advice(str(error))
+            told = f"version {runtime.__version__} {advice}." if advice else first_line(error)
+            raise CheckpointError(f"onnxruntime cannot open {str(path)!r}: {told}") from error
         self.metadata: dict[str, str] = dict(self._session.get_modelmeta().custom_metadata_map)
         self._input: str = self._session.get_inputs()[0].name
 
@@ -94,9 +108,10 @@ class OpenVino:
         openvino = needed("openvino")
         # Otherwise processors that have bfloat16 would take it.
         how = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
+        core = openvino.Core()
         try:
-            model = openvino.Core().read_model(path)
-            self._compiled = openvino.Core().compile_model(model, "CPU", how)
+            model = core.read_model(path)
+            self._compiled = core.compile_model(model, "CPU", how)
         except RuntimeError as error:
             raise CheckpointError(f"openvino cannot open {str(path)!r}: {first_line(error)}") from error
         said: Any = model.get_rt_info()
@@ -143,9 +158,8 @@ class AotiPackage:
         importlib.import_module(OPERATORS)  # packages may call them
         try:
             with zipfile.ZipFile(path) as archive:
-                root = archive.namelist()[0].partition("/")[0]
-                said = {name: f"{root}/extra/{name}" for name in ENTRIES}
-                held = set(archive.namelist())
+                held = archive.namelist()
+                said = extra_in(held, ENTRIES)
                 self.metadata = {name: archive.read(place).decode() for name, place in said.items() if place in held}
             self._run = torch._inductor.aoti_load_package(str(path))
         except Exception as error:  # a damaged archive is answered by anything
@@ -178,12 +192,12 @@ SUFFIXES: dict[str, Callable[[Path], Runtime]] = {".onnx": OnnxRuntime, ".xml": 
 
 
 def runtime_of(path: str | Path) -> Callable[[Path], Runtime] | None:
-    """Return what opens a file, by its name; None for what is no exported file."""
-    return SUFFIXES.get(Path(path).suffix.lower())
+    """Return what opens a file, by its name, or the folder of a pair; None for what is no exported file."""
+    return SUFFIXES.get(_file(path).suffix.lower())
 
 
 def open_runtime(path: str | Path) -> Runtime:
-    """Open an exported file.
+    """Open an exported file, or the folder of a pair of OpenVINO's.
 
     Raises:
         CheckpointError: there is no such file, it is none, or it is damaged; ConfigError: a package is missing.
@@ -193,7 +207,11 @@ def open_runtime(path: str | Path) -> Runtime:
         raise CheckpointError(f"an exported file ends in {' or '.join(SUFFIXES)}, got {str(path)!r}.")
     if not Path(path).exists():
         raise CheckpointError(f"cannot open exported file {str(path)!r}: No such file or directory.")
-    return kind(Path(path))
+    return kind(_file(path))
+
+
+def _file(path: str | Path) -> Path:
+    return pair_in(path) or Path(path)
 
 
 def needed(package: str) -> ModuleType:
@@ -204,9 +222,21 @@ def needed(package: str) -> ModuleType:
         raise ConfigError(f"exported models need {EXTRA}: {package} is missing ({error}).") from error
 
 
-def first_line(error: Exception) -> str:
+def extra_in(entries: Sequence[str], names: Iterable[str]) -> dict[str, str]:
+    """Return where extra files lie in one of torch's archives, by their names, from the list of what it holds."""
+    root = entries[0].partition("/")[0]
+    return {name: f"{root}/extra/{name}" for name in names}
+
+
+def first_line(error: BaseException) -> str:
     """Say in one line what a runtime answers in many."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _advice(told: str) -> str:
+    """Say what to do about a file for another ONNX Runtime than this one; nothing about any other trouble."""
+    found = ((re.search(pattern, told), advice) for pattern, advice in LACKING.items())
+    return next((advice.format(*match.groups()) for match, advice in found if match), "")
 
 
 def _tensors(arrays: Sequence[Any]) -> list[Tensor]:

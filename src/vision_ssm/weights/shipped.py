@@ -17,6 +17,7 @@ __all__ = [
     "find_weights",
     "names_weights",
     "nearest_weights",
+    "pair_in",
     "shipped_weights",
 ]
 
@@ -76,6 +77,15 @@ def best_of_run(path: str | Path) -> Path:
     return best if os.path.isfile(best) else Path(path)
 
 
+def pair_in(folder: str | Path) -> Path | None:
+    """NAME.xml in a folder whose only weights are one pair of OpenVINO's, NAME.xml and NAME.bin; None for any other."""
+    folder = Path(folder)
+    if str(folder) in shipped_weights() or not folder.is_dir() or any(folder.glob("*.safetensors")):
+        return None
+    described = list(folder.glob("*.xml"))
+    return described[0] if len(described) == 1 and described[0].with_suffix(".bin").is_file() else None
+
+
 def nearest_weights(path: Path) -> str:
     """Return ``" Did you mean 'x'?"`` for the weights file or run folder of the nearest name, or ``""`` for none."""
     found = [entry for entry in _beside(path) if entry.suffix in WEIGHTS_SUFFIXES or os.path.isfile(entry / BEST)]
@@ -87,9 +97,9 @@ def nearest_weights(path: Path) -> str:
 def names_weights(text: str, *, model: str | None = None, models: Collection[str] = ()) -> bool:
     """Whether one of several files on a command line is the weights rather than an image.
 
-    It is when it is called like a weights file, names shipped weights or one of ``models``, is the folder of a run, or
-    is any of these misspelt, which opening then explains. With ``model``, weights are expected, so everything is that
-    is not called like an image.
+    It is when it is called like a weights file, names shipped weights or one of ``models``, is the folder of a run or
+    of one pair of OpenVINO's, or is any of these misspelt, which opening then explains. With ``model``, weights are
+    expected, so everything is that is not called like an image.
     """
     from vision_ssm.data.images import IMAGE_SUFFIXES
 
@@ -97,7 +107,7 @@ def names_weights(text: str, *, model: str | None = None, models: Collection[str
     if path.suffix.lower() in WEIGHTS_SUFFIXES or text in shipped_weights():
         return True
     if path.is_dir():
-        return any(path.glob("*.safetensors"))
+        return any(path.glob("*.safetensors")) or pair_in(path) is not None
     if path.suffix.lower() in IMAGE_SUFFIXES:
         return False
     name = text.partition(".")[0]  # a pretrained tag may follow
