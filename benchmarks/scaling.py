@@ -5,8 +5,8 @@
 
 `formulas` prints, for every recipe of ImageNet's 1,281,167 images, what its epochs cost on GPUs that sustain
 so many floating-point operations per second, and what these exchange and read. `count` starts processes over gloo that
-make one update under DDP and FSDP2, and counts bytes: of the tensors each process keeps, and of the exchanges it takes
-part in. Bytes do not depend on the machine; no time is measured.
+make one update under DDP and FSDP2, and counts bytes: of the memory under the tensors that each process keeps from one
+update to the next, and of the exchanges it takes part in. Bytes do not depend on the machine; no time is measured.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import multiprocessing
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +24,16 @@ import torch
 import torch.distributed as dist
 from results_file import provenance, write
 from timm.utils.model_ema import ModelEmaV3
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.tensor import DTensor
-from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from vision_ssm.analysis import cost
 from vision_ssm.models import create_model
 from vision_ssm.training.config import TrainConfig
+from vision_ssm.training.distributed import Parallel, Processes
 from vision_ssm.training.recipes import list_recipes
-from vision_ssm.training.sharding import shard, units
+from vision_ssm.training.sharding import units
 
 IMAGES = 1_281_167
 BYTES_PER_IMAGE = 147_897_477_120 / IMAGES
@@ -126,18 +127,21 @@ def bytes_of(value: Any) -> int:
     return sum(map(bytes_of, value)) if isinstance(value, list | tuple) else 0
 
 
-def count_on(rank: int, world: int, way: str, name: str, meeting: str, answers: Any) -> None:
+def storage_of(tensors: Sequence[Tensor]) -> int:
+    """Bytes of the memory that tensors lie in; where it is one for several, once."""
+    local = [each.to_local() if isinstance(each, DTensor) else each for each in tensors]
+    return sum({each.untyped_storage().data_ptr(): each.untyped_storage().nbytes() for each in local}.values())
+
+
+def count_on(rank: int, world: int, way: Parallel, name: str, meeting: str, answers: Any) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=world)
     torch.manual_seed(0)
     model = create_model(name).train()
     average = ModelEmaV3(model, decay=0.99)
-    parallel: nn.Module = model
-    if way == "fsdp":
-        for each in (model, average.module):
-            shard(each, each, torch.device("cpu"), world)
-    else:
-        parallel = DistributedDataParallel(model)
+    models = (model, average.module)
+    processes = Processes(rank, world, torch.device("cpu"))
+    parallel = processes.spread(models, models, way, sync_batch_norm=False, unused_parameters=False)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     with Exchanges(world) as exchanges:
         parallel(torch.randn(1, 3, 224, 224)).square().mean().backward()
@@ -146,10 +150,10 @@ def count_on(rank: int, world: int, way: str, name: str, meeting: str, answers: 
     parameters = list(model.parameters())
     moments = [x for state in optimizer.state.values() for x in (state["exp_avg"], state["exp_avg_sq"])]
     kept = {
-        "parameters": bytes_of(parameters),
-        "gradients": bytes_of([p.grad for p in parameters]),
-        "moments": bytes_of(moments),
-        "average": bytes_of(list(average.module.parameters())),
+        "parameters": storage_of(parameters),
+        "gradients": storage_of([p.grad for p in parameters if p.grad is not None]),
+        "moments": storage_of(moments),
+        "average": storage_of(list(average.module.parameters())),
     }
     answers.put((rank, kept, dict(exchanges.sent)))
     dist.barrier()

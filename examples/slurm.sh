@@ -11,7 +11,7 @@
 #SBATCH --cpus-per-task=96
 #SBATCH --time=48:00:00
 #SBATCH --requeue
-#SBATCH --signal=TERM@120
+#SBATCH --signal=TERM@180
 #SBATCH --open-mode=append
 
 set -euo pipefail
@@ -26,7 +26,10 @@ if [ -e "$RUNS/$NAME/config.yaml" ]; then
     resume=(--resume)
 fi
 
-# SLURM's signal, two minutes before the end, reaches torchrun and its processes, which write the state and leave.
+# SLURM's signal, three minutes before the end, reaches torchrun, which passes it on: its processes end their update, write
+# the state and leave. torchrun kills what has not left by then: after two minutes here, after 30 seconds before torch
+# 2.12, which does not know this variable. What a kill costs is the time since the last checkpoint (run.checkpoint_minutes).
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=120
 srun --kill-on-bad-exit=1 torchrun \
     --nnodes "$SLURM_NNODES" --nproc-per-node 8 --max-restarts 3 \
     --rdzv-id "$SLURM_JOB_ID" --rdzv-backend c10d --rdzv-endpoint "$head_node:29500" \

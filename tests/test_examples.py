@@ -46,6 +46,19 @@ def test_the_job_is_bash_and_its_command_is_ours(name: str) -> None:
     assert (options.command, options.recipe, options.resume) == ("train", "vim_tiny_imagenet", "")
 
 
+def test_there_is_time_to_write_the_state() -> None:
+    """torchrun waits longer than its 30 seconds, and whoever asks it to stop waits longer still."""
+    text = commands()["slurm"]
+    _, job = yaml.safe_load_all((EXAMPLES / "kubernetes.yaml").read_text())
+    pods = job["spec"]["template"]["spec"]
+    variables = {each["name"]: each["value"] for each in pods["containers"][0]["env"]}
+    assert 30 < int(variables["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"]) < pods["terminationGracePeriodSeconds"]
+    cluster, torchrun = re.findall(
+        r"^#SBATCH --signal=TERM@(\d+)$|^export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=(\d+)$", text, re.M
+    )
+    assert 30 < int(torchrun[1]) < int(cluster[0])
+
+
 def test_the_pods_find_each_other() -> None:
     service, job = yaml.safe_load_all((EXAMPLES / "kubernetes.yaml").read_text())
     name, pods = job["metadata"]["name"], job["spec"]["template"]["spec"]

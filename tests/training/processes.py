@@ -7,7 +7,10 @@ import multiprocessing
 import os
 import queue
 import signal
+import threading
+import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,10 +35,12 @@ PRELOADED = [
 class Job(NamedTuple):
     """A run of all processes, or a part of it.
 
-    ``kind``: "train"; "stop" as by a signal after so many updates (``at``); "save" only reads the state and writes it
-    again; "read-only on rank 1"; "other code on rank 1"; "first boxes" in the place of drawn ones. ``killed``: that
-    rank (-1: all) dies by SIGKILL at the moment ("step", update) or ("save", checkpoints before). ``of_rank``: settings
-    of one rank.
+    ``kind``: "train"; "stop" as by a signal after so many updates (``at``); "signal" to rank 1 in its first
+    evaluation; "save" only reads the state and writes it again; "read-only on rank 1"; "a disk each"; "other code on
+    rank 1"; "first boxes" in the place of drawn ones. ``killed``: that rank (-1: all) dies by SIGKILL at the moment
+    ("step", update), ("disk", files and names of checkpoints that it brought to disk before), or ("time", milliseconds
+    after its first update began); or it sleeps instead of opening the data ("asleep", 0), what it says goes into the
+    file ``stderr``. ``of_rank``: settings of one rank.
     """
 
     config: TrainConfig
@@ -45,8 +50,20 @@ class Job(NamedTuple):
     of_rank: dict[int, dict[str, Any]] | None = None
 
 
-def _die() -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
+def _deadly(job: Job, rank: int) -> Callable[[str, int], None]:
+    """What is told every moment, and at the one of the job kills this process, or all of them, itself last."""
+    import torch.distributed as dist
+
+    everyone: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(everyone, os.getpid())
+
+    def at(moment: str, count: int) -> None:
+        if job.killed is None or job.killed[1:] != (moment, count) or rank != max(job.killed[0], 0):
+            return
+        for process in [*everyone[1:], everyone[0]] if job.killed[0] < 0 else [os.getpid()]:
+            os.kill(process, signal.SIGKILL)
+
+    return at
 
 
 def first(indices: torch.Tensor, most: int) -> torch.Tensor:
@@ -58,37 +75,56 @@ def _refuse(folder: Path) -> None:
     raise DataError("cannot write to output folder, it is read-only")
 
 
-def _prepare(job: Job, rank: int) -> None:
+def _prepare(job: Job, rank: int, folder: Path) -> None:
     """Put in place what a job wants to happen inside of `train`; each job is a new process's, so nothing is undone."""
-    import torch.distributed.checkpoint as dcp
-
     from vision_ssm.layers.detection import matching
-    from vision_ssm.training import agreement, run
+    from vision_ssm.training import agreement, opening, run
     from vision_ssm.training.engine import Engine
 
-    update, write, save = Engine.update, dcp.save, run._Run._save
+    update, save, write, deadly = Engine.update, run._Run._save, run.checkpoint.write_state, _deadly(job, rank)
+    updates, written, writing = 0, 0, False
 
     def counted(self: Any, *args: Any, **options: Any) -> Any:
+        nonlocal updates
         at = self.progress.update + 1
-        if job.killed in ((rank, "step", at), (-1, "step", at)):
-            _die()
+        deadly("step", at)
+        if job.killed is not None and job.killed[1] == "time" and updates == 0:
+            threading.Timer(job.killed[2] / 1000, deadly, job.killed[1:]).start()
+        updates += 1
         stop = job.kind == "stop" and at == job.at
         return update(self, *args, **{**options, "stop": stop or options["stop"]})
 
-    writings = 0
+    def writes(*args: Any) -> Any:
+        nonlocal writing
+        writing = True
+        path = write(*args)
+        writing = False
+        return path
 
-    def written(*args: Any, **options: Any) -> Any:
-        nonlocal writings
-        done = write(*args, **options)
-        if job.killed in ((rank, "save", writings), (-1, "save", writings)):
-            _die()
-        writings += 1
-        return done
+    def on_disk(call: Callable[..., Any]) -> Callable[..., Any]:
+        def counting(*args: Any) -> Any:
+            nonlocal written
+            if writing:
+                deadly("disk", written)
+                written += 1
+            return call(*args)
 
-    Engine.update, dcp.save = counted, written
-    run._Run._interrupted = lambda self: (self._save(), self._result("SIGTERM"))[1]
+        return counting
+
+    Engine.update, run.checkpoint.write_state = counted, writes
+    os.fsync, os.replace = on_disk(os.fsync), on_disk(os.replace)
+    if job.kind != "signal":
+        run._Run._interrupted = lambda self: (self._save(), self._result("SIGTERM"))[1]
+    if job.kind == "signal" and rank == 1:
+        run.EvaluationStep = lambda *position: signal.raise_signal(signal.SIGTERM)
+    if job.killed == (rank, "asleep", 0):
+        os.dup2(os.open(folder / "stderr", os.O_CREAT | os.O_WRONLY), 2)
+        opening._part = lambda *args: time.sleep(LONGEST)
+    if job.kind == "a disk each":
+        (folder / f"disk{rank}").mkdir()
+        os.chdir(folder / f"disk{rank}")
     if job.kind == "read-only on rank 1" and rank == 1:
-        run.require_writable = _refuse
+        agreement.require_writable = _refuse
     if job.kind == "first boxes":
         matching._drawn = first
     if job.kind == "other code on rank 1" and rank == 1:
@@ -107,7 +143,7 @@ def _child(rank: int, world: int, meeting: str, job: Job, output: Any) -> None:
     warnings.filterwarnings("error", message="Grad strides")  # would be told by every process, and is nothing
     run.results.write_pictures = lambda *_: None
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=world)
-    _prepare(job, rank)
+    _prepare(job, rank, Path(meeting).parent)
     events: list[Any] = []
     error = None
     try:

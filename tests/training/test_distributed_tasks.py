@@ -20,7 +20,7 @@ BACKBONE = {"patch_size": 8, "embed_dim": 16, "depth": 4}
 
 
 def of_segmentation(root: Path, images: int = 9) -> dict[str, Any]:
-    names = [f"{part}/{number}" for part, count in (("train", images), ("val", 3)) for number in range(count)]
+    names = [f"{part}/{number}" for part, count in (("train", images), ("val", 5)) for number in range(count)]
     return {
         "data.path": str(scenes.folder(root / "scenes", names)), "model.name": "vim_nano",
         "model.options": {**BACKBONE, "patch_size": 4}, "model.img_size": 32, "head.channels": 8,
@@ -30,7 +30,7 @@ def of_segmentation(root: Path, images: int = 9) -> dict[str, Any]:
 
 def of_detection(root: Path, images: int = 9) -> dict[str, Any]:
     """One image of each part has no object, so that heads of one process see none while the other's do."""
-    parts = {"train": boards(images, seed=1), "val": boards(3, seed=2)}
+    parts = {"train": boards(images, seed=1), "val": boards(5, seed=2)}
     return {
         "data.path": str(coco(root / "boards", parts, outlines="packed", ids=(3, 7), size=(64, 72))),
         "model.name": "vim_nano", "model.options": BACKBONE, "model.img_size": 64, "head.channels": 16,
@@ -76,31 +76,32 @@ def test_shards_learn_what_whole_models_learn(tmp_path: Path, task: str) -> None
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("way", ["ddp", "fsdp"])
+@pytest.mark.parametrize(("way", "world"), [("ddp", 2), ("fsdp", 2), ("ddp", 4), ("fsdp", 4)])
 @pytest.mark.parametrize("task", ["segmentation", "detection"])
-def test_two_processes_learn_what_one_learns_of_their_shares_in_turn(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: str, way: str
+def test_processes_learn_what_one_learns_of_their_shares_in_turn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: str, way: str, world: int
 ) -> None:
-    """20 updates by SGD, of images that share evenly: what does not fill an update is left out by two and used by one.
+    """20 updates by SGD, each second one of a single batch, which does not fill it. The images share evenly: what does
+    not fill a batch of all is left out by them and used by one.
 
     Heads norm over a batch, and losses count its boxes: those of a process, not of all. So one process is compared that
     accumulates over the same shares; the running statistics, which it moves twice as often, are left out. Which boxes
     are drawn is made certain, for every process draws its own.
     """
     values = {
-        "task": task, "data.batch_size": 1, "data.workers": 0, "schedule.epochs": 5, "optim.name": "sgd",
+        "task": task, "data.batch_size": 1, "data.workers": 0, "schedule.epochs": 10, "optim.name": "sgd",
         "optim.lr": 0.01, "optim.clip_grad": 0.5, "ema.decay": 0.5, "run.device": "cpu",
-        "run.output": str(tmp_path / "runs"), **globals()[f"of_{task}"](tmp_path, images=8),
+        "run.output": str(tmp_path / "runs"), **globals()[f"of_{task}"](tmp_path, images=3 * world),
     }  # fmt: skip
     if task == "segmentation":
         values["head.drop_rate"] = 0.0
     monkeypatch.setattr(matching, "_drawn", first)
-    alone = TrainConfig.load(None, {**values, "run.name": "alone", "optim.accumulate": 2})
+    alone = TrainConfig.load(None, {**values, "run.name": "alone", "optim.accumulate": 2 * world})
     train(alone)
-    both = TrainConfig.load(None, {**values, "run.name": way, "run.parallel": way})
-    ends = run(Job(both, kind="first boxes"), 2, tmp_path)
-    assert [error for error, _ in ends.values()] == [None, None]
-    expected, found = saved(alone.run_folder), saved(both.run_folder)
+    several = TrainConfig.load(None, {**values, "run.name": way, "run.parallel": way, "optim.accumulate": 2})
+    ends = run(Job(several, kind="first boxes"), world, tmp_path)
+    assert [error for error, _ in ends.values()] == [None] * world
+    expected, found = saved(alone.run_folder), saved(several.run_folder)
     assert found[".progress.update"] == expected[".progress.update"] == 20
     compared = 0
     for name, value in expected.items():

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
 import pickle
 import random
@@ -13,12 +14,15 @@ from typing import Any
 
 import pytest
 import torch
+from torch.distributed.checkpoint.metadata import BytesStorageMetadata
 
 from vision_ssm.errors import CheckpointError, ConfigError
 from vision_ssm.training import state as checkpoint
 from vision_ssm.training import train
 from vision_ssm.training.config import TrainConfig
+from vision_ssm.training.distributed import Processes
 from vision_ssm.training.integrity import state_digest
+from vision_ssm.training.shared_state import write_folder
 from vision_ssm.training.state import read_state, refuse_changes, write_state
 
 
@@ -278,6 +282,30 @@ def test_files_that_are_no_training_checkpoint(tmp_path: Path, monkeypatch: pyte
     torch.save({**state(1), "format": checkpoint.FORMAT + 1}, file)
     with pytest.raises(CheckpointError, match="written by a newer version"):
         read_state(file)
+
+
+@pytest.mark.parametrize("hidden", [Hostile(), BytesStorageMetadata()])
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+def test_the_index_of_a_shared_state_runs_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hidden: object
+) -> None:
+    """Nor does torch unpickle on its behalf a tensor that it calls a plain value."""
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "last.ckpt"
+    write_folder(folder, {"format": checkpoint.FORMAT, **state(3)}, Processes(0, 1, torch.device("cpu")))
+    assert int(read_state(tmp_path).filled()["model"]["weight"][0, 0]) == 3
+    index = pickle.loads((folder / ".metadata").read_bytes())
+    index.state_dict_metadata["model/weight"] = hidden
+    (folder / ".metadata").write_bytes(pickle.dumps(index))
+    record = torch.load(folder / "run.pt", weights_only=True)
+    record["files"][".metadata"] = hashlib.blake2b((folder / ".metadata").read_bytes(), digest_size=32).hexdigest()
+    torch.save(record, folder / "run.pt")
+    name = "posix.system" if isinstance(hidden, Hostile) else r"torch\.distributed\.\S*\.BytesStorageMetadata"
+    with pytest.raises(
+        CheckpointError, match=rf"last\.ckpt/\.metadata asks for {name}, which the state of a run never"
+    ):
+        read_state(tmp_path).filled()
+    assert not (tmp_path / "hostile-code-ran").exists()
 
 
 @pytest.mark.parametrize(

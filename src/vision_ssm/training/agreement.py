@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import secrets
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,14 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from vision_ssm.errors import ConfigError, ProcessError
+from vision_ssm.errors import ConfigError, DataError, ProcessError
 from vision_ssm.settings import differences
+from vision_ssm.storage import require_writable, whole_file
 from vision_ssm.training.assembly import Parts
 from vision_ssm.training.config import TrainConfig
 from vision_ssm.training.distributed import Processes
 
-__all__ = ["contact", "require_same", "require_same_data"]
+__all__ = ["contact", "require_same", "require_same_data", "require_same_folder"]
 
 
 def require_same(config: TrainConfig, processes: Processes) -> None:
@@ -69,6 +71,33 @@ def require_same_data(parts: Parts, processes: Processes) -> None:
                 )
         if batches != main[0]:
             raise ConfigError(f"rank {rank} has {batches:,} batches per epoch, and rank 0 has {main[0]:,}.")
+
+
+def require_same_folder(folder: Path, processes: Processes) -> None:
+    """Make sure that all processes can write to the run's folder, and that it is one folder on a disk they share.
+
+    Raises ProcessError naming the ranks that cannot, or see another one.
+    """
+    if processes.world == 1:
+        return
+    # A name that nobody looked for before: network file systems remember for a while what was not there.
+    mark = folder / f".writable.{processes.gather(secrets.token_hex(8))[0]}"
+    with processes.together():
+        if processes.is_main:
+            with whole_file(mark) as part:
+                part.touch()
+    try:
+        with processes.together():
+            require_writable(folder)
+            if not mark.exists():
+                raise DataError(
+                    f"{folder} is another folder here than that of rank 0: all processes must see the same folder for "
+                    "runs (run.output), on a disk that they share."
+                )
+    finally:
+        if processes.is_main:
+            with suppress(OSError):  # then the next run there removes it
+                mark.unlink()
 
 
 @contextmanager

@@ -116,7 +116,7 @@ def assemble(
         config, told = with_batch_size(config, task, len(train_set), processes, resuming=resuming)
         opened.notices.append(told)
     bands = _bands(config, task, train_set)
-    model, options = _model(config, task, bands, resuming=resuming)
+    model, options = _model(config, task, bands, processes, resuming=resuming)
     preprocessing = task.preprocessing(model)
     if bands is not None:
         preprocessing = bands.applied(preprocessing)
@@ -181,7 +181,10 @@ def _told_of(bands: Bands | None, *, pretrained: bool) -> list[str]:
     return [str(bands), *(adapted if pretrained and bands.count != 3 else [])]
 
 
-def _model(config: TrainConfig, task: Task, bands: Bands | None, *, resuming: bool) -> tuple[nn.Module, dict[str, Any]]:
+def _model(
+    config: TrainConfig, task: Task, bands: Bands | None, processes: Processes, *, resuming: bool
+) -> tuple[nn.Module, dict[str, Any]]:
+    processes.at("making the model")
     wanted = config.model
     pretrained = wanted.pretrained and not resuming
     options = dict(wanted.options)

@@ -60,6 +60,7 @@ def with_batch_size(
         known = read_recipe(config.run_folder / "config.yaml")["data"]["batch_size"]
         return config.replace(**{"data.batch_size": known}), f"data.batch_size is {known}, as before."
     found = (0, "", "")
+    processes.at("looking for a batch size")
     if processes.is_main:
         found = _found(config, task, images, processes)
     size, told, fault = processes.gather(found)[0]

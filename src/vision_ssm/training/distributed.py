@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -45,12 +46,14 @@ class Processes:
 
     Attributes:
         watch: ends this process when it makes no progress; None alone.
+        kept: by torchrun for as long as it runs, through all attempts; None without it.
     """
 
     rank: int
     world: int
     device: torch.device
     watch: Watch | None = None
+    kept: Notes | None = None
 
     @classmethod
     @contextmanager
@@ -63,14 +66,16 @@ class Processes:
 
         Raises ConfigError for a device that is not here, ProcessError when the processes do not find each other.
         """
-        started_here = dist.is_available() and not dist.is_initialized() and dist.is_torchelastic_launched()
-        store = _meet(seconds) if started_here else None
+        launched = dist.is_available() and dist.is_torchelastic_launched()
+        started_here = launched and not dist.is_initialized()
+        kept = _meet(seconds) if launched else None
         try:
             if dist.is_available() and dist.is_initialized():
                 rank, world = dist.get_rank(), dist.get_world_size()
                 local_rank = dist.get_node_local_rank(fallback_rank=rank)
-                watch = Watch(rank, world, seconds, store) if world > 1 else None
-                yield cls(rank, world, _own_device(device, local_rank), watch)
+                notes = None if kept is None else _of_this_attempt(kept)
+                watch = Watch(rank, world, seconds, notes) if world > 1 else None
+                yield cls(rank, world, _own_device(device, local_rank), watch, kept)
             else:
                 yield cls(0, 1, _own_device(device, 0))
         finally:
@@ -126,7 +131,10 @@ class Processes:
         # weight's, though both lie in memory alike. Every process would tell of it, at the first update.
         warnings.filterwarnings("ignore", message="Grad strides do not match")
         return DistributedDataParallel(
-            model, device_ids=[self.device] if on_gpu else None, find_unused_parameters=unused_parameters
+            model,
+            device_ids=[self.device] if on_gpu else None,
+            find_unused_parameters=unused_parameters,
+            gradient_as_bucket_view=True,  # else what is exchanged is a second copy of the gradients
         )
 
     def accumulating(self, model: nn.Module, more_to_come: bool) -> AbstractContextManager[Any]:
@@ -215,17 +223,36 @@ class Processes:
         if self.watch is not None:
             self.watch.at(place)
 
+    # --------------------------------------------------------------------------------------------------- attempts
+    def note_begun(self, folder: Path) -> None:
+        """Let later attempts of this torchrun know that the run in ``folder`` is its own."""
+        if self.is_main and self.kept is not None:
+            self.kept.set(_begun(folder), str(os.getpid()))
+
+    def has_begun(self, folder: Path) -> bool:
+        """Whether an earlier attempt of this torchrun began the run in ``folder``. All processes must ask."""
+        known = False
+        if self.is_main and self.kept is not None and self.kept.check([_begun(folder)]):
+            known = self.kept.get(_begun(folder)).decode() != str(os.getpid())  # else a script trains twice
+        return bool(self.gather(known)[0])
+
+
+def _begun(folder: Path) -> str:
+    return f"begun {folder}"
+
 
 def _meet(seconds: float) -> Notes:
-    """Make the group that torchrun announced; returns where its processes can leave notes."""
+    """Make the group that torchrun announced, unless there is one; returns what torchrun keeps for its processes."""
     where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
     # The watch comes first, and says where everyone is.
     patience = datetime.timedelta(seconds=2 * seconds + 30)
     try:
         store, rank, world = next(rendezvous("env://", timeout=datetime.timedelta(seconds=seconds)))
-        # torchrun keeps one store for all attempts, where the addresses of the processes that ended still are.
-        notes: Any = dist.PrefixStore(f"attempt {restarts()}", store)  # type: ignore[attr-defined]
-        dist.init_process_group(store=notes, rank=rank, world_size=world, timeout=patience)
+        if not dist.is_initialized():
+            own = _of_this_attempt(store)
+            with Watch(rank, world, seconds, own) as watch:
+                watch.at("meeting the other processes")
+                dist.init_process_group(store=own, rank=rank, world_size=world, timeout=patience)
     except (dist.DistError, RuntimeError, ValueError) as error:
         reason = str(error).partition("\n")[0]
         advice = "free the port or choose another one (torchrun --master-port)" if "in use" in reason else None
@@ -235,7 +262,12 @@ def _meet(seconds: float) -> Notes:
             advice=advice or f"is each of them started, and {where} reachable from here?",
             is_shared=False,
         ) from error
-    return notes  # type: ignore[no-any-return]
+    return store  # type: ignore[no-any-return]
+
+
+def _of_this_attempt(store: Any) -> Any:
+    # torchrun keeps one store for all attempts, where the addresses of the processes that ended still are.
+    return dist.PrefixStore(f"attempt {restarts()}", store)  # type: ignore[attr-defined]
 
 
 def _own_device(name: str, local_rank: int) -> torch.device:

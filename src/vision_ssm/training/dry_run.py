@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from statistics import median
 
@@ -60,7 +61,8 @@ def estimate(config: TrainConfig) -> DryRun:
         ConfigError, DataError, CheckpointError, TrainingDiverged: as `vision_ssm.training.train`, but the run folder
         is not looked at.
     """
-    with Processes.join(config.run.device, config.run.timeout) as processes, worker_failures():
+    joined = Processes.join(config.run.device, config.run.timeout)
+    with joined as processes, processes.watch or nullcontext(), worker_failures():
         engine = Engine(assemble(config, processes, resuming=False), processes)
         per_update = _seconds_per_update(engine)
         per_eval_batch = _seconds_per_eval_batch(engine)

@@ -218,10 +218,14 @@ class Engine:
         )
 
     def evaluate(self, model: nn.Module, keep_going: Callable[[int], bool] = lambda batches_done: True) -> Meter | None:
-        """Score ``model`` on the held-out images. None when ``keep_going``, asked after every batch, ended it early."""
+        """Score ``model`` on the held-out images.
+
+        None when ``keep_going``, asked after every batch, ended it early on any process; the others come to their end.
+        """
         was_training = model.training
         model.eval()
         meter = self.task.meter()
+        ended_early = False
         try:
             with torch.no_grad(), self.processes.evaluating(model):
                 for done, batch in enumerate(self.parts.val, start=1):
@@ -231,10 +235,15 @@ class Engine:
                         outputs = self.task.predict(model, moved)
                     meter.update(outputs, moved)
                     if not keep_going(done):
-                        return None
+                        ended_early = True
+                        break
         finally:
             model.train(was_training)
-        meter.merge(self.processes.gather(meter.state()))
+        self.processes.at(f"update {self.progress.update}, putting its scores together")
+        states = self.processes.gather(None if ended_early else meter.state())
+        if any(state is None for state in states):
+            return None
+        meter.merge(states)
         return meter
 
     def state(self) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import json
 import os
 import stat
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
@@ -67,6 +67,7 @@ def open_data(config: TrainConfig, task: Task, processes: Processes, *, resuming
         DataError: the data cannot be opened, or something in them cannot be read.
         ConfigError: data.folds does not fit them.
     """
+    processes.at("opening the data")
     if not (look and config.data.skip_unreadable):
         train, whole = _train_part(config, task)
         task.prepare(train)
@@ -140,7 +141,12 @@ def _empty_files(paths: Iterable[str]) -> Iterator[tuple[str, str]]:
             yield path, f"cannot read image {path!r}: the file is empty (0 bytes)."
 
 
-def _read(samples: Samples, positions: Sequence[int], seconds: float | None = None) -> Iterator[tuple[str, str]]:
+def _read(
+    samples: Samples,
+    positions: Sequence[int],
+    seconds: float | None = None,
+    at: Callable[[str], None] = lambda place: None,
+) -> Iterator[tuple[str, str]]:
     """Read samples, by two threads; yield the path of each that cannot be, and why."""
 
     def fault(position: int) -> str | None:
@@ -154,6 +160,7 @@ def _read(samples: Samples, positions: Sequence[int], seconds: float | None = No
     with ThreadPoolExecutor(2) as pool:
         waiting = iter(positions)
         while chunk := list(islice(waiting, 16)):  # not all at once: an interruption need not wait long
+            at(f"reading every image once, {chunk[0]:,} of {len(samples):,}")
             for position, reason in zip(chunk, pool.map(fault, chunk), strict=True):
                 if reason is not None:
                     yield samples.paths[position], reason
@@ -167,7 +174,7 @@ def _readable(task: Task, samples: Samples, known: Faults | None, processes: Pro
     if known is None or not known.keys() <= set(samples.paths):
         if processes.is_main and len(samples) > 1000:
             notify(f"reading all {len(samples):,} images once, to leave out those that cannot be (skip_unreadable)")
-        mine = dict(_read(samples, range(processes.rank, len(samples), processes.world)))
+        mine = dict(_read(samples, range(processes.rank, len(samples), processes.world), at=processes.at))
         known = {path: reason for faults in processes.gather(mine) for path, reason in faults.items()}
     keep = [position for position, path in enumerate(samples.paths) if path not in known]
     if not keep:

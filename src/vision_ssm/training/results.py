@@ -70,6 +70,7 @@ def write_pictures(folder: RunFolder, engine: Engine) -> str | None:
             device=engine.processes.device,
             amp=config.run.amp,
             workers=config.data.workers,
+            on_progress=lambda done, total: engine.processes.at(f"the pictures, {done} of {total} scored for them"),
             **parts.task.pictured,
         )
         parts.task.pictures(evaluation.meter, parts.val.dataset, folder.path, title=config.model.name)

@@ -13,11 +13,10 @@ from torch import nn
 
 from vision_ssm.data.loader import worker_failures
 from vision_ssm.errors import DataError, TrainingDiverged, UnreadableError
-from vision_ssm.storage import require_writable
 from vision_ssm.tasks.meters import read_scores
 from vision_ssm.training import results
 from vision_ssm.training import state as checkpoint
-from vision_ssm.training.agreement import contact, require_same, require_same_data
+from vision_ssm.training.agreement import contact, require_same, require_same_data, require_same_folder
 from vision_ssm.training.assembly import assemble
 from vision_ssm.training.config import TrainConfig
 from vision_ssm.training.distributed import Processes, restarts
@@ -64,28 +63,38 @@ def train(config: TrainConfig, *, on_event: Listener | None = None) -> TrainResu
         ConfigError, DataError, CheckpointError: before the first update, saying what to do.
         TrainingDiverged: the loss is no longer finite. The last good checkpoint stays.
     """
-    config = _going_on(config)
     joined = Processes.join(config.run.device, config.run.timeout)
-    with joined as processes, _reproducible_kernels(), StopRequest() as stop, worker_failures():
+    with (
+        joined as processes,
+        processes.watch or nullcontext(),
+        _reproducible_kernels(),
+        StopRequest() as stop,
+        worker_failures(),
+    ):
         with contact(processes, lambda: "starting"):
             with processes.together():
+                processes.at("comparing code and settings")
+                config = _going_on(config, processes)
                 require_same(config, processes)
+                processes.at("looking into the run's folder")
                 folder = RunFolder(config)
                 source = Path(config.run.resume) if config.run.resume else None
                 has_state = source is not None and checkpoint.has_state(source)
                 found = checkpoint.read_state(source, processes) if source is not None and has_state else None
                 begun_on = None if found is None else found.state["processes"]
                 parts = assemble(config, processes, resuming=found is not None, begun_on=begun_on)
+                processes.at("comparing the data")
                 require_same_data(parts, processes)
+            processes.at("spreading the model")
             engine = Engine(parts, processes)
         run = _Run(engine, folder, stop, on_event)
         with contact(processes, lambda: f"update {engine.progress.update}"):
             return run.carry_out(found)
 
 
-def _going_on(config: TrainConfig) -> TrainConfig:
+def _going_on(config: TrainConfig, processes: Processes) -> TrainConfig:
     """What torchrun starts anew after a failure goes on where it was, although nobody asks to resume."""
-    if not restarts() or config.run.resume or not (config.run_folder / "config.yaml").exists():
+    if config.run.resume or not processes.has_begun(config.run_folder):
         return config
     return config.replace(**{"run.resume": str(config.run_folder), "run.overwrite": False})
 
@@ -121,6 +130,7 @@ class _Run:
             notices.append(f"torchrun has started the run anew, for the {restarts()}. time, as a process had ended.")
         if found is not None:
             with engine.processes.together():
+                engine.processes.at("restoring the state")
                 engine.restore(found)
             notices += found.passed_over
             if found.file.name != checkpoint.LAST:
@@ -147,22 +157,21 @@ class _Run:
     def _open_folder(self, log_bytes: int) -> None:
         """The main process makes the folder ready, and then each makes sure that it can write its part there."""
         processes = self.engine.processes
+        processes.at("making the run's folder ready")
         with processes.together():
             if self._is_main:
                 self.folder.start(self.config, log_bytes)
                 if self.engine.parts.skipped is not None:
                     write_skipped(self.folder.path, self.engine.parts.skipped)
-        if processes.world > 1:
-            with processes.together():
-                require_writable(self.folder.path)
+        processes.note_begun(self.folder.path)
+        require_same_folder(self.folder.path, processes)
 
     def _to_the_end(self) -> TrainResult:
         engine = self.engine
         try:
-            with engine.processes.watch or nullcontext():
-                while engine.progress.epoch < engine.length.epochs and not self._is_out_of_patience():
-                    if not self._train_epoch() or not self._close_epoch():
-                        return self._interrupted()
+            while engine.progress.epoch < engine.length.epochs and not self._is_out_of_patience():
+                if not self._train_epoch() or not self._close_epoch():
+                    return self._interrupted()
         except UnreadableError as error:
             if self.config.data.skip_unreadable:  # it could be read before the run
                 raise
@@ -269,6 +278,7 @@ class _Run:
     ) -> None:
         """Write the last weights, and those of the winner if there is one; processes with shards all take part."""
         last = "ema" if "ema" in candidates else "model"
+        self.engine.processes.at(f"update {self.engine.progress.update}, writing its weights")
         for name, model in candidates.items():
             paths = [self.folder.last_weights] * (name == last) + [self.folder.best_weights] * (name == winner)
             state = whole_state(model, keep=self._is_main) if paths else {}
@@ -288,13 +298,13 @@ class _Run:
 
         def keep_going(done: int) -> bool:
             self.emit(EvaluationStep(name, done, batches))
-            # Several processes must agree on stopping; they do so at the next update.
-            return self.stop.signal is None or self.engine.processes.world > 1
+            return self.stop.signal is None
 
         meter = self.engine.evaluate(model, keep_going)
         return None if meter is None else read_scores(meter, self.engine.task)
 
     def _save(self) -> Path:
+        self.engine.processes.at(f"update {self.engine.progress.update}, writing its checkpoint")
         state = {**self.engine.state(), "log_bytes": self.folder.log_bytes}
         path = checkpoint.write_state(self.folder.path, state, self.engine.processes)
         self._saved_at = time.monotonic()

@@ -22,9 +22,9 @@ from torch import Tensor, nn
 
 from vision_ssm.errors import ConfigError
 
-__all__ = ["OPTIMIZERS", "evaluated", "in_shards_like", "require_shardable", "shard", "whole", "whole_state"]
+__all__ = ["evaluated", "in_shards_like", "require_shardable", "shard", "whole", "whole_state"]
 
-OPTIMIZERS = ("adam", "adamw", "lamb", "lion", "nadam", "nadamw", "radam", "sgd", "momentum", "nesterov", "sgdw")
+_OPTIMIZERS = ("adam", "adamw", "lamb", "lion", "nadam", "nadamw", "radam", "sgd", "momentum", "nesterov", "sgdw")
 """Those that treat every number of a parameter alike, so that shards of it may be updated apart; and LAMB's norms."""
 
 SMALLEST_UNIT = 0.01
@@ -33,10 +33,10 @@ SMALLEST_UNIT = 0.01
 
 def require_shardable(optimizer: str) -> None:
     """Raise ConfigError for an optimiser that needs whole parameters."""
-    if optimizer not in OPTIMIZERS:
+    if optimizer not in _OPTIMIZERS:
         raise ConfigError(
             f"run.parallel fsdp updates each parameter in shards, which {optimizer} (optim.name) cannot; use one of "
-            f"{', '.join(OPTIMIZERS)}, or run.parallel ddp."
+            f"{', '.join(_OPTIMIZERS)}, or run.parallel ddp."
         )
 
 

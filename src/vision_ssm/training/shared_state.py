@@ -39,6 +39,8 @@ def write_folder(path: Path, state: Mapping[str, Any], processes: Processes) -> 
     import torch.distributed.checkpoint as dcp  # here: it takes a second, and most runs are of one process
     from torch.distributed.checkpoint.api import CheckpointException
 
+    from vision_ssm.training.shared_index import INDEX
+
     part = path.with_name(f".{path.name}.part")
     tensors: dict[str, Tensor] = {}
     record = _taken_apart(state, tensors, ())
@@ -62,7 +64,7 @@ def write_folder(path: Path, state: Mapping[str, Any], processes: Processes) -> 
     }
     with processes.together(), _as_checkpoint_error():
         if processes.is_main:
-            digests[".metadata"] = _digest(part / ".metadata")
+            digests[INDEX] = _digest(part / INDEX)
             torch.save({**record, "files": digests}, part / RECORD)
             to_disk(part / RECORD)
             to_disk(part)
@@ -101,12 +103,16 @@ def unwhole(path: Path, files: Mapping[str, str], processes: Processes | None = 
 def fill(path: Path, record: Mapping[str, Any], like: Callable[[Key], Tensor | None]) -> dict[str, Any]:
     """Return the state with its tensors, each in shards where ``like`` its place is.
 
-    Where processes run together all must ask, for the same.
+    Where processes run together all must ask, for the same. Raises CheckpointError when it is damaged, or asks for what
+    could run code.
     """
     import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint.api import CheckpointException
 
+    from vision_ssm.training.shared_index import IndexedReader
+
     tensors: dict[str, Tensor] = {}
+    reader = IndexedReader(path)
 
     def place(value: Any, key: Key) -> Any:
         if isinstance(value, Tensor):
@@ -123,7 +129,7 @@ def fill(path: Path, record: Mapping[str, Any], like: Callable[[Key], Tensor | N
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # that is what no_dist says
-            dcp.load(tensors, checkpoint_id=path, no_dist=alone)  # type: ignore[attr-defined]
+            dcp.load(tensors, storage_reader=reader, no_dist=alone)  # type: ignore[attr-defined]
     except (CheckpointException, pickle.UnpicklingError, RuntimeError, OSError, KeyError, ValueError) as error:
         raise CheckpointError(f"{path}: damaged: {str(error).splitlines()[0]}") from error
     return state

@@ -44,28 +44,35 @@ def write_state(folder: Path, state: Mapping[str, Any], processes: Processes | N
 
     Raises CheckpointError when it cannot be written; the files of before are untouched then.
     """
-    shared = processes is not None and processes.world > 1
-    path = folder / LAST
+    content = {"format": FORMAT, **state}
     try:
-        if shared and processes is not None:
-            if processes.is_main:
-                _settle(folder)
-            write_folder(folder / NEXT, {"format": FORMAT, **state}, processes)
+        if processes is None or processes.world == 1:
+            _write_alone(folder, content)
         else:
-            if (folder / NEXT).is_dir():  # whose place no file can take
-                _settle(folder)
-            with whole_file(folder / NEXT, error=CheckpointError) as part:
-                content = {"format": FORMAT, **state}
-                _serialise({**content, "digest": state_digest(content)}, part)
-        if processes is None or processes.is_main:
-            _settle(folder)
+            _write_together(folder, content, processes)
     except (CheckpointError, OSError) as error:
         kept = next((folder / name for name in (LAST, PREVIOUS) if (folder / name).exists()), None)
         advice = f"The last good checkpoint is {kept}; make room and resume." if kept else "There is no earlier one."
         told = CheckpointError(f"could not write the checkpoint: {error} {advice}")
         told.is_shared = getattr(error, "is_shared", False)
         raise told from error
-    return path
+    return folder / LAST
+
+
+def _write_alone(folder: Path, content: Mapping[str, Any]) -> None:
+    if (folder / NEXT).is_dir():  # whose place no file can take
+        _settle(folder)
+    with whole_file(folder / NEXT, error=CheckpointError) as part:
+        _serialise({**content, "digest": state_digest(content)}, part)
+    _settle(folder)
+
+
+def _write_together(folder: Path, content: Mapping[str, Any], processes: Processes) -> None:
+    if processes.is_main:
+        _settle(folder)
+    write_folder(folder / NEXT, content, processes)
+    if processes.is_main:
+        _settle(folder)
 
 
 def _settle(folder: Path) -> None:
