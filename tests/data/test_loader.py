@@ -240,6 +240,7 @@ def test_signals_to_the_process_group_leave_the_workers_alone() -> None:
         ({"repeats": 0}, "repeats must be at least 1"),
         ({"rank": 1}, "rank must lie in"),
         ({"batch_size": 9, "multiple": 9}, "batch_size 9 is larger than the 5 samples"),
+        ({"batch_size": 1, "rank": 6, "world_size": 7}, "5 samples are fewer than the 7 processes"),
     ],
 )
 def test_refused_options(options: dict[str, object], message: str) -> None:

@@ -115,6 +115,11 @@ class EpochLoader:
         )
         kept = None if multiple is None else samples_of_epoch(len(dataset), repeats) // multiple * multiple
         self._plan = _BatchPlan(order, batch_size, None if kept is None else kept // world_size)
+        if len(self) == 0 and world_size > 1 and len(dataset) < world_size:
+            raise ConfigError(
+                f"{len(dataset):,} samples are fewer than the {world_size} processes, of which each needs one; use "
+                "fewer processes, or more data."
+            )
         if len(self) == 0:
             raise ConfigError(
                 f"batch_size {batch_size} is larger than the {self.samples} samples that each epoch has on this "
