@@ -208,11 +208,11 @@ def test_a_process_without_progress_ends_itself(tmp_path: Path) -> None:
 
 def test_a_process_that_hangs_before_the_first_update_ends_itself(tiny: Tiny, tmp_path: Path) -> None:
     config = tiny(**PLAIN, **{"data.batch_size": 3})
-    job = Job(config, killed=(1, "asleep", 0), of_rank={1: {"run.timeout": 1.0}})
+    job = Job(config, killed=(1, "asleep", 0), of_rank={1: {"run.timeout": 4.0}})
     ((error, _),) = run(job, 2, tmp_path, seconds=30).values()
     assert error is not None and "rank 0 of 2: lost contact with another process after starting" in error
     assert (tmp_path / "stderr").read_text() == (
-        "error: rank 1 of 2 has made no progress for 1 s (run.timeout): it was at opening the data.\n"
+        "error: rank 1 of 2 has made no progress for 4 s (run.timeout): it was at opening the data.\n"
     )
     assert not config.run_folder.exists()
 

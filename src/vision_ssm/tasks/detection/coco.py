@@ -103,8 +103,8 @@ def _images(
         except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
             shown = entry.get("id", f"number {number}") if isinstance(entry, Mapping) else f"number {number}"
             faults.append(Fault(str(part.annotations), f"image {shown}: {_reason(error, entry)}", refused=True))
-            if isinstance(entry, Mapping):
-                key = entry.get("id")
+            key = entry.get("id") if isinstance(entry, Mapping) else None
+            if isinstance(key, int | str):  # of others no annotation can be
                 unusable[f"number {number}" if key in found else key] = entry.get("file_name")
     return found, unusable
 
