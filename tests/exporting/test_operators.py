@@ -92,3 +92,19 @@ def test_walks_that_start_anew_at_different_steps_are_refused():
     x, walks = torch.randn(1, 1, H * W, 2), flatten([THERE, Traversal.sequence(H * W)])
     with pytest.raises(ConfigError, match="only where they do so together"):
         apart(x, x, -torch.rand(2, 2, 2), x, x, None, None, None, walks, True, True, False, "auto")
+
+
+class Diagonals(torch.nn.Module):
+    """Of the last two axes and of two others, on it, above and below."""
+
+    def forward(self, x):
+        return x.diagonal(dim1=2, dim2=3), x.diagonal(-1, 3, 1), x.diagonal(2, -3, -1), x.diagonal(0, 0, 2)
+
+
+def test_diagonals_of_known_sides_are_picked_entry_by_entry():
+    x, batch = torch.randn(3, 4, 2, 5), torch.export.Dim("batch", min=1, max=8)
+    traced = torch.export.export(Diagonals(), (x,), dynamic_shapes=({0: batch},))
+    apart = traced.run_decompositions(decompositions(scan_steps, gla_steps))
+    assert [node.target for node in apart.graph.nodes].count(torch.ops.aten.diagonal.default) == 1  # of the open side
+    for part, whole in zip(apart.module()(x[:2]), Diagonals()(x[:2]), strict=True):
+        assert torch.equal(part, whole)

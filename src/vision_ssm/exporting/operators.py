@@ -72,6 +72,7 @@ def decompositions(scan_steps: ScanSteps, gla_steps: GlaSteps) -> dict[Any, Call
 
     ours = torch.ops.vision_ssm
     return {
+        torch.ops.aten.diagonal.default: _diagonal,
         ours.selective_scan.default: scan,
         ours.gla.default: gla,
         ours.causal_conv1d.default: convolution.forward,
@@ -103,6 +104,24 @@ def _gla_along(
     q, k, v, gates = (x.flatten(0, 1) for x in parts)
     o = steps(q, k, v, gates, heads, scale)
     return torch.unflatten(o, 0, tuple(parts[0].shape[:2]))
+
+
+def _diagonal(x: Tensor, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Tensor:
+    """Pick the entries of a diagonal one by one, where sizes are known.
+
+    ONNX has it as a product with an identity matrix that is made as the file runs; where a size is open, OpenVINO
+    2026.4 multiplies by memory that nobody has written.
+    """
+    first, second = dim1 % x.dim(), dim2 % x.dim()
+    rows, columns = x.shape[first], x.shape[second]
+    if not isinstance(rows, int) or not isinstance(columns, int):
+        return NotImplemented
+    top, left = max(-offset, 0), max(offset, 0)
+    picked = (
+        x.select(first, top + i).select(second - (second > first), left + i)
+        for i in range(min(rows - top, columns - left))
+    )
+    return torch.stack(tuple(picked), -1)
 
 
 def _run(walks: Sequence[Traversal]) -> int | None:
