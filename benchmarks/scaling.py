@@ -2,19 +2,28 @@
 
     python benchmarks/scaling.py formulas --teraflops 10 --gigabytes-per-second 25
     python benchmarks/scaling.py count --model vim_base_patch16_224 --processes 2 4 --output results/scaling.json
+    python benchmarks/scaling.py time --model vim_tiny_patch16_224 --batch 8 --output results/scaling_time.json
 
 `formulas` prints, for every recipe of ImageNet's 1,281,167 images, what its epochs cost on GPUs that sustain
 so many floating-point operations per second, and what these exchange and read. `count` starts processes over gloo that
 make one update under DDP and FSDP2, and counts bytes: of the memory under the tensors that each process keeps from one
-update to the next, and of the exchanges it takes part in. Bytes do not depend on the machine; no time is measured.
+update to the next, and of the exchanges it takes part in. These do not depend on the machine; beside them stands the
+most memory that a whole process had. `time` holds the formula of a step against the clock: what one process takes
+alone gives the F of the formulas, a sum of as many numbers as there are parameters the bandwidth, and from these follow
+the seconds of an update on several processes, of which no more than there are cores work at a time. Run it on an idle
+machine.
 """
 
 from __future__ import annotations
 
 import argparse
 import multiprocessing
+import os
+import resource
+import statistics
 import sys
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -155,37 +164,107 @@ def count_on(rank: int, world: int, way: Parallel, name: str, meeting: str, answ
         "moments": storage_of(moments),
         "average": storage_of(list(average.module.parameters())),
     }
-    answers.put((rank, kept, dict(exchanges.sent)))
+    answers.put((rank, kept, dict(exchanges.sent), 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss))
     dist.barrier()
     dist.destroy_process_group()
+
+
+def together(target: Any, world: int, given: Sequence[Any], folder: Path, patience: float) -> list[Any]:
+    """Run ``target(rank, world, *given, meeting, answers)`` in ``world`` processes and return what each answers."""
+    context = multiprocessing.get_context("spawn")
+    answers = context.Queue()
+    meeting = str(folder / f"meeting-{target.__name__}-{world}-{given[0]}")
+    children = [context.Process(target=target, args=(rank, world, *given, meeting, answers)) for rank in range(world)]
+    for child in children:
+        child.start()
+    found = sorted(answers.get(timeout=patience) for _ in children)
+    for child in children:
+        child.join()
+    return found
 
 
 def count(options: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
     model = create_model(options.model)
     parameters = sum(p.numel() for p in model.parameters())
     outside = parameters - sum(p.numel() for unit in units(model) for p in unit.parameters())
-    context = multiprocessing.get_context("spawn")
     rows = []
     for world in options.processes:
         for way in options.ways:
-            answers = context.Queue()
-            meeting = folder / f"meeting-{way}-{world}"
-            given = (world, way, options.model, str(meeting), answers)
-            children = [context.Process(target=count_on, args=(rank, *given)) for rank in range(world)]
-            for child in children:
-                child.start()
-            found = sorted(answers.get(timeout=options.patience) for _ in children)
-            for child in children:
-                child.join()
-            _, kept, sent = max(found, key=lambda each: sum(each[1].values()))
+            found = together(count_on, world, (way, options.model), folder, options.patience)
+            _, kept, sent, _ = max(found, key=lambda each: sum(each[1].values()))
             row = {"processes": world, "way": way, "model": options.model, "parameters": parameters}
             row |= {"outside_of_blocks": outside, "kept": kept, "kept_by_formula": held(way, parameters, world)}
             row |= {"sent": sent, "sent_by_formula": exchanged(way, parameters, outside, world)}
+            row |= {"peak_memory": max(peak for *_, peak in found)}
             rows.append(row)
             print(
                 f"{way} on {world}: keeps {sum(kept.values()) / 1e6:.1f} MB, by the formula "
                 f"{sum(row['kept_by_formula'].values()) / 1e6:.1f}; sends {sum(sent.values()) / 1e6:.1f} MB, by the "
-                f"formula {row['sent_by_formula'] / 1e6:.1f}",
+                f"formula {row['sent_by_formula'] / 1e6:.1f}; at most {row['peak_memory'] / 1e6:.0f} MB in a process",
+                flush=True,
+            )
+    return rows
+
+
+# --------------------------------------------------------------------------------------------------------- time
+def time_on(rank: int, world: int, way: Parallel, options: argparse.Namespace, meeting: str, answers: Any) -> None:
+    """Time updates and, apart from them, the sum of as many numbers as the model has parameters."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=world)
+    torch.manual_seed(0)
+    model = create_model(options.model).train()
+    processes = Processes(rank, world, torch.device("cpu"))
+    parallel = processes.spread((model,), (model,), way, sync_batch_norm=False, unused_parameters=False)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    images = torch.randn(options.batch, 3, 224, 224)
+    numbers = torch.zeros(sum(p.numel() for p in model.parameters()))
+
+    def update() -> None:
+        parallel(images).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    answers.put(
+        (rank, seconds_of(update, options.rounds), seconds_of(lambda: dist.all_reduce(numbers), options.rounds))
+    )
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def seconds_of(call: Any, rounds: int) -> float:
+    """The median of so many calls after one that is not timed, all processes beginning each together."""
+    call()
+    found = []
+    for _ in range(rounds):
+        dist.barrier()
+        started = time.perf_counter()
+        call()
+        found.append(time.perf_counter() - started)
+    return statistics.median(found)
+
+
+def timed(options: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
+    """Seconds of an update beside those that follow from one process alone and a measured bandwidth."""
+    found = cost(options.model, 224)
+    model = create_model(options.model)
+    outside = found.params - sum(p.numel() for unit in units(model) for p in unit.parameters())
+    [[_, alone, _]] = together(time_on, 1, ("ddp", options), folder, options.patience)
+    flops = 6 * found.macs_all * options.batch / alone
+    print(f"one process: {alone:.3f} s, {flops / 1e9:.1f} gigaflops sustained", flush=True)
+    rows: list[dict[str, Any]] = [{"processes": 1, "way": "ddp", "seconds": alone, "flops": flops}]
+    cores = len(os.sched_getaffinity(0))
+    for world in options.processes:
+        for way in options.ways:
+            answers = together(time_on, world, (way, options), folder, options.patience)
+            seconds, summing = (max(each[i] for each in answers) for i in (1, 2))
+            bandwidth = exchanged("ddp", found.params, outside, world) / summing
+            turns = max(1.0, world / cores)
+            computing, sending = turns * alone, exchanged(way, found.params, outside, world) / bandwidth
+            row = {"processes": world, "way": way, "seconds": seconds, "bandwidth": bandwidth}
+            row |= {"computing_by_formula": computing, "exchange_by_formula": sending}
+            rows.append(row)
+            print(
+                f"{way} on {world}: {seconds:.3f} s, by the formulas {computing:.3f} s and up to {sending:.3f} s more",
                 flush=True,
             )
     return rows
@@ -193,7 +272,7 @@ def count(options: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("formulas", "count"))
+    parser.add_argument("what", choices=("formulas", "count", "time"))
     parser.add_argument("--model", default="vim_base_patch16_224")
     parser.add_argument("--processes", type=int, nargs="+", default=[2, 4])
     parser.add_argument("--ways", choices=("ddp", "fsdp"), nargs="+", default=["ddp", "fsdp"])
@@ -203,6 +282,8 @@ def main() -> None:
     )
     parser.add_argument("--gigabytes-per-second", type=float, default=25.0, help="that a process sends")
     parser.add_argument("--patience", type=float, default=900.0, help="seconds to wait for a count")
+    parser.add_argument("--batch", type=int, default=8, help="images of a process that is timed")
+    parser.add_argument("--rounds", type=int, default=7, help="updates that are timed")
     parser.add_argument("--output", type=Path, help="results file")
     options = parser.parse_args()
     if options.what == "formulas":
@@ -210,7 +291,7 @@ def main() -> None:
         print_formulas(rows, options.gpus)
     else:
         with tempfile.TemporaryDirectory() as folder:  # where the processes meet
-            rows = count(options, Path(folder))
+            rows = (count if options.what == "count" else timed)(options, Path(folder))
     if options.output is not None:
         write(options.output, {**provenance(" ".join(["python", *sys.argv])), options.what: rows})
 

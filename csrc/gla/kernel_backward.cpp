@@ -1,4 +1,4 @@
-// Backward gated linear attention. A task is a head of an image; for each direction it sweeps three times:
+// Backward gated linear attention. A task is a direction of a head of an image; it sweeps three times:
 //
 //   forwards, a lane per key:     dq[t] = scale S[t] do[t]; the states behind every tile are kept
 //   backwards, a lane per key:    dk[t] = G[t] v[t],      G[t] = dL/dS[t] = exp(g[t+1]) G[t+1] + scale q[t] do[t]^T
@@ -14,6 +14,8 @@
 #include "gla/sweep.h"
 #include "gla/tile.h"
 
+#include <atomic>
+#include <thread>
 #include <vector>
 
 namespace VISION_SSM_ISA {
@@ -172,21 +174,47 @@ class DirectionAdjoint {
     RowsAhead ahead_;
 };
 
+// Tasks in the order in which threads take them: the first direction of every head, the second of every head, and so on.
+// Directions add to what they share one after the other, so that sums do not depend on threads: a task waits for the
+// direction before it, which another thread has begun.
+class Tasks {
+  public:
+    explicit Tasks(const vssm_gla& g)
+        : heads_(g.batch * g.heads), count_(heads_ * g.directions), done_(static_cast<size_t>(heads_)) {}
+
+    // Calls run(head of an image, direction) until no task is left.
+    template <class F>
+    void take(F run) {
+        for (int64_t task; (task = next_.fetch_add(1)) < count_;) {
+            const int64_t head = task % heads_, d = task / heads_;
+            std::atomic<int64_t>& done = done_[static_cast<size_t>(head)];
+            while (done.load(std::memory_order_acquire) < d) std::this_thread::yield();
+            run(head, d);
+            done.store(d + 1, std::memory_order_release);
+        }
+    }
+
+  private:
+    const int64_t heads_, count_;
+    std::atomic<int64_t> next_{0};
+    std::vector<std::atomic<int64_t>> done_;  // directions of each head
+};
+
 template <class E>
 int backward(const vssm_gla& g) {
-    const int64_t tasks = g.batch * g.heads, size = round_up(Scratch::size(g), Arena::LINE);
+    const int64_t size = round_up(Scratch::size(g), Arena::LINE);
     Arena arena;
     if (!arena.reserve(size * g.threads)) return VSSM_NO_MEMORY;
     float* memory = arena.take(size * g.threads);
+    Tasks tasks(g);
 #pragma omp parallel num_threads(g.threads)
     {
         const FlushDenormals flush;
         const ThreadTeam team;
         Scratch scratch(g, memory + team.index * size);
-#pragma omp for schedule(dynamic, 1)
-        for (int64_t task = 0; task < tasks; ++task)
-            for (int64_t d = 0; d < g.directions; ++d)
-                DirectionAdjoint<E>(g, scratch, task / g.heads, task % g.heads, d).run();
+        tasks.take([&](int64_t head, int64_t d) {
+            DirectionAdjoint<E>(g, scratch, head / g.heads, head % g.heads, d).run();
+        });
     }
     return VSSM_DONE;
 }
