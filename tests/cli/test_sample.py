@@ -35,7 +35,7 @@ def test_a_sheet_and_its_images(run: Callable[..., Outcome], weights: Path, tmp_
     assert found == ["dark/3.png", "dark/4.png", "light/3.png", "light/4.png"]
     asked = ["--class", "light", "--guidance", "2", "--guide-all", "true"]
     done = run("sample", weights, "--count", "1", "--output", sheet, "--json", *asked, *quick)
-    assert json.loads(done.out)["images"] == [{"class": "light", "seed": 0}]
+    assert json.loads(done.out)["images"] == [{"class": "light", "label": 1, "seed": 0}]
 
 
 @pytest.mark.parametrize(

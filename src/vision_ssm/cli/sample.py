@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         dest="classes",
         action="append",
         metavar="NAME",
-        help="of which class, may be given again (default: all that the model knows)",
+        help="of which class, or its number from 0; may be given again (default: all that the model knows)",
     )
     parser.add_argument(
         "--count", type=whole_number(1), default=10, metavar="N", help="images of each class (default: 10)"
@@ -85,7 +85,7 @@ def run(options: argparse.Namespace) -> int:
     if options.images is not None:
         made.write_images(options.images)
     if options.json:
-        images = [{"class": found.class_name, "seed": found.seed} for found in made.results]
+        images = [{"class": found.class_name, "label": found.label, "seed": found.seed} for found in made.results]
         print_json({"weights": made.weights, "output": str(options.output), "images": images})
         return 0
     say(f"{len(made.results)} images by {made.weights}: {options.output}")

@@ -32,11 +32,13 @@ class Sampled:
 
     Attributes:
         class_name: that was asked for.
+        label: number of this class among those that the model knows, from 0.
         seed: that the image is random by; with it, the same weights and options make it again.
         image: RGB.
     """
 
     class_name: str
+    label: int
     seed: int
     image: Image.Image
 
@@ -66,9 +68,10 @@ class Sheet:
 
     def picture(self) -> Image.Image:
         """Return all images on one picture, a line or more for each class."""
-        names = dict.fromkeys(found.class_name for found in self.results)
-        rows = [(name, [found.image for found in self.results if found.class_name == name]) for name in names]
-        return draw_sheet(rows)
+        rows: dict[tuple[int, str], list[Image.Image]] = {}
+        for found in self.results:
+            rows.setdefault((found.label, found.class_name), []).append(found.image)
+        return draw_sheet([(name, images) for (_, name), images in rows.items()])
 
     def write(self, path: str | Path) -> None:
         """Write `picture` to a PNG file, whole or not at all. Raises DataError."""
@@ -78,9 +81,10 @@ class Sheet:
     def write_images(self, folder: str | Path) -> None:
         """Write each image to a PNG file named after its seed, in a folder for each class. Raises DataError."""
         used: set[str] = set()
-        folders = {name: free_name(name, "", used) for name in dict.fromkeys(r.class_name for r in self.results)}
+        names = {found.label: found.class_name for found in self.results}
+        folders = {label: free_name(name, "", used) for label, name in names.items()}
         for found in self.results:
-            with whole_file(Path(folder) / folders[found.class_name] / f"{found.seed}.png") as part:
+            with whole_file(Path(folder) / folders[found.label] / f"{found.seed}.png") as part:
                 found.image.save(part, format="png")
 
 
@@ -104,7 +108,7 @@ def sample(
     Args:
         weights: a weights file, the folder of a run, a loaded model (`vision_ssm.load_model`), or with ``model`` a
             checkpoint without description, such as those of the official code.
-        classes: one name or several; None for all that the model knows.
+        classes: one name or several, or the numbers of classes, from 0, as text; None for all that the model knows.
         count: images of each class.
         seed: of the first image of each class; the next ones have the numbers after it.
         batch_size: images at a time.
@@ -116,8 +120,8 @@ def sample(
             ``autoencoder``.
 
     Raises:
-        ConfigError: an unknown class or option, or one out of range; CheckpointError: unusable weights, or of a task
-        that makes no images.
+        ConfigError: an unknown class or option, one out of range, or a name that several classes have; CheckpointError:
+        unusable weights, or of a task that makes no images.
     """
     if count < 1 or batch_size < 1:
         raise ConfigError(f"count and batch_size must be at least 1, got {count} and {batch_size}.")
@@ -127,15 +131,15 @@ def sample(
     require_command(loaded.info, "sample")
     task = loaded.task()
     task.ask(options)
-    names = _known(loaded, classes)
-    wanted = [(name, seed + number) for name in names for number in range(count)]
     known = loaded.info.class_names
+    labels = _labels(known, classes)
+    wanted = [(known[label], label, seed + number) for label in labels for number in range(count)]
     batches = in_batches(
         loaded,
         task,
         loaded.info.preprocessing,
-        [known.index(name) for name, _ in wanted],
-        [number for _, number in wanted],
+        [label for _, label, _ in wanted],
+        [number for _, _, number in wanted],
         batch_size=batch_size,
         amp=amp,
         on_progress=on_progress,
@@ -170,16 +174,24 @@ def in_batches(
         yield made
 
 
-def _known(loaded: Loaded, classes: str | Sequence[str] | None) -> tuple[str, ...]:
-    """The classes asked for, each once. Raises ConfigError for one that the model does not know, or for none."""
-    known = loaded.info.class_names
+def _labels(known: Sequence[str], classes: str | Sequence[str] | None) -> tuple[int, ...]:
+    """The numbers of the classes asked for, each once. Raises ConfigError for one that is not known, or for none."""
     if classes is None:
-        return tuple(dict.fromkeys(known))
-    asked = tuple(dict.fromkeys([classes] if isinstance(classes, str) else classes))
-    for name in asked:
-        if name not in known:
-            shown = f"{', '.join(known[:20])}{', ...' if len(known) > 20 else ''}"
-            raise ConfigError(f"these weights know no class {name!r}.{suggestion(name, known)} They know {shown}.")
+        return tuple(range(len(known)))
+    asked = [classes] if isinstance(classes, str) else classes
     if not asked:
         raise ConfigError("no class was asked for: name one or several, or None for all.")
-    return asked
+    return tuple(dict.fromkeys(_label(known, name) for name in asked))
+
+
+def _label(known: Sequence[str], name: str) -> int:
+    labels = [label for label, each in enumerate(known) if each == name]
+    if not labels and name.isdecimal() and int(name) < len(known):
+        labels = [int(name)]
+    if not labels:
+        shown = f"{', '.join(known[:20])}{', ...' if len(known) > 20 else ''}"
+        raise ConfigError(f"these weights know no class {name!r}.{suggestion(name, known)} They know {shown}.")
+    if len(labels) > 1:
+        numbers = " and ".join(map(str, labels))
+        raise ConfigError(f"{name!r} is the name of classes {numbers}, counted from 0: give the number.")
+    return labels[0]

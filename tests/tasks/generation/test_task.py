@@ -55,11 +55,12 @@ def judge(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return result.folder
 
 
-def oracle() -> Loaded:
+def oracle(names: tuple[str, str] = CLASSES) -> Loaded:
     """Weights that make images of just the two greys."""
     half = (0.5, 0.5, 0.5)
     prepared = Preprocessing((3, 8, 8), mean=half, std=half, crop_pct=1.0)
-    return Loaded(Oracle().eval(), WeightsInfo("oracle", {}, "generation", RECORD, prepared, source="oracle"))
+    record = {**RECORD, "class_names": list(names)}
+    return Loaded(Oracle().eval(), WeightsInfo("oracle", {}, "generation", record, prepared, source="oracle"))
 
 
 def test_what_a_run_leaves(run: Path) -> None:
@@ -176,6 +177,19 @@ def test_what_was_asked_for_is_what_is_made() -> None:
     assert [round(float(np.mean(image))) for image in made.images] == [191, 191, 64, 64]
     everything = vision_ssm.sample(oracle(), steps=4, batch_size=1)
     assert [round(float(np.mean(image)) / 64) for image in everything.images] == [1, 3]
+
+
+def test_classes_of_one_name_are_told_apart_by_number(tmp_path: Path) -> None:
+    cranes = oracle(("crane", "crane"))  # ImageNet has two
+    with pytest.raises(ConfigError, match="'crane' is the name of classes 0 and 1, counted from 0: give the number"):
+        vision_ssm.sample(cranes, "crane")
+    made = vision_ssm.sample(cranes, ["1", "0"], steps=2, sampler="ddim")
+    assert [round(float(np.mean(image))) for image in made.images] == [191, 64]
+    everything = vision_ssm.sample(cranes, steps=2, sampler="ddim")
+    assert [(each.class_name, each.label) for each in everything.results] == [("crane", 0), ("crane", 1)]
+    everything.write_images(tmp_path)
+    assert len(list(tmp_path.rglob("*.png"))) == 2
+    assert everything.picture().height > vision_ssm.sample(cranes, "0", steps=2, sampler="ddim").picture().height
 
 
 @pytest.mark.parametrize(
