@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torchvision.ops import box_iou
 
 from vision_ssm.data.batches import Batch
 from vision_ssm.tasks.detection.coco_scores import FIGURES, CocoScores, Seen, coco_scores, require_scorer
@@ -15,7 +17,7 @@ from vision_ssm.tasks.detection.inference import Found
 from vision_ssm.tasks.detection.sources import Objects
 from vision_ssm.tasks.scores import Score, Table
 
-__all__ = ["CONFIDENT", "MATCHED", "DetectionMeter", "box_overlaps", "score_list"]
+__all__ = ["CONFIDENT", "MATCHED", "DetectionMeter", "score_list"]
 
 CONFIDENT = 0.3
 """Finds of a lower score are in no confusion matrix and no picture."""
@@ -102,7 +104,8 @@ class DetectionMeter:
         for seen in self.seen.values():
             sure = seen.scores >= CONFIDENT
             free = ~seen.crowd
-            overlaps = box_overlaps(seen.found[sure].astype(np.float64), seen.boxes)
+            found, objects = torch.from_numpy(seen.found[sure]), torch.from_numpy(seen.boxes)
+            overlaps = box_iou(found.double(), objects.double()).nan_to_num().numpy()
             for row, label in zip(overlaps, seen.found_labels[sure], strict=True):
                 best = int(np.where(free, row, -1).argmax()) if len(row) else -1
                 if best >= 0 and free[best] and row[best] >= MATCHED:
@@ -175,16 +178,6 @@ def score_list(masks: bool) -> tuple[Score, ...]:
         for before, word in kinds
         for name, title in FIGURES.items()
     )
-
-
-def box_overlaps(boxes: NDArray[np.float64], others: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return IoU [N, M] of boxes [N, 4] and [M, 4]."""
-    low = np.maximum(boxes[:, None, :2], others[None, :, :2])
-    high = np.minimum(boxes[:, None, 2:], others[None, :, 2:])
-    inside = (high - low).clip(0).prod(2)
-    areas = (boxes[:, 2:] - boxes[:, :2]).prod(1), (others[:, 2:] - others[:, :2]).prod(1)
-    overlaps: NDArray[np.float64] = inside / np.maximum(areas[0][:, None] + areas[1][None] - inside, 1e-9)
-    return overlaps
 
 
 def _plain(values: NDArray[np.float64]) -> list[float | None]:

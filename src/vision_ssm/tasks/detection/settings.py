@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 from vision_ssm.errors import ConfigError
 from vision_ssm.settings import Count, Natural, Positive, Probability, Section, setting
 from vision_ssm.tasks.settings import DataSettings, TaskSettings
+from vision_ssm.tasks.windows import WindowOptions, WindowSettings
 
 __all__ = [
     "DetectionAugment",
@@ -21,8 +22,6 @@ __all__ = [
     "HeadSettings",
     "TestSettings",
 ]
-
-Window = Count | Literal["none"] | None
 
 
 class DetectionData(DataSettings):
@@ -113,36 +112,21 @@ class HeadSettings(Section):
     square: Count | None = setting(None, "Pad images to squares of this side; null pads to multiples of 32.")
 
 
-class TestSettings(Section):
+class TestSettings(WindowSettings):
     """How objects are found in an image of any size."""
 
     __test__ = False  # no class of tests
 
-    window: Count | None = setting(None, "Side of the windows that images are cut into; null takes them whole.")
-    stride: Count | None = setting(None, "Pixels between windows; null takes two thirds of the window.")
     score_threshold: Probability = setting(0.05, "What is less probable is not found at all.")
     nms_threshold: Probability = setting(
         0.5, "Of two finds of a class that overlap by more (IoU), the less probable one goes."
     )
     detections: Count = setting(100, "The most finds per image or window, and per image in the scores.")
 
-    @model_validator(mode="after")
-    def _windows_meet(self) -> Self:
-        if self.stride is not None and self.window is None:
-            raise ConfigError(f"test.stride is the distance of windows, got {self.stride} without test.window.")
-        if self.stride is not None and self.window is not None and self.stride > self.window:
-            raise ConfigError(
-                f"test.stride must not be larger than test.window, got {self.stride} and {self.window}: pixels between "
-                "the windows would be left out."
-            )
-        return self
 
-
-class DetectionOptions(Section):
+class DetectionOptions(WindowOptions):
     """What a prediction or an evaluation may be asked for."""
 
-    window: Window = setting(None, "Side of the windows that images are cut into, or none; null as in training.")
-    stride: Count | None = setting(None, "Pixels between windows; null takes two thirds of the window.")
     score: Probability = setting(0.3, "Finds of a lower score are left out of results.")
 
 

@@ -38,6 +38,7 @@ from vision_ssm.tasks.fitting import WHOLE, window_of_scene
 from vision_ssm.tasks.legend import default_palette
 from vision_ssm.tasks.photometric import Distortion
 from vision_ssm.tasks.task import Meter, Result, Task
+from vision_ssm.tasks.windows import chosen
 
 __all__ = ["Detection"]
 
@@ -270,15 +271,7 @@ class Detection(Task):
         return ExportedDetector(run, self.testing.score_threshold)
 
     def _testing(self) -> Testing:
-        asked, own = self.options, self.testing
-        if asked.window == "none" or (asked.window is None and own.window is None):
-            if asked.stride is not None:
-                raise ConfigError(f"stride is the distance of windows, got {asked.stride} without a window.")
-            return Testing()
-        window = own.window if asked.window is None else asked.window
-        stride = own.stride if asked.window is None and asked.stride is None else asked.stride
-        chosen = TestSettings(window=window, stride=stride)
-        return Testing(chosen.window, chosen.stride)
+        return Testing(*chosen(self.options, self.testing))
 
     # ---------------------------------------------------------------------------------------------------- results
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from typing import Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from vision_ssm.errors import ConfigError
 from vision_ssm.settings import Count, Fraction, Natural, NotNegative, Positive, Probability, Section, Share, setting
 from vision_ssm.tasks.settings import DataSettings, TaskSettings
+from vision_ssm.tasks.windows import WindowOptions, WindowSettings
 
 __all__ = [
     "HeadSettings",
@@ -23,8 +24,6 @@ __all__ = [
     "SegmentationSettings",
     "TestSettings",
 ]
-
-Window = Count | Literal["none"] | None
 
 
 class SegmentationData(DataSettings):
@@ -85,39 +84,19 @@ class LossSettings(Section):
     )
 
 
-class TestSettings(Section):
+class TestSettings(WindowSettings):
     """How an image of any size is segmented."""
 
     __test__ = False  # no class of tests
 
-    window: Count | None = setting(None, "Side of the windows that images are cut into; null or none takes them whole.")
-    stride: Count | None = setting(None, "Pixels between windows; null takes two thirds of the window.")
     blend: Literal["tapered", "uniform"] = setting(
         "tapered", "Where windows overlap: weights that fall towards their edges, or the plain mean as published."
     )
 
-    @field_validator("window", mode="before")
-    @classmethod
-    def _none_is_a_word(cls, window: object) -> object:
-        return None if window == "none" else window
 
-    @model_validator(mode="after")
-    def _windows_meet(self) -> Self:
-        if self.stride is not None and self.window is None:
-            raise ConfigError(f"test.stride is the distance of windows, got {self.stride} without test.window.")
-        if self.stride is not None and self.window is not None and self.stride > self.window:
-            raise ConfigError(
-                f"test.stride must not be larger than test.window, got {self.stride} and {self.window}: pixels between "
-                "the windows would be left out."
-            )
-        return self
-
-
-class SegmentationOptions(Section):
+class SegmentationOptions(WindowOptions):
     """What a prediction or an evaluation may be asked for."""
 
-    window: Window = setting(None, "Side of the windows that images are cut into, or none; null as in training.")
-    stride: Count | None = setting(None, "Pixels between windows; null takes two thirds of the window.")
     scales: tuple[Positive, ...] = setting((1.0,), "Average over the image resized by these factors.")
     flips: bool = setting(False, "Average over the image and its mirror image.")
     polygons: Literal["geojson", "gpkg"] | None = setting(

@@ -37,6 +37,7 @@ from vision_ssm.tasks.segmentation.settings import SegmentationOptions, Segmenta
 from vision_ssm.tasks.segmentation.sources import ChosenMasks, MaskSamples, matched, open_masks, own_splits
 from vision_ssm.tasks.segmentation.transforms import Augment, EvalTransform, TrainTransform
 from vision_ssm.tasks.task import Meter, Result, Task
+from vision_ssm.tasks.windows import chosen
 
 __all__ = ["Segmentation"]
 
@@ -249,18 +250,7 @@ class Segmentation(Task):
 
     def _testing(self) -> Testing:
         asked, own = self.options, self.testing
-        if asked.window == "none" or (asked.window is None and own.window is None):
-            if asked.stride is not None:
-                raise ConfigError(f"stride is the distance of windows, got {asked.stride} without a window.")
-            return Testing(scales=asked.scales, flips=asked.flips)
-        window = own.window if asked.window is None else asked.window
-        stride = own.stride if asked.window is None and asked.stride is None else asked.stride
-        if stride is not None and window is not None and stride > window:
-            raise ConfigError(
-                f"stride must not be larger than window, got {stride} and {window}: pixels between the windows would "
-                "be left out."
-            )
-        return Testing(window, stride, own.blend == "tapered", asked.scales, asked.flips)
+        return Testing(*chosen(asked, own), own.blend == "tapered", asked.scales, asked.flips)
 
     # ------------------------------------------------------------------------------------------------------ export
 
