@@ -49,12 +49,16 @@ def reaching(place: str) -> Iterator[None]:
     except DataError:
         raise
     except OSError as error:
-        raise DataError(f"cannot read {place!r}: {error.strerror or error}.") from error
+        raise DataError(f"cannot read {place!r}: {_told(error.strerror or error)}.") from error
     except Exception as error:
         if not is_remote(place):
             raise
         # Behind fsspec is a package for each kind of address, with exceptions of its own.
-        raise DataError(f"cannot read {place!r}: {error}.") from error
+        raise DataError(f"cannot read {place!r}: {_told(error)}.") from error
+
+
+def _told(error: object) -> str:
+    return str(error).strip().rstrip(".")
 
 
 def open_place(place: str) -> BinaryIO:

@@ -335,6 +335,8 @@ def _located(place: str | Path) -> str:
 
 
 def _index(place: str) -> dict[str, Any]:
+    if state_of(_join(place, INDEX))[0] < 0:
+        raise DataError(f"{place!r} has no {INDEX}: it is no folder of shards, which `vision-ssm data pack` writes.")
     index = _read_json(_join(place, INDEX))
     if not isinstance(index, dict) or index.get("version") != _VERSION:
         raise DataError(f"{_join(place, INDEX)!r} is no list of shards that this version reads; pack the data again.")
@@ -342,8 +344,9 @@ def _index(place: str) -> dict[str, Any]:
 
 
 def _read_json(place: str) -> Any:
+    content = read_part(place)
     try:
-        return json.loads(read_part(place))
+        return json.loads(content)
     except ValueError as error:
         raise DataError(f"{place!r} is damaged: {error}; copy it again.") from error
 
