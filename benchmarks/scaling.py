@@ -19,7 +19,7 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import os
-import resource
+import re
 import statistics
 import sys
 import tempfile
@@ -145,6 +145,7 @@ def storage_of(tensors: Sequence[Tensor]) -> int:
 def count_on(rank: int, world: int, way: Parallel, name: str, meeting: str, answers: Any) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=world)
+    empty = memory_of_this_process("VmRSS")
     torch.manual_seed(0)
     model = create_model(name).train()
     average = ModelEmaV3(model, decay=0.99)
@@ -164,9 +165,15 @@ def count_on(rank: int, world: int, way: Parallel, name: str, meeting: str, answ
         "moments": storage_of(moments),
         "average": storage_of(list(average.module.parameters())),
     }
-    answers.put((rank, kept, dict(exchanges.sent), 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss))
+    answers.put((rank, kept, dict(exchanges.sent), (empty, memory_of_this_process("VmHWM"))))
     dist.barrier()
     dist.destroy_process_group()
+
+
+def memory_of_this_process(field: str) -> int:
+    """Bytes: VmRSS now, VmHWM at most so far. Not getrusage, which begins with the parent's. On Linux only."""
+    found = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    return 1024 * int(found[1]) if found else 0
 
 
 def together(target: Any, world: int, given: Sequence[Any], folder: Path, patience: float) -> list[Any]:
@@ -195,12 +202,14 @@ def count(options: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
             row = {"processes": world, "way": way, "model": options.model, "parameters": parameters}
             row |= {"outside_of_blocks": outside, "kept": kept, "kept_by_formula": held(way, parameters, world)}
             row |= {"sent": sent, "sent_by_formula": exchanged(way, parameters, outside, world)}
-            row |= {"peak_memory": max(peak for *_, peak in found)}
+            empty, peak = max((memory for *_, memory in found), key=lambda each: each[1])
+            row |= {"memory_of_libraries": empty, "peak_memory": peak}
             rows.append(row)
             print(
                 f"{way} on {world}: keeps {sum(kept.values()) / 1e6:.1f} MB, by the formula "
                 f"{sum(row['kept_by_formula'].values()) / 1e6:.1f}; sends {sum(sent.values()) / 1e6:.1f} MB, by the "
-                f"formula {row['sent_by_formula'] / 1e6:.1f}; at most {row['peak_memory'] / 1e6:.0f} MB in a process",
+                f"formula {row['sent_by_formula'] / 1e6:.1f}; at most {peak / 1e6:.0f} MB in a process, "
+                f"{empty / 1e6:.0f} of them libraries",
                 flush=True,
             )
     return rows
