@@ -118,7 +118,7 @@ SHIPPED = {
         "vmamba_nano",
         ("open", "short", "mousebite", "spur", "copper", "pin-hole"),
         "ap50",
-        0.80,
+        0.90,
     ),
 }
 
