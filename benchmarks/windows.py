@@ -39,7 +39,7 @@ SCORES = ("ap50", "ap", "ap_small", "ap_medium", "ap_large")
 def counted(seen: Seen) -> np.ndarray:
     """Objects, missed, found twice and wrong finds of an image."""
     sure = seen.scores >= CONFIDENT
-    overlaps = box_overlaps(seen.found[sure].astype(np.float64), seen.boxes)
+    overlaps = box_overlaps(seen.found[sure], seen.boxes)
     free = ~seen.crowd
     twice = wrong = 0
     for row in overlaps:

@@ -17,7 +17,7 @@ from vision_ssm.tasks.detection.inference import Found
 from vision_ssm.tasks.detection.sources import Objects
 from vision_ssm.tasks.scores import Score, Table
 
-__all__ = ["CONFIDENT", "MATCHED", "DetectionMeter", "score_list"]
+__all__ = ["CONFIDENT", "MATCHED", "DetectionMeter", "box_overlaps", "score_list"]
 
 CONFIDENT = 0.3
 """Finds of a lower score are in no confusion matrix and no picture."""
@@ -104,8 +104,7 @@ class DetectionMeter:
         for seen in self.seen.values():
             sure = seen.scores >= CONFIDENT
             free = ~seen.crowd
-            found, objects = torch.from_numpy(seen.found[sure]), torch.from_numpy(seen.boxes)
-            overlaps = box_iou(found.double(), objects.double()).nan_to_num().numpy()
+            overlaps = box_overlaps(seen.found[sure], seen.boxes)
             for row, label in zip(overlaps, seen.found_labels[sure], strict=True):
                 best = int(np.where(free, row, -1).argmax()) if len(row) else -1
                 if best >= 0 and free[best] and row[best] >= MATCHED:
@@ -178,6 +177,12 @@ def score_list(masks: bool) -> tuple[Score, ...]:
         for before, word in kinds
         for name, title in FIGURES.items()
     )
+
+
+def box_overlaps(boxes: NDArray[Any], others: NDArray[Any]) -> NDArray[np.float64]:
+    """Return IoU [N, M] of boxes [N, 4] and [M, 4], in float64; 0 where both are empty."""
+    overlaps: NDArray[np.float64] = box_iou(torch.from_numpy(boxes).double(), torch.from_numpy(others).double()).numpy()
+    return np.nan_to_num(overlaps)
 
 
 def _plain(values: NDArray[np.float64]) -> list[float | None]:
