@@ -90,7 +90,7 @@ class Sheet:
 
 def sample(
     weights: str | Path | Loaded,
-    classes: str | Sequence[str] | None = None,
+    classes: str | int | Sequence[str | int] | None = None,
     *,
     count: int = 1,
     seed: int = 0,
@@ -108,7 +108,7 @@ def sample(
     Args:
         weights: a weights file, the folder of a run, a loaded model (`vision_ssm.load_model`), or with ``model`` a
             checkpoint without description, such as those of the official code.
-        classes: one name or several, or the numbers of classes, from 0, as text; None for all that the model knows.
+        classes: one name or several, or numbers of classes, from 0; None for all that the model knows.
         count: images of each class.
         seed: of the first image of each class; the next ones have the numbers after it.
         batch_size: images at a time.
@@ -174,24 +174,25 @@ def in_batches(
         yield made
 
 
-def _labels(known: Sequence[str], classes: str | Sequence[str] | None) -> tuple[int, ...]:
+def _labels(known: Sequence[str], classes: str | int | Sequence[str | int] | None) -> tuple[int, ...]:
     """The numbers of the classes asked for, each once. Raises ConfigError for one that is not known, or for none."""
     if classes is None:
         return tuple(range(len(known)))
-    asked = [classes] if isinstance(classes, str) else classes
+    asked = [classes] if isinstance(classes, str | int) else classes
     if not asked:
         raise ConfigError("no class was asked for: name one or several, or None for all.")
     return tuple(dict.fromkeys(_label(known, name) for name in asked))
 
 
-def _label(known: Sequence[str], name: str) -> int:
-    labels = [label for label, each in enumerate(known) if each == name]
-    if not labels and name.isdecimal() and int(name) < len(known):
-        labels = [int(name)]
+def _label(known: Sequence[str], asked: str | int) -> int:
+    """The number of a class; text is a name first, and a number where no class is called that."""
+    labels = [label for label, name in enumerate(known) if name == asked]
+    if not labels and str(asked).isdecimal() and int(asked) < len(known):
+        labels = [int(asked)]
     if not labels:
         shown = f"{', '.join(known[:20])}{', ...' if len(known) > 20 else ''}"
-        raise ConfigError(f"these weights know no class {name!r}.{suggestion(name, known)} They know {shown}.")
+        raise ConfigError(f"these weights know no class {asked!r}.{suggestion(str(asked), known)} They know {shown}.")
     if len(labels) > 1:
         numbers = " and ".join(map(str, labels))
-        raise ConfigError(f"{name!r} is the name of classes {numbers}, counted from 0: give the number.")
+        raise ConfigError(f"{asked!r} is the name of classes {numbers}, counted from 0: give the number.")
     return labels[0]

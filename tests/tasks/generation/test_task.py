@@ -183,7 +183,7 @@ def test_classes_of_one_name_are_told_apart_by_number(tmp_path: Path) -> None:
     cranes = oracle(("crane", "crane"))  # ImageNet has two
     with pytest.raises(ConfigError, match="'crane' is the name of classes 0 and 1, counted from 0: give the number"):
         vision_ssm.sample(cranes, "crane")
-    made = vision_ssm.sample(cranes, ["1", "0"], steps=2, sampler="ddim")
+    made = vision_ssm.sample(cranes, ["1", 0], steps=2, sampler="ddim")
     assert [round(float(np.mean(image))) for image in made.images] == [191, 64]
     everything = vision_ssm.sample(cranes, steps=2, sampler="ddim")
     assert [(each.class_name, each.label) for each in everything.results] == [("crane", 0), ("crane", 1)]
@@ -200,6 +200,8 @@ def test_classes_of_one_name_are_told_apart_by_number(tmp_path: Path) -> None:
             ConfigError,
             r"these weights know no class 'drak'\. Did you mean 'dark'\? They know dark,",
         ),
+        ({"classes": 2}, ConfigError, r"these weights know no class 2\."),
+        ({"classes": [-1]}, ConfigError, r"these weights know no class -1\."),
         ({"classes": []}, ConfigError, r"no class was asked for"),
         ({"count": 0}, ConfigError, r"count and batch_size must be at least 1, got 0 and 32"),
         ({"seed": -1}, ConfigError, r"seed must be a whole number from 0 and below 2\^63, got -1"),
